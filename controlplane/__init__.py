@@ -1,0 +1,1 @@
+"""The control plane: instances, disks, recorded construction requests, replacements."""

@@ -1,0 +1,1 @@
+"""The storage daemon: one region on disk."""

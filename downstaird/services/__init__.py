@@ -1,0 +1,1 @@
+"""gRPC servicers: check, call the core, map the answer."""

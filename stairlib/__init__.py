@@ -1,0 +1,1 @@
+"""Shared by the programs: model, wire, rpc, telemetry and runtime."""

@@ -1,0 +1,1 @@
+"""Frozen typed values of the domain; no protobuf, no I/O."""

@@ -1,0 +1,1 @@
+"""How the daemons speak gRPC: servers, channels, interceptors, the one error table."""

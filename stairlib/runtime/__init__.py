@@ -1,0 +1,1 @@
+"""Configuration, limits and orderly shutdown."""

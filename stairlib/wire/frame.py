@@ -1,0 +1,244 @@
+"""The data connection's frames: one codec, whatever carries the bytes.
+
+A frame holds everything that arrived in one turn of the sender's loop. All integers are little endian.
+
+    header   40 bytes, see HEADER
+    ops      op_count entries of OP (48 bytes)
+    deps     dependency_count u64 job ids: those of the first op, then of the second, ...
+    blobs    blob_bytes: each op's blob in turn (snapshot names, addresses, error texts), zero-padded to 8
+    contexts context_count entries of 32 bytes, in op order
+    payload  payload_bytes: block data in op order
+
+Which ops carry contexts and payload: WRITE and WRITE_UNWRITTEN in a request; READ with status OK in a
+reply (`length` contexts and `length` blocks). EXTENT_STATES and EXTENT_DIGEST replies carry their arrays as payload.
+A block context is four u64 (see stairlib.model.context). Nothing here knows sockets or roles.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+MAGIC = 0x31465753  # "SWF1"
+DATA_VERSION = 1
+HEADER = struct.Struct("<IHHIIIIIIQ")
+HEADER_BYTES = HEADER.size
+CONTEXT_BYTES = 32
+
+# A frame's payload stays below this, so that neither end ever buffers more than one of them per connection
+# and a large request cannot hold up small ones for long (1 MiB guest requests, four of them in a turn).
+PAYLOAD_BYTES_MAX = 4 << 20
+# Payload, plus contexts and table for the smallest block size (512 bytes), plus blobs.
+FRAME_BYTES_MAX = PAYLOAD_BYTES_MAX + (PAYLOAD_BYTES_MAX // 512) * (CONTEXT_BYTES + 48) + (1 << 20)
+OPS_MAX = 4096
+
+
+class FrameKind(enum.IntEnum):
+    """What a frame is for."""
+
+    HELLO = 1  # client, first: blob = the session token
+    WELCOME = 2  # server's answer to HELLO
+    REQUEST = 3
+    REPLY = 4
+    PING = 5
+    PONG = 6
+    NOTICE = 7  # server: the session has ended; blob of a single op = the reason
+
+
+class OpKind(enum.IntEnum):
+    """What an op asks. `offset` and `length` are in blocks unless said otherwise."""
+
+    READ = 1
+    WRITE = 2
+    WRITE_UNWRITTEN = 3
+    DISCARD = 4
+    FLUSH = 5  # number = flush number, generation = generation
+    NOOP = 6
+    EXTENT_STATES = 7  # reply payload: per extent generation u64, flush u64, flags u64
+    EXTENT_DIGEST = 8  # offset = first extent, length = extents; reply payload: u64 per extent
+    REPAIR_BEGIN = 9  # blob = extents as u32 each; durable marks are set before the reply
+    EXTENT_COPY = 10  # offset = extent, blob = CopySource JSON; reply number = bytes copied
+    REPAIR_END = 11  # refused while an extent is still marked incomplete
+    REPAIR_LIMIT = 12  # number = bytes per second, 0 = none
+
+
+class OpStatus(enum.IntEnum):
+    """How an op ended; anything but OK may carry a text as its blob."""
+
+    OK = 0
+    IO_ERROR = 1
+    OUT_OF_RANGE = 2
+    HASH_MISMATCH = 3
+    READ_ONLY = 4
+    NOT_ACTIVE = 5
+    EXTENT_FAULTED = 6
+    BAD_REQUEST = 7
+    NO_SPACE = 8
+    REPAIR_SOURCE = 9  # the copy's source could not be reached or refused
+    ABORTED = 10
+
+
+OP = np.dtype(
+    [
+        ("job", "<u8"),
+        ("kind", "u1"),
+        ("status", "u1"),
+        ("flags", "<u2"),
+        ("dependency_count", "<u4"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("blob_bytes", "<u4"),
+        ("generation", "<u8"),
+        ("number", "<u8"),
+    ]
+)
+OP_BYTES = OP.itemsize
+assert OP_BYTES == 48
+_OP_STRUCT = struct.Struct("<QBBHIQIIQQ")
+assert _OP_STRUCT.size == OP_BYTES
+
+OpArray = npt.NDArray[np.void]
+Bytes = bytes | bytearray | memoryview
+
+
+class FrameError(ValueError):
+    """The peer sent bytes that are not a frame: the connection is to be ended."""
+
+
+def pack_op(
+    job: int,
+    kind: int,
+    *,
+    offset: int = 0,
+    length: int = 0,
+    status: int = 0,
+    generation: int = 0,
+    number: int = 0,
+    dependency_count: int = 0,
+    blob_bytes: int = 0,
+    flags: int = 0,
+) -> bytes:
+    """One table entry. Four times quicker than filling a numpy record, for small batches."""
+    return _OP_STRUCT.pack(
+        job, kind, status, flags, dependency_count, offset, length, blob_bytes, generation, number
+    )
+
+
+@dataclass(slots=True)
+class Frame:
+    """A parsed frame; contexts and payload are views into the bytes it was parsed from."""
+
+    kind: FrameKind
+    sequence: int
+    ops: OpArray
+    dependencies: npt.NDArray[np.uint64]
+    blobs: memoryview
+    contexts: npt.NDArray[np.uint64]  # shape (n, 4)
+    payload: memoryview
+    flags: int = 0
+    _blob_starts: list[int] = field(default_factory=list)
+
+    def blob(self, index: int) -> bytes:
+        """The blob of op `index` of this frame."""
+        if not self._blob_starts:
+            ends = np.cumsum(self.ops["blob_bytes"], dtype=np.int64)
+            self._blob_starts = [0, *ends.tolist()]
+        return bytes(self.blobs[self._blob_starts[index] : self._blob_starts[index + 1]])
+
+
+def encode(
+    kind: FrameKind,
+    ops: Sequence[bytes] | OpArray = (),
+    *,
+    sequence: int = 0,
+    dependencies: Sequence[int] | npt.NDArray[np.uint64] = (),
+    blobs: Sequence[Bytes] = (),
+    contexts: npt.NDArray[np.uint64] | None = None,
+    payload: Sequence[Bytes] = (),
+    flags: int = 0,
+) -> list[Bytes]:
+    """A frame as buffers ready for a scatter write; `payload` buffers are passed through, not copied.
+
+    The first buffer holds header, table, dependencies, blobs and contexts.
+    """
+    if isinstance(ops, np.ndarray):
+        table, op_count = ops.tobytes(), len(ops)
+    else:
+        table, op_count = b"".join(ops), len(ops)
+    deps = np.asarray(dependencies, dtype="<u8").tobytes() if len(dependencies) else b""
+    blob = b"".join(blobs)
+    blob += bytes(-len(blob) % 8)
+    context_bytes = b"" if contexts is None else np.ascontiguousarray(contexts).tobytes()
+    payload_bytes = sum(map(len, payload))
+    length = HEADER_BYTES + len(table) + len(deps) + len(blob) + len(context_bytes) + payload_bytes
+    header = HEADER.pack(
+        MAGIC,
+        kind,
+        flags,
+        length,
+        op_count,
+        len(deps) // 8,
+        len(context_bytes) // CONTEXT_BYTES,
+        len(blob),
+        payload_bytes,
+        sequence,
+    )
+    return [b"".join((header, table, deps, blob, context_bytes)), *payload]
+
+
+def frame_length(head: Bytes) -> int:
+    """The whole length of the frame whose first HEADER_BYTES are given; FrameError when it cannot be one."""
+    magic, _kind, _flags, length = struct.unpack_from("<IHHI", head)
+    if magic != MAGIC:
+        raise FrameError(f"not a frame: starts with {bytes(head[:4])!r}")
+    if not HEADER_BYTES <= length <= FRAME_BYTES_MAX:
+        raise FrameError(f"frame of {length} bytes: limit is {FRAME_BYTES_MAX}")
+    return int(length)
+
+
+def decode(data: Bytes) -> Frame:
+    """Parses one whole frame. Every count is checked against the length; FrameError names what is wrong."""
+    view = memoryview(data)
+    if len(view) < HEADER_BYTES:
+        raise FrameError(f"{len(view)} bytes are less than a header")
+    fields = HEADER.unpack_from(view)
+    magic, kind, flags, length, op_count, dep_count, context_count, blob_bytes, payload_bytes, seq = fields
+    if magic != MAGIC or length != len(view):
+        raise FrameError(f"header says {length} bytes, got {len(view)}")
+    if op_count > OPS_MAX:
+        raise FrameError(f"{op_count} ops in a frame: limit is {OPS_MAX}")
+    sizes = (op_count * OP_BYTES, dep_count * 8, blob_bytes, context_count * CONTEXT_BYTES)
+    if HEADER_BYTES + sum(sizes) + payload_bytes != length:
+        raise FrameError("the parts of the frame do not add up to its length")
+    try:
+        frame_kind = FrameKind(kind)
+    except ValueError:
+        raise FrameError(f"unknown frame kind {kind}") from None
+    at = HEADER_BYTES
+    ops = np.frombuffer(view, dtype=OP, count=op_count, offset=at)
+    at += sizes[0]
+    deps = np.frombuffer(view, dtype="<u8", count=dep_count, offset=at)
+    at += sizes[1]
+    blobs = view[at : at + blob_bytes]
+    at += sizes[2]
+    contexts = np.frombuffer(view, dtype="<u8", count=context_count * 4, offset=at).reshape(-1, 4)
+    at += sizes[3]
+    _check_table(ops, dep_count, blob_bytes)
+    return Frame(frame_kind, seq, ops, deps, blobs, contexts, view[at:], flags)
+
+
+def _check_table(ops: OpArray, dep_count: int, blob_bytes: int) -> None:
+    if not len(ops):
+        if dep_count or blob_bytes:
+            raise FrameError("dependencies or blobs without an op")
+        return
+    if int(ops["dependency_count"].sum(dtype=np.int64)) != dep_count:
+        raise FrameError("the ops' dependency counts do not add up")
+    named = int(ops["blob_bytes"].sum(dtype=np.int64))
+    if named + (-named % 8) != blob_bytes:
+        raise FrameError("the ops' blob sizes do not add up")

@@ -1,0 +1,1 @@
+"""The machine daemon: machines, their devices, and the upstairs of their volumes."""

@@ -1,0 +1,1 @@
+"""Block backends and exports."""

@@ -1,0 +1,1 @@
+"""The built-in guest: a driver that issues NVMe commands through the emulated queues."""

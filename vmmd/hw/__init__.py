@@ -1,0 +1,1 @@
+"""Emulated hardware: pure, no I/O."""

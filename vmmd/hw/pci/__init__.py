@@ -1,0 +1,1 @@
+"""PCI: bits, configuration space, BARs, topology."""

@@ -1,0 +1,1 @@
+"""The vmmd daemon: starts, watches and speaks for machine processes."""

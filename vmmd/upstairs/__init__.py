@@ -1,0 +1,1 @@
+"""The client that drives the three copies of a region set."""

@@ -1,0 +1,1 @@
+"""The upstairs as a pure state machine."""

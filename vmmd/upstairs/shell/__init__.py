@@ -1,0 +1,1 @@
+"""The upstairs on real connections and clocks."""
