@@ -1,0 +1,169 @@
+"""What the daemon asks of the storage engine: the region of one directory.
+
+Everything but `FlushWork.run` and `CheckpointWork.run` is called on the loop's thread and is quick (memory
+and page cache). The slow part of a flush or checkpoint, which writes and syncs, runs on a worker thread between
+`begin_*` and `finish_*`; reads, writes and discards go on meanwhile. At most one of the two runs at a time.
+
+Errors are `stairlib.model.errors` classes: InvalidRequestError OUT_OF_RANGE, DataError (HASH_MISMATCH,
+EXTENT_FAULTED, IO_ERROR, NO_SPACE), StateError.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stairlib.model.context import ContextArray
+from stairlib.model.geometry import Geometry
+
+FLAG_DIRTY = 1
+FLAG_INCOMPLETE = 2
+FLAG_FAULTED = 4
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class RegionDefinition:
+    """What a region is for ever: written at creation, checked at each open."""
+
+    id: uuid.UUID
+    geometry: Geometry
+    encrypted: bool
+    format_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who was promoted last: kept durably, so that an older generation stays fenced over restarts."""
+
+    owner_id: uuid.UUID | None
+    session_id: uuid.UUID | None
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentStates:
+    """Per extent, in order: stamps of the last flush that found it dirty, and FLAG_* bits. Copies."""
+
+    generations: npt.NDArray[np.uint64]
+    flushes: npt.NDArray[np.uint64]
+    flags: npt.NDArray[np.uint8]
+
+
+class FlushWork(Protocol):
+    """A flush in progress; made by `begin_flush`."""
+
+    def run(self) -> None:
+        """Writes and syncs, on any one thread. Raises DataError; what it covered is then poisoned:
+        the engine refuses further writes and flushes to the extents concerned until reopened."""
+        ...
+
+
+class CheckpointWork(Protocol):
+    """A checkpoint in progress; made by `begin_checkpoint`."""
+
+    def run(self) -> None:
+        """Moves flushed blocks home and syncs them, on any one thread."""
+        ...
+
+
+class Engine(Protocol):
+    """One open region."""
+
+    @property
+    def definition(self) -> RegionDefinition:
+        """As created."""
+        ...
+
+    @property
+    def ownership(self) -> Ownership:
+        """Who was promoted last."""
+        ...
+
+    def read(self, offset: int, count: int) -> tuple[ContextArray, Sequence[Buffer]]:
+        """Contexts, shape (count, 4), and the data as buffers that add up to count blocks. Unwritten
+        blocks read as zeros with an all-zero context. Data is not checked here: the reader checks it."""
+        ...
+
+    def write(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
+        """Takes the blocks; readable at once, durable after the next flush. Contexts have been checked by the caller.
+        Copies what it keeps."""
+        ...
+
+    def write_unwritten(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
+        """Takes only the blocks that have no context yet."""
+        ...
+
+    def discard(self, offset: int, count: int) -> None:
+        """Makes the blocks never-written again; their space is freed some time after the next flush."""
+        ...
+
+    def contexts(self, offset: int, count: int) -> ContextArray:
+        """Contexts alone, shape (count, 4)."""
+        ...
+
+    def digest(self, extent: int) -> int:
+        """xxh3-64 over the extent's contexts, as stored in memory and on disk together."""
+        ...
+
+    def extent_states(self) -> ExtentStates:
+        """Stamps and flags of every extent."""
+        ...
+
+    def promote(self, ownership: Ownership) -> None:
+        """Stores the new owner durably before it returns (one small synced write; the only blocking call here)."""
+        ...
+
+    def begin_flush(self, number: int, generation: int) -> FlushWork:
+        """Freezes what every write and discard so far has changed; extents dirty by then are stamped
+        (generation, number) once it has succeeded. Incomplete marks of extents that were `repair_extent_copied` are cleared."""
+        ...
+
+    def finish_flush(self, work: FlushWork, error: Exception | None) -> None:
+        """Publishes the outcome of `run`."""
+        ...
+
+    def wants_checkpoint(self) -> bool:
+        """Whether the log is full enough that the daemon should run a checkpoint soon."""
+        ...
+
+    def begin_checkpoint(self) -> CheckpointWork:
+        """Only between flushes."""
+        ...
+
+    def finish_checkpoint(self, work: CheckpointWork, error: Exception | None) -> None:
+        """Publishes the outcome of `run`."""
+        ...
+
+    def repair_begin(self, extents: npt.NDArray[np.uint32]) -> FlushWork:
+        """Marks the extents incomplete, resets their stamps, starts remembering which of their blocks
+        the session writes. The returned work makes the marks durable (run and finish it as a flush)."""
+        ...
+
+    def repair_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> int:
+        """Takes blocks from a repair source: those the session has not written since `repair_begin`. A
+        zero context makes the block never-written. Contexts have been checked. Returns the bytes applied."""
+        ...
+
+    def repair_extent_copied(self, extent: int, generation: int, number: int) -> None:
+        """The extent is as the source's: its stamp becomes the later of (generation, number) and its own since
+        `repair_begin`; the next flush clears its incomplete mark durably."""
+        ...
+
+    def repair_end(self) -> None:
+        """Stops remembering. StateError while an extent is still marked incomplete."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Bytes the region takes on its file system."""
+        ...
+
+    def close(self) -> None:
+        """Releases files and the directory's lock. Unflushed writes are lost, as after a power cut."""
+        ...

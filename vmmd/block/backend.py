@@ -1,0 +1,86 @@
+"""The one interface between devices (NVMe, NBD, the built-in guest) and what stores their blocks.
+
+Everything is in blocks of `BackendInfo.block_size` bytes. Requests come and completions go in batches,
+on the loop's thread. A backend never raises out of `submit`: what cannot be done completes with a status.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class BlockOp(enum.IntEnum):
+    """What a request asks."""
+
+    READ = 1
+    WRITE = 2
+    FLUSH = 3
+    DISCARD = 4
+
+
+class BlockStatus(enum.IntEnum):
+    """How a request ended."""
+
+    OK = 0
+    FAILED = 1
+    READ_ONLY = 2
+    UNSUPPORTED = 3
+    OUT_OF_RANGE = 4
+    # The backend stopped before the request was done; whether it happened is unknown.
+    ABORTED = 5
+
+
+class Request(NamedTuple):
+    """`data` is given for WRITE only, one contiguous buffer of length * block_size bytes.
+
+    It must stay unchanged until the request completes. `token` comes back with the completion.
+    """
+
+    op: BlockOp
+    token: object
+    offset: int = 0
+    length: int = 0
+    data: bytes | bytearray | memoryview | None = None
+
+
+class Completion(NamedTuple):
+    """`data` is given for a READ that ended OK: length * block_size bytes, valid until the callback returns."""
+
+    token: object
+    status: BlockStatus
+    data: bytes | bytearray | memoryview | None = None
+
+
+Done = Callable[[list[Completion]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a device tells its guest."""
+
+    block_size: int
+    block_count: int
+    read_only: bool
+    supports_discard: bool
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the whole backend."""
+        return self.block_size * self.block_count
+
+
+class Backend(Protocol):
+    """What stores blocks."""
+
+    @property
+    def info(self) -> BackendInfo:
+        """Known from construction on, before anything is connected."""
+        ...
+
+    def submit(self, batch: Sequence[Request], done: Done) -> None:
+        """Starts the requests; `done` is called with their completions, in any order and split in any
+        way, possibly before this returns. Requests of one batch that overlap are unordered."""
+        ...
