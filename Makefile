@@ -1,0 +1,59 @@
+# Every target is thin: the work is in the programs and scripts it calls. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := stairlib controlplane vmmd downstaird scripts tests
+TEST_FLAGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv and install everything the programs and tests need
+
+$(STAMP): pyproject.toml scripts/check_python.py
+	@$(PYTHON) scripts/check_python.py
+	@echo "== making $(VENV) and installing; the first time takes a minute"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $(STAMP)
+
+.PHONY: demo
+demo: setup ## Replace a replica under a verified load, on real processes, and prove the result
+	@$(BIN)/stairwell demo
+
+.PHONY: test
+test: setup ## Run the tests that need only Python
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope \
+	  --ignore tests/compose --ignore tests/guest $(TEST_FLAGS)
+
+.PHONY: test-compose
+test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
+	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
+
+.PHONY: check
+check: setup ## Format, lint, types, stubs current, layering
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/python scripts/gen_protos.py --check
+	@$(BIN)/python -m pytest --quiet tests/tidy
+
+.PHONY: fmt
+fmt: setup ## Format and fix what can be fixed
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+.PHONY: protos
+protos: setup ## Regenerate the stubs beside the .proto files
+	@$(BIN)/python scripts/gen_protos.py
+
+.PHONY: clean
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
