@@ -1,0 +1,262 @@
+"""The one table between the domain's errors and gRPC, in both directions.
+
+Server side, `rpc_failure` turns any exception into a code, a text and a `google.rpc.Status` with
+exactly one `ErrorInfo` (domain "stairwell") and the details that fit its kind. Client side,
+`from_rpc_error` gives the same class, reason, metadata and violations back. Invariants: what a
+client sees of an exception that is not a `StairwellError` is a generic text; the status always
+fits the 8 KiB of metadata that any gRPC client accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from stairlib.model.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DataError,
+    FieldViolation,
+    InvalidRequestError,
+    LimitError,
+    NotFoundError,
+    RefusedError,
+    StairwellError,
+    StateError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+DOMAIN: Final = "stairwell"
+INTERNAL_TEXT: Final = "internal error; the daemon's log has the details"
+
+CODES: Final[dict[type[StairwellError], grpc.StatusCode]] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    StateError: grpc.StatusCode.FAILED_PRECONDITION,
+    ConflictError: grpc.StatusCode.ABORTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    RefusedError: grpc.StatusCode.PERMISSION_DENIED,
+    LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    DataError: grpc.StatusCode.DATA_LOSS,
+}
+_CLASSES: Final = {code: kind for kind, code in CODES.items()}
+# Codes that gRPC itself makes and that no domain error maps to.
+_LOCAL_REASONS: Final = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
+    grpc.StatusCode.CANCELLED: "CANCELLED",
+}
+
+# A gRPC client with default options may refuse trailing metadata above 8 KiB: a text that is sent
+# twice, plus the encoded status in base64, stay below it with room for the other headers.
+_MAX_TEXT: Final = 1024
+_MAX_STATUS_BYTES: Final = 4096
+_MAX_METADATA_VALUE: Final = 256
+_RETRY_SECONDS: Final = 1
+_STATUS_KEY: Final = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class RpcFailure:
+    """What to end a call with: code, text for the client, trailing metadata, and the reason."""
+
+    code: grpc.StatusCode
+    text: str
+    reason: str
+    trailing_metadata: tuple[tuple[str, bytes], ...]
+    expected: bool
+    """False for an exception that is no StairwellError: to be logged with its traceback."""
+
+
+def as_domain_error(error: BaseException) -> StairwellError | None:
+    """The domain error that an exception means, or None if it is an unexpected one.
+
+    A peer's gRPC error that nobody translated counts as what the peer said.
+    """
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = from_rpc_error(error)
+    if isinstance(error, NotImplementedError):
+        return UnsupportedError("this method is not offered by this daemon")
+    if isinstance(error, StairwellError) and _code_of(error) is not None:
+        return error
+    return None
+
+
+def rpc_failure(error: BaseException) -> RpcFailure:
+    """Maps any exception; an unexpected one becomes INTERNAL and tells the client nothing."""
+    domain = as_domain_error(error)
+    if domain is None:
+        domain, code, expected = StairwellError(INTERNAL_TEXT), grpc.StatusCode.INTERNAL, False
+    else:
+        found = _code_of(domain)
+        assert found is not None
+        code, expected = found, True
+    text = _shortened(domain.message, _MAX_TEXT)
+    status = status_pb2.Status(code=code.value[0], message=text)
+    for detail in _details(domain):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return RpcFailure(
+        code=code,
+        text=text,
+        reason=domain.reason,
+        trailing_metadata=((_STATUS_KEY, status.SerializeToString()),),
+        expected=expected,
+    )
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> StairwellError:
+    """The typed error a peer raised, or the nearest one for a failure of the connection itself.
+
+    DEADLINE_EXCEEDED and CANCELLED become `UnavailableError` with that reason; a code outside the
+    table becomes a plain `StairwellError`.
+    """
+    code, text = error.code(), error.details() or error.code().name
+    info, violations = _read_status(error)
+    if code in _LOCAL_REASONS:
+        return UnavailableError(text, reason=_LOCAL_REASONS[code])
+    kind = _CLASSES.get(code)
+    if kind is None:
+        return StairwellError(text)
+    metadata = dict(info.metadata) if info is not None else {}
+    made = _construct(kind, text, violations, metadata)
+    made.metadata = metadata
+    if info is not None and info.reason:
+        made.reason = info.reason
+    return made
+
+
+@contextmanager
+def translated(peer: str) -> Iterator[None]:
+    """Turns gRPC errors raised inside into domain errors; those of the connection name `peer`.
+
+    `peer` reads like "vmmd at 127.0.0.1:55401".
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _named(from_rpc_error(error), error, peer) from error
+    except grpc.aio.UsageError as error:
+        raise UnavailableError(
+            f"the connection to {peer} is closed", reason="CHANNEL_CLOSED", peer=peer
+        ) from error
+
+
+def _named(made: StairwellError, error: grpc.aio.AioRpcError, peer: str) -> StairwellError:
+    """Says which peer failed, where the peer itself did not say what is wrong."""
+    if _read_status(error)[0] is not None:
+        return made
+    if made.reason == "DEADLINE_EXCEEDED":
+        made.message = f"{peer} did not answer in time"
+    elif isinstance(made, UnavailableError):
+        cause = made.message.rsplit("last error: ", 1)[-1]
+        made.message = f"cannot reach {peer}: {cause}; is it running?"
+    else:
+        made.message = f"{peer}: {made.message}"
+    made.args = (made.message,)
+    made.metadata["peer"] = peer
+    return made
+
+
+def _code_of(error: StairwellError) -> grpc.StatusCode | None:
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            return CODES[kind]
+    return None
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _details(error: StairwellError) -> list[Any]:
+    """The ErrorInfo and what goes with the error's kind, all within the size limit."""
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={
+            key: _shortened(str(value), _MAX_METADATA_VALUE)
+            for key, value in error.metadata.items()
+        },
+    )
+    details: list[Any] = [info]
+    if isinstance(error, InvalidRequestError):
+        request = error_details_pb2.BadRequest()
+        room = _MAX_STATUS_BYTES - info.ByteSize() - _MAX_TEXT
+        for done, violation in enumerate(error.violations):
+            request.field_violations.add(
+                field=_shortened(violation.field, _MAX_METADATA_VALUE),
+                description=_shortened(violation.description, _MAX_TEXT),
+                reason=violation.reason,
+            )
+            if request.ByteSize() > room and done:
+                del request.field_violations[-1]
+                info.metadata["violations_omitted"] = str(len(error.violations) - done)
+                break
+        details.append(request)
+    elif isinstance(error, StateError):
+        failure = error_details_pb2.PreconditionFailure()
+        failure.violations.add(
+            type=error.reason,
+            subject=_shortened(str(next(iter(error.metadata.values()), "")), _MAX_METADATA_VALUE),
+            description=_shortened(error.message, _MAX_METADATA_VALUE),
+        )
+        details.append(failure)
+    elif isinstance(error, NotFoundError):
+        details.append(
+            error_details_pb2.ResourceInfo(
+                resource_type=error.metadata.get("kind", ""),
+                resource_name=_shortened(error.metadata.get("name", ""), _MAX_METADATA_VALUE),
+                description=_shortened(error.message, _MAX_METADATA_VALUE),
+            )
+        )
+    elif isinstance(error, UnavailableError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.seconds = _RETRY_SECONDS
+        details.append(retry)
+    return details
+
+
+def _read_status(error: grpc.aio.AioRpcError) -> tuple[Any | None, tuple[FieldViolation, ...]]:
+    """Our own ErrorInfo, or None where another domain or no one speaks; and the violations."""
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    except ValueError:  # the status contradicts the call: not ours
+        return None, ()
+    info, violations = None, []
+    for packed in status.details if status is not None else ():
+        if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            found = error_details_pb2.ErrorInfo()
+            packed.Unpack(found)
+            info = found if found.domain == DOMAIN else info
+        elif packed.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            request = error_details_pb2.BadRequest()
+            packed.Unpack(request)
+            violations += [
+                FieldViolation(each.field, each.description, each.reason or "INVALID")
+                for each in request.field_violations
+            ]
+    return info, tuple(violations)
+
+
+def _construct(
+    kind: type[StairwellError],
+    text: str,
+    violations: tuple[FieldViolation, ...],
+    metadata: dict[str, str],
+) -> StairwellError:
+    if kind is InvalidRequestError:
+        return InvalidRequestError(text, violations)
+    if kind is NotFoundError:
+        return NotFoundError(metadata.get("kind", ""), metadata.get("name", ""), text)
+    return kind(text)

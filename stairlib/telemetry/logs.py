@@ -1,0 +1,127 @@
+"""Structured logging: one event name plus fields, as JSON lines or coloured text on stderr.
+
+Invariants: a log call never waits for the terminal or pipe (a bounded queue and a thread stand
+between; when the queue is full events are dropped and counted), every event inside a span carries
+its trace and span id, and stdout stays free for a program's own output.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import logging.handlers
+import queue
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final, TypeAlias, cast
+
+import structlog
+from opentelemetry import trace
+
+_Event: TypeAlias = MutableMapping[str, Any]
+
+# Some seconds of a very talkative daemon; beyond it a stuck stderr must not stop the data path.
+_QUEUE_EVENTS: Final = 10_000
+
+
+class _DroppingHandler(logging.handlers.QueueHandler):
+    """Hands records over as they are and counts those that found the queue full."""
+
+    dropped = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Leaves the record whole: rendering is the listener thread's work."""
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Never waits and never raises."""
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+
+_listener: logging.handlers.QueueListener | None = None
+
+
+def _add_trace(_logger: object, _method: str, event: _Event) -> _Event:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = format(context.trace_id, "032x")
+        event["span_id"] = format(context.span_id, "016x")
+    return event
+
+
+_SHARED: Final[list[Any]] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    _add_trace,
+]
+
+# At import, so that a logger of a module works (through the standard library) in programs and
+# tests that never call `configure`.
+structlog.configure(
+    processors=[
+        structlog.stdlib.filter_by_level,
+        *_SHARED,
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.stdlib.BoundLogger,
+    cache_logger_on_first_use=True,
+)
+
+
+def configure(service: str, *, level: str = "info", json: bool | None = None) -> None:
+    """Sends all logging of this process to stderr; `json` defaults to "stderr is no terminal".
+
+    `level` is debug, info, warning or error. May be called again; the last call counts.
+    """
+    global _listener  # noqa: PLW0603 - logging is one per process
+    as_json = not sys.stderr.isatty() if json is None else json
+
+    def add_service(_logger: object, _method: str, event: _Event) -> _Event:
+        event["service"] = service
+        return event
+
+    tail: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if as_json:
+        tail += [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ]
+    else:
+        tail += [structlog.dev.ConsoleRenderer()]
+    sink = logging.StreamHandler(sys.stderr)
+    sink.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_SHARED, processors=[add_service, *tail]
+        )
+    )
+    flush()
+    records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUE_EVENTS)
+    _listener = logging.handlers.QueueListener(records, sink)
+    _listener.start()
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, _DroppingHandler)]:
+        root.removeHandler(handler)
+    root.addHandler(_DroppingHandler(records))
+    root.setLevel(level.upper())
+
+
+def flush() -> None:
+    """Writes out what is queued and ends the thread; events after it need `configure` again."""
+    global _listener  # noqa: PLW0603 - logging is one per process
+    if _listener is not None:
+        _listener.stop()
+        _listener = None
+
+
+atexit.register(flush)
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger of a module: `log.info("region opened", uuid=...)`; a field is never a secret."""
+    return cast("structlog.stdlib.BoundLogger", structlog.get_logger(name))
