@@ -1,6 +1,7 @@
 """Says in a sentence what is missing before a virtual environment can be made.
 
-Runs under whatever Python the user has, so it stays within the oldest syntax and the standard library.
+Runs under whatever Python the user has, so it stays within the oldest syntax and the standard
+library.
 """
 
 import sys
@@ -20,7 +21,8 @@ def problem():
         import venv  # noqa: F401
     except ImportError:
         return (
-            "This Python cannot make virtual environments: its venv or ensurepip module is missing.\n"
+            "This Python cannot make virtual environments: "
+            "its venv or ensurepip module is missing.\n"
             "On Debian and Ubuntu:    apt install python%d.%d-venv\n"
             "or name another Python:  make PYTHON=/path/to/python3 setup" % sys.version_info[:2]
         )

@@ -1,4 +1,5 @@
-"""Generates the Python stubs beside the .proto files; with --check, fails when they are not current."""
+"""Generates the Python stubs beside the .proto files; with --check, fails when they are not
+current."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ PROTOS = ROOT / "protos"
 
 
 def generate(out: Path) -> None:
-    """Writes the stubs of every .proto below `protos/` to `out`, with a package file in each folder."""
+    """Writes the stubs of every .proto below `protos/` to `out`, with a package file in each
+    folder."""
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     command = [
         sys.executable,

@@ -1,11 +1,12 @@
 """What the daemon asks of the storage engine: the region of one directory.
 
-Everything but `FlushWork.run` and `CheckpointWork.run` is called on the loop's thread and is quick (memory
-and page cache). The slow part of a flush or checkpoint, which writes and syncs, runs on a worker thread between
-`begin_*` and `finish_*`; reads, writes and discards go on meanwhile. At most one of the two runs at a time.
+Everything but `FlushWork.run` and `CheckpointWork.run` is called on the loop's thread and is quick
+(memory and page cache). The slow part of a flush or checkpoint, which writes and syncs, runs on a
+worker thread between `begin_*` and `finish_*`; reads, writes and discards go on meanwhile. At most
+one of the two runs at a time.
 
-Errors are `stairlib.model.errors` classes: InvalidRequestError OUT_OF_RANGE, DataError (HASH_MISMATCH,
-EXTENT_FAULTED, IO_ERROR, NO_SPACE), StateError.
+Errors are `stairlib.model.errors` classes: InvalidRequestError OUT_OF_RANGE, DataError
+(HASH_MISMATCH, EXTENT_FAULTED, IO_ERROR, NO_SPACE), StateError.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class RegionDefinition:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Who was promoted last: kept durably, so that an older generation stays fenced over restarts."""
+    """Who was promoted last: kept durably, so that an older generation stays fenced over
+    restarts."""
 
     owner_id: uuid.UUID | None
     session_id: uuid.UUID | None
@@ -49,7 +51,8 @@ class Ownership:
 
 @dataclass(frozen=True, slots=True)
 class ExtentStates:
-    """Per extent, in order: stamps of the last flush that found it dirty, and FLAG_* bits. Copies."""
+    """Per extent, in order: stamps of the last flush that found it dirty, and FLAG_* bits.
+    Copies."""
 
     generations: npt.NDArray[np.uint64]
     flushes: npt.NDArray[np.uint64]
@@ -87,13 +90,14 @@ class Engine(Protocol):
         ...
 
     def read(self, offset: int, count: int) -> tuple[ContextArray, Sequence[Buffer]]:
-        """Contexts, shape (count, 4), and the data as buffers that add up to count blocks. Unwritten
-        blocks read as zeros with an all-zero context. Data is not checked here: the reader checks it."""
+        """Contexts, shape (count, 4), and the data as buffers that add up to count blocks.
+        Unwritten blocks read as zeros with an all-zero context. Data is not checked here: the
+        reader checks it."""
         ...
 
     def write(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
-        """Takes the blocks; readable at once, durable after the next flush. Contexts have been checked by the caller.
-        Copies what it keeps."""
+        """Takes the blocks; readable at once, durable after the next flush. Contexts have been
+        checked by the caller. Copies what it keeps."""
         ...
 
     def write_unwritten(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
@@ -101,7 +105,8 @@ class Engine(Protocol):
         ...
 
     def discard(self, offset: int, count: int) -> None:
-        """Makes the blocks never-written again; their space is freed some time after the next flush."""
+        """Makes the blocks never-written again; their space is freed some time after the next
+        flush."""
         ...
 
     def contexts(self, offset: int, count: int) -> ContextArray:
@@ -117,12 +122,14 @@ class Engine(Protocol):
         ...
 
     def promote(self, ownership: Ownership) -> None:
-        """Stores the new owner durably before it returns (one small synced write; the only blocking call here)."""
+        """Stores the new owner durably before it returns (one small synced write; the only
+        blocking call here)."""
         ...
 
     def begin_flush(self, number: int, generation: int) -> FlushWork:
-        """Freezes what every write and discard so far has changed; extents dirty by then are stamped
-        (generation, number) once it has succeeded. Incomplete marks of extents that were `repair_extent_copied` are cleared."""
+        """Freezes what every write and discard so far has changed; extents dirty by then are
+        stamped (generation, number) once it has succeeded. Incomplete marks of extents that were
+        `repair_extent_copied` are cleared."""
         ...
 
     def finish_flush(self, work: FlushWork, error: Exception | None) -> None:
@@ -142,18 +149,20 @@ class Engine(Protocol):
         ...
 
     def repair_begin(self, extents: npt.NDArray[np.uint32]) -> FlushWork:
-        """Marks the extents incomplete, resets their stamps, starts remembering which of their blocks
-        the session writes. The returned work makes the marks durable (run and finish it as a flush)."""
+        """Marks the extents incomplete, resets their stamps, starts remembering which of their
+        blocks the session writes. The returned work makes the marks durable (run and finish it as a
+        flush)."""
         ...
 
     def repair_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> int:
-        """Takes blocks from a repair source: those the session has not written since `repair_begin`. A
-        zero context makes the block never-written. Contexts have been checked. Returns the bytes applied."""
+        """Takes blocks from a repair source: those the session has not written since
+        `repair_begin`. A zero context makes the block never-written. Contexts have been checked.
+        Returns the bytes applied."""
         ...
 
     def repair_extent_copied(self, extent: int, generation: int, number: int) -> None:
-        """The extent is as the source's: its stamp becomes the later of (generation, number) and its own since
-        `repair_begin`; the next flush clears its incomplete mark durably."""
+        """The extent is as the source's: its stamp becomes the later of (generation, number) and
+        its own since `repair_begin`; the next flush clears its incomplete mark durably."""
         ...
 
     def repair_end(self) -> None:
@@ -165,5 +174,6 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Releases files and the directory's lock. Unflushed writes are lost, as after a power cut."""
+        """Releases files and the directory's lock. Unflushed writes are lost, as after a power
+        cut."""
         ...

@@ -7,7 +7,8 @@ A context is 32 bytes, four little-endian u64, in arrays of shape (n, 4):
     encrypted:  u32 check, 12-byte nonce, 16-byte tag; check = low 32 bits of xxh3-64 over
                 nonce, tag and ciphertext, so that a daemon without the key can verify the block
 
-Whether a region holds plain or encrypted blocks is recorded in the region, never guessed from a context.
+Whether a region holds plain or encrypted blocks is recorded in the region, never guessed from a
+context.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def plain_contexts(data: Buffer, block_size: int) -> ContextArray:
 
 
 def block_hashes(data: Buffer, block_size: int) -> list[int]:
-    """xxh3-64 of each block of `data`. The one place that hashes block by block; each step is a C call."""
+    """xxh3-64 of each block of `data`. The one place that hashes block by block; each step is a C
+    call."""
     if len(data) == block_size:
         return [_hash(data)]
     view = memoryview(data)
@@ -52,8 +54,11 @@ def written(contexts: ContextArray) -> npt.NDArray[np.bool_]:
     return contexts.any(axis=1)
 
 
-def mismatches(data: Buffer, contexts: ContextArray, block_size: int, *, encrypted: bool) -> list[int]:
-    """Indexes of the blocks that are not what their contexts say. Unwritten blocks must be all zero."""
+def mismatches(
+    data: Buffer, contexts: ContextArray, block_size: int, *, encrypted: bool
+) -> list[int]:
+    """Indexes of the blocks that are not what their contexts say. Unwritten blocks must be all
+    zero."""
     count = len(contexts)
     if encrypted:
         return _encrypted_mismatches(memoryview(data), contexts, block_size)

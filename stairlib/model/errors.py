@@ -1,7 +1,8 @@
 """The domain's errors. They say whose fault it is and what to do, and know no gRPC code.
 
 `stairlib.rpc.errors` holds the one table from these classes to codes. `reason` is UPPER_SNAKE and
-goes to clients as google.rpc.ErrorInfo.reason; `metadata` goes with it. Neither ever holds a secret.
+goes to clients as google.rpc.ErrorInfo.reason; `metadata` goes with it. Neither ever holds a
+secret.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field that is wrong: its path as the user wrote it, the rule's name, what would be right."""
+    """One field that is wrong: its path as the user wrote it, the rule's name, what would be
+    right."""
 
     field: str
     description: str

@@ -13,7 +13,8 @@ EXTENT_COUNT_MAX = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """block_size in bytes; blocks_per_extent in blocks. Call `problems` before trusting one from outside."""
+    """block_size in bytes; blocks_per_extent in blocks. Call `problems` before trusting one from
+    outside."""
 
     block_size: int
     blocks_per_extent: int
@@ -35,7 +36,8 @@ class Geometry:
         return self.extent_bytes * self.extent_count
 
     def problems(self) -> list[tuple[str, str]]:
-        """(field, what would be right) for each limit that is broken; empty when the geometry is legal."""
+        """(field, what would be right) for each limit that is broken; empty when the geometry is
+        legal."""
         found = []
         size = self.block_size
         if not BLOCK_SIZE_MIN <= size <= BLOCK_SIZE_MAX or size & (size - 1):

@@ -1,17 +1,19 @@
 """The data connection's frames: one codec, whatever carries the bytes.
 
-A frame holds everything that arrived in one turn of the sender's loop. All integers are little endian.
+A frame holds everything that arrived in one turn of the sender's loop. All integers are little
+endian.
 
     header   40 bytes, see HEADER
     ops      op_count entries of OP (48 bytes)
     deps     dependency_count u64 job ids: those of the first op, then of the second, ...
-    blobs    blob_bytes: each op's blob in turn (snapshot names, addresses, error texts), zero-padded to 8
-    contexts context_count entries of 32 bytes, in op order
+    blobs    blob_bytes: each op's blob in turn (snapshot names, addresses, error texts),
+    zero-padded to 8 contexts context_count entries of 32 bytes, in op order
     payload  payload_bytes: block data in op order
 
-Which ops carry contexts and payload: WRITE and WRITE_UNWRITTEN in a request; READ with status OK in a
-reply (`length` contexts and `length` blocks). EXTENT_STATES and EXTENT_DIGEST replies carry their arrays as payload.
-A block context is four u64 (see stairlib.model.context). Nothing here knows sockets or roles.
+Which ops carry contexts and payload: WRITE and WRITE_UNWRITTEN in a request; READ with status OK
+in a reply (`length` contexts and `length` blocks). EXTENT_STATES and EXTENT_DIGEST replies carry
+their arrays as payload. A block context is four u64 (see stairlib.model.context). Nothing here
+knows sockets or roles.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ HEADER = struct.Struct("<IHHIIIIIIQ")
 HEADER_BYTES = HEADER.size
 CONTEXT_BYTES = 32
 
-# A frame's payload stays below this, so that neither end ever buffers more than one of them per connection
-# and a large request cannot hold up small ones for long (1 MiB guest requests, four of them in a turn).
+# A frame's payload stays below this, so that neither end ever buffers more than one of them per
+# connection and a large request cannot hold up small ones for long (1 MiB guest requests, four of
+# them in a turn).
 PAYLOAD_BYTES_MAX = 4 << 20
 # Payload, plus contexts and table for the smallest block size (512 bytes), plus blobs.
 FRAME_BYTES_MAX = PAYLOAD_BYTES_MAX + (PAYLOAD_BYTES_MAX // 512) * (CONTEXT_BYTES + 48) + (1 << 20)
@@ -162,7 +165,8 @@ def encode(
     payload: Sequence[Bytes] = (),
     flags: int = 0,
 ) -> list[Bytes]:
-    """A frame as buffers ready for a scatter write; `payload` buffers are passed through, not copied.
+    """A frame as buffers ready for a scatter write; `payload` buffers are passed through, not
+    copied.
 
     The first buffer holds header, table, dependencies, blobs and contexts.
     """
@@ -192,7 +196,8 @@ def encode(
 
 
 def frame_length(head: Bytes) -> int:
-    """The whole length of the frame whose first HEADER_BYTES are given; FrameError when it cannot be one."""
+    """The whole length of the frame whose first HEADER_BYTES are given; FrameError when it cannot
+    be one."""
     magic, _kind, _flags, length = struct.unpack_from("<IHHI", head)
     if magic != MAGIC:
         raise FrameError(f"not a frame: starts with {bytes(head[:4])!r}")
@@ -202,12 +207,14 @@ def frame_length(head: Bytes) -> int:
 
 
 def decode(data: Bytes) -> Frame:
-    """Parses one whole frame. Every count is checked against the length; FrameError names what is wrong."""
+    """Parses one whole frame. Every count is checked against the length; FrameError names what is
+    wrong."""
     view = memoryview(data)
     if len(view) < HEADER_BYTES:
         raise FrameError(f"{len(view)} bytes are less than a header")
     fields = HEADER.unpack_from(view)
-    magic, kind, flags, length, op_count, dep_count, context_count, blob_bytes, payload_bytes, seq = fields
+    magic, kind, flags, length = fields[:4]
+    op_count, dep_count, context_count, blob_bytes, payload_bytes, sequence = fields[4:]
     if magic != MAGIC or length != len(view):
         raise FrameError(f"header says {length} bytes, got {len(view)}")
     if op_count > OPS_MAX:
@@ -229,7 +236,7 @@ def decode(data: Bytes) -> Frame:
     contexts = np.frombuffer(view, dtype="<u8", count=context_count * 4, offset=at).reshape(-1, 4)
     at += sizes[3]
     _check_table(ops, dep_count, blob_bytes)
-    return Frame(frame_kind, seq, ops, deps, blobs, contexts, view[at:], flags)
+    return Frame(frame_kind, sequence, ops, deps, blobs, contexts, view[at:], flags)
 
 
 def _check_table(ops: OpArray, dep_count: int, blob_bytes: int) -> None:

@@ -1,4 +1,5 @@
-"""Limits on sizes and words: files, functions, docstrings, and what nobody should leave lying about."""
+"""Limits on sizes and words: files, functions, docstrings, and what nobody should leave lying
+about."""
 
 from __future__ import annotations
 

@@ -1,0 +1,143 @@
+"""The driver: what is published, in which order, and that everybody is answered."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from stairlib.model.errors import StateError, UnavailableError
+from vmmd.core.lifecycle import MachineState
+from vmmd.core.request_queue import RequestKind
+from vmmd.machine.driver import Driver
+
+
+class ScriptedParts:
+    """Parts whose start waits until it is let go; records what was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.let_go = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def start(self) -> None:
+        self.calls.append("start")
+        try:
+            await self.let_go.wait()
+        except asyncio.CancelledError:
+            self.calls.append("start cancelled")
+            raise
+        if self.error is not None:
+            raise self.error
+
+    async def reset(self) -> None:
+        self.calls.append("reset")
+
+    async def halt(self) -> None:
+        self.calls.append("halt")
+
+
+async def states(driver: Driver) -> list[str]:
+    return [published.state.value async for published in driver.watch()]
+
+
+async def until(driver: Driver, state: MachineState) -> None:
+    async with driver.changed:
+        await driver.changed.wait_for(lambda: driver.published.state is state)
+
+
+async def test_a_life_from_creation_to_the_end() -> None:
+    parts = ScriptedParts()
+    parts.let_go.set()
+    driver = Driver(parts)
+    run = asyncio.create_task(driver.run())
+    seen = asyncio.create_task(states(driver))
+    driver.request(RequestKind.RUN)
+    await until(driver, MachineState.RUNNING)
+    driver.request(RequestKind.REBOOT)
+    driver.request(RequestKind.STOP)
+    await run
+    assert (await seen)[-3:] == ["stopping", "stopped", "destroyed"]
+    assert [p.state.value for p in driver.history] == [
+        "creating", "starting", "running", "rebooting", "running", "stopping", "stopped",
+        "destroyed",
+    ]  # fmt: skip
+    assert [p.generation for p in driver.history] == list(range(1, 9))
+    assert parts.calls == ["start", "reset", "halt"]
+
+
+async def test_a_stop_ends_a_start_that_hangs() -> None:
+    parts = ScriptedParts()
+    driver = Driver(parts)
+    run = asyncio.create_task(driver.run())
+    driver.request(RequestKind.RUN)
+    await until(driver, MachineState.STARTING)
+    driver.request(RequestKind.STOP)
+    await asyncio.wait_for(run, 5)
+    assert [p.state.value for p in driver.history] == [
+        "creating", "starting", "stopped", "destroyed",
+    ]  # fmt: skip
+    assert parts.calls == ["start", "start cancelled", "halt"]
+
+
+async def test_stop_before_start() -> None:
+    driver = Driver(ScriptedParts())
+    driver.request(RequestKind.STOP)
+    await driver.run()
+    assert [p.state.value for p in driver.history] == [
+        "creating", "stopping", "stopped", "destroyed",
+    ]  # fmt: skip
+
+
+async def test_a_failed_start_says_why() -> None:
+    parts = ScriptedParts()
+    parts.error = UnavailableError("no member answers")
+    parts.let_go.set()
+    driver = Driver(parts)
+    driver.request(RequestKind.RUN)
+    await driver.run()
+    assert driver.published.state is MachineState.FAILED
+    assert driver.published.reason == "no member answers"
+    assert parts.calls == ["start", "halt"]
+
+
+async def test_a_replacement_is_served_while_the_start_hangs() -> None:
+    parts = ScriptedParts()
+    driver = Driver(parts)
+    run = asyncio.create_task(driver.run())
+    driver.request(RequestKind.RUN)
+    await until(driver, MachineState.STARTING)
+
+    def unblock() -> str:
+        parts.let_go.set()
+        return "started"
+
+    assert await asyncio.wait_for(driver.replace(unblock), 5) == "started"
+    await until(driver, MachineState.RUNNING)
+    driver.request(RequestKind.STOP)
+    await run
+
+
+async def test_an_error_of_a_replacement_reaches_its_caller_only() -> None:
+    driver = Driver(ScriptedParts())
+    run = asyncio.create_task(driver.run())
+
+    def refuse() -> object:
+        raise StateError("no such target")
+
+    with pytest.raises(StateError, match="no such target"):
+        await driver.replace(refuse)
+    driver.request(RequestKind.STOP)
+    await run
+    with pytest.raises(StateError, match="has stopped"):
+        await driver.replace(lambda: None)
+
+
+async def test_whoever_waits_at_the_end_is_answered() -> None:
+    driver = Driver(ScriptedParts())
+    driver.request(RequestKind.STOP)
+    waiting = asyncio.create_task(driver.replace(lambda: "late"))
+    await asyncio.sleep(0)
+    await driver.run()
+    with pytest.raises(StateError, match="ended"):
+        await waiting

@@ -1,0 +1,101 @@
+"""vmmd's command line and configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from stairlib.model.errors import InvalidRequestError
+from vmmd.core.server_config import FileBlockDevice, ServerConfig, parse_server_config
+
+DEFAULT_ADDRESS = "127.0.0.1:55401"
+_EXAMPLE = """\
+example:
+  vmmd run examples/server.toml 127.0.0.1:55401
+
+the configuration (every key may be left out):
+  bootrom = "/usr/share/OVMF/OVMF_CODE.fd"
+  engine = "none"             # devices run, no CPU
+
+  [block_dev.ubuntu]
+  type = "file"
+  path = "/var/lib/images/ubuntu.raw"
+
+  [dev.block0]
+  driver = "pci-nvme"
+  block_dev = "ubuntu"
+  pci-path = "0.4.0"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What `vmmd run` was told."""
+
+    config: Path
+    address: str
+    log_level: str
+    log_format: str
+
+
+def parse_arguments(argv: list[str] | None = None) -> Arguments:
+    """Reads the command line; exits with usage when it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="vmmd",
+        description="Runs the machines of this host and the upstairs of their volumes.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="serve machines",
+        description="Serves machines by gRPC. Each runs in a process of its own.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("config", type=Path, metavar="CONFIG.toml", help="the host's configuration")
+    run.add_argument(
+        "address",
+        nargs="?",
+        default=DEFAULT_ADDRESS,
+        metavar="IP:PORT",
+        help=f"where to listen (default {DEFAULT_ADDRESS}; port 0 takes a free one)",
+    )
+    run.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    run.add_argument(
+        "--log-format",
+        default="auto",
+        choices=["auto", "text", "json"],
+        help="auto is text on a terminal, JSON elsewhere",
+    )
+    given = parser.parse_args(argv)
+    return Arguments(given.config, given.address, given.log_level, given.log_format)
+
+
+def load_server_config(path: Path) -> ServerConfig:
+    """Reads the file; paths in it that are not absolute are taken from where the file is."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InvalidRequestError(
+            f"cannot read the configuration {path}: {why}", reason="CONFIGURATION_UNREADABLE"
+        ) from error
+    config = parse_server_config(text, source=str(path))
+    base = path.resolve().parent
+    blocks = tuple(
+        (name, dataclasses.replace(block, path=str(base / block.path)))
+        for name, block in config.block_devices
+    )
+    bootrom = str(base / config.bootrom) if config.bootrom else ""
+    return dataclasses.replace(config, block_devices=blocks, bootrom=bootrom)
+
+
+def missing_media(config: ServerConfig) -> list[tuple[str, FileBlockDevice]]:
+    """The block devices whose files are not there.
+
+    With no CPU nothing could read them, so a host may be tried without them; an engine that boots
+    a guest must refuse to.
+    """
+    return [(name, block) for name, block in config.block_devices if not Path(block.path).is_file()]

@@ -1,0 +1,75 @@
+"""What a machine is asked to be, and what is known of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stairlib.model.construction import Construction
+from stairlib.model.errors import FieldViolation, InvalidRequestError
+from vmmd.core.lifecycle import Published
+from vmmd.core.pci_path import PciPath
+
+DISKS_MAX = 8
+DEVICES = ("nvme",)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpec:
+    """One replicated disk of a machine."""
+
+    device: str
+    name: str
+    read_only: bool
+    pci_path: PciPath
+    construction: Construction
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """A machine to be; memory in MiB."""
+
+    id: str
+    name: str
+    cpus: int
+    memory_mib: int
+    disks: tuple[DiskSpec, ...]
+
+    def check(self) -> None:
+        """InvalidRequestError names every field that cannot be."""
+        found = []
+        if not self.id:
+            found.append(FieldViolation("spec.id", "a machine needs an id"))
+        if len(self.disks) > DISKS_MAX:
+            found.append(FieldViolation("spec.disks", f"at most {DISKS_MAX} disks"))
+        names: set[str] = set()
+        paths: set[PciPath] = set()
+        for index, disk in enumerate(self.disks):
+            field = f"spec.disks[{index}]"
+            if disk.device not in DEVICES:
+                found.append(
+                    FieldViolation(
+                        f"{field}.device", f'"{disk.device}" is not one of: {", ".join(DEVICES)}'
+                    )
+                )
+            if not disk.name or disk.name in names:
+                found.append(FieldViolation(f"{field}.name", "must be given, once"))
+            if disk.pci_path in paths:
+                found.append(FieldViolation(f"{field}.pci_path", f"{disk.pci_path} is taken"))
+            names.add(disk.name)
+            paths.add(disk.pci_path)
+        if found:
+            raise InvalidRequestError(
+                "; ".join(f"{v.field}: {v.description}" for v in found), tuple(found)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """A machine as its watchers see it."""
+
+    id: str
+    name: str
+    engine: str
+    disks: tuple[str, ...]
+    published: Published
+    process_id: int = 0

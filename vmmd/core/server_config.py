@@ -1,0 +1,212 @@
+"""The machine host's configuration, as the walk-through's server.toml writes it.
+
+    bootrom = "PATH"             # firmware, used by an engine that boots a guest
+    engine = "none"              # devices run, no CPU
+
+    [block_dev.NAME]             # a backend
+    type = "file"
+    path = "PATH"
+    readonly = false
+    block_size = 512
+
+    [dev.NAME]                   # a device of every machine on this host
+    driver = "pci-nvme"
+    block_dev = "NAME"
+    pci-path = "0.4.0"
+
+An unknown key is an error that names it. Text comes in, values go out: nothing is opened here.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import tomllib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stairlib.model.errors import FieldViolation, InvalidRequestError
+from vmmd.core.pci_path import PciPath
+
+TOP_KEYS = {"bootrom", "bootrom_version", "engine", "block_dev", "dev"}
+BLOCK_KEYS = {"type", "path", "readonly", "block_size", "workers"}
+DEVICE_KEYS = {"driver", "block_dev", "pci-path"}
+DRIVERS = {"pci-nvme"}
+WORKERS_MAX = 32
+# 0.16.0 to 0.23.0 belong to the disks of the instance (slot 0 to 7).
+DISK_DEVICES = range(16, 24)
+
+
+class Engine(enum.Enum):
+    """What runs the machine's CPU."""
+
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class FileBlockDevice:
+    """A file as a block device; block_size in bytes."""
+
+    path: str
+    read_only: bool = False
+    block_size: int = 512
+    workers: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A device of every machine, over one block device."""
+
+    driver: str
+    block_dev: str
+    pci_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What a host gives to each of its machines."""
+
+    engine: Engine = Engine.NONE
+    bootrom: str = ""
+    block_devices: tuple[tuple[str, FileBlockDevice], ...] = ()
+    devices: tuple[tuple[str, HostDevice], ...] = ()
+
+    def to_json(self) -> str:
+        """For the machine process; `from_json` reads it back."""
+        return json.dumps({**asdict(self), "engine": self.engine.value})
+
+    @classmethod
+    def from_json(cls, text: str) -> ServerConfig:
+        """What `to_json` wrote."""
+        data = json.loads(text)
+        return cls(
+            engine=Engine(data["engine"]),
+            bootrom=data["bootrom"],
+            block_devices=tuple((n, FileBlockDevice(**d)) for n, d in data["block_devices"]),
+            devices=tuple((n, HostDevice(**d)) for n, d in data["devices"]),
+        )
+
+
+class _Reader:
+    """Collects every problem before it complains, so that one run shows them all."""
+
+    def __init__(self) -> None:
+        self.violations: list[FieldViolation] = []
+
+    def refuse(self, field: str, description: str) -> None:
+        self.violations.append(FieldViolation(field, description))
+
+    def table(self, value: Any, field: str) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        self.refuse(field, "must be a table")
+        return {}
+
+    def unknown(self, table: dict[str, Any], known: set[str], prefix: str) -> None:
+        for key in table:
+            if key not in known:
+                self.refuse(
+                    f"{prefix}{key}",
+                    f"unknown key; known here: {', '.join(sorted(known))}",
+                )
+
+    def typed(self, table: dict[str, Any], key: str, prefix: str, kind: type, default: Any) -> Any:
+        if key not in table:
+            if default is None:
+                self.refuse(f"{prefix}{key}", "is required")
+            return kind() if default is None else default
+        value = table[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            self.refuse(f"{prefix}{key}", f"must be {_KIND_NAMES[kind]}, not {value!r}")
+            return kind()
+        return value
+
+
+_KIND_NAMES: dict[type, str] = {str: "a string", bool: "true or false", int: "a whole number"}
+
+
+def parse_server_config(text: str, *, source: str = "server.toml") -> ServerConfig:
+    """Reads a server.toml; InvalidRequestError names every wrong or unknown key."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequestError(f"{source} is not TOML: {error}", reason="NOT_TOML") from error
+    reader = _Reader()
+    reader.unknown(data, TOP_KEYS, "")
+    engine = _engine(reader, reader.typed(data, "engine", "", str, "none"))
+    bootrom = reader.typed(data, "bootrom", "", str, "")
+    blocks = {
+        name: _block_device(reader, reader.table(value, f"block_dev.{name}"), f"block_dev.{name}.")
+        for name, value in reader.table(data.get("block_dev", {}), "block_dev").items()
+    }
+    devices = {
+        name: _device(reader, reader.table(value, f"dev.{name}"), f"dev.{name}.", set(blocks))
+        for name, value in reader.table(data.get("dev", {}), "dev").items()
+    }
+    _check_paths(reader, devices)
+    if reader.violations:
+        listed = "; ".join(f"{v.field}: {v.description}" for v in reader.violations)
+        raise InvalidRequestError(
+            f"{source}: {listed}", tuple(reader.violations), reason="BAD_CONFIGURATION"
+        )
+    return ServerConfig(engine, bootrom, tuple(blocks.items()), tuple(devices.items()))
+
+
+def _engine(reader: _Reader, value: str) -> Engine:
+    try:
+        return Engine(value)
+    except ValueError:
+        known = ", ".join(f'"{engine.value}"' for engine in Engine)
+        reader.refuse("engine", f'"{value}" is not offered by this version; it has {known}')
+        return Engine.NONE
+
+
+def _block_device(reader: _Reader, table: dict[str, Any], prefix: str) -> FileBlockDevice:
+    reader.unknown(table, BLOCK_KEYS, prefix)
+    kind = reader.typed(table, "type", prefix, str, None)
+    if kind and kind != "file":
+        reader.refuse(f"{prefix}type", f'"{kind}" is not known; use "file"')
+    path = reader.typed(table, "path", prefix, str, None)
+    block_size = reader.typed(table, "block_size", prefix, int, 512)
+    if block_size not in (512, 4096):
+        reader.refuse(f"{prefix}block_size", "must be 512 or 4096 bytes")
+    workers = reader.typed(table, "workers", prefix, int, 8)
+    if not 1 <= workers <= WORKERS_MAX:
+        reader.refuse(f"{prefix}workers", f"must be from 1 to {WORKERS_MAX}")
+    return FileBlockDevice(
+        path, reader.typed(table, "readonly", prefix, bool, default=False), block_size, workers
+    )
+
+
+def _device(reader: _Reader, table: dict[str, Any], prefix: str, blocks: set[str]) -> HostDevice:
+    reader.unknown(table, DEVICE_KEYS, prefix)
+    driver = reader.typed(table, "driver", prefix, str, None)
+    if driver and driver not in DRIVERS:
+        reader.refuse(f"{prefix}driver", f'"{driver}" is not known; use {", ".join(DRIVERS)}')
+    block_dev = reader.typed(table, "block_dev", prefix, str, None)
+    if block_dev and block_dev not in blocks:
+        reader.refuse(f"{prefix}block_dev", f"there is no [block_dev.{block_dev}]")
+    pci_path = reader.typed(table, "pci-path", prefix, str, None)
+    if pci_path:
+        try:
+            pci_path = str(PciPath.parse(pci_path))
+        except InvalidRequestError as error:
+            reader.refuse(f"{prefix}pci-path", error.message)
+    return HostDevice(driver, block_dev, pci_path)
+
+
+def _check_paths(reader: _Reader, devices: dict[str, HostDevice]) -> None:
+    taken: dict[str, str] = {}
+    for name, device in devices.items():
+        if not device.pci_path:
+            continue
+        field = f"dev.{name}.pci-path"
+        if device.pci_path in taken:
+            reader.refuse(field, f"{device.pci_path} is also dev.{taken[device.pci_path]}'s")
+        taken[device.pci_path] = name
+        try:
+            path = PciPath.parse(device.pci_path)
+        except InvalidRequestError:
+            continue
+        if path.bus == 0 and path.device in DISK_DEVICES:
+            reader.refuse(field, "0.16.0 to 0.23.0 are kept for the disks of instances")

@@ -1,0 +1,197 @@
+"""What carries out the requests of one machine: one task, one request at a time.
+
+    queue ──pop──> run      publish STARTING, start the parts, publish RUNNING
+                   stop     publish STOPPING, halt the parts, publish STOPPED, DESTROYED: the end
+                   reboot   publish REBOOTING, reset the parts, publish RUNNING
+                   replace  done at once, in whatever state the machine is before its end
+
+Starting may take for ever (a volume waits for its third member). While it does, the queue is
+served: a replacement can unblock it, a stop cancels it. Whatever still waits at the end is
+answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from stairlib.model.errors import StairwellError, StateError
+from stairlib.telemetry.logs import get_logger
+from vmmd.core.lifecycle import ENDED, MachineState, Published
+from vmmd.core.request_queue import Decision, QueuedRequest, RequestKind, RequestQueue
+
+log = get_logger(__name__)
+
+
+class Parts(Protocol):
+    """The machine's devices and volumes, as far as its life is concerned."""
+
+    async def start(self) -> None:
+        """Activates volumes, starts devices. May be cancelled at any point."""
+        ...
+
+    async def reset(self) -> None:
+        """Pauses, resets and resumes the devices; volumes stay as they are."""
+        ...
+
+    async def halt(self) -> None:
+        """Pauses and halts the devices, deactivates the volumes. Always ends."""
+        ...
+
+
+class Replacement:
+    """A replacement that waits for its turn: `perform` does it, `answer` is what the caller
+    awaits."""
+
+    def __init__(self, perform: Callable[[], object]) -> None:
+        self.perform = perform
+        self.answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+
+class Driver:
+    """The life of one machine. `history` holds every published state."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._queue = RequestQueue()
+        self._wake = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
+        self.history: list[Published] = [Published()]
+        self.changed = asyncio.Condition()
+
+    @property
+    def published(self) -> Published:
+        """The latest state."""
+        return self.history[-1]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be published."""
+        return self.published.state in ENDED
+
+    def request(self, kind: RequestKind) -> None:
+        """Queues a state change; StateError when it cannot be."""
+        if self._queue.submit(kind) is Decision.QUEUE:
+            self._wake.set()
+
+    async def replace(self, perform: Callable[[], object]) -> object:
+        """Queues a replacement and returns what it answered; StateError when the machine has
+        ended."""
+        replacement = Replacement(perform)
+        self._queue.submit(RequestKind.REPLACE, replacement)
+        self._wake.set()
+        return await replacement.answer
+
+    async def watch(self) -> AsyncIterator[Published]:
+        """The present state, then each later one, until the end."""
+        seen = self.published.generation - 1
+        while True:
+            for published in [p for p in self.history if p.generation > seen]:
+                seen = published.generation
+                yield published
+            if self.ended:
+                return
+            async with self.changed:
+                while self.published.generation <= seen:
+                    await self.changed.wait()
+
+    async def run(self) -> None:
+        """Serves the queue until the machine has ended."""
+        try:
+            while not self.ended:
+                await self._once()
+        finally:
+            self._answer_the_rest()
+
+    async def _once(self) -> None:
+        request = self._queue.pop()
+        if request is not None:
+            await self._do(request)
+            return
+        waiting: set[asyncio.Task[object]] = {asyncio.create_task(self._woken())}
+        started = self._starting
+        watched = waiting | ({started} if started is not None else set())
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        if started is not None and started.done() and self._starting is started:
+            await self._started(started)
+
+    async def _woken(self) -> object:
+        await self._wake.wait()
+        self._wake.clear()
+        return None
+
+    async def _do(self, request: QueuedRequest) -> None:
+        if request.kind is RequestKind.RUN:
+            await self._publish(MachineState.STARTING)
+            self._starting = asyncio.create_task(self._parts.start())
+        elif request.kind is RequestKind.STOP:
+            await self._stop()
+        elif request.kind is RequestKind.REBOOT:
+            await self._reboot()
+        else:
+            assert isinstance(request.token, Replacement)
+            _perform(request.token)
+            self._queue.completed(request.kind)
+
+    async def _started(self, task: asyncio.Task[None]) -> None:
+        self._starting = None
+        error = task.exception()
+        if error is None:
+            self._queue.completed(RequestKind.RUN)
+            await self._publish(MachineState.RUNNING)
+            return
+        await self._fail(RequestKind.RUN, error)
+
+    async def _fail(self, kind: RequestKind, error: BaseException) -> None:
+        reason = error.message if isinstance(error, StairwellError) else repr(error)
+        log.error("machine failed", doing=kind.value, reason=reason, exc_info=error)
+        self._queue.completed(kind, failed=True)
+        await self._parts.halt()
+        await self._publish(MachineState.FAILED, reason)
+
+    async def _reboot(self) -> None:
+        await self._publish(MachineState.REBOOTING)
+        try:
+            await self._parts.reset()
+        except Exception as error:  # noqa: BLE001 - whatever broke, the machine has failed, and says so
+            await self._fail(RequestKind.REBOOT, error)
+            return
+        self._queue.completed(RequestKind.REBOOT)
+        await self._publish(MachineState.RUNNING)
+
+    async def _stop(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+            self._starting = None
+        else:
+            await self._publish(MachineState.STOPPING)
+        await self._parts.halt()
+        self._queue.completed(RequestKind.STOP)
+        await self._publish(MachineState.STOPPED)
+        await self._publish(MachineState.DESTROYED)
+
+    async def _publish(self, state: MachineState, reason: str = "") -> None:
+        self.history.append(self.published.moved(state, reason))
+        log.info("machine state", state=state.value, generation=self.published.generation)
+        async with self.changed:
+            self.changed.notify_all()
+
+    def _answer_the_rest(self) -> None:
+        for request in self._queue.drain():
+            if isinstance(request.token, Replacement) and not request.token.answer.done():
+                request.token.answer.set_exception(
+                    StateError("the machine ended before this was done", reason="MACHINE_ENDED")
+                )
+
+
+def _perform(replacement: Replacement) -> None:
+    if replacement.answer.done():
+        return
+    try:
+        replacement.answer.set_result(replacement.perform())
+    except Exception as error:  # noqa: BLE001 - the caller gets it, the machine goes on
+        replacement.answer.set_exception(error)

@@ -1,0 +1,146 @@
+"""The machines of this host: at most one process for each id."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+from stairwell.vmmd.v1 import machine_service_pb2 as pb
+
+from stairlib.model.errors import AlreadyExistsError, LimitError, NotFoundError, StateError
+from stairlib.telemetry.tracing import Tracing
+from vmmd.core.machine import MachineRecord
+from vmmd.core.request_queue import RequestKind
+from vmmd.core.server_config import ServerConfig
+from vmmd.mapping import spec_from_message
+from vmmd.supervisor.machine_process import MachineProcess
+
+# Each machine is a process with its own interpreter (about 80 MB).
+MACHINES_MAX = 256
+
+
+class Machines:
+    """Makes, finds, watches and ends machines."""
+
+    def __init__(self, config: ServerConfig, tracing: Tracing, log_level: str) -> None:
+        self._config = config
+        self._tracing = tracing
+        self._log_level = log_level
+        self._machines: dict[str, MachineProcess] = {}
+        self._making: dict[str, asyncio.Lock] = {}
+        # Unix socket paths must stay under 108 bytes, so this is not below a data directory.
+        self._root = Path(tempfile.mkdtemp(prefix="stairwell-vmmd-"))
+
+    async def ensure(self, message: pb.MachineSpec) -> MachineRecord:
+        """The machine of that id, made if there is none or the last one has ended."""
+        spec_from_message(message)
+        lock = self._making.setdefault(message.id, asyncio.Lock())
+        async with lock:
+            present = self._machines.get(message.id)
+            if present is not None and not present.ended:
+                if present.spec != message:
+                    raise AlreadyExistsError(
+                        f"machine {message.name!r} exists with another specification; "
+                        "stop it before creating it anew",
+                        reason="MACHINE_EXISTS",
+                        machine=message.id,
+                    )
+                return present.record
+            if len(self._machines) >= MACHINES_MAX:
+                raise LimitError(f"this host has {MACHINES_MAX} machines already")
+            if present is not None:
+                await self.delete(message.id)
+            return await self._make(message)
+
+    async def _make(self, message: pb.MachineSpec) -> MachineRecord:
+        directory = Path(tempfile.mkdtemp(dir=self._root))
+        process = MachineProcess(message, self._config.engine.value, directory)
+        try:
+            await process.start(self._config.to_json(), self._tracing, self._log_level)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        self._machines[message.id] = process
+        return process.record
+
+    def find(self, machine_id: str) -> MachineProcess:
+        """The process of that machine; NotFoundError when there is none."""
+        process = self._machines.get(machine_id)
+        if process is None:
+            raise NotFoundError("machine", machine_id)
+        return process
+
+    def channel(self, machine_id: str) -> grpc.aio.Channel:
+        """The channel to a living machine's process; StateError when it has ended."""
+        process = self.find(machine_id)
+        if process.ended or process.channel is None:
+            raise StateError(
+                f"machine {process.spec.name!r} has ended ({process.published.state.value})",
+                reason="MACHINE_ENDED",
+            )
+        return process.channel
+
+    def channels(self) -> list[tuple[str, grpc.aio.Channel]]:
+        """The channels to every living machine's process, with the machine's name."""
+        return [
+            (process.spec.name, process.channel)
+            for process in self._machines.values()
+            if not process.ended and process.channel is not None
+        ]
+
+    def records(self) -> list[MachineRecord]:
+        """Every machine that is known, ended ones too."""
+        return [process.record for process in self._machines.values()]
+
+    async def request_state(self, machine_id: str, kind: RequestKind) -> MachineRecord:
+        """Queues a state change. A stop of an ended machine is already done."""
+        process = self.find(machine_id)
+        if process.ended and kind is RequestKind.STOP:
+            return process.record
+        if process.ended:
+            raise StateError(
+                f"machine {process.spec.name!r} has ended ({process.published.state.value}); "
+                "create it again to run it",
+                reason="MACHINE_ENDED",
+            )
+        await process.request_state(kind)
+        return process.record
+
+    async def watch(self, machine_id: str, after_generation: int) -> AsyncIterator[MachineRecord]:
+        """Each state newer than `after_generation`, until the machine has ended."""
+        process = self.find(machine_id)
+        seen = after_generation
+        while True:
+            for published in [p for p in process.history if p.generation > seen]:
+                seen = published.generation
+                record = process.record
+                yield MachineRecord(
+                    record.id,
+                    record.name,
+                    record.engine,
+                    record.disks,
+                    published,
+                    record.process_id,
+                )
+            if process.ended:
+                return
+            async with process.changed:
+                while process.published.generation <= seen:
+                    await process.changed.wait()
+
+    async def delete(self, machine_id: str) -> None:
+        """Stops the machine if it lives, and forgets it."""
+        process = self.find(machine_id)
+        await process.stop()
+        self._machines.pop(machine_id, None)
+        self._making.pop(machine_id, None)
+        shutil.rmtree(process.directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Stops every machine in order, all at once."""
+        await asyncio.gather(*(process.stop() for process in self._machines.values()))
+        shutil.rmtree(self._root, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""vmmd's gRPC face. Machines are the daemon's own; volumes and guests live in the machines'
+processes, so those calls go there with the caller's deadline and come back as they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
+from stairwell.vmmd.v1 import machine_service_pb2 as pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
+from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceServicer, GuestServiceStub
+from stairwell.vmmd.v1.machine_service_pb2_grpc import MachineServiceServicer
+from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer, VolumeServiceStub
+
+from stairlib.rpc.errors import translated
+from vmmd.mapping import record_to_message, requested_state
+from vmmd.supervisor.machines import Machines
+
+# What a call to a machine's process may take when the caller set no deadline.
+CALL_SECONDS = 30.0
+# Verifying reads every stored block of three members.
+VERIFY_SECONDS = 3600.0
+
+Context = grpc.aio.ServicerContext
+
+
+def remaining(context: Context, default: float) -> float:
+    """Seconds the caller still waits."""
+    left = context.time_remaining()
+    return default if left is None else min(left, default)
+
+
+class MachineServicer(MachineServiceServicer):
+    """Machines: ensure, look, change state, watch, forget."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    async def EnsureMachine(
+        self, request: pb.EnsureMachineRequest, _context: Context
+    ) -> pb.EnsureMachineResponse:
+        record = await self._machines.ensure(request.spec)
+        return pb.EnsureMachineResponse(machine=record_to_message(record))
+
+    async def GetMachine(
+        self, request: pb.GetMachineRequest, _context: Context
+    ) -> pb.GetMachineResponse:
+        record = self._machines.find(request.id).record
+        return pb.GetMachineResponse(machine=record_to_message(record))
+
+    async def ListMachines(
+        self, _request: pb.ListMachinesRequest, _context: Context
+    ) -> pb.ListMachinesResponse:
+        return pb.ListMachinesResponse(machines=map(record_to_message, self._machines.records()))
+
+    async def SetMachineState(
+        self, request: pb.SetMachineStateRequest, _context: Context
+    ) -> pb.SetMachineStateResponse:
+        record = await self._machines.request_state(request.id, requested_state(request.state))
+        return pb.SetMachineStateResponse(machine=record_to_message(record))
+
+    async def WatchMachine(
+        self, request: pb.WatchMachineRequest, _context: Context
+    ) -> AsyncIterator[pb.WatchMachineResponse]:
+        async for record in self._machines.watch(request.id, request.after_generation):
+            yield pb.WatchMachineResponse(machine=record_to_message(record))
+
+    async def DeleteMachine(
+        self, request: pb.DeleteMachineRequest, _context: Context
+    ) -> pb.DeleteMachineResponse:
+        await self._machines.delete(request.id)
+        return pb.DeleteMachineResponse()
+
+
+class VolumeServicer(VolumeServiceServicer):
+    """Volumes, by the machine that has them."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    def _stub(self, machine_id: str) -> VolumeServiceStub:
+        return VolumeServiceStub(self._machines.channel(machine_id))
+
+    async def GetVolumeInfo(
+        self, request: volume_pb.GetVolumeInfoRequest, context: Context
+    ) -> volume_pb.GetVolumeInfoResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).GetVolumeInfo(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
+    async def WatchVolume(
+        self, request: volume_pb.WatchVolumeRequest, _context: Context
+    ) -> AsyncIterator[volume_pb.WatchVolumeResponse]:
+        with translated("machine process"):
+            async for response in self._stub(request.machine_id).WatchVolume(request):
+                yield response
+
+    async def ReplaceVcr(
+        self, request: volume_pb.ReplaceVcrRequest, context: Context
+    ) -> volume_pb.ReplaceVcrResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).ReplaceVcr(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
+    async def VerifyVolume(
+        self, request: volume_pb.VerifyVolumeRequest, context: Context
+    ) -> volume_pb.VerifyVolumeResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).VerifyVolume(
+                request, timeout=remaining(context, VERIFY_SECONDS)
+            )
+
+    async def SetRepairLimits(
+        self, request: volume_pb.SetRepairLimitsRequest, context: Context
+    ) -> volume_pb.SetRepairLimitsResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).SetRepairLimits(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
+
+class GuestServicer(GuestServiceServicer):
+    """The built-in guests."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    async def RunWorkload(
+        self, request: guest_pb.RunWorkloadRequest, _context: Context
+    ) -> AsyncIterator[guest_pb.RunWorkloadResponse]:
+        with translated("machine process"):
+            stub = GuestServiceStub(self._machines.channel(request.machine_id))
+            async for response in stub.RunWorkload(request):
+                yield response
