@@ -88,7 +88,7 @@ def test_a_frame_with_one_changed_byte_is_parsed_or_refused(data) -> None:
     except FrameError:
         return
     assert len(got.ops) == 1
-    assert len(got.blob(0)) == 2
+    assert len(got.blob(0)) <= 8
 
 
 @pytest.mark.parametrize("length", [0, HEADER_BYTES - 1, frame.FRAME_BYTES_MAX + 1])
