@@ -22,6 +22,8 @@ _Event: TypeAlias = MutableMapping[str, Any]
 
 # Some seconds of a very talkative daemon; beyond it a stuck stderr must not stop the data path.
 _QUEUE_EVENTS: Final = 10_000
+# Libraries whose lower levels tell how they work inside, not what our program does.
+_NOISY: Final = ("asyncio", "grpc", "opentelemetry", "sqlalchemy.engine")
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):
@@ -109,6 +111,8 @@ def configure(service: str, *, level: str = "info", json: bool | None = None) ->
         root.removeHandler(handler)
     root.addHandler(_DroppingHandler(records))
     root.setLevel(level.upper())
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def flush() -> None:

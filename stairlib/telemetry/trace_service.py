@@ -45,7 +45,7 @@ class TraceServicer(telemetry_grpc.TraceServiceServicer):
         self._tracing = tracing
         self._downstream = downstream
 
-    async def CollectTrace(  # noqa: N802 - the method's name in the protocol
+    async def CollectTrace(
         self,
         request: telemetry_pb.CollectTraceRequest,
         context: grpc.aio.ServicerContext[
