@@ -232,7 +232,7 @@ def _canonical_host(host: str) -> str:
         return f"[{_canonical_ipv6(host[1:-1])}]"
     if ":" in host:
         raise ValueError("must have its IPv6 address in brackets, as [::1]:8810")
-    name = host.lower()
+    name = host.lower().removesuffix(".")
     labels = name.split(".")
     if labels[-1].isdigit():
         # No host name ends in a number, so this can only be meant as an address.
