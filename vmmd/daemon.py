@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from stairlib.rpc.server import RpcServer, Service
-from stairwell.telemetry.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
-from stairwell.vmmd.v1.guest_service_pb2_grpc import add_GuestServiceServicer_to_server
-from stairwell.vmmd.v1.machine_service_pb2_grpc import add_MachineServiceServicer_to_server
-from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
-
-from stairlib.model.errors import StairwellError
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.trace_service import TraceServicer
 from stairlib.telemetry.tracing import Tracing
+from stairwell.telemetry.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
+from stairwell.vmmd.v1.guest_service_pb2_grpc import add_GuestServiceServicer_to_server
+from stairwell.vmmd.v1.machine_service_pb2_grpc import add_MachineServiceServicer_to_server
+from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
 from vmmd.config import Arguments, load_server_config, missing_media
 from vmmd.supervisor.machines import Machines
 from vmmd.supervisor.services import GuestServicer, MachineServicer, VolumeServicer
@@ -23,13 +21,9 @@ STOP_GRACE_SECONDS = 2.0
 
 
 async def serve(arguments: Arguments, stop: StopSignal) -> int:
-    """Serves until told to stop; returns the exit status."""
+    """Serves until told to stop; StairwellError says why it could not start."""
     tracing = Tracing.configure("vmmd", arguments.address)
-    try:
-        config = load_server_config(arguments.config)
-    except StairwellError as error:
-        log.error("cannot start", reason=error.message)
-        return 1
+    config = load_server_config(arguments.config)
     for name, block in missing_media(config):
         log.warning(
             "no such file: machines go without this device", block_dev=name, path=block.path
@@ -61,15 +55,12 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
     )
     try:
         await server.start()
-    except StairwellError as error:
-        log.error("cannot start", reason=error.message)
+        log.info("vmmd ready", address=server.address, engine=config.engine.value)
+        await stop.event.wait()
+        log.info("vmmd stopping", machines=len(machines.records()))
+    finally:
+        server.set_serving(False)
         await machines.close()
-        return 1
-    log.info("vmmd ready", address=server.address, engine=config.engine.value)
-    await stop.event.wait()
-    log.info("vmmd stopping", machines=len(machines.records()))
-    server.set_serving(False)
-    await machines.close()
-    await server.stop(STOP_GRACE_SECONDS)
-    tracing.shutdown()
+        await server.stop(STOP_GRACE_SECONDS)
+        tracing.shutdown()
     return 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from stairwell.vmmd.v1 import machine_service_pb2 as pb
-
 from stairlib.model.construction import VolumeSpec
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire import construction as construction_wire
+from stairwell.vmmd.v1 import machine_service_pb2 as pb
 from vmmd.core.lifecycle import MachineState, Published
 from vmmd.core.machine import DiskSpec, MachineRecord, MachineSpec
 from vmmd.core.pci_path import PciPath

@@ -15,15 +15,15 @@ from collections import deque
 from pathlib import Path
 
 import grpc
-from stairlib.rpc.channel import open_channel
-from stairwell.vmmd.v1 import machine_process_service_pb2 as process_pb
-from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
-from stairwell.vmmd.v1.machine_process_service_pb2_grpc import MachineProcessServiceStub
 
 from stairlib.model.errors import StairwellError, UnavailableError
+from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
+from stairwell.vmmd.v1 import machine_process_service_pb2 as process_pb
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
+from stairwell.vmmd.v1.machine_process_service_pb2_grpc import MachineProcessServiceStub
 from vmmd.core.lifecycle import ENDED, MachineState, Published
 from vmmd.core.machine import MachineRecord
 from vmmd.core.request_queue import RequestKind

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
-from stairwell.vmmd.v1 import machine_service_pb2 as pb
 
 from stairlib.model.errors import AlreadyExistsError, LimitError, NotFoundError, StateError
 from stairlib.telemetry.tracing import Tracing
+from stairwell.vmmd.v1 import machine_service_pb2 as pb
 from vmmd.core.machine import MachineRecord
 from vmmd.core.request_queue import RequestKind
 from vmmd.core.server_config import ServerConfig

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import grpc
+
+from stairlib.rpc.errors import translated
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceServicer, GuestServiceStub
 from stairwell.vmmd.v1.machine_service_pb2_grpc import MachineServiceServicer
 from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer, VolumeServiceStub
-
-from stairlib.rpc.errors import translated
 from vmmd.mapping import record_to_message, requested_state
 from vmmd.supervisor.machines import Machines
 
