@@ -1,0 +1,1 @@
+"""The subcommands of `stairwell`, one module for each thing they are about."""

@@ -1,0 +1,71 @@
+"""`disk status`, `disk verify`: what a disk is kept on, and whether its copies agree."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+
+from controlplane.cli import render
+from controlplane.cli.command import command
+from controlplane.cli.commands.instance import list_disks, spinner
+from controlplane.cli.plain import plain
+from controlplane.cli.session import Session
+from stairwell.controlplane.v1 import disk_service_pb2 as pb
+
+# Reading back every stored block of three members takes as long as their disks need.
+VERIFY_SECONDS = 3600.0
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers this module's commands."""
+    disk = typer.Typer(help="Disks: their members, and whether these agree.", no_args_is_help=True)
+    app.add_typer(disk, name="disk")
+    command(disk, "status")(status)
+    command(disk, "verify")(verify)
+
+
+async def get_disk(session: Session, name: str) -> pb.Disk:
+    """One disk with what its machine says of it; `name` may be the volume's UUID."""
+    response = await session.call(
+        session.disks.GetDisk, pb.GetDiskRequest(name=name), pb.GetDiskResponse
+    )
+    return response.disk
+
+
+async def status(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Disk name or volume UUID; all when left out.")] = "",
+) -> None:
+    """Show members, states, repair progress, recorded generation and NBD address of disks."""
+    if name:
+        disk = await get_disk(session, name)
+        session.show(plain(disk), render.disk_status(disk))
+        return
+    disks = [await get_disk(session, one.name) for one in await list_disks(session)]
+    parts: list[RenderableType] = []
+    for disk in disks:
+        parts += [""] * bool(parts) + [render.disk_status(disk)]
+    human = Group(*parts) if parts else "no disks; `stairwell new` makes an instance with disks"
+    session.show({"disks": [plain(disk) for disk in disks]}, human)
+
+
+async def verify(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Disk name or volume UUID.")],
+    read_data: Annotated[
+        bool, typer.Option("--read-data", help="Also read and check every stored block.")
+    ] = False,
+) -> int:
+    """Flush, then compare all members block for block; the disk stays in use. Exit 1 if unequal."""
+    with spinner(session, f"comparing the members of {name}"):
+        response = await session.call(
+            session.disks.VerifyDisk,
+            pb.VerifyDiskRequest(name=name, read_data=read_data),
+            pb.VerifyDiskResponse,
+            seconds=VERIFY_SECONDS,
+        )
+    report = response.report
+    session.show(plain(report), render.verify_view(name, report))
+    return 0 if report.equal and not report.bad_blocks else 1

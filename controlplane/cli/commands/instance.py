@@ -1,0 +1,244 @@
+"""`new`, `state`, `get`, `list`, `monitor`, `delete`: machines."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from typing import Annotated, Any
+
+import typer
+
+from controlplane.cli import files, render
+from controlplane.cli.command import command
+from controlplane.cli.failure import CommandError
+from controlplane.cli.plain import plain
+from controlplane.cli.session import Session
+from controlplane.cli.watch import wanted_reached
+from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
+from stairwell.controlplane.v1 import instance_service_pb2 as pb
+
+# Making a machine starts a process and builds its devices.
+CREATE_SECONDS = 60.0
+
+Name = Annotated[str, typer.Argument(help="Instance; may be left out while there is only one.")]
+
+
+class Wanted(enum.StrEnum):
+    """What `state` can ask for."""
+
+    RUN = "run"
+    STOP = "stop"
+    REBOOT = "reboot"
+
+
+_REQUESTED = {
+    Wanted.RUN: pb.RequestedState.REQUESTED_STATE_RUN,
+    Wanted.STOP: pb.RequestedState.REQUESTED_STATE_STOP,
+    Wanted.REBOOT: pb.RequestedState.REQUESTED_STATE_REBOOT,
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers this module's commands."""
+    command(app, "new")(new)
+    command(app, "state")(state)
+    command(app, "get")(get)
+    command(app, "list")(list_all)
+    command(app, "monitor")(monitor)
+    command(app, "delete")(delete)
+
+
+async def new(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Name of the new instance.")],
+    crucible_disks: Annotated[
+        str, typer.Option("--crucible-disks", metavar="FILE", help="JSON array of its disks.")
+    ] = "",
+    instance_id: Annotated[
+        str, typer.Option("--id", "-u", metavar="UUID", help="Its id; made up when left out.")
+    ] = "",
+    vcpus: Annotated[int, typer.Option("--vcpus", "-c", min=1, help="Virtual CPUs.")] = 4,
+    memory: Annotated[int, typer.Option("--memory", "-m", min=1, help="MiB of memory.")] = 1024,
+) -> None:
+    """Make an instance with its disks; returns when its machine exists. It is not started."""
+    request = pb.CreateInstanceRequest(
+        name=name, request_id=str(uuid.uuid4()), cpus=vcpus, memory_mib=memory
+    )
+    if instance_id:
+        request.id = checked_uuid(instance_id, "--id")
+    if crucible_disks:
+        disks, document = files.read_disks(crucible_disks)
+        request.disks.extend(disks)
+        session.locate = document.locate
+    with spinner(session, f"making {name}"):
+        response = await session.call(
+            session.instances.CreateInstance,
+            request,
+            pb.CreateInstanceResponse,
+            seconds=CREATE_SECONDS,
+        )
+    instance = response.instance
+    disks_text = f" with {', '.join(instance.disks)}" if instance.disks else ""
+    session.show(
+        plain(instance),
+        f"{instance.name} made{disks_text}, id {instance.id}; "
+        f"start it with `stairwell state run {instance.name}`",
+    )
+
+
+async def state(
+    session: Session,
+    wanted: Annotated[
+        Wanted, typer.Argument(metavar="run|stop|reboot", case_sensitive=False, help="What to do.")
+    ],
+    name: Name = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return only when it is done.")] = False,
+) -> int:
+    """Change an instance's state; returns when that is queued, or with --wait when done."""
+    request = pb.SetInstanceStateRequest(
+        name=name, state=_REQUESTED[wanted], request_id=str(uuid.uuid4())
+    )
+    response = await session.call(
+        session.instances.SetInstanceState, request, pb.SetInstanceStateResponse
+    )
+    instance = response.instance
+    if wait:
+        with spinner(session, f"waiting for {instance.name} to {wanted.value}"):
+            instance = await _reached(session, wanted, instance)
+        text = f"{instance.name} is {render.instance_word(instance.state)}"
+    else:
+        text = f"{instance.name}: {wanted.value} queued"
+    session.show(plain(instance), text)
+    return 0
+
+
+async def _reached(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:
+    """Follows the instance until it is where it was sent; a state that cannot lead there raises."""
+    requested = _REQUESTED[wanted]
+    if wanted_reached(requested, queued, queued):
+        return queued
+    last = queued
+    updates = session.watch(
+        session.instances.WatchInstance,
+        pb.WatchInstanceRequest(name=queued.id or queued.name),
+        pb.WatchInstanceResponse,
+        until=lambda update: wanted_reached(requested, queued, update.instance) is not None,
+        on_away=lambda error: session.note(f"{error.message}; trying again"),
+    )
+    async with aclosing(updates) as messages:
+        async for update in messages:
+            last = update.instance
+    if not wanted_reached(requested, queued, last):
+        word = render.instance_word(last.state)
+        reason = f": {last.reason}" if last.reason else ""
+        raise CommandError(
+            f"{last.name} is {word} and did not {wanted.value}{reason}",
+            "`stairwell get` and the vmmd log say more; remove a failed instance with "
+            f"`stairwell delete {last.name}`",
+        )
+    return last
+
+
+async def get(session: Session, name: Name = "") -> None:
+    """Show one instance."""
+    response = await session.call(
+        session.instances.GetInstance, pb.GetInstanceRequest(name=name), pb.GetInstanceResponse
+    )
+    session.show(plain(response.instance), render.instance_view(response.instance))
+
+
+async def list_all(session: Session) -> None:
+    """Show all instances and disks."""
+    instances = await list_instances(session)
+    disks = await list_disks(session)
+    session.show(
+        {"instances": [plain(one) for one in instances], "disks": [plain(one) for one in disks]},
+        render.overview(instances, disks),
+    )
+
+
+async def list_instances(session: Session) -> list[pb.Instance]:
+    """All instances, page by page."""
+    found: list[pb.Instance] = []
+    token = ""
+    while True:
+        page = await session.call(
+            session.instances.ListInstances,
+            pb.ListInstancesRequest(page_token=token),
+            pb.ListInstancesResponse,
+        )
+        found.extend(page.instances)
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+async def list_disks(session: Session) -> list[disk_pb.Disk]:
+    """All disks, page by page."""
+    found: list[disk_pb.Disk] = []
+    token = ""
+    while True:
+        page = await session.call(
+            session.disks.ListDisks,
+            disk_pb.ListDisksRequest(page_token=token),
+            disk_pb.ListDisksResponse,
+        )
+        found.extend(page.disks)
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+async def monitor(session: Session, name: Name = "") -> int:
+    """Print each state of an instance until it is destroyed."""
+    last = 0
+    updates = session.watch(
+        session.instances.WatchInstance,
+        pb.WatchInstanceRequest(name=name),
+        pb.WatchInstanceResponse,
+        until=lambda update: update.instance.state in _LAST_STATES,
+        on_away=lambda error: session.note(f"{error.message}; trying again"),
+    )
+    seen: tuple[int, int] | None = None
+    async with aclosing(updates) as messages:
+        async for update in messages:
+            instance = update.instance
+            now = (instance.state, instance.state_generation)
+            if now != seen:
+                session.line(plain(instance), render.instance_change(instance))
+            seen, last = now, instance.state
+    return 1 if last == pb.InstanceState.INSTANCE_STATE_FAILED else 0
+
+
+# Nothing comes after these by itself.
+_LAST_STATES = frozenset(
+    {pb.InstanceState.INSTANCE_STATE_DESTROYED, pb.InstanceState.INSTANCE_STATE_FAILED}
+)
+
+
+async def delete(session: Session, name: Annotated[str, typer.Argument(help="Instance.")]) -> None:
+    """Remove an instance; its machine is stopped first. The regions of its disks stay."""
+    with spinner(session, f"removing {name}"):
+        await session.call(
+            session.instances.DeleteInstance,
+            pb.DeleteInstanceRequest(name=name),
+            pb.DeleteInstanceResponse,
+            seconds=CREATE_SECONDS,
+        )
+    session.show({"deleted": name}, f"{name} removed")
+
+
+def checked_uuid(text: str, option: str) -> str:
+    """The UUID in its canonical form, or a CommandError that names the option."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise CommandError(f"{option} {text}: not a UUID", "leave it out to get one") from None
+
+
+def spinner(session: Session, text: str) -> AbstractContextManager[Any]:
+    """Something that moves while a person waits; nothing where nobody looks."""
+    if session.is_json or not session.err.is_terminal:
+        return nullcontext()
+    return session.err.status(text)

@@ -1,0 +1,341 @@
+"""From messages of the control plane to what people read. Pure: no call, no clock, no printing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from controlplane.cli.plain import enum_word
+from controlplane.cli.units import (
+    format_bytes,
+    format_limit,
+    format_rate,
+    format_seconds,
+)
+from stairwell.controlplane.v1.disk_service_pb2 import Disk, ReplaceResult, ReplaceVcrResponse
+from stairwell.controlplane.v1.fleet_service_pb2 import Downstairs, DownstairsRole
+from stairwell.controlplane.v1.instance_service_pb2 import Instance, InstanceState
+from stairwell.controlplane.v1.replacement_service_pb2 import Replacement, ReplacementState
+from stairwell.vmmd.v1.volume_service_pb2 import (
+    RegionInfo,
+    RepairProgress,
+    SlotInfo,
+    SlotMode,
+    SlotState,
+    VerifyReport,
+    VolumeState,
+)
+
+# Words that mean good and bad health, for colour on terminals.
+_GOOD = frozenset({"running", "active", "done", "member"})
+_BAD = frozenset({"failed", "faulted", "offline"})
+# More differing extents than this say no more than their number does.
+DIFFERENCES_SHOWN = 10
+
+
+def word(text: str) -> Text:
+    """A state's name, coloured where it is plainly good or bad."""
+    style = "green" if text in _GOOD else "red" if text in _BAD else ""
+    return Text(text, style=style)
+
+
+def instance_word(state: int) -> str:
+    """An instance state's name."""
+    return enum_word(InstanceState.DESCRIPTOR, state)
+
+
+def replacement_word(state: int) -> str:
+    """A replacement state's name."""
+    return enum_word(ReplacementState.DESCRIPTOR, state)
+
+
+def clock(stamp: Timestamp) -> str:
+    """A moment in UTC to the second, or "-" when there is none."""
+    if not stamp.seconds:
+        return "-"
+    return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def fields(rows: Iterable[tuple[str, RenderableType]]) -> Table:
+    """Names and values under each other, one thing described; empty texts are left out."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value not in ("", None):
+            table.add_row(name, value)
+    return table
+
+
+# ----- instances
+
+
+def instance_view(instance: Instance) -> RenderableType:
+    """One instance."""
+    return fields(
+        [
+            ("name", instance.name),
+            ("id", instance.id),
+            ("state", word(instance_word(instance.state))),
+            ("reason", instance.reason),
+            ("disks", ", ".join(instance.disks) or "none"),
+            ("vmmd", instance.vmmd),
+        ]
+    )
+
+
+def instance_change(instance: Instance) -> str:
+    """One line of `monitor`."""
+    reason = f" ({instance.reason})" if instance.reason else ""
+    return (
+        f"{instance.name} InstanceState: {instance_word(instance.state)}{reason} "
+        f"[{instance.state_generation}]"
+    )
+
+
+def overview(instances: Sequence[Instance], disks: Sequence[Disk]) -> RenderableType:
+    """What there is: instances and their disks."""
+    if not instances and not disks:
+        return "no instances; make one with `stairwell new NAME --crucible-disks FILE`"
+    machines = _table("INSTANCE", "STATE", "DISKS", "ID", "VMMD")
+    for one in instances:
+        state = word(instance_word(one.state))
+        machines.add_row(one.name, state, ", ".join(one.disks) or "-", one.id, one.vmmd or "-")
+    volumes = _table("DISK", "INSTANCE", "DEVICE", "PCI", "GEN", "STATE", "VOLUME", right=["GEN"])
+    for disk in disks:
+        volume_state = volume_word(disk) if disk.HasField("volume") else "-"
+        generation = str(disk.recorded_generation)
+        volumes.add_row(
+            disk.name,
+            disk.instance or "-",
+            disk.device,
+            disk.pci_path,
+            generation,
+            word(volume_state),
+            disk.id,
+        )
+    return Group(machines, "", volumes) if disks else machines
+
+
+# ----- disks
+
+
+def volume_word(disk: Disk) -> str:
+    """What state the disk's volume is in."""
+    return enum_word(VolumeState.DESCRIPTOR, disk.volume.state)
+
+
+def disk_status(disk: Disk) -> RenderableType:
+    """One disk: what is recorded, what runs, and each slot of each region."""
+    parts: list[RenderableType] = [_disk_fields(disk)]
+    if not disk.HasField("volume"):
+        parts.append("no machine runs this disk now; only what is recorded is known")
+    for region in disk.volume.regions:
+        parts += ["", _region_line(region), _slots(region)]
+    return Group(*parts)
+
+
+def _disk_fields(disk: Disk) -> Table:
+    volume = disk.volume
+    rows: list[tuple[str, RenderableType]] = [
+        ("disk", disk.name),
+        ("volume", disk.id),
+        ("instance", disk.instance),
+        ("device", f"{disk.device} at {disk.pci_path}" + (" read-only" * disk.read_only)),
+        ("recorded generation", str(disk.recorded_generation)),
+    ]
+    if disk.HasField("volume"):
+        counters = volume.counters
+        served = (
+            f"{counters.reads} reads, {counters.writes} writes, {counters.flushes} flushes, "
+            f"{counters.failed} failed"
+        )
+        size = f"{format_bytes(volume.total_bytes)} in blocks of {volume.block_size} bytes"
+        rows += [
+            ("state", word(volume_word(disk))),
+            ("reason", volume.reason),
+            ("size", size),
+            ("nbd_uri", volume.nbd_uri),
+            ("served", served),
+        ]
+        if counters.read_mismatches:
+            rows.append(("mismatches", f"{counters.read_mismatches} served by another member"))
+    rows.append(("replacement", disk.replacement_id))
+    return fields(rows)
+
+
+def _region_line(region: RegionInfo) -> str:
+    state = enum_word(VolumeState.DESCRIPTOR, region.state)
+    reason = f": {region.reason}" if region.reason else ""
+    return f"{region.path or 'region'} {state}, session generation {region.generation}{reason}"
+
+
+def _slots(region: RegionInfo) -> Table:
+    table = _table("SLOT", "ADDRESS", "STATE", "MODE", "REPAIR", "REGION", right=["SLOT"])
+    for slot in region.slots:
+        table.add_row(
+            str(slot.slot),
+            slot.address,
+            word(enum_word(SlotState.DESCRIPTOR, slot.state)),
+            word(mode_word(slot)),
+            repair_words(slot),
+            slot.region_id or "-",
+        )
+    return table
+
+
+def mode_word(slot: SlotInfo) -> str:
+    """The slot's mode, or "-" while it is in service and has none."""
+    return enum_word(SlotMode.DESCRIPTOR, slot.mode) if slot.mode else "-"
+
+
+def repair_words(slot: SlotInfo) -> str:
+    """How far a repair is, else what the slot last suffered, else "-"."""
+    if slot.HasField("repair"):
+        return repair_progress(slot.repair)
+    return slot.last_error or "-"
+
+
+def repair_progress(repair: RepairProgress) -> str:
+    """Share, extents and rate of a running repair."""
+    return (
+        f"{percent(repair.bytes_done, repair.bytes_total)} "
+        f"({repair.extents_done}/{repair.extents_total} extents, "
+        f"{format_bytes(repair.bytes_copied)} copied, {format_rate(repair.bytes_per_second)})"
+    )
+
+
+def percent(done: int, total: int) -> str:
+    """A share that says 100 % only when all is done."""
+    if total <= 0:
+        return "0 %"
+    return f"{100 * done // total} %"
+
+
+def verify_view(name: str, report: VerifyReport) -> str:
+    """The result of a comparison of all members."""
+    lines = []
+    compared = f"{report.members_compared} members, {report.extents_compared} extents compared" + (
+        f", {report.blocks_read} stored blocks read and checked" * bool(report.blocks_read)
+    )
+    if report.equal and not report.bad_blocks:
+        return f"{name}: all members agree block for block ({compared})"
+    lines.append(f"{name}: the members DIFFER ({compared})")
+    if report.bad_blocks:
+        lines.append(f"  {report.bad_blocks} blocks do not match their context")
+    for difference in report.differences[:DIFFERENCES_SHOWN]:
+        digests = " ".join(f"{digest:016x}" for digest in difference.digests)
+        lines.append(f"  {difference.region_path} extent {difference.extent}: {digests}")
+    hidden = len(report.differences) - DIFFERENCES_SHOWN
+    if hidden > 0:
+        lines.append(f"  and {hidden} more extents")
+    return "\n".join(lines)
+
+
+# ----- replacements
+
+
+def replace_result(response: ReplaceVcrResponse) -> str:
+    """The typed answer to a replacement request, in one or two lines."""
+    result = enum_word(ReplaceResult.DESCRIPTOR, response.result)
+    lines = [result]
+    if response.new_target:
+        path = f" ({response.path})" if response.path else ""
+        lines[0] += f": slot {response.slot} {response.old_target} -> {response.new_target}{path}"
+    if response.result == ReplaceResult.REPLACE_RESULT_VCR_MATCHES:
+        lines[0] += ": the disk is already what this request asks for"
+    if response.replacement_id:
+        lines.append(f"replacement {response.replacement_id}")
+    return "\n".join(lines)
+
+
+def replacement_view(replacement: Replacement) -> RenderableType:
+    """One replacement with its history."""
+    change = (
+        f"{replacement.region_path} slot {replacement.slot}: "
+        f"{replacement.old_target} -> {replacement.new_target}"
+    )
+    progress = (
+        f"{percent(replacement.bytes_done, replacement.bytes_total)}, "
+        f"{replacement.extents_done}/{replacement.extents_total} extents, "
+        f"{format_bytes(replacement.bytes_copied)} copied"
+    )
+    rows: list[tuple[str, RenderableType]] = [
+        ("replacement", replacement.id),
+        ("disk", f"{replacement.disk} ({replacement.volume_id})"),
+        ("state", word(replacement_word(replacement.state))),
+        ("change", change),
+        ("generation", f"{replacement.from_generation} -> {replacement.to_generation}"),
+        ("progress", progress),
+        ("limit", format_limit(replacement.repair_bytes_per_second_max)),
+        ("blocked on", replacement.blocked_on),
+        ("last error", replacement.last_error),
+        ("attempt", str(replacement.attempt) if replacement.attempt > 1 else ""),
+        ("trace", replacement.trace_id),
+        ("started", clock(replacement.create_time)),
+        ("updated", clock(replacement.update_time)),
+    ]
+    return Group(fields(rows), "", _transitions(replacement))
+
+
+def _transitions(replacement: Replacement) -> Table:
+    table = _table("AFTER", "STATE", "EVENT", "DETAIL", right=["AFTER"])
+    start = replacement.create_time.ToNanoseconds()
+    for step in replacement.transitions:
+        offset = max(0, step.time.ToNanoseconds() - start) / 1e9
+        table.add_row(
+            format_seconds(offset), word(replacement_word(step.state)), step.event, step.detail
+        )
+    return table
+
+
+def replacements_table(replacements: Sequence[Replacement]) -> RenderableType:
+    """All replacements, newest last as the control plane sends them."""
+    if not replacements:
+        return "no replacement has been asked for"
+    table = _table("REPLACEMENT", "DISK", "STATE", "SLOT", "OLD", "NEW", "DONE", "STARTED")
+    for one in replacements:
+        table.add_row(
+            one.id,
+            one.disk,
+            word(replacement_word(one.state)),
+            str(one.slot),
+            one.old_target,
+            one.new_target,
+            percent(one.bytes_done, one.bytes_total),
+            clock(one.create_time),
+        )
+    return table
+
+
+# ----- the fleet
+
+
+def fleet_table(downstairs: Sequence[Downstairs]) -> RenderableType:
+    """Known downstairs."""
+    if not downstairs:
+        return "no downstairs known; register one with `stairwell fleet register HOST:PORT`"
+    table = _table("ADDRESS", "ROLE", "SIZE", "BLOCK", "EXTENTS", "REGION", "VOLUME")
+    for one in downstairs:
+        size = one.block_size * one.blocks_per_extent * one.extent_count
+        table.add_row(
+            one.address,
+            word(enum_word(DownstairsRole.DESCRIPTOR, one.role)),
+            format_bytes(size) + (" encrypted" if one.encrypted else ""),
+            str(one.block_size),
+            f"{one.extent_count} x {one.blocks_per_extent}",
+            one.region_id,
+            one.volume_id or "-",
+        )
+    return table
