@@ -13,7 +13,7 @@ from stairwell.controlplane.v1 import vcr_service_pb2 as pb
 from stairwell.controlplane.v1 import vcr_service_pb2_grpc as pb_grpc
 
 from controlplane.core.construction_check import CheckReport, check
-from controlplane.core.construction_diff import Comparison, Outcome, compare
+from stairlib.model.construction_diff import Comparison, Outcome, compare
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire import construction as wire
 
