@@ -56,11 +56,12 @@ _LOCAL_REASONS: Final = {
     grpc.StatusCode.CANCELLED: "CANCELLED",
 }
 
-# A gRPC client with default options may refuse trailing metadata above 8 KiB: a text that is sent
-# twice, plus the encoded status in base64, stay below it with room for the other headers.
-_MAX_TEXT: Final = 1024
+# A gRPC client with default options may refuse trailing metadata above 8 KiB: the text as it
+# travels (letters outside ASCII take three bytes for each of theirs) and the status, which holds
+# the text once more and may travel in base64, stay below it with room for the other headers.
+_MAX_TEXT_BYTES: Final = 1536
 _MAX_STATUS_BYTES: Final = 4096
-_MAX_METADATA_VALUE: Final = 256
+_MAX_VALUE_BYTES: Final = 256
 _RETRY_SECONDS: Final = 1
 _STATUS_KEY: Final = "grpc-status-details-bin"
 
@@ -100,9 +101,9 @@ def rpc_failure(error: BaseException) -> RpcFailure:
         found = _code_of(domain)
         assert found is not None
         code, expected = found, True
-    text = _shortened(domain.message, _MAX_TEXT)
+    text = _shortened(domain.message, _MAX_TEXT_BYTES)
     status = status_pb2.Status(code=code.value[0], message=text)
-    for detail in _details(domain):
+    for detail in _details(domain, _MAX_STATUS_BYTES - status.ByteSize()):
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
@@ -176,55 +177,76 @@ def _code_of(error: StairwellError) -> grpc.StatusCode | None:
 
 
 def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """The longest beginning of `text` that takes at most `limit` bytes in a gRPC header."""
+    size = 0
+    for index, letter in enumerate(text):
+        size += (
+            1
+            if " " <= letter <= "~" and letter != "%"
+            else 3 * len(letter.encode(errors="replace"))
+        )
+        if size > limit:
+            return text[: max(0, index - 9)] + "…"
+    return text
 
 
-def _details(error: StairwellError) -> list[Any]:
-    """The ErrorInfo and what goes with the error's kind, all within the size limit."""
-    info = error_details_pb2.ErrorInfo(
-        reason=error.reason,
-        domain=DOMAIN,
-        metadata={
-            key: _shortened(str(value), _MAX_METADATA_VALUE)
-            for key, value in error.metadata.items()
-        },
-    )
-    details: list[Any] = [info]
+def _details(error: StairwellError, room: int) -> list[Any]:
+    """The ErrorInfo and what goes with the error's kind, in at most about `room` bytes."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    for key, value in error.metadata.items():
+        if info.ByteSize() < room // 2:
+            info.metadata[key] = _shortened(str(value), _MAX_VALUE_BYTES)
+    detail = _detail(error)
+    if detail is None:
+        return [info]
+    if isinstance(error, InvalidRequestError):
+        _fit(info, detail, room)
+    return [info, detail]
+
+
+def _fit(info: Any, request: Any, room: int) -> None:
+    """Drops violations from the end until both fit, and says how many went."""
+    # What packing a message and counting what was dropped take themselves.
+    room -= info.ByteSize() + 192
+    dropped = 0
+    size = request.ByteSize()
+    while size > room and request.field_violations:
+        size -= request.field_violations.pop().ByteSize() + 2
+        dropped += 1
+    if dropped:
+        info.metadata["violations_omitted"] = str(dropped)
+
+
+def _detail(error: StairwellError) -> Any | None:
+    """The standard detail message for the error's kind, or None."""
+    about = _shortened(error.message, _MAX_VALUE_BYTES)
     if isinstance(error, InvalidRequestError):
         request = error_details_pb2.BadRequest()
-        room = _MAX_STATUS_BYTES - info.ByteSize() - _MAX_TEXT
-        for done, violation in enumerate(error.violations):
+        for violation in error.violations:
             request.field_violations.add(
-                field=_shortened(violation.field, _MAX_METADATA_VALUE),
-                description=_shortened(violation.description, _MAX_TEXT),
+                field=_shortened(violation.field, _MAX_VALUE_BYTES),
+                description=_shortened(violation.description, 2 * _MAX_VALUE_BYTES),
                 reason=violation.reason,
             )
-            if request.ByteSize() > room and done:
-                del request.field_violations[-1]
-                info.metadata["violations_omitted"] = str(len(error.violations) - done)
-                break
-        details.append(request)
-    elif isinstance(error, StateError):
+        return request
+    if isinstance(error, StateError):
         failure = error_details_pb2.PreconditionFailure()
+        subject = str(next(iter(error.metadata.values()), ""))
         failure.violations.add(
-            type=error.reason,
-            subject=_shortened(str(next(iter(error.metadata.values()), "")), _MAX_METADATA_VALUE),
-            description=_shortened(error.message, _MAX_METADATA_VALUE),
+            type=error.reason, subject=_shortened(subject, _MAX_VALUE_BYTES), description=about
         )
-        details.append(failure)
-    elif isinstance(error, NotFoundError):
-        details.append(
-            error_details_pb2.ResourceInfo(
-                resource_type=error.metadata.get("kind", ""),
-                resource_name=_shortened(error.metadata.get("name", ""), _MAX_METADATA_VALUE),
-                description=_shortened(error.message, _MAX_METADATA_VALUE),
-            )
+        return failure
+    if isinstance(error, NotFoundError):
+        return error_details_pb2.ResourceInfo(
+            resource_type=error.metadata.get("kind", ""),
+            resource_name=_shortened(error.metadata.get("name", ""), _MAX_VALUE_BYTES),
+            description=about,
         )
-    elif isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.seconds = _RETRY_SECONDS
-        details.append(retry)
-    return details
+        return retry
+    return None
 
 
 def _read_status(error: grpc.aio.AioRpcError) -> tuple[Any | None, tuple[FieldViolation, ...]]:

@@ -123,6 +123,13 @@ def flush() -> None:
         _listener = None
 
 
+def dropped() -> int:
+    """How many events found the queue full since `configure`."""
+    return sum(
+        each.dropped for each in logging.getLogger().handlers if isinstance(each, _DroppingHandler)
+    )
+
+
 atexit.register(flush)
 
 

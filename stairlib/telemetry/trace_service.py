@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import grpc
-from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
-from stairwell.telemetry.v1 import trace_service_pb2_grpc as telemetry_grpc
 
 from stairlib.model.errors import FieldViolation, InvalidRequestError, StairwellError
 from stairlib.rpc.errors import translated
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
+from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
+from stairwell.telemetry.v1 import trace_service_pb2_grpc as telemetry_grpc
 
 SERVICE_NAME: Final = "stairwell.telemetry.v1.TraceService"
 # A daemon answers from memory: longer means that it is stuck or away.

@@ -20,6 +20,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 
 # About 20 MiB of span objects; a replacement of a hundred extents leaves some hundred spans.

@@ -1,0 +1,121 @@
+"""The memory of spans is bounded and gives whole traces."""
+
+import threading
+
+import pytest
+from opentelemetry import trace
+
+from stairlib.telemetry.tracing import Tracing, context_from, current_trace_id, traceparent
+
+
+def record(tracing, name, parent=None):
+    with tracing.tracer.start_as_current_span(name, context=context_from(parent)) as span:
+        span.set_attribute("n", 7)
+    return format(span.get_span_context().trace_id, "032x")
+
+
+def names(tracing, trace_id):
+    return [span.name for span in tracing.spans(trace_id)]
+
+
+def test_an_unknown_trace_has_no_spans():
+    assert Tracing("s", "i").spans("0" * 31 + "1") == []
+
+
+def test_the_oldest_trace_goes_first_and_goes_whole():
+    tracing = Tracing("s", "i", limit=4)
+    with tracing.tracer.start_as_current_span("first") as span:
+        first = current_trace_id()
+        with tracing.tracer.start_as_current_span("child"):
+            pass
+    assert first == format(span.get_span_context().trace_id, "032x")
+    second = record(tracing, "second")
+    third = record(tracing, "third")
+    assert names(tracing, first) == ["child", "first"]
+    fourth = record(tracing, "fourth")
+    assert names(tracing, first) == []
+    assert [names(tracing, each) for each in (second, third, fourth)] == [
+        ["second"],
+        ["third"],
+        ["fourth"],
+    ]
+
+
+def test_a_single_huge_trace_keeps_its_first_spans():
+    tracing = Tracing("s", "i", limit=3)
+    with tracing.tracer.start_as_current_span("root"):
+        trace_id = current_trace_id()
+        for number in range(10):
+            with tracing.tracer.start_as_current_span(f"child {number}"):
+                pass
+    assert names(tracing, trace_id) == ["child 0", "child 1", "child 2"]
+
+
+def test_a_span_as_a_message():
+    tracing = Tracing("vmmd", "127.0.0.1:1")
+    (span,) = tracing.spans(record(tracing, "copy"))
+    assert (span.service, span.instance, span.name) == ("vmmd", "127.0.0.1:1", "copy")
+    assert dict(span.attributes) == {"n": "7"}
+    assert 0 < span.start_time_unix_nano <= span.end_time_unix_nano
+    assert (span.status, span.parent_span_id) == ("UNSET", "")
+    assert (len(span.trace_id), len(span.span_id)) == (32, 16)
+
+
+def test_an_exception_marks_its_span():
+    tracing = Tracing("s", "i")
+    span = tracing.tracer.start_span("bad")
+    with pytest.raises(ValueError, match="no"), trace.use_span(span, end_on_exit=True):
+        raise ValueError("no")
+    trace_id = format(span.get_span_context().trace_id, "032x")
+    (span,) = tracing.spans(trace_id)
+    assert span.status == "ERROR"
+
+
+def test_two_tracings_in_one_process_keep_apart():
+    one, two = Tracing("one", "1"), Tracing("two", "2")
+    with one.tracer.start_as_current_span("caller"):
+        parent = traceparent()
+    trace_id = record(two, "callee", parent)
+    assert trace_id == parent.split("-")[1]
+    assert [(span.service, span.name) for span in one.spans(trace_id)] == [("one", "caller")]
+    assert [(span.service, span.name) for span in two.spans(trace_id)] == [("two", "callee")]
+
+
+@pytest.mark.parametrize("text", [None, "", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
+def test_a_malformed_traceparent_begins_a_new_trace(text):
+    tracing = Tracing("s", "i")
+    (span,) = tracing.spans(record(tracing, "alone", text))
+    assert span.parent_span_id == ""
+
+
+def test_outside_any_span_there_is_no_context():
+    assert traceparent() is None
+    assert current_trace_id() is None
+
+
+def test_spans_of_many_threads_are_all_kept_within_the_limit():
+    tracing = Tracing("s", "i", limit=100)
+    ids = []
+    threads = [
+        threading.Thread(target=lambda: ids.extend(record(tracing, "t") for _ in range(50)))
+        for _ in range(4)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sum(len(tracing.spans(each)) for each in ids) == 100
+
+
+def test_nothing_is_exported_unless_the_environment_says_so(monkeypatch):
+    exported = []
+    monkeypatch.setattr(Tracing, "_export", lambda self: exported.append(self.service))
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
+    Tracing.configure("one", "i")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    Tracing.configure("two", "i")
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:4317")
+    Tracing.configure("three", "i")
+    assert exported == ["two", "three"]
