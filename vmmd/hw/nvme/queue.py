@@ -1,0 +1,133 @@
+"""Submission and completion queues in guest memory.
+
+A completion slot is reserved before a submission entry is taken, so that a completion always has a
+place: a completion queue that is full corks its submission queues. Doorbell values come from the
+guest; one that cannot be is refused and changes nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from vmmd.hw.nvme import bits
+
+# Entries of one queue. Linux asks for 1024; larger queues only hold commands longer.
+QUEUE_ENTRIES_MAX = 4096
+ADMIN_ENTRIES_MAX = 4096
+QUEUE_ENTRIES_MIN = 2
+
+_COMPLETION = struct.Struct("<IIHHHH")
+assert _COMPLETION.size == bits.CQ_ENTRY_BYTES
+
+
+class CompletionQueue:
+    """Completions on their way to the guest. `view` covers exactly the queue's memory."""
+
+    def __init__(
+        self, identifier: int, size: int, view: memoryview, vector: int, interrupts: bool
+    ) -> None:
+        assert size >= QUEUE_ENTRIES_MIN
+        assert len(view) == size * bits.CQ_ENTRY_BYTES
+        self.identifier = identifier
+        self.size = size
+        self.vector = vector
+        self.interrupts = interrupts
+        self.submission_queues = 0
+        self._view = view
+        self._head = 0
+        self._tail = 0
+        self._phase = 1
+        self._reserved = 0
+
+    @property
+    def free(self) -> int:
+        """Slots that can still be reserved; one always stays empty."""
+        return self.size - 1 - (self._tail - self._head) % self.size - self._reserved
+
+    def reserve(self, count: int) -> None:
+        """Keeps `count` slots for commands that are being taken."""
+        assert 0 < count <= self.free
+        self._reserved += count
+
+    def release(self) -> None:
+        """Gives back a reserved slot without a completion (the command was abandoned or is held)."""
+        assert self._reserved > 0
+        self._reserved -= 1
+
+    def post(self, queue: SubmissionQueue, identifier: int, status: int, result: int = 0) -> None:
+        """Writes a completion into a reserved slot.
+
+        It is written with the old phase first and the phase bit turned last, in one byte, because a
+        guest on another processor may be looking.
+        """
+        self.release()
+        offset = self._tail * bits.CQ_ENTRY_BYTES
+        word = status << 1 | (self._phase ^ 1)
+        _COMPLETION.pack_into(
+            self._view, offset, result, 0, queue.head, queue.identifier, identifier, word
+        )
+        self._view[offset + 14] = (word & 0xFE) | self._phase
+        self._tail += 1
+        if self._tail == self.size:
+            self._tail = 0
+            self._phase ^= 1
+
+    def head_doorbell(self, value: int) -> bool:
+        """The guest has consumed up to `value`; False when it cannot have."""
+        if value >= self.size:
+            return False
+        consumed = (value - self._head) % self.size
+        if consumed > (self._tail - self._head) % self.size:
+            return False
+        self._head = value
+        return True
+
+
+class SubmissionQueue:
+    """Commands from the guest. `view` covers exactly the queue's memory."""
+
+    def __init__(
+        self, identifier: int, size: int, view: memoryview, completions: CompletionQueue
+    ) -> None:
+        assert size >= QUEUE_ENTRIES_MIN
+        assert len(view) == size * bits.SQ_ENTRY_BYTES
+        self.identifier = identifier
+        self.size = size
+        self.head = 0
+        self.deleted = False
+        self.completions = completions
+        self._view = view
+        self._tail = 0
+        completions.submission_queues += 1
+
+    @property
+    def pending(self) -> int:
+        """Entries the guest has submitted and nobody has taken."""
+        return (self._tail - self.head) % self.size
+
+    def tail_doorbell(self, value: int) -> bool:
+        """The guest has added entries up to `value`; False when it cannot have."""
+        if value >= self.size:
+            return False
+        self._tail = value
+        return True
+
+    def take(self, limit: int) -> bytes:
+        """Up to `limit` pending entries, copied so that the guest cannot change them under a check.
+
+        Their completion slots are reserved. May be fewer: at most to the end of the ring, and no
+        more than there are completion slots. Empty when there is nothing to take.
+        """
+        count = min(limit, self.pending, self.completions.free, self.size - self.head)
+        if count <= 0:
+            return b""
+        self.completions.reserve(count)
+        start = self.head * bits.SQ_ENTRY_BYTES
+        raw = bytes(self._view[start : start + count * bits.SQ_ENTRY_BYTES])
+        self.head = (self.head + count) % self.size
+        return raw
+
+    def delete(self) -> None:
+        """Its commands in flight complete nowhere from now on."""
+        self.deleted = True
+        self.completions.submission_queues -= 1
