@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import grpc.aio
-from stairwell.controlplane.v1 import vcr_service_pb2 as pb
-from stairwell.controlplane.v1 import vcr_service_pb2_grpc as pb_grpc
 
 from controlplane.core.construction_check import CheckReport, check
 from stairlib.model.construction_diff import Comparison, Outcome, compare
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire import construction as wire
+from stairwell.controlplane.v1 import vcr_service_pb2 as pb
+from stairwell.controlplane.v1 import vcr_service_pb2_grpc as pb_grpc
 
 _OUTCOMES = {
     Outcome.REPLACE: pb.VCR_OUTCOME_REPLACE,

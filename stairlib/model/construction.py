@@ -209,7 +209,7 @@ def total_bytes(construction: Construction) -> int:
 def as_f32(value: float) -> float:
     """The 32-bit value nearest to `value`, as a Python float. ValueError unless that is finite."""
     try:
-        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+        rounded: float = struct.unpack("<f", struct.pack("<f", float(value)))[0]
     except OverflowError:
         rounded = math.inf
     if not math.isfinite(rounded):

@@ -15,11 +15,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from stairwell.vcr.v1.volume_construction_request_pb2 import (
-    RegionOptions as RegionOptionsMessage,
-)
-from stairwell.vcr.v1.volume_construction_request_pb2 import VolumeConstructionRequest
-
 from stairlib.model.construction import (
     DEPTH_MAX,
     Construction,
@@ -31,6 +26,10 @@ from stairlib.model.construction import (
 )
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire.construction_reader import ConstructionReader, JsonObject
+from stairwell.vcr.v1.volume_construction_request_pb2 import (
+    RegionOptions as RegionOptionsMessage,
+)
+from stairwell.vcr.v1.volume_construction_request_pb2 import VolumeConstructionRequest
 
 # A request of NODES_MAX regions takes about 1 MiB of JSON; what is far above is no request.
 JSON_BYTES_MAX = 4 << 20

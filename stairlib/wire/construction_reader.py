@@ -282,7 +282,7 @@ class _Fields:
             return None
         try:
             return as_f32(value)
-        except (ValueError, OverflowError):
+        except ValueError:
             self._refuse(name, "OUT_OF_RANGE", "must be a finite number of seconds")
             return None
 
