@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.core.construction_check import check
-from controlplane.core.construction_diff import Outcome, compare
 from stairlib.model.construction import (
     U32_MAX,
     U64_MAX,
@@ -24,6 +23,7 @@ from stairlib.model.construction import (
     regions,
     walk,
 )
+from stairlib.model.construction_diff import Outcome, compare
 from stairlib.model.geometry import Geometry
 from stairlib.wire.construction import (
     from_json,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from controlplane.core.construction_diff import Outcome, compare
+from stairlib.model.construction_diff import Outcome, compare
 from stairlib.wire.construction import from_object
 
 TABLE = json.loads((Path(__file__).parent / "data" / "construction_compare.json").read_text())
