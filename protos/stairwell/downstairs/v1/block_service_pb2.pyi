@@ -77,13 +77,18 @@ class OpenSessionResponse(_message.Message):
     EXTENT_GENERATIONS_FIELD_NUMBER: _builtins.int
     EXTENT_FLUSHES_FIELD_NUMBER: _builtins.int
     EXTENT_FLAGS_FIELD_NUMBER: _builtins.int
+    DATA_UNIX_PATH_FIELD_NUMBER: _builtins.int
     data_version: _builtins.int
     data_address: _builtins.str
-    """"host:port" or "unix:/path"."""
+    """"host:port"."""
     token: _builtins.bytes
     """Presented in the first frame of the data connection; good once, for a short time."""
     extent_flags: _builtins.bytes
     """Bit 0: dirty. Bit 1: incomplete. Bit 2: faulted."""
+    data_unix_path: _builtins.str
+    """Path of a unix socket that takes the same data connection; quicker, for a client that finds it on
+    its own host. Empty when there is none.
+    """
     @_builtins.property
     def region(self) -> _region_service_pb2.Region: ...
     @_builtins.property
@@ -102,10 +107,11 @@ class OpenSessionResponse(_message.Message):
         extent_generations: _abc.Iterable[_builtins.int] | None = ...,
         extent_flushes: _abc.Iterable[_builtins.int] | None = ...,
         extent_flags: _builtins.bytes = ...,
+        data_unix_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["region", b"region"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_address", b"data_address", "data_version", b"data_version", "extent_flags", b"extent_flags", "extent_flushes", b"extent_flushes", "extent_generations", b"extent_generations", "region", b"region", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_address", b"data_address", "data_unix_path", b"data_unix_path", "data_version", b"data_version", "extent_flags", b"extent_flags", "extent_flushes", b"extent_flushes", "extent_generations", b"extent_generations", "region", b"region", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

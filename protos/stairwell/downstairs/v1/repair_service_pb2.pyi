@@ -25,20 +25,27 @@ class GetExtentContextsRequest(_message.Message):
     UPSTAIRS_ID_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     EXTENT_FIELD_NUMBER: _builtins.int
+    FIRST_BLOCK_FIELD_NUMBER: _builtins.int
+    BLOCK_COUNT_FIELD_NUMBER: _builtins.int
     upstairs_id: _builtins.str
     """The set the caller belongs to: the owner recorded in both regions must be this one."""
     generation: _builtins.int
     extent: _builtins.int
+    first_block: _builtins.int
+    """A part of the extent, for one whose contexts do not fit a message; all of it when block_count is 0."""
+    block_count: _builtins.int
     def __init__(
         self,
         *,
         upstairs_id: _builtins.str = ...,
         generation: _builtins.int = ...,
         extent: _builtins.int = ...,
+        first_block: _builtins.int = ...,
+        block_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extent", b"extent", "generation", b"generation", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "extent", b"extent", "first_block", b"first_block", "generation", b"generation", "upstairs_id", b"upstairs_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
