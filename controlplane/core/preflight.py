@@ -1,0 +1,118 @@
+"""The judgement of a downstairs that is to become a member: does it fit, and is it free.
+
+Pure: the shell asks the daemon and hands over what it answered. Every refusal names the target, the
+field of the request that holds it, and both values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from stairlib.model.construction import RegionSpec
+from stairlib.model.errors import StateError
+from stairlib.model.geometry import Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class RegionFacts:
+    """What a downstairs says of its region. Empty ids are None."""
+
+    region_id: UUID
+    geometry: Geometry
+    encrypted: bool
+    read_only: bool
+    owner_id: UUID | None
+    active_session_id: UUID | None
+
+
+def judge(
+    *,
+    target: str,
+    field: str,
+    region: RegionSpec,
+    facts: RegionFacts,
+    siblings: Mapping[str, UUID],
+) -> None:
+    """StateError unless the downstairs at `target` can take a slot of `region`.
+
+    `siblings` are the region ids of the members that stay, by address.
+    """
+    if facts.geometry != region.geometry:
+        raise StateError(
+            f"the region at {target} has another geometry: {facts.geometry.describe()}; the volume"
+            f" has {region.geometry.describe()}. Name a downstairs whose region was created with"
+            " the volume's geometry",
+            reason="TARGET_GEOMETRY_MISMATCH",
+            target=target,
+            field=field,
+            target_geometry=facts.geometry.describe(),
+            volume_geometry=region.geometry.describe(),
+        )
+    encrypted = region.options.key is not None
+    if facts.encrypted != encrypted:
+        raise StateError(
+            f"the region at {target} was created {_encrypted(facts.encrypted)}, and the volume is"
+            f" {_encrypted(encrypted)}; name a downstairs created like the volume",
+            reason="TARGET_ENCRYPTION_MISMATCH",
+            target=target,
+            field=field,
+        )
+    if facts.read_only != region.options.read_only:
+        raise StateError(
+            f"the downstairs at {target} serves its region {_access(facts.read_only)}, and the"
+            f" volume is opened {_access(region.options.read_only)}",
+            reason="TARGET_READ_ONLY_MISMATCH",
+            target=target,
+            field=field,
+        )
+    _judge_free(target, field, region, facts, siblings)
+
+
+def _judge_free(
+    target: str,
+    field: str,
+    region: RegionSpec,
+    facts: RegionFacts,
+    siblings: Mapping[str, UUID],
+) -> None:
+    """StateError if the region already serves somebody."""
+    for address, region_id in siblings.items():
+        if region_id == facts.region_id:
+            raise in_use(
+                target,
+                field,
+                f"it serves region {region_id}, which is already a member of this volume"
+                f" under the address {address}",
+            )
+    if region.options.read_only:
+        # Read-only regions are shared: they have no owner, and others' sessions do no harm.
+        return
+    if facts.owner_id is not None and facts.owner_id != region.options.id:
+        raise in_use(
+            target,
+            field,
+            f"its region belongs to volume {facts.owner_id}; release the region, or name another"
+            " downstairs",
+        )
+    if facts.active_session_id is not None:
+        raise in_use(target, field, f"session {facts.active_session_id} is using its region now")
+
+
+def in_use(target: str, field: str, why: str) -> StateError:
+    """The refusal of a target that serves somebody already; `why` completes the sentence."""
+    return StateError(
+        f"the downstairs at {target} is in use: {why}",
+        reason="TARGET_IN_USE",
+        target=target,
+        field=field,
+    )
+
+
+def _encrypted(flag: bool) -> str:
+    return "encrypted" if flag else "not encrypted"
+
+
+def _access(read_only: bool) -> str:
+    return "read-only" if read_only else "read-write"

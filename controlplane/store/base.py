@@ -1,0 +1,205 @@
+"""What the control plane asks of its store, whatever keeps it.
+
+Every method is one transaction: after it returned, its change survives a crash; when it raised,
+nothing changed. Methods are called from one event loop and run one after another in the order of
+the calls. Names of instances and of disks are unique, and so are volume ids; a writable target
+address is a member of one volume at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from controlplane.core.records import (
+    Desired,
+    DiskRecord,
+    DownstairsRecord,
+    InstanceRecord,
+    InstanceState,
+)
+from controlplane.core.replacement import Replacement
+from stairlib.model.construction import Construction
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSpan:
+    """One span of a trace; `body` is its serialised message."""
+
+    trace_id: str
+    span_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """What a request id was answered. `digest` identifies the request it was given with."""
+
+    digest: bytes
+    body: bytes
+
+
+class InstanceStore(Protocol):
+    """Instances with their disks."""
+
+    async def add_instance(self, instance: InstanceRecord, disks: Sequence[DiskRecord]) -> None:
+        """Records both, and the disks' targets as members.
+
+        AlreadyExistsError for a name, id or volume that is taken; StateError (TARGET_IN_USE) for a
+        target that is a member of another volume.
+        """
+        ...
+
+    async def confirm_instance(self, instance_id: UUID, handed: Mapping[UUID, int]) -> None:
+        """The machine exists; `handed` are the generations its volumes were given."""
+        ...
+
+    async def forget_instance(self, instance_id: UUID) -> None:
+        """Takes `add_instance` back, as if it had never been."""
+        ...
+
+    async def delete_instance(self, instance_id: UUID) -> None:
+        """Removes it and its disks; its members become retired."""
+        ...
+
+    async def instance(self, name_or_id: str) -> InstanceRecord:
+        """NotFoundError when there is none."""
+        ...
+
+    async def list_instances(self, *, after: str = "", limit: int) -> list[InstanceRecord]:
+        """In the order of names, those after `after`."""
+        ...
+
+    async def set_instance_state(
+        self, instance_id: UUID, state: InstanceState, reason: str
+    ) -> InstanceRecord | None:
+        """The record with a risen generation, or None when nothing changed or it is gone."""
+        ...
+
+    async def set_desired(self, instance_id: UUID, desired: Desired) -> None:
+        """What the machine is brought to when it is made again."""
+        ...
+
+    async def hand_out_generation(self, volume_id: UUID, at_least: int) -> int:
+        """A generation above all handed out for the volume before, and not below `at_least`."""
+        ...
+
+
+class DiskStore(Protocol):
+    """Disks and the requests recorded for them."""
+
+    async def disk(self, name_or_id: str) -> DiskRecord:
+        """By disk name or volume UUID; NotFoundError when there is none."""
+        ...
+
+    async def list_disks(
+        self, *, instance_id: UUID | None = None, after: str = "", limit: int
+    ) -> list[DiskRecord]:
+        """In the order of names, those after `after`."""
+        ...
+
+    async def record_construction(
+        self, disk_key: UUID, expected: Construction, wanted: Construction
+    ) -> None:
+        """Compare-and-set of the recorded request; ConflictError when it is another one."""
+        ...
+
+
+class ReplacementStore(Protocol):
+    """Replacements with their logs."""
+
+    async def begin_replacement(self, record: Replacement) -> None:
+        """A replacement's first row, the disk's new request and its new member, or nothing.
+
+        ConflictError unless the recorded request is `record.original` and no replacement of the
+        disk is running; StateError (TARGET_IN_USE) when the new target serves another volume.
+        """
+        ...
+
+    async def save_replacement(self, record: Replacement) -> None:
+        """The present state, and the log lines that are not yet stored.
+
+        NotFoundError when there is no such replacement.
+        """
+        ...
+
+    async def retire_member(self, record: Replacement) -> None:
+        """The old target is retired, the new one a member. Idempotent."""
+        ...
+
+    async def replacement(self, replacement_id: UUID) -> Replacement:
+        """NotFoundError when there is none."""
+        ...
+
+    async def replacement_of_trace(self, trace_id: str) -> Replacement | None:
+        """The replacement whose trace this is."""
+        ...
+
+    async def newest_replacement(self, disk_key: UUID) -> Replacement | None:
+        """The one that was begun last."""
+        ...
+
+    async def running_replacements(self) -> list[Replacement]:
+        """Those that have not ended, oldest first."""
+        ...
+
+    async def list_replacements(
+        self, *, disk: str = "", before: int | None = None, limit: int
+    ) -> list[tuple[int, Replacement]]:
+        """(number, replacement), newest first, those with a number below `before`.
+
+        `disk` is a disk name or a volume UUID; empty means all.
+        """
+        ...
+
+
+class FleetStore(Protocol):
+    """The downstairs the control plane knows of."""
+
+    async def put_downstairs(self, record: DownstairsRecord) -> DownstairsRecord:
+        """Records or refreshes what a daemon said of itself; a member or retired one stays so."""
+        ...
+
+    async def downstairs(self, address: str) -> DownstairsRecord | None:
+        """The one at an address."""
+        ...
+
+    async def list_downstairs(self) -> list[DownstairsRecord]:
+        """All, in the order of addresses."""
+        ...
+
+    async def note_region(self, address: str, region_id: UUID) -> None:
+        """The region a known downstairs turned out to serve."""
+        ...
+
+
+class TraceStore(Protocol):
+    """Spans of replacements' traces, and the answers to request ids."""
+
+    async def save_spans(self, spans: Iterable[StoredSpan]) -> None:
+        """Adds those that are not stored yet."""
+        ...
+
+    async def spans(self, trace_id: str) -> list[StoredSpan]:
+        """The stored spans of a trace."""
+        ...
+
+    async def answer(self, method: str, request_id: str) -> StoredAnswer | None:
+        """What this request id was answered, if it was."""
+        ...
+
+    async def save_answer(
+        self, method: str, request_id: str, answer: StoredAnswer, at: float
+    ) -> None:
+        """Keeps the answer; the oldest ones make room."""
+        ...
+
+
+class Store(InstanceStore, DiskStore, ReplacementStore, FleetStore, TraceStore, Protocol):
+    """All of it."""
+
+    async def close(self) -> None:
+        """Waits for what was asked and lets the storage go."""
+        ...

@@ -1,0 +1,161 @@
+"""The tables. Times are seconds since the epoch, ids are lower-case UUID text.
+
+A construction request sits in two columns: `…construction` is the JSON with its secrets hidden, for
+eyes and tools; `…sealed` is the whole JSON encrypted, only where something was hidden.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("state_generation", BigInteger, nullable=False),
+    Column("desired", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("confirmed", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+disks = Table(
+    "disks",
+    metadata,
+    Column("key", String(36), primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("device", String(16), nullable=False),
+    Column("instance_id", String(36), ForeignKey("instances.id"), nullable=False, index=True),
+    Column("slot", Integer, nullable=False),
+    Column("read_only", Boolean, nullable=False),
+    Column("volume_id", String(36), nullable=False, unique=True),
+    # Text, since a generation may use all of 64 bits.
+    Column("generation", String(20), nullable=False),
+    Column("construction", Text, nullable=False),
+    Column("construction_sealed", LargeBinary, nullable=True),
+)
+
+# The highest generation a volume was given to a machine with. Outlives the disk: a volume that is
+# recorded again must still rise above what its downstairs were promoted to.
+generations = Table(
+    "generations",
+    metadata,
+    Column("volume_id", String(36), primary_key=True),
+    Column("generation", String(20), nullable=False),
+)
+
+fleet = Table(
+    "fleet",
+    metadata,
+    Column("address", String(300), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("region_id", String(36), nullable=True),
+    Column("volume_id", String(36), nullable=True),
+    Column("block_size", BigInteger, nullable=True),
+    Column("blocks_per_extent", BigInteger, nullable=True),
+    Column("extent_count", BigInteger, nullable=True),
+    Column("encrypted", Boolean, nullable=False),
+)
+
+replacements = Table(
+    "replacements",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(36), nullable=False, unique=True),
+    # No foreign keys: the history outlives the disk.
+    Column("disk_key", String(36), nullable=False, index=True),
+    Column("disk", String(63), nullable=False),
+    Column("instance_id", String(36), nullable=False),
+    Column("volume_id", String(36), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("region_path", Text, nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("old_target", String(300), nullable=False),
+    Column("new_target", String(300), nullable=False),
+    Column("from_generation", String(20), nullable=False),
+    Column("to_generation", String(20), nullable=False),
+    Column("original_construction", Text, nullable=False),
+    Column("original_sealed", LargeBinary, nullable=True),
+    Column("replacement_construction", Text, nullable=False),
+    Column("replacement_sealed", LargeBinary, nullable=True),
+    Column("traceparent", String(64), nullable=False),
+    Column("trace_id", String(32), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("bytes_done", BigInteger, nullable=False),
+    Column("bytes_total", BigInteger, nullable=False),
+    Column("bytes_copied", BigInteger, nullable=False),
+    Column("extents_done", BigInteger, nullable=False),
+    Column("extents_total", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("next_attempt_at", Float, nullable=True),
+    Column("blocked_on", Text, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("failed_in", String(16), nullable=True),
+    Column("bytes_per_second_max", BigInteger, nullable=False),
+    Index(
+        "uq_replacements_running",
+        "disk_key",
+        unique=True,
+        sqlite_where=text("state NOT IN ('DONE', 'FAILED')"),
+        postgresql_where=text("state NOT IN ('DONE', 'FAILED')"),
+    ),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("replacement_id", String(36), ForeignKey("replacements.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(16), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+spans = Table(
+    "spans",
+    metadata,
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_id", String(16), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("method", String(64), primary_key=True),
+    Column("request_id", String(128), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("at", Float, nullable=False, index=True),
+)

@@ -1,0 +1,284 @@
+"""The statements about instances, disks and the fleet. Each function runs in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Select, delete, insert, select, update
+
+from controlplane.core.preflight import in_use
+from controlplane.core.records import (
+    Desired,
+    DiskRecord,
+    DownstairsRecord,
+    InstanceRecord,
+    InstanceState,
+    Role,
+    claims,
+    generation,
+)
+from controlplane.store import rows
+from controlplane.store.schema import disks, fleet, generations, instances
+from controlplane.store.sealing import Sealer
+from stairlib.model.construction import Construction
+from stairlib.model.errors import AlreadyExistsError, ConflictError, NotFoundError
+
+
+def add_instance(
+    connection: Connection, sealer: Sealer, instance: InstanceRecord, added: Sequence[DiskRecord]
+) -> None:
+    """See `InstanceStore.add_instance`."""
+    _refuse_taken(connection, instances.c.name == instance.name, "instance", instance.name)
+    _refuse_taken(connection, instances.c.id == str(instance.id), "instance", str(instance.id))
+    connection.execute(insert(instances).values(rows.instance_row(instance)))
+    for index, disk in enumerate(added):
+        _refuse_taken(connection, disks.c.name == disk.name, "disk", disk.name)
+        volume = str(disk.volume_id)
+        _refuse_taken(connection, disks.c.volume_id == volume, "volume", volume)
+        connection.execute(insert(disks).values(rows.disk_row(disk, sealer)))
+        add_members(connection, disk, f"disks[{index}].volume_construction_request.")
+
+
+def _refuse_taken(
+    connection: Connection, condition: ColumnElement[bool], kind: str, name: str
+) -> None:
+    """AlreadyExistsError when a row matches."""
+    table = instances if kind == "instance" else disks
+    if connection.execute(select(table.c.name).where(condition)).first() is not None:
+        raise AlreadyExistsError(
+            f"there is already a {kind} {name!r}; choose another one, or delete the instance that"
+            " has it",
+            reason=f"{kind.upper()}_EXISTS",
+            kind=kind,
+            name=name,
+        )
+
+
+def add_members(connection: Connection, disk: DiskRecord, prefix: str) -> None:
+    """Makes the disk's targets members of its volume; StateError when one serves another."""
+    for path, address, region in claims(disk.construction):
+        known = downstairs(connection, address)
+        refuse_member(connection, known, disk.volume_id, address, f"{prefix}{path}")
+        put_member(
+            connection,
+            DownstairsRecord(
+                address=address,
+                role=Role.MEMBER,
+                region_id=known.region_id if known else None,
+                volume_id=disk.volume_id,
+                geometry=region.geometry,
+                encrypted=region.encrypted,
+            ),
+        )
+
+
+def refuse_member(
+    connection: Connection,
+    known: DownstairsRecord | None,
+    volume: UUID,
+    address: str,
+    field: str,
+) -> None:
+    """StateError when the downstairs is a member of another recorded volume."""
+    if known is None or known.role is not Role.MEMBER or known.volume_id in (None, volume):
+        return
+    query = select(disks.c.name).where(disks.c.volume_id == str(known.volume_id))
+    holder = connection.execute(query).scalar()
+    raise in_use(address, field, f"it is a member of disk {holder!r} (volume {known.volume_id})")
+
+
+def put_member(connection: Connection, record: DownstairsRecord) -> None:
+    """Adds or overwrites the row of an address."""
+    connection.execute(delete(fleet).where(fleet.c.address == record.address))
+    connection.execute(insert(fleet).values(rows.downstairs_row(record)))
+
+
+def confirm_instance(connection: Connection, instance_id: UUID, handed: Mapping[UUID, int]) -> None:
+    """See `InstanceStore.confirm_instance`."""
+    connection.execute(
+        update(instances).where(instances.c.id == str(instance_id)).values(confirmed=True)
+    )
+    for volume, number in handed.items():
+        _put_generation(connection, volume, max(number, _handed(connection, volume)))
+
+
+def forget_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -> None:
+    """See `InstanceStore.forget_instance`."""
+    for address in _members(connection, sealer, instance_id):
+        known = downstairs(connection, address)
+        assert known is not None
+        connection.execute(delete(fleet).where(fleet.c.address == address))
+        if known.region_id is not None:
+            # Somebody registered it: it was known before, and is a spare again.
+            put_member(connection, replace(known, role=Role.SPARE, volume_id=None))
+    _remove(connection, instance_id)
+
+
+def delete_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -> None:
+    """See `InstanceStore.delete_instance`."""
+    addresses = _members(connection, sealer, instance_id)
+    connection.execute(
+        update(fleet).where(fleet.c.address.in_(addresses)).values(role=Role.RETIRED.value)
+    )
+    _remove(connection, instance_id)
+
+
+def _members(connection: Connection, sealer: Sealer, instance_id: UUID) -> list[str]:
+    """The addresses that are members of the instance's volumes."""
+    found = list_disks(connection, sealer, instance_id, "", 0)
+    volumes = [str(disk.volume_id) for disk in found]
+    query = select(fleet.c.address).where(
+        fleet.c.volume_id.in_(volumes), fleet.c.role == Role.MEMBER.value
+    )
+    return list(connection.execute(query).scalars())
+
+
+def _remove(connection: Connection, instance_id: UUID) -> None:
+    connection.execute(delete(disks).where(disks.c.instance_id == str(instance_id)))
+    connection.execute(delete(instances).where(instances.c.id == str(instance_id)))
+
+
+def instance(connection: Connection, name_or_id: str) -> InstanceRecord:
+    """See `InstanceStore.instance`."""
+    query = select(instances).where(
+        (instances.c.name == name_or_id) | (instances.c.id == name_or_id.lower())
+    )
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise NotFoundError("instance", name_or_id)
+    return rows.instance_of(row)
+
+
+def list_instances(connection: Connection, after: str, limit: int) -> list[InstanceRecord]:
+    """See `InstanceStore.list_instances`."""
+    query = select(instances).where(instances.c.name > after).order_by(instances.c.name)
+    return [rows.instance_of(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+
+def set_instance_state(
+    connection: Connection, instance_id: UUID, state: InstanceState, reason: str
+) -> InstanceRecord | None:
+    """See `InstanceStore.set_instance_state`."""
+    same = (instances.c.state == state.value) & (instances.c.reason == reason)
+    changed = connection.execute(
+        update(instances)
+        .where(instances.c.id == str(instance_id), ~same)
+        .values(state=state.value, reason=reason, state_generation=instances.c.state_generation + 1)
+    )
+    return instance(connection, str(instance_id)) if changed.rowcount else None
+
+
+def set_desired(connection: Connection, instance_id: UUID, desired: Desired) -> None:
+    """See `InstanceStore.set_desired`."""
+    connection.execute(
+        update(instances).where(instances.c.id == str(instance_id)).values(desired=desired.value)
+    )
+
+
+def hand_out_generation(connection: Connection, volume: UUID, at_least: int) -> int:
+    """See `InstanceStore.hand_out_generation`."""
+    number = max(at_least, _handed(connection, volume) + 1)
+    _put_generation(connection, volume, number)
+    return number
+
+
+def _handed(connection: Connection, volume: UUID) -> int:
+    """The highest generation handed out for a volume, -1 when none was."""
+    query = select(generations.c.generation).where(generations.c.volume_id == str(volume))
+    return int(connection.execute(query).scalar() or -1)
+
+
+def _put_generation(connection: Connection, volume: UUID, number: int) -> None:
+    connection.execute(delete(generations).where(generations.c.volume_id == str(volume)))
+    connection.execute(insert(generations).values(volume_id=str(volume), generation=str(number)))
+
+
+def _disks() -> Select[tuple[object, ...]]:
+    return select(disks, instances.c.name.label("instance_name")).join(
+        instances, instances.c.id == disks.c.instance_id
+    )
+
+
+def disk(connection: Connection, sealer: Sealer, name_or_id: str) -> DiskRecord:
+    """See `DiskStore.disk`."""
+    query = _disks().where((disks.c.name == name_or_id) | (disks.c.volume_id == name_or_id.lower()))
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise NotFoundError("disk", name_or_id)
+    return rows.disk_of(row, sealer)
+
+
+def list_disks(
+    connection: Connection, sealer: Sealer, instance_id: UUID | None, after: str, limit: int
+) -> list[DiskRecord]:
+    """See `DiskStore.list_disks`; a `limit` of zero means all."""
+    query = _disks().where(disks.c.name > after).order_by(disks.c.name)
+    if instance_id is not None:
+        query = query.where(disks.c.instance_id == str(instance_id))
+    if limit:
+        query = query.limit(limit)
+    return [rows.disk_of(row, sealer) for row in connection.execute(query).mappings()]
+
+
+def record_construction(
+    connection: Connection, sealer: Sealer, disk_key: UUID, expected: Construction,
+    wanted: Construction,
+) -> None:  # fmt: skip
+    """See `DiskStore.record_construction`."""
+    row = connection.execute(_disks().where(disks.c.key == str(disk_key))).mappings().first()
+    present = rows.disk_of(row, sealer) if row is not None else None
+    if present is None or present.construction != expected:
+        raise ConflictError(
+            "the recorded construction request of the disk was changed meanwhile; look at it and"
+            " send the request again",
+            reason="RECORDED_VCR_CHANGED",
+            disk=present.name if present else str(disk_key),
+        )
+    connection.execute(
+        update(disks)
+        .where(disks.c.key == str(disk_key))
+        .values(rows.recorded_columns(wanted, generation(wanted), sealer))
+    )
+
+
+def downstairs(connection: Connection, address: str) -> DownstairsRecord | None:
+    """See `FleetStore.downstairs`."""
+    query = select(fleet).where(fleet.c.address == address)
+    row = connection.execute(query).mappings().first()
+    return rows.downstairs_of(row) if row is not None else None
+
+
+def list_downstairs(connection: Connection) -> list[DownstairsRecord]:
+    """See `FleetStore.list_downstairs`."""
+    query = select(fleet).order_by(fleet.c.address)
+    return [rows.downstairs_of(row) for row in connection.execute(query).mappings()]
+
+
+def put_downstairs(connection: Connection, record: DownstairsRecord) -> DownstairsRecord:
+    """See `FleetStore.put_downstairs`."""
+    known = downstairs(connection, record.address)
+    if known is not None:
+        # A retired daemon that serves another region now was made anew: it is a spare.
+        renewed = known.role is Role.RETIRED and known.region_id not in (None, record.region_id)
+        if not renewed:
+            record = replace(record, role=known.role, volume_id=known.volume_id)
+    put_member(connection, record)
+    return record
+
+
+def note_region(connection: Connection, address: str, region_id: UUID) -> None:
+    """See `FleetStore.note_region`."""
+    connection.execute(
+        update(fleet).where(fleet.c.address == address).values(region_id=str(region_id))
+    )
+
+
+def set_role(connection: Connection, address: str, role: Role, volumes: Iterable[UUID]) -> None:
+    """Gives a downstairs another role, if it is of one of the volumes."""
+    connection.execute(
+        update(fleet)
+        .where(fleet.c.address == address, fleet.c.volume_id.in_([str(each) for each in volumes]))
+        .values(role=role.value)
+    )

@@ -1,0 +1,210 @@
+"""The statements about replacements, spans and answers. Each function runs in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from controlplane.core.records import DownstairsRecord, Role, region_at
+from controlplane.core.replacement import Replacement, State
+from controlplane.store import rows, sql_disks
+from controlplane.store.base import StoredAnswer, StoredSpan
+from controlplane.store.schema import replacements, requests, spans, transitions
+from controlplane.store.sealing import Sealer
+from stairlib.model.errors import ConflictError, NotFoundError
+
+# Traces of this many newest replacements are kept: some MiB of spans.
+TRACES_MAX = 500
+# Request ids remembered; a repeat after this many later requests is a new request.
+ANSWERS_MAX = 10_000
+
+_RUNNING = replacements.c.state.not_in([State.DONE.value, State.FAILED.value])
+
+
+def begin(connection: Connection, sealer: Sealer, record: Replacement) -> None:
+    """See `ReplacementStore.begin_replacement`."""
+    assert record.state is State.APPLY, "what was not recorded is not stored"
+    sql_disks.record_construction(
+        connection, sealer, record.disk_key, record.original, record.replacement
+    )
+    region = region_at(record.replacement, record.region_path)
+    if not region.options.read_only:
+        known = sql_disks.downstairs(connection, record.new_target)
+        sql_disks.refuse_member(
+            connection, known, record.volume_id, record.new_target, f"vcr.{record.path}"
+        )
+        sql_disks.put_member(
+            connection,
+            DownstairsRecord(
+                address=record.new_target,
+                role=Role.MEMBER,
+                region_id=known.region_id if known else None,
+                volume_id=record.volume_id,
+                geometry=region.geometry,
+                encrypted=region.encrypted,
+            ),
+        )
+    try:
+        connection.execute(insert(replacements).values(rows.replacement_row(record, sealer)))
+    except IntegrityError as error:
+        raise ConflictError(
+            f"another replacement of disk {record.disk!r} is running",
+            reason="REPLACEMENT_RUNNING",
+            disk=record.disk,
+        ) from error
+    _add_log(connection, record)
+    _drop_old_traces(connection)
+
+
+def save(connection: Connection, record: Replacement) -> None:
+    """See `ReplacementStore.save_replacement`."""
+    changed = connection.execute(
+        update(replacements)
+        .where(replacements.c.id == str(record.id))
+        .values(rows.replacement_state_columns(record))
+    )
+    if not changed.rowcount:
+        raise NotFoundError("replacement", str(record.id))
+    _add_log(connection, record)
+
+
+def _add_log(connection: Connection, record: Replacement) -> None:
+    """Adds the log lines that are not there yet."""
+    query = select(func.max(transitions.c.number)).where(
+        transitions.c.replacement_id == str(record.id)
+    )
+    last = connection.execute(query).scalar()
+    added = [
+        rows.transition_row(record, each)
+        for each in record.transitions
+        if last is None or each.number > last
+    ]
+    if added:
+        connection.execute(insert(transitions), added)
+
+
+def _drop_old_traces(connection: Connection) -> None:
+    newest = select(func.max(replacements.c.number)).scalar_subquery()
+    old = select(replacements.c.trace_id).where(replacements.c.number <= newest - TRACES_MAX)
+    connection.execute(delete(spans).where(spans.c.trace_id.in_(old)))
+
+
+def retire_member(connection: Connection, record: Replacement) -> None:
+    """See `ReplacementStore.retire_member`."""
+    volumes = [record.volume_id]
+    sql_disks.set_role(connection, record.old_target, Role.RETIRED, volumes)
+    sql_disks.set_role(connection, record.new_target, Role.MEMBER, volumes)
+
+
+def _load(connection: Connection, sealer: Sealer, row: rows.Row) -> Replacement:
+    query = (
+        select(transitions)
+        .where(transitions.c.replacement_id == row["id"])
+        .order_by(transitions.c.number)
+    )
+    log: Sequence[Any] = connection.execute(query).mappings().all()
+    return rows.replacement_of(row, log, sealer)
+
+
+def _first(
+    connection: Connection, sealer: Sealer, condition: ColumnElement[bool]
+) -> Replacement | None:
+    query = select(replacements).where(condition).order_by(replacements.c.number.desc()).limit(1)
+    row = connection.execute(query).mappings().first()
+    return _load(connection, sealer, row) if row is not None else None
+
+
+def by_id(connection: Connection, sealer: Sealer, replacement_id: UUID) -> Replacement:
+    """See `ReplacementStore.replacement`."""
+    found = _first(connection, sealer, replacements.c.id == str(replacement_id))
+    if found is None:
+        raise NotFoundError("replacement", str(replacement_id))
+    return found
+
+
+def of_trace(connection: Connection, sealer: Sealer, trace_id: str) -> Replacement | None:
+    """See `ReplacementStore.replacement_of_trace`."""
+    return _first(connection, sealer, replacements.c.trace_id == trace_id)
+
+
+def newest(connection: Connection, sealer: Sealer, disk_key: UUID) -> Replacement | None:
+    """See `ReplacementStore.newest_replacement`."""
+    return _first(connection, sealer, replacements.c.disk_key == str(disk_key))
+
+
+def running(connection: Connection, sealer: Sealer) -> list[Replacement]:
+    """See `ReplacementStore.running_replacements`."""
+    query = select(replacements).where(_RUNNING).order_by(replacements.c.number)
+    found = connection.execute(query).mappings().all()
+    return [_load(connection, sealer, row) for row in found]
+
+
+def listed(
+    connection: Connection, sealer: Sealer, disk: str, before: int | None, limit: int
+) -> list[tuple[int, Replacement]]:
+    """See `ReplacementStore.list_replacements`."""
+    query = select(replacements).order_by(replacements.c.number.desc()).limit(limit)
+    if disk:
+        query = query.where(
+            (replacements.c.disk == disk) | (replacements.c.volume_id == disk.lower())
+        )
+    if before is not None:
+        query = query.where(replacements.c.number < before)
+    found = connection.execute(query).mappings().all()
+    return [(row["number"], _load(connection, sealer, row)) for row in found]
+
+
+def save_spans(connection: Connection, added: Iterable[StoredSpan]) -> None:
+    """See `TraceStore.save_spans`."""
+    for trace_id, group in _by_trace(added).items():
+        query = select(spans.c.span_id).where(spans.c.trace_id == trace_id)
+        known = set(connection.execute(query).scalars())
+        new = [
+            {"trace_id": trace_id, "span_id": span_id, "body": body}
+            for span_id, body in group.items()
+            if span_id not in known
+        ]
+        if new:
+            connection.execute(insert(spans), new)
+
+
+def _by_trace(added: Iterable[StoredSpan]) -> dict[str, dict[str, bytes]]:
+    groups: dict[str, dict[str, bytes]] = {}
+    for span in added:
+        groups.setdefault(span.trace_id, {})[span.span_id] = span.body
+    return groups
+
+
+def load_spans(connection: Connection, trace_id: str) -> list[StoredSpan]:
+    """See `TraceStore.spans`."""
+    query = select(spans).where(spans.c.trace_id == trace_id)
+    return [
+        StoredSpan(row["trace_id"], row["span_id"], row["body"])
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def answer(connection: Connection, method: str, request_id: str) -> StoredAnswer | None:
+    """See `TraceStore.answer`."""
+    query = select(requests).where(requests.c.method == method, requests.c.request_id == request_id)
+    row = connection.execute(query).mappings().first()
+    return StoredAnswer(row["digest"], row["answer"]) if row is not None else None
+
+
+def save_answer(
+    connection: Connection, method: str, request_id: str, given: StoredAnswer, at: float
+) -> None:
+    """See `TraceStore.save_answer`."""
+    connection.execute(
+        insert(requests).values(
+            method=method, request_id=request_id, digest=given.digest, answer=given.body, at=at
+        )
+    )
+    oldest_kept = (
+        select(requests.c.at).order_by(requests.c.at.desc()).offset(ANSWERS_MAX).limit(1)
+    ).scalar_subquery()
+    connection.execute(delete(requests).where(requests.c.at <= oldest_kept))
