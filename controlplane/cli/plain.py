@@ -34,7 +34,7 @@ def plain(message: Message) -> Any:
         value = getattr(message, field.name)
         if sparse and field.is_repeated and not value:
             continue
-        out[field.name] = _field(cast(FieldDescriptor, field), value)
+        out[field.name] = _field(cast("FieldDescriptor", field), value)
     return out
 
 

@@ -98,16 +98,20 @@ class Pace:
 
     interval: float = PLAIN_SECONDS
     _shown_at: float | None = None
-    _phase: tuple[int, str] | None = None
+    _phase: object = None
 
-    def admits(self, replacement: Replacement, now: float) -> bool:
-        """Whether this update is worth a line: a new phase or obstacle, the end, or time passed."""
-        phase = (int(replacement.state), replacement.blocked_on)
+    def admits(self, phase: object, now: float, *, final: bool = False) -> bool:
+        """Whether this update is worth a line: a new phase, the last word, or time has passed."""
         due = self._shown_at is None or now - self._shown_at >= self.interval
-        if phase == self._phase and not due and not has_ended(replacement):
+        if phase == self._phase and not due and not final:
             return False
         self._phase, self._shown_at = phase, now
         return True
+
+
+def phase_of(replacement: Replacement) -> tuple[int, str]:
+    """What makes an update of a replacement news: its state and what it waits for."""
+    return int(replacement.state), replacement.blocked_on
 
 
 def wanted_reached(wanted: int, queued: Instance, now: Instance) -> bool | None:

@@ -105,7 +105,7 @@ async def state(
     instance = response.instance
     if wait:
         with spinner(session, f"waiting for {instance.name} to {wanted.value}"):
-            instance = await _reached(session, wanted, instance)
+            instance = await reach_state(session, wanted, instance)
         text = f"{instance.name} is {render.instance_word(instance.state)}"
     else:
         text = f"{instance.name}: {wanted.value} queued"
@@ -113,7 +113,7 @@ async def state(
     return 0
 
 
-async def _reached(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:
+async def reach_state(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:
     """Follows the instance until it is where it was sent; a state that cannot lead there raises."""
     requested = _REQUESTED[wanted]
     if wanted_reached(requested, queued, queued):

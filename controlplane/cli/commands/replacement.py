@@ -194,7 +194,7 @@ def _display(
     loop = asyncio.get_running_loop()
 
     def line(one: pb.Replacement) -> None:
-        if pace.admits(one, loop.time()):
+        if pace.admits(watch.phase_of(one), loop.time(), final=watch.has_ended(one)):
             session.line(None, watch.progress_line(one))
 
     return line, nullcontext()

@@ -1,0 +1,198 @@
+"""The daemons of the demo as processes: started on free ports, watched, killed, and cleaned up.
+
+Clean-up is plain code without awaits, so that it also runs to its end while the event loop is
+being torn down by Ctrl-C. Each daemon leads a process group of its own: a terminal's Ctrl-C does
+not reach it before the demo has decided, and what it started ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from controlplane.cli.failure import CommandError
+from stairlib.model.errors import StairwellError
+from stairlib.rpc.health_check import check
+
+LOOPBACK = "127.0.0.1"
+# A Python daemon is up in a second or two; a loaded machine may need many.
+START_SECONDS = 30.0
+HEALTH_INTERVAL_SECONDS = 0.05
+HEALTH_CALL_SECONDS = 2.0
+# Somebody else may take a free port between our look and the daemon's bind.
+PORT_ATTEMPTS = 3
+# How long daemons may take to end on SIGTERM before they are killed. The demo's data is thrown
+# away, so nothing is lost by being short.
+STOP_SECONDS = 5.0
+LOG_LINES_SHOWN = 15
+
+
+class Daemon:
+    """One running program and its log."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self.address = ""
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [program(arguments[0]), *arguments[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, as a host that loses power; returns when the process is gone."""
+        self.signal_group(signal.SIGKILL)
+        self.process.wait()
+
+    def signal_group(self, number: int) -> None:
+        """Signals the daemon and what it started; one that has ended is left alone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines of its log, for messages."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ()
+        return tuple(lines[-LOG_LINES_SHOWN:])
+
+    def failed(self, what: str) -> CommandError:
+        """The error for a daemon that did not do what was asked, with the end of its log."""
+        status = self.process.poll()
+        ended = f" (exit status {status})" if status is not None else ""
+        return CommandError(
+            f"{self.name} {what}{ended}",
+            f"its log was {self.log}; run the demo again with --keep to keep it",
+            self.log_tail(),
+        )
+
+
+class Processes:
+    """All daemons of one demo and their folder. Use as a context manager: it always cleans up."""
+
+    def __init__(self, folder: Path, *, keep: bool) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.daemons: list[Daemon] = []
+
+    def __enter__(self) -> Self:
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._stop_gently()
+        finally:
+            # Also when a second Ctrl-C came in the middle of the gentle way.
+            for daemon in self.daemons:
+                daemon.signal_group(signal.SIGKILL)
+            for daemon in self.daemons:
+                daemon.process.wait()
+            if not self.keep:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _stop_gently(self) -> None:
+        """SIGTERM in the reverse order of starting, and a moment to follow it."""
+        for daemon in reversed(self.daemons):
+            daemon.signal_group(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and any(one.is_running for one in self.daemons):
+            time.sleep(0.02)
+
+    async def start(self, name: str, arguments: Callable[[int], Sequence[str]]) -> Daemon:
+        """Starts a daemon on a free port, returns when it serves.
+
+        `arguments(port)` is its command line. Raises CommandError with the end of its log.
+        """
+        daemon: Daemon | None = None
+        for _ in range(PORT_ATTEMPTS):
+            port = free_port()
+            daemon = Daemon(name, arguments(port), self.folder / "logs" / f"{name}.log")
+            daemon.address = f"{LOOPBACK}:{port}"
+            self.daemons.append(daemon)
+            if await _serves(daemon):
+                return daemon
+            if daemon.is_running:
+                raise daemon.failed(f"does not serve at {daemon.address}")
+            if not any("in use" in line.lower() for line in daemon.log_tail()):
+                break
+        assert daemon is not None
+        raise daemon.failed("ended instead of serving")
+
+    async def run(self, name: str, arguments: Sequence[str]) -> None:
+        """Runs a command to its end; CommandError with its output when it fails."""
+        daemon = Daemon(name, arguments, self.folder / "logs" / f"{name}.log")
+        self.daemons.append(daemon)
+        deadline = time.monotonic() + START_SECONDS
+        while daemon.is_running:
+            if time.monotonic() > deadline:
+                raise daemon.failed(f"has not ended after {START_SECONDS:.0f} s")
+            await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
+        self.daemons.remove(daemon)
+        if daemon.process.returncode:
+            raise daemon.failed("failed")
+
+    def ended(self) -> list[Daemon]:
+        """Daemons that are gone though nobody asked them to; the demo's own kills leave first."""
+        return [daemon for daemon in self.daemons if not daemon.is_running]
+
+    def kill(self, address: str) -> None:
+        """SIGKILLs the daemon at an address and forgets it."""
+        daemon = next(one for one in self.daemons if one.address == address)
+        daemon.kill()
+        self.daemons.remove(daemon)
+
+
+async def _serves(daemon: Daemon) -> bool:
+    """Waits until the daemon's health says SERVING; False when it ends or stays silent."""
+    deadline = time.monotonic() + START_SECONDS
+    while daemon.is_running and time.monotonic() < deadline:
+        # Asked only once something listens: a refused channel would back off first.
+        if listens(daemon.address):
+            with contextlib.suppress(StairwellError):
+                if await check(daemon.address, seconds=HEALTH_CALL_SECONDS) == "SERVING":
+                    return daemon.is_running
+        await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
+    return False
+
+
+def listens(address: str) -> bool:
+    """Whether somebody accepts connections at a loopback address."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(HEALTH_CALL_SECONDS)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def program(name: str) -> str:
+    """The command beside this Python, where an installation puts it, else as PATH has it."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def free_port() -> int:
+    """A port nobody listens on now; the kernel does not hand it out again at once."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
