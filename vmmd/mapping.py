@@ -66,12 +66,17 @@ def spec_from_message(message: pb.MachineSpec) -> MachineSpec:
 
 def record_to_message(record: MachineRecord) -> pb.Machine:
     """For replies and watches."""
+    return machine_with_state(record, record.published)
+
+
+def machine_with_state(record: MachineRecord, published: Published) -> pb.Machine:
+    """The machine as it was when `published` was its state."""
     return pb.Machine(
         id=record.id,
         name=record.name,
-        state=_STATES[record.published.state],
-        state_generation=record.published.generation,
-        reason=record.published.reason,
+        state=_STATES[published.state],
+        state_generation=published.generation,
+        reason=published.reason,
         process_id=record.process_id,
         engine=record.engine,
         disks=record.disks,

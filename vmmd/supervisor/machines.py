@@ -13,6 +13,7 @@ import grpc
 from stairlib.model.errors import AlreadyExistsError, LimitError, NotFoundError, StateError
 from stairlib.telemetry.tracing import Tracing
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
+from vmmd.core.lifecycle import Published
 from vmmd.core.machine import MachineRecord
 from vmmd.core.request_queue import RequestKind
 from vmmd.core.server_config import ServerConfig
@@ -110,22 +111,16 @@ class Machines:
         await process.request_state(kind)
         return process.record
 
-    async def watch(self, machine_id: str, after_generation: int) -> AsyncIterator[MachineRecord]:
+    async def watch(
+        self, machine_id: str, after_generation: int
+    ) -> AsyncIterator[tuple[MachineRecord, Published]]:
         """Each state newer than `after_generation`, until the machine has ended."""
         process = self.find(machine_id)
         seen = after_generation
         while True:
             for published in [p for p in process.history if p.generation > seen]:
                 seen = published.generation
-                record = process.record
-                yield MachineRecord(
-                    record.id,
-                    record.name,
-                    record.engine,
-                    record.disks,
-                    published,
-                    record.process_id,
-                )
+                yield process.record, published
             if process.ended:
                 return
             async with process.changed:

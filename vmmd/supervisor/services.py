@@ -3,6 +3,7 @@ processes, so those calls go there with the caller's deadline and come back as t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import grpc
@@ -14,7 +15,7 @@ from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceServicer, GuestServiceStub
 from stairwell.vmmd.v1.machine_service_pb2_grpc import MachineServiceServicer
 from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer, VolumeServiceStub
-from vmmd.mapping import record_to_message, requested_state
+from vmmd.mapping import machine_with_state, record_to_message, requested_state
 from vmmd.supervisor.machines import Machines
 
 # What a call to a machine's process may take when the caller set no deadline.
@@ -63,8 +64,10 @@ class MachineServicer(MachineServiceServicer):
     async def WatchMachine(
         self, request: pb.WatchMachineRequest, _context: Context
     ) -> AsyncIterator[pb.WatchMachineResponse]:
-        async for record in self._machines.watch(request.id, request.after_generation):
-            yield pb.WatchMachineResponse(machine=record_to_message(record))
+        watch = self._machines.watch(request.id, request.after_generation)
+        async with contextlib.aclosing(watch) as changes:
+            async for record, published in changes:
+                yield pb.WatchMachineResponse(machine=machine_with_state(record, published))
 
     async def DeleteMachine(
         self, request: pb.DeleteMachineRequest, _context: Context

@@ -25,55 +25,55 @@ _sym_db = _symbol_database.Default()
 from stairwell.vcr.v1 import volume_construction_request_pb2 as stairwell_dot_vcr_dot_v1_dot_volume__construction__request__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stairwell/vmmd/v1/volume_service.proto\x12\x11stairwell.vmmd.v1\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"\xde\x01\n\x0eRepairProgress\x12\x14\n\x0c\x65xtents_done\x18\x01 \x01(\r\x12\x15\n\rextents_total\x18\x02 \x01(\r\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x05 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12\x17\n\x0f\x65lapsed_seconds\x18\x07 \x01(\x01\x12\x1c\n\x14\x62ytes_per_second_max\x18\x08 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\"\x8f\x02\n\x08SlotInfo\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tregion_id\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.stairwell.vmmd.v1.SlotState\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.stairwell.vmmd.v1.SlotMode\x12\x12\n\nlast_error\x18\x06 \x01(\t\x12\x31\n\x06repair\x18\x07 \x01(\x0b\x32!.stairwell.vmmd.v1.RepairProgress\x12\x19\n\x11repairs_completed\x18\x08 \x01(\r\x12\x17\n\x0frepairs_aborted\x18\t \x01(\r\"\xd8\x01\n\nRegionInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bupstairs_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12*\n\x05slots\x18\x07 \x03(\x0b\x32\x1b.stairwell.vmmd.v1.SlotInfo\x12\x14\n\x0c\x66lush_number\x18\x08 \x01(\x04\"\x9f\x02\n\nVolumeInfo\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nblock_size\x18\x06 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x04\x12.\n\x07regions\x18\x08 \x03(\x0b\x32\x1d.stairwell.vmmd.v1.RegionInfo\x12\x0f\n\x07nbd_uri\x18\t \x01(\t\x12\x33\n\x08\x63ounters\x18\n \x01(\x0b\x32!.stairwell.vmmd.v1.VolumeCounters\"\xa4\x01\n\x0eVolumeCounters\x12\r\n\x05reads\x18\x01 \x01(\x04\x12\x0e\n\x06writes\x18\x02 \x01(\x04\x12\x0f\n\x07\x66lushes\x18\x03 \x01(\x04\x12\x10\n\x08\x64iscards\x18\x04 \x01(\x04\x12\x12\n\nread_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bwrite_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\x04\x12\x17\n\x0fread_mismatches\x18\x08 \x01(\x04\"8\n\x14GetVolumeInfoRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"F\n\x15GetVolumeInfoResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"6\n\x12WatchVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"D\n\x13WatchVolumeResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"\xce\x01\n\x11ReplaceVcrRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12=\n\x08original\x18\x03 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12@\n\x0breplacement\x18\x04 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x16\n\x0ereplacement_id\x18\x05 \x01(\t\"\x94\x01\n\x12ReplaceVcrResponse\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.stairwell.vmmd.v1.VcrReplaceResult\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x12\n\nnew_target\x18\x04 \x01(\t\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\"J\n\x13VerifyVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tread_data\x18\x03 \x01(\x08\"H\n\x10\x45xtentDifference\x12\x13\n\x0bregion_path\x18\x01 \x01(\t\x12\x0e\n\x06\x65xtent\x18\x02 \x01(\r\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x06\"\xb4\x01\n\x0cVerifyReport\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x18\n\x10\x65xtents_compared\x18\x02 \x01(\r\x12\x18\n\x10members_compared\x18\x03 \x01(\r\x12\x38\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32#.stairwell.vmmd.v1.ExtentDifference\x12\x12\n\nbad_blocks\x18\x05 \x01(\x04\x12\x13\n\x0b\x62locks_read\x18\x06 \x01(\x04\"G\n\x14VerifyVolumeResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.VerifyReport\"X\n\x16SetRepairLimitsRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x03 \x01(\x04\"\x19\n\x17SetRepairLimitsResponse*\xb9\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19VOLUME_STATE_INITIALIZING\x10\x01\x12\x1a\n\x16VOLUME_STATE_GO_ACTIVE\x10\x02\x12\x17\n\x13VOLUME_STATE_ACTIVE\x10\x03\x12\x1d\n\x19VOLUME_STATE_DEACTIVATING\x10\x04\x12\x19\n\x15VOLUME_STATE_DISABLED\x10\x05*\x84\x02\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SLOT_STATE_WAIT_CONNECT\x10\x01\x12\x1a\n\x16SLOT_STATE_NEGOTIATING\x10\x02\x12\x1a\n\x16SLOT_STATE_WAIT_QUORUM\x10\x03\x12\x18\n\x14SLOT_STATE_RECONCILE\x10\x04\x12 \n\x1cSLOT_STATE_LIVE_REPAIR_READY\x10\x05\x12\x1a\n\x16SLOT_STATE_LIVE_REPAIR\x10\x06\x12\x15\n\x11SLOT_STATE_ACTIVE\x10\x07\x12\x17\n\x13SLOT_STATE_STOPPING\x10\x08*~\n\x08SlotMode\x12\x19\n\x15SLOT_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSLOT_MODE_NEW\x10\x01\x12\x15\n\x11SLOT_MODE_OFFLINE\x10\x02\x12\x15\n\x11SLOT_MODE_FAULTED\x10\x03\x12\x16\n\x12SLOT_MODE_REPLACED\x10\x04*\xcc\x01\n\x10VcrReplaceResult\x12\"\n\x1eVCR_REPLACE_RESULT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aVCR_REPLACE_RESULT_STARTED\x10\x01\x12&\n\"VCR_REPLACE_RESULT_STARTED_ALREADY\x10\x02\x12(\n$VCR_REPLACE_RESULT_COMPLETED_ALREADY\x10\x03\x12\"\n\x1eVCR_REPLACE_RESULT_VCR_MATCHES\x10\x04\x32\xf9\x03\n\rVolumeService\x12\x62\n\rGetVolumeInfo\x12\'.stairwell.vmmd.v1.GetVolumeInfoRequest\x1a(.stairwell.vmmd.v1.GetVolumeInfoResponse\x12^\n\x0bWatchVolume\x12%.stairwell.vmmd.v1.WatchVolumeRequest\x1a&.stairwell.vmmd.v1.WatchVolumeResponse0\x01\x12Y\n\nReplaceVcr\x12$.stairwell.vmmd.v1.ReplaceVcrRequest\x1a%.stairwell.vmmd.v1.ReplaceVcrResponse\x12_\n\x0cVerifyVolume\x12&.stairwell.vmmd.v1.VerifyVolumeRequest\x1a\'.stairwell.vmmd.v1.VerifyVolumeResponse\x12h\n\x0fSetRepairLimits\x12).stairwell.vmmd.v1.SetRepairLimitsRequest\x1a*.stairwell.vmmd.v1.SetRepairLimitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stairwell/vmmd/v1/volume_service.proto\x12\x11stairwell.vmmd.v1\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"\xde\x01\n\x0eRepairProgress\x12\x14\n\x0c\x65xtents_done\x18\x01 \x01(\r\x12\x15\n\rextents_total\x18\x02 \x01(\r\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x05 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12\x17\n\x0f\x65lapsed_seconds\x18\x07 \x01(\x01\x12\x1c\n\x14\x62ytes_per_second_max\x18\x08 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\"\xaa\x02\n\x08SlotInfo\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tregion_id\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.stairwell.vmmd.v1.SlotState\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.stairwell.vmmd.v1.SlotMode\x12\x12\n\nlast_error\x18\x06 \x01(\t\x12\x31\n\x06repair\x18\x07 \x01(\x0b\x32!.stairwell.vmmd.v1.RepairProgress\x12\x19\n\x11repairs_completed\x18\x08 \x01(\r\x12\x17\n\x0frepairs_aborted\x18\t \x01(\r\x12\x19\n\x11\x64\x65parting_address\x18\n \x01(\t\"\xd8\x01\n\nRegionInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bupstairs_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12*\n\x05slots\x18\x07 \x03(\x0b\x32\x1b.stairwell.vmmd.v1.SlotInfo\x12\x14\n\x0c\x66lush_number\x18\x08 \x01(\x04\"\x9f\x02\n\nVolumeInfo\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nblock_size\x18\x06 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x04\x12.\n\x07regions\x18\x08 \x03(\x0b\x32\x1d.stairwell.vmmd.v1.RegionInfo\x12\x0f\n\x07nbd_uri\x18\t \x01(\t\x12\x33\n\x08\x63ounters\x18\n \x01(\x0b\x32!.stairwell.vmmd.v1.VolumeCounters\"\xa4\x01\n\x0eVolumeCounters\x12\r\n\x05reads\x18\x01 \x01(\x04\x12\x0e\n\x06writes\x18\x02 \x01(\x04\x12\x0f\n\x07\x66lushes\x18\x03 \x01(\x04\x12\x10\n\x08\x64iscards\x18\x04 \x01(\x04\x12\x12\n\nread_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bwrite_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\x04\x12\x17\n\x0fread_mismatches\x18\x08 \x01(\x04\"8\n\x14GetVolumeInfoRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"F\n\x15GetVolumeInfoResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"6\n\x12WatchVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"D\n\x13WatchVolumeResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"\xce\x01\n\x11ReplaceVcrRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12=\n\x08original\x18\x03 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12@\n\x0breplacement\x18\x04 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x16\n\x0ereplacement_id\x18\x05 \x01(\t\"\x94\x01\n\x12ReplaceVcrResponse\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.stairwell.vmmd.v1.VcrReplaceResult\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x12\n\nnew_target\x18\x04 \x01(\t\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\"J\n\x13VerifyVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tread_data\x18\x03 \x01(\x08\"H\n\x10\x45xtentDifference\x12\x13\n\x0bregion_path\x18\x01 \x01(\t\x12\x0e\n\x06\x65xtent\x18\x02 \x01(\r\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x06\"\xb4\x01\n\x0cVerifyReport\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x18\n\x10\x65xtents_compared\x18\x02 \x01(\r\x12\x18\n\x10members_compared\x18\x03 \x01(\r\x12\x38\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32#.stairwell.vmmd.v1.ExtentDifference\x12\x12\n\nbad_blocks\x18\x05 \x01(\x04\x12\x13\n\x0b\x62locks_read\x18\x06 \x01(\x04\"G\n\x14VerifyVolumeResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.VerifyReport\"X\n\x16SetRepairLimitsRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x03 \x01(\x04\"\x19\n\x17SetRepairLimitsResponse*\xb9\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19VOLUME_STATE_INITIALIZING\x10\x01\x12\x1a\n\x16VOLUME_STATE_GO_ACTIVE\x10\x02\x12\x17\n\x13VOLUME_STATE_ACTIVE\x10\x03\x12\x1d\n\x19VOLUME_STATE_DEACTIVATING\x10\x04\x12\x19\n\x15VOLUME_STATE_DISABLED\x10\x05*\x84\x02\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SLOT_STATE_WAIT_CONNECT\x10\x01\x12\x1a\n\x16SLOT_STATE_NEGOTIATING\x10\x02\x12\x1a\n\x16SLOT_STATE_WAIT_QUORUM\x10\x03\x12\x18\n\x14SLOT_STATE_RECONCILE\x10\x04\x12 \n\x1cSLOT_STATE_LIVE_REPAIR_READY\x10\x05\x12\x1a\n\x16SLOT_STATE_LIVE_REPAIR\x10\x06\x12\x15\n\x11SLOT_STATE_ACTIVE\x10\x07\x12\x17\n\x13SLOT_STATE_STOPPING\x10\x08*~\n\x08SlotMode\x12\x19\n\x15SLOT_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSLOT_MODE_NEW\x10\x01\x12\x15\n\x11SLOT_MODE_OFFLINE\x10\x02\x12\x15\n\x11SLOT_MODE_FAULTED\x10\x03\x12\x16\n\x12SLOT_MODE_REPLACED\x10\x04*\xcc\x01\n\x10VcrReplaceResult\x12\"\n\x1eVCR_REPLACE_RESULT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aVCR_REPLACE_RESULT_STARTED\x10\x01\x12&\n\"VCR_REPLACE_RESULT_STARTED_ALREADY\x10\x02\x12(\n$VCR_REPLACE_RESULT_COMPLETED_ALREADY\x10\x03\x12\"\n\x1eVCR_REPLACE_RESULT_VCR_MATCHES\x10\x04\x32\xf9\x03\n\rVolumeService\x12\x62\n\rGetVolumeInfo\x12\'.stairwell.vmmd.v1.GetVolumeInfoRequest\x1a(.stairwell.vmmd.v1.GetVolumeInfoResponse\x12^\n\x0bWatchVolume\x12%.stairwell.vmmd.v1.WatchVolumeRequest\x1a&.stairwell.vmmd.v1.WatchVolumeResponse0\x01\x12Y\n\nReplaceVcr\x12$.stairwell.vmmd.v1.ReplaceVcrRequest\x1a%.stairwell.vmmd.v1.ReplaceVcrResponse\x12_\n\x0cVerifyVolume\x12&.stairwell.vmmd.v1.VerifyVolumeRequest\x1a\'.stairwell.vmmd.v1.VerifyVolumeResponse\x12h\n\x0fSetRepairLimits\x12).stairwell.vmmd.v1.SetRepairLimitsRequest\x1a*.stairwell.vmmd.v1.SetRepairLimitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.vmmd.v1.volume_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VOLUMESTATE']._serialized_start=2428
-  _globals['_VOLUMESTATE']._serialized_end=2613
-  _globals['_SLOTSTATE']._serialized_start=2616
-  _globals['_SLOTSTATE']._serialized_end=2876
-  _globals['_SLOTMODE']._serialized_start=2878
-  _globals['_SLOTMODE']._serialized_end=3004
-  _globals['_VCRREPLACERESULT']._serialized_start=3007
-  _globals['_VCRREPLACERESULT']._serialized_end=3211
+  _globals['_VOLUMESTATE']._serialized_start=2455
+  _globals['_VOLUMESTATE']._serialized_end=2640
+  _globals['_SLOTSTATE']._serialized_start=2643
+  _globals['_SLOTSTATE']._serialized_end=2903
+  _globals['_SLOTMODE']._serialized_start=2905
+  _globals['_SLOTMODE']._serialized_end=3031
+  _globals['_VCRREPLACERESULT']._serialized_start=3034
+  _globals['_VCRREPLACERESULT']._serialized_end=3238
   _globals['_REPAIRPROGRESS']._serialized_start=114
   _globals['_REPAIRPROGRESS']._serialized_end=336
   _globals['_SLOTINFO']._serialized_start=339
-  _globals['_SLOTINFO']._serialized_end=610
-  _globals['_REGIONINFO']._serialized_start=613
-  _globals['_REGIONINFO']._serialized_end=829
-  _globals['_VOLUMEINFO']._serialized_start=832
-  _globals['_VOLUMEINFO']._serialized_end=1119
-  _globals['_VOLUMECOUNTERS']._serialized_start=1122
-  _globals['_VOLUMECOUNTERS']._serialized_end=1286
-  _globals['_GETVOLUMEINFOREQUEST']._serialized_start=1288
-  _globals['_GETVOLUMEINFOREQUEST']._serialized_end=1344
-  _globals['_GETVOLUMEINFORESPONSE']._serialized_start=1346
-  _globals['_GETVOLUMEINFORESPONSE']._serialized_end=1416
-  _globals['_WATCHVOLUMEREQUEST']._serialized_start=1418
-  _globals['_WATCHVOLUMEREQUEST']._serialized_end=1472
-  _globals['_WATCHVOLUMERESPONSE']._serialized_start=1474
-  _globals['_WATCHVOLUMERESPONSE']._serialized_end=1542
-  _globals['_REPLACEVCRREQUEST']._serialized_start=1545
-  _globals['_REPLACEVCRREQUEST']._serialized_end=1751
-  _globals['_REPLACEVCRRESPONSE']._serialized_start=1754
-  _globals['_REPLACEVCRRESPONSE']._serialized_end=1902
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=1904
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=1978
-  _globals['_EXTENTDIFFERENCE']._serialized_start=1980
-  _globals['_EXTENTDIFFERENCE']._serialized_end=2052
-  _globals['_VERIFYREPORT']._serialized_start=2055
-  _globals['_VERIFYREPORT']._serialized_end=2235
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=2237
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=2308
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=2310
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=2398
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=2400
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=2425
-  _globals['_VOLUMESERVICE']._serialized_start=3214
-  _globals['_VOLUMESERVICE']._serialized_end=3719
+  _globals['_SLOTINFO']._serialized_end=637
+  _globals['_REGIONINFO']._serialized_start=640
+  _globals['_REGIONINFO']._serialized_end=856
+  _globals['_VOLUMEINFO']._serialized_start=859
+  _globals['_VOLUMEINFO']._serialized_end=1146
+  _globals['_VOLUMECOUNTERS']._serialized_start=1149
+  _globals['_VOLUMECOUNTERS']._serialized_end=1313
+  _globals['_GETVOLUMEINFOREQUEST']._serialized_start=1315
+  _globals['_GETVOLUMEINFOREQUEST']._serialized_end=1371
+  _globals['_GETVOLUMEINFORESPONSE']._serialized_start=1373
+  _globals['_GETVOLUMEINFORESPONSE']._serialized_end=1443
+  _globals['_WATCHVOLUMEREQUEST']._serialized_start=1445
+  _globals['_WATCHVOLUMEREQUEST']._serialized_end=1499
+  _globals['_WATCHVOLUMERESPONSE']._serialized_start=1501
+  _globals['_WATCHVOLUMERESPONSE']._serialized_end=1569
+  _globals['_REPLACEVCRREQUEST']._serialized_start=1572
+  _globals['_REPLACEVCRREQUEST']._serialized_end=1778
+  _globals['_REPLACEVCRRESPONSE']._serialized_start=1781
+  _globals['_REPLACEVCRRESPONSE']._serialized_end=1929
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=1931
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=2005
+  _globals['_EXTENTDIFFERENCE']._serialized_start=2007
+  _globals['_EXTENTDIFFERENCE']._serialized_end=2079
+  _globals['_VERIFYREPORT']._serialized_start=2082
+  _globals['_VERIFYREPORT']._serialized_end=2262
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=2264
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=2335
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=2337
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=2425
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=2427
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=2452
+  _globals['_VOLUMESERVICE']._serialized_start=3241
+  _globals['_VOLUMESERVICE']._serialized_end=3746
 # @@protoc_insertion_point(module_scope)

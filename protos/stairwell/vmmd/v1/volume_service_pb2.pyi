@@ -171,6 +171,7 @@ class SlotInfo(_message.Message):
     REPAIR_FIELD_NUMBER: _builtins.int
     REPAIRS_COMPLETED_FIELD_NUMBER: _builtins.int
     REPAIRS_ABORTED_FIELD_NUMBER: _builtins.int
+    DEPARTING_ADDRESS_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     address: _builtins.str
     region_id: _builtins.str
@@ -181,6 +182,8 @@ class SlotInfo(_message.Message):
     repairs_completed: _builtins.int
     """How often a repair of this slot completed / was aborted."""
     repairs_aborted: _builtins.int
+    departing_address: _builtins.str
+    """The good member that still serves while this slot's new one is being filled."""
     @_builtins.property
     def repair(self) -> Global___RepairProgress:
         """Present while the slot is being repaired."""
@@ -197,10 +200,11 @@ class SlotInfo(_message.Message):
         repair: Global___RepairProgress | None = ...,
         repairs_completed: _builtins.int = ...,
         repairs_aborted: _builtins.int = ...,
+        departing_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "departing_address", b"departing_address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

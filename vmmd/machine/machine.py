@@ -1,0 +1,160 @@
+"""The machine itself: its devices on a PCI topology, its volumes, their exports and the built-in
+guest.
+
+Order of start: volumes become active (all at once), then the guest brings up the controllers
+through their registers, then the exports listen. Order of halt: exports close, the guest stops
+asking, controllers pause until nothing is in flight and are halted, volumes are deactivated (which
+flushes them). Source: reference propolis.md §7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from stairlib.model.construction import VolumeSpec
+from stairlib.model.errors import NotFoundError, StairwellError
+from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.tracing import Tracing
+from vmmd.block.backend import Backend
+from vmmd.block.file import FileBackend
+from vmmd.block.nbd import NbdExport
+from vmmd.block.volume import Volume
+from vmmd.core.machine import DiskSpec, MachineSpec
+from vmmd.core.pci_path import PciPath
+from vmmd.core.server_config import ServerConfig
+from vmmd.guest.machine_guest import GuestSystem
+from vmmd.guest.memory import GuestRam
+from vmmd.hw.nvme.controller import NvmeController
+from vmmd.hw.pci.topology import PciTopology
+
+log = get_logger(__name__)
+
+# A controller pauses when its last request is answered; one whose volume is stuck must not hold up
+# the end.
+PAUSE_SECONDS = 10.0
+DEACTIVATE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One replicated disk as built."""
+
+    spec: DiskSpec
+    volume: Volume
+    controller: NvmeController
+    export: NbdExport
+
+
+class Machine:
+    """Built once, started once, halted once. Satisfies `driver.Parts`."""
+
+    def __init__(
+        self, spec: MachineSpec, config: ServerConfig, directory: Path, tracing: Tracing
+    ) -> None:
+        self.spec = spec
+        self._memory = GuestRam(spec.memory_mib << 20)
+        self._topology = PciTopology(self._memory)
+        self.disks: dict[str, Disk] = {}
+        self._host_files: list[FileBackend] = []
+        for disk in spec.disks:
+            self.disks[disk.name] = self._build_disk(disk, directory, tracing)
+        self._build_host_devices(config)
+        names = {str(disk.pci_path): disk.name for disk in spec.disks}
+        self.guest = GuestSystem(self._topology, self._memory, names=names)
+
+    def _build_disk(self, disk: DiskSpec, directory: Path, tracing: Tracing) -> Disk:
+        assert isinstance(disk.construction, VolumeSpec)
+        volume = Volume(disk.construction, tracing=tracing, read_only=disk.read_only)
+        controller = NvmeController(volume, serial=disk.name, namespace_uuid=disk.construction.id)
+        self._topology.attach(disk.pci_path, controller)
+        export = NbdExport(volume, disk.name, socket=directory / f"{disk.name}.nbd")
+        return Disk(disk, volume, controller, export)
+
+    def _build_host_devices(self, config: ServerConfig) -> None:
+        blocks = dict(config.block_devices)
+        for name, device in config.devices:
+            block = blocks[device.block_dev]
+            if not Path(block.path).is_file():
+                # Said once by vmmd at its start; with no CPU nobody could read it.
+                continue
+            backend = FileBackend(
+                Path(block.path),
+                read_only=block.read_only,
+                block_size=block.block_size,
+                workers=block.workers,
+            )
+            self._host_files.append(backend)
+            self._attach_host_device(name, device.pci_path, backend)
+
+    def _attach_host_device(self, name: str, path: str, backend: Backend) -> None:
+        self._topology.attach(PciPath.parse(path), NvmeController(backend, serial=name))
+
+    def disk(self, name: str) -> Disk:
+        """By disk name or volume UUID; NotFoundError when there is none."""
+        if name in self.disks:
+            return self.disks[name]
+        with contextlib.suppress(ValueError):
+            wanted = UUID(name)
+            for disk in self.disks.values():
+                if disk.volume.id == wanted:
+                    return disk
+        raise NotFoundError("disk", name)
+
+    def volumes(self) -> Iterator[Volume]:
+        """Every volume of the machine."""
+        return (disk.volume for disk in self.disks.values())
+
+    async def start(self) -> None:
+        """Returns once the machine runs; StairwellError names what could not be started."""
+        await asyncio.gather(*(volume.activate() for volume in self.volumes()))
+        for _path, device in self._topology.devices():
+            device.start()
+        await self.guest.start()
+        for disk in self.disks.values():
+            await disk.export.start()
+
+    async def reset(self) -> None:
+        """A reboot: the devices as after power-on, the volumes untouched."""
+        self.guest.reboot_begun()
+        await self._pause()
+        self._topology.reset()
+        for _path, device in self._topology.devices():
+            device.resume()
+        await self.guest.start()
+
+    async def halt(self) -> None:
+        """Ends everything; what does not end in time is left, and said."""
+        for disk in self.disks.values():
+            await disk.export.stop()
+        await self.guest.stop()
+        await self._pause()
+        for _path, device in self._topology.devices():
+            device.halt()
+        for disk in self.disks.values():
+            await self._deactivate(disk)
+        for backend in self._host_files:
+            backend.close()
+
+    async def _pause(self) -> None:
+        paused = []
+        for _path, device in self._topology.devices():
+            event = asyncio.Event()
+            device.pause(event.set)
+            paused.append(event.wait())
+        try:
+            await asyncio.wait_for(asyncio.gather(*paused), PAUSE_SECONDS)
+        except TimeoutError:
+            log.warning("devices still had requests in flight when they were halted")
+
+    async def _deactivate(self, disk: Disk) -> None:
+        try:
+            await asyncio.wait_for(disk.volume.deactivate(), DEACTIVATE_SECONDS)
+        except (StairwellError, TimeoutError) as error:
+            log.warning("volume not deactivated cleanly", disk=disk.spec.name, reason=str(error))
+        finally:
+            await disk.volume.close()

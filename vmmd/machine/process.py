@@ -1,0 +1,90 @@
+"""The one machine of this process, from nothing through its life to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+import grpc
+
+from stairlib.model.errors import StateError
+from stairlib.telemetry.tracing import Tracing
+from vmmd.core.machine import MachineRecord, MachineSpec
+from vmmd.core.request_queue import RequestKind
+from vmmd.core.server_config import ServerConfig
+from vmmd.machine.driver import Driver
+from vmmd.machine.machine import Machine
+
+
+class MachineHost:
+    """Holds the machine and its driver once configured; StateError before."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+        self._machine: Machine | None = None
+        self._driver: Driver | None = None
+        self._engine = ""
+        self._configured = asyncio.Event()
+        self._run: asyncio.Task[None] | None = None
+
+    def configure(self, spec: MachineSpec, config: ServerConfig, directory: Path) -> MachineRecord:
+        """Builds the machine; StateError when there is one."""
+        if self._machine is not None:
+            raise StateError("this process has its machine", reason="CONFIGURED_ALREADY")
+        self._machine = Machine(spec, config, directory, self._tracing)
+        self._driver = Driver(self._machine)
+        self._engine = config.engine.value
+        self._run = asyncio.create_task(self._driver.run(), name="machine")
+        self._configured.set()
+        return self.record()
+
+    @property
+    def machine(self) -> Machine:
+        """The machine."""
+        if self._machine is None:
+            raise StateError("the machine is not configured yet", reason="NOT_CONFIGURED")
+        return self._machine
+
+    @property
+    def driver(self) -> Driver:
+        """What carries out its requests."""
+        if self._driver is None:
+            raise StateError("the machine is not configured yet", reason="NOT_CONFIGURED")
+        return self._driver
+
+    def record(self) -> MachineRecord:
+        """The machine as its watchers see it."""
+        spec = self.machine.spec
+        return MachineRecord(
+            spec.id,
+            spec.name,
+            self._engine,
+            tuple(disk.name for disk in spec.disks),
+            self.driver.published,
+        )
+
+    def request(self, kind: RequestKind) -> None:
+        """Queues a state change; without a machine, a stop ends the process."""
+        if self._driver is None and kind is RequestKind.STOP:
+            self._configured.set()
+            return
+        self.driver.request(kind)
+
+    async def ended(self) -> None:
+        """Returns when the machine has ended, or never came to be."""
+        await self._configured.wait()
+        if self._run is not None:
+            await asyncio.shield(self._run)
+
+    def downstairs(self) -> Iterable[tuple[str, grpc.aio.Channel]]:
+        """Channels to every downstairs the volumes talk to, or talked to."""
+        if self._machine is None:
+            return []
+        return [pair for volume in self._machine.volumes() for pair in volume.channels()]
+
+    async def close(self) -> None:
+        """After the end: nothing is left running."""
+        if self._run is not None:
+            self._run.cancel()
+            await asyncio.gather(self._run, return_exceptions=True)

@@ -1,0 +1,170 @@
+"""The machine process's gRPC face, for vmmd alone: check, call, map."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+
+from stairlib.model.construction import Construction
+from stairlib.model.construction_diff import ChangedTarget, Outcome, compare
+from stairlib.model.errors import InvalidRequestError, NotFoundError
+from stairlib.wire import construction as construction_wire
+from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
+from stairwell.vmmd.v1 import machine_process_service_pb2 as process_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceServicer
+from stairwell.vmmd.v1.machine_process_service_pb2_grpc import MachineProcessServiceServicer
+from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer
+from vmmd.core.server_config import ServerConfig
+from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
+from vmmd.machine.machine import Disk
+from vmmd.machine.process import MachineHost
+from vmmd.machine.volume_mapping import replaced_message, verified_message, volume_message
+from vmmd.mapping import (
+    machine_with_state,
+    record_to_message,
+    requested_state,
+    spec_from_message,
+)
+
+Context = grpc.aio.ServicerContext
+
+
+class MachineProcessServicer(MachineProcessServiceServicer):
+    """The machine's life."""
+
+    def __init__(self, host: MachineHost) -> None:
+        self._host = host
+
+    async def Configure(
+        self, request: process_pb.ConfigureRequest, _context: Context
+    ) -> process_pb.ConfigureResponse:
+        record = self._host.configure(
+            spec_from_message(request.spec),
+            ServerConfig.from_json(request.server_config_json),
+            Path(request.nbd_directory),
+        )
+        return process_pb.ConfigureResponse(machine=record_to_message(record))
+
+    async def RequestState(
+        self, request: process_pb.RequestStateRequest, _context: Context
+    ) -> process_pb.RequestStateResponse:
+        self._host.driver.request(requested_state(request.state))
+        return process_pb.RequestStateResponse(machine=record_to_message(self._host.record()))
+
+    async def WatchState(
+        self, _request: process_pb.WatchStateRequest, _context: Context
+    ) -> AsyncIterator[process_pb.WatchStateResponse]:
+        async for published in self._host.driver.watch():
+            machine = machine_with_state(self._host.record(), published)
+            yield process_pb.WatchStateResponse(machine=machine)
+
+
+class VolumeServicer(VolumeServiceServicer):
+    """The machine's volumes."""
+
+    def __init__(self, host: MachineHost) -> None:
+        self._host = host
+
+    def _disk(self, name: str) -> Disk:
+        return self._host.machine.disk(name)
+
+    def _info(self, disk: Disk) -> pb.VolumeInfo:
+        machine_id = self._host.machine.spec.id
+        return volume_message(machine_id, disk.spec.name, disk.volume.status(), disk.export.uri)
+
+    async def GetVolumeInfo(
+        self, request: pb.GetVolumeInfoRequest, _context: Context
+    ) -> pb.GetVolumeInfoResponse:
+        return pb.GetVolumeInfoResponse(volume=self._info(self._disk(request.disk)))
+
+    async def WatchVolume(
+        self, request: pb.WatchVolumeRequest, _context: Context
+    ) -> AsyncIterator[pb.WatchVolumeResponse]:
+        disk = self._disk(request.disk)
+        async with contextlib.aclosing(disk.volume.watch()) as changes:
+            async for _status in changes:
+                yield pb.WatchVolumeResponse(volume=self._info(disk))
+
+    async def ReplaceVcr(
+        self, request: pb.ReplaceVcrRequest, _context: Context
+    ) -> pb.ReplaceVcrResponse:
+        disk = self._disk(request.disk)
+        changed = changed_target(
+            construction_wire.from_message(request.original),
+            construction_wire.from_message(request.replacement),
+        )
+        if changed is None:
+            return pb.ReplaceVcrResponse(result=pb.VCR_REPLACE_RESULT_VCR_MATCHES)
+        outcome = await self._host.driver.replace(
+            lambda: disk.volume.replace(changed.old, changed.new, request.replacement_id)
+        )
+        if outcome.slot < 0:
+            raise NotFoundError("target", changed.old, f"no member is at {changed.old}")
+        return replaced_message(outcome.result, changed)
+
+    async def VerifyVolume(
+        self, request: pb.VerifyVolumeRequest, _context: Context
+    ) -> pb.VerifyVolumeResponse:
+        verification = await self._disk(request.disk).volume.verify(read_data=request.read_data)
+        return pb.VerifyVolumeResponse(report=verified_message(verification))
+
+    async def SetRepairLimits(
+        self, request: pb.SetRepairLimitsRequest, _context: Context
+    ) -> pb.SetRepairLimitsResponse:
+        self._disk(request.disk).volume.set_repair_limit(request.bytes_per_second_max)
+        return pb.SetRepairLimitsResponse()
+
+
+def changed_target(original: Construction, replacement: Construction) -> ChangedTarget | None:
+    """The one target that changed, or None when only generations rose; InvalidRequestError when
+    the machine must not follow, with every reason."""
+    comparison = compare(original, replacement)
+    if comparison.outcome in (Outcome.REPLACE, Outcome.GENERATION_ONLY):
+        return comparison.changed
+    listed = "; ".join(f"{v.field} {v.description}" for v in comparison.violations)
+    raise InvalidRequestError(f"replacement refused: {listed}", comparison.violations)
+
+
+class GuestServicer(GuestServiceServicer):
+    """The built-in guest."""
+
+    def __init__(self, host: MachineHost) -> None:
+        self._host = host
+
+    async def RunWorkload(
+        self, request: guest_pb.RunWorkloadRequest, _context: Context
+    ) -> AsyncIterator[guest_pb.RunWorkloadResponse]:
+        work = request.workload
+        kind = workload_kind(work.kind)
+        spec = WorkloadSpec(
+            kind,
+            disk=work.disk,
+            bytes=work.bytes,
+            io_bytes=work.io_bytes,
+            queue_depth=work.queue_depth,
+            seconds=work.seconds,
+            seed=work.seed,
+        )
+        reports = self._host.machine.guest.run_workload(spec)
+        async with contextlib.aclosing(reports) as stream:
+            async for report in stream:
+                yield guest_pb.RunWorkloadResponse(report=report_message(report))
+
+
+def workload_kind(value: int) -> WorkloadKind:
+    """InvalidRequestError when it names none."""
+    try:
+        return WorkloadKind(value)
+    except ValueError:
+        raise InvalidRequestError("workload.kind: must be FILL, MIXED or READ_BACK") from None
+
+
+def report_message(report: WorkloadReport) -> guest_pb.WorkloadReport:
+    """The report's fields have the message's names."""
+    return guest_pb.WorkloadReport(
+        **{name: getattr(report, name) for name in WorkloadReport.__slots__}
+    )

@@ -1,0 +1,107 @@
+"""A volume's status and its verification as protobuf messages, and nothing else."""
+
+from __future__ import annotations
+
+from stairlib.model.construction_diff import ChangedTarget
+from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from vmmd.block.volume import VolumeStatus, VolumeVerification
+from vmmd.upstairs.core.events import ReplaceResult
+from vmmd.upstairs.core.status import RegionStatus, RepairProgress, SlotStatus
+
+
+def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: str) -> pb.VolumeInfo:
+    """The whole volume, region by region."""
+    counters = status.counters
+    return pb.VolumeInfo(
+        machine_id=machine_id,
+        disk=disk,
+        volume_id=status.volume_id,
+        state=pb.VolumeState.ValueType(status.state),
+        reason=status.reason,
+        block_size=status.block_size,
+        total_bytes=status.total_bytes,
+        regions=[_region(path, region) for path, region in status.regions],
+        nbd_uri=nbd_uri,
+        counters=pb.VolumeCounters(
+            reads=counters.reads,
+            writes=counters.writes,
+            flushes=counters.flushes,
+            discards=counters.discards,
+            read_bytes=counters.read_bytes,
+            write_bytes=counters.write_bytes,
+            failed=counters.failed,
+            read_mismatches=sum(region.read_mismatches for _path, region in status.regions),
+        ),
+    )
+
+
+def _region(path: str, region: RegionStatus) -> pb.RegionInfo:
+    return pb.RegionInfo(
+        path=path,
+        upstairs_id=region.upstairs_id,
+        session_id=region.session_id,
+        generation=region.generation,
+        state=pb.VolumeState.ValueType(region.state),
+        reason=region.reason,
+        slots=map(_slot, region.slots),
+        flush_number=region.flush_number,
+    )
+
+
+def _slot(slot: SlotStatus) -> pb.SlotInfo:
+    return pb.SlotInfo(
+        slot=slot.slot,
+        address=slot.address,
+        region_id=slot.region_id,
+        state=pb.SlotState.ValueType(slot.state),
+        mode=pb.SlotMode.ValueType(slot.mode),
+        last_error=slot.last_error,
+        repair=None if slot.repair is None else _repair(slot.repair),
+        repairs_completed=slot.repairs_completed,
+        repairs_aborted=slot.repairs_aborted,
+        departing_address=slot.departing_address,
+    )
+
+
+def _repair(repair: RepairProgress) -> pb.RepairProgress:
+    return pb.RepairProgress(
+        extents_done=repair.extents_done,
+        extents_total=repair.extents_total,
+        bytes_done=repair.bytes_done,
+        bytes_total=repair.bytes_total,
+        bytes_copied=repair.bytes_copied,
+        bytes_per_second=repair.bytes_per_second,
+        elapsed_seconds=repair.elapsed_seconds,
+        bytes_per_second_max=repair.bytes_per_second_max,
+        attempt=repair.attempt,
+    )
+
+
+def replaced_message(result: ReplaceResult, changed: ChangedTarget) -> pb.ReplaceVcrResponse:
+    """What the volume did with a change of one target."""
+    return pb.ReplaceVcrResponse(
+        result=pb.VcrReplaceResult.ValueType(result),
+        slot=changed.slot,
+        old_target=changed.old,
+        new_target=changed.new,
+        region_path=changed.region_path,
+    )
+
+
+def verified_message(verification: VolumeVerification) -> pb.VerifyReport:
+    """The outcome of a comparison of all members."""
+    return pb.VerifyReport(
+        equal=verification.equal,
+        extents_compared=verification.extents_compared,
+        members_compared=verification.members_compared,
+        differences=[
+            pb.ExtentDifference(
+                region_path=difference.region_path,
+                extent=difference.extent,
+                digests=difference.digests,
+            )
+            for difference in verification.differences
+        ],
+        bad_blocks=verification.bad_blocks,
+        blocks_read=verification.blocks_read,
+    )
