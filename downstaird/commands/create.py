@@ -1,0 +1,17 @@
+"""`downstaird create`: makes a region."""
+
+from __future__ import annotations
+
+from downstaird.config import CreateOptions
+from downstaird.regions import create_region
+
+
+def create(options: CreateOptions) -> int:
+    """Makes the region and says so."""
+    create_region(options)
+    geometry = options.geometry
+    print(
+        f"created region {options.id} in {options.directory}: {geometry.describe()}, "
+        f"{geometry.total_bytes / (1 << 20):.0f} MiB{', encrypted' if options.encrypted else ''}"
+    )
+    return 0

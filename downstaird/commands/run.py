@@ -1,0 +1,55 @@
+"""`downstaird run`: serves a region until it is told to stop."""
+
+from __future__ import annotations
+
+from downstaird import regions
+from downstaird.config import RunOptions
+from downstaird.core.engine import Engine
+from downstaird.daemon import Daemon
+from stairlib.runtime import process
+from stairlib.runtime.process import StopSignal
+from stairlib.telemetry import logs
+from stairlib.telemetry.tracing import Tracing
+
+SERVICE = "downstairs"
+
+
+def run(options: RunOptions, *, level: str, log_format: str) -> int:
+    """Serves; the exit status."""
+    json = {"json": True, "human": False}.get(log_format)
+    logs.configure(SERVICE, level=level, json=json)
+    return process.run(lambda stop: _serve(options, stop))
+
+
+async def _serve(options: RunOptions, stop: StopSignal) -> int:
+    engine = _open(options)
+    tracing = Tracing.configure(SERVICE, options.advertise or str(options.address))
+    try:
+        daemon = Daemon(engine, options, tracing)
+        try:
+            await daemon.start()
+            # For whoever started us and reads one line; everything else goes to the log.
+            print(
+                f"ready {daemon.rpc.address} data={daemon.data.port} "
+                f"region={engine.definition.id} mode={'ro' if options.read_only else 'rw'}",
+                flush=True,
+            )
+            await stop.event.wait()
+        finally:
+            await daemon.stop()
+    finally:
+        tracing.shutdown()
+    return 0
+
+
+def _open(options: RunOptions) -> Engine:
+    if options.create is not None and not regions.is_region(options.directory):
+        regions.create_region(options.create)
+    engine = regions.open_region(options.directory, read_only=options.read_only)
+    if options.create is not None:
+        try:
+            regions.check_matches(engine, options.create)
+        except Exception:
+            engine.close()
+            raise
+    return engine

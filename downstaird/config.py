@@ -1,0 +1,71 @@
+"""What the command line asks for, as checked values. Errors are InvalidRequestError naming the
+flag."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from downstaird.faults import FaultPlan
+from stairlib.model.errors import FieldViolation, InvalidRequestError
+from stairlib.model.geometry import Geometry
+from stairlib.runtime.addresses import Address
+
+_FLAGS = {
+    "block_size": "--block-size",
+    "blocks_per_extent": "--extent-size",
+    "extent_count": "--extent-count",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOptions:
+    """A region to be."""
+
+    directory: Path
+    id: uuid.UUID
+    geometry: Geometry
+    encrypted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to serve a region. `create` is set when it may be made on the first start. `data_port`
+    None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
+    each client."""
+
+    directory: Path
+    address: Address
+    data_port: int | None
+    advertise: str
+    read_only: bool
+    faults: FaultPlan
+    create: CreateOptions | None
+
+
+def checked_uuid(text: str | None, flag: str) -> uuid.UUID:
+    """The UUID given with `flag`."""
+    if not text:
+        raise wrong(flag, "is needed: the UUID that names the region for ever")
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise wrong(flag, f"{text!r} is not a UUID") from None
+
+
+def checked_geometry(block_size: int, extent_size: int, extent_count: int) -> Geometry:
+    """A geometry within the limits; the error names every flag that is not."""
+    geometry = Geometry(block_size, extent_size, extent_count)
+    problems = geometry.problems()
+    if problems:
+        raise InvalidRequestError(
+            "; ".join(f"{_FLAGS[field]}: {rule}" for field, rule in problems),
+            tuple(FieldViolation(_FLAGS[field], rule, "OUT_OF_RANGE") for field, rule in problems),
+        )
+    return geometry
+
+
+def wrong(flag: str, rule: str) -> InvalidRequestError:
+    """The error for one flag."""
+    return InvalidRequestError(f"{flag} {rule}", (FieldViolation(flag, rule),))

@@ -1,0 +1,128 @@
+"""What an extent copy compares, asks for, and sends: the decisions of both its ends, without I/O.
+
+Source: contexts as runs without the never-written blocks; block ranges cut into steps of bounded
+bytes. Target: which blocks differ from the source, and of these, which the source never wrote (they
+are cleared here without being asked for). All block numbers are within the extent."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, written
+from stairlib.model.errors import DataError, FieldViolation, InvalidRequestError
+
+# One step of a copy on either end: the loop is held for a few hundred microseconds at most.
+STEP_BYTES = 256 << 10
+# Contexts asked for at once: 2 MiB of them, below any message limit; an extent of 512-byte blocks
+# may have 1M.
+WINDOW_BLOCKS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive blocks."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopySource:
+    """Where an extent is to be copied from, and as whom; the blob of an EXTENT_COPY."""
+
+    address: str
+    upstairs_id: uuid.UUID
+    generation: int
+    traceparent: str | None
+
+
+def parse_source(blob: bytes) -> CopySource:
+    """The JSON of an EXTENT_COPY. InvalidRequestError names the key that is wrong."""
+    try:
+        fields = json.loads(blob)
+    except ValueError as error:
+        raise InvalidRequestError(f"the copy source is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequestError("the copy source is not a JSON object")
+    address, generation = fields.get("address"), fields.get("generation")
+    if not isinstance(address, str) or not address:
+        raise _wrong("address", "must be the source's gRPC address")
+    if not isinstance(generation, int) or isinstance(generation, bool) or generation < 0:
+        raise _wrong("generation", "must be the session's generation")
+    try:
+        upstairs_id = uuid.UUID(str(fields.get("upstairs_id")))
+    except ValueError:
+        raise _wrong("upstairs_id", "must be a UUID") from None
+    traceparent = fields.get("traceparent")
+    return CopySource(
+        address, upstairs_id, generation, traceparent if isinstance(traceparent, str) else None
+    )
+
+
+def _wrong(key: str, rule: str) -> InvalidRequestError:
+    return InvalidRequestError(f"copy source: {key} {rule}", (FieldViolation(key, rule),))
+
+
+def runs(mask: npt.NDArray[np.bool_]) -> list[Run]:
+    """The runs of set entries, in order."""
+    if not len(mask):
+        return []
+    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
+    return [Run(int(first), int(end - first)) for first, end in edges.reshape(-1, 2)]
+
+
+def stored_runs(contexts: ContextArray) -> list[tuple[int, bytes]]:
+    """Runs of blocks that have a context: first block and the contexts' bytes."""
+    return [
+        (run.first, contexts[run.first : run.first + run.count].tobytes())
+        for run in runs(written(contexts))
+    ]
+
+
+def contexts_of(stored: Iterable[tuple[int, bytes]], count: int) -> ContextArray:
+    """The contexts of `count` blocks from `stored_runs` form. DataError when they do not fit."""
+    contexts = empty_contexts(count)
+    for first, raw in stored:
+        blocks, odd = divmod(len(raw), CONTEXT_BYTES)
+        if odd or first + blocks > count:
+            raise DataError("the source's contexts do not fit the extent", reason="REPAIR_SOURCE")
+        contexts[first : first + blocks] = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
+    return contexts
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a target must do for its blocks to be as the source's."""
+
+    fetch: list[Run]
+    clear: list[Run]
+
+
+def compare(own: ContextArray, source: ContextArray) -> Difference:
+    """Blocks to fetch, and blocks to make never-written again."""
+    differs = (own != source).any(axis=1)
+    stored = written(source)
+    return Difference(runs(differs & stored), runs(differs & ~stored))
+
+
+def steps(parts: Iterable[Run], block_size: int) -> Iterator[Run]:
+    """The same blocks in pieces of at most STEP_BYTES."""
+    blocks = max(1, STEP_BYTES // block_size)
+    for part in parts:
+        for first in range(part.first, part.first + part.count, blocks):
+            yield Run(first, min(blocks, part.first + part.count - first))
+
+
+def checksum(contexts: bytes, data: Iterable[bytes | bytearray | memoryview]) -> int:
+    """xxh3-64 of the contexts, then the data, of one chunk on its way."""
+    digest = xxhash.xxh3_64(contexts)
+    for part in data:
+        digest.update(part)
+    return digest.intdigest()

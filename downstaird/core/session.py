@@ -1,0 +1,582 @@
+"""One session's ops run against the region: frames in; reply frames and work for other threads and
+tasks out.
+
+Ops start in the order `work_queue` allows. Reads, writes and the like are done on the spot and
+answered together, in one reply to a request frame where it is not too large; flushes, repair begins
+and extent copies leave as effects and are answered when their outcome comes back. A frame is worked
+off in turns: each turn ends with a reply of bounded size, so that a caller whose peer does not
+drain simply does not ask for the next one.
+
+Invariants: a write whose data does not match its contexts reaches the region in no part; an op that
+fails is answered and changes nothing about the others; a flush takes exactly the changes before it
+in the order; nothing of a frame is kept after it was worked off, but for copies of the ops that
+wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from downstaird.core.engine import Engine, FlushWork
+from downstaird.core.repair_plan import CopySource, parse_source
+from downstaird.core.replies import Reply, status_of
+from downstaird.core.work_queue import Claim, Order, WorkQueue
+from stairlib.model.context import ContextArray, empty_contexts, mismatches
+from stairlib.model.errors import InvalidRequestError, StairwellError
+from stairlib.wire.frame import (
+    OPS_MAX,
+    PAYLOAD_BYTES_MAX,
+    Bytes,
+    Frame,
+    FrameError,
+    FrameKind,
+    OpKind,
+    OpStatus,
+)
+
+READ = int(OpKind.READ)
+WRITE = int(OpKind.WRITE)
+WRITE_UNWRITTEN = int(OpKind.WRITE_UNWRITTEN)
+DISCARD = int(OpKind.DISCARD)
+FLUSH = int(OpKind.FLUSH)
+NOOP = int(OpKind.NOOP)
+EXTENT_STATES = int(OpKind.EXTENT_STATES)
+EXTENT_DIGEST = int(OpKind.EXTENT_DIGEST)
+REPAIR_BEGIN = int(OpKind.REPAIR_BEGIN)
+EXTENT_COPY = int(OpKind.EXTENT_COPY)
+REPAIR_END = int(OpKind.REPAIR_END)
+REPAIR_LIMIT = int(OpKind.REPAIR_LIMIT)
+
+_KINDS = frozenset(map(int, OpKind))
+_ASYNCHRONOUS = frozenset((FLUSH, REPAIR_BEGIN, EXTENT_COPY))
+# Started unasked while nothing waits; a REPAIR_END is rare and takes the ordered way.
+_IMMEDIATE = _KINDS - _ASYNCHRONOUS - {REPAIR_END}
+_CARRY_DATA = frozenset((WRITE, WRITE_UNWRITTEN))
+_CHANGING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD, REPAIR_BEGIN, EXTENT_COPY, REPAIR_END))
+_ORDERS = {
+    READ: Order.LOOK,
+    EXTENT_DIGEST: Order.LOOK,
+    WRITE: Order.CHANGE,
+    WRITE_UNWRITTEN: Order.CHANGE,
+    DISCARD: Order.CHANGE,
+    FLUSH: Order.BARRIER,
+    REPAIR_BEGIN: Order.BARRIER,
+    EXTENT_STATES: Order.SURVEY,
+    EXTENT_COPY: Order.FOLLOW,
+    REPAIR_END: Order.FOLLOW,
+    NOOP: Order.FREE,
+    REPAIR_LIMIT: Order.FREE,
+}
+# What an op that waits costs beside its data.
+_OP_HELD_BYTES = 500
+# A digest reads the contexts of its extents on the loop: about 0.1 ms for 16384 blocks.
+DIGEST_BLOCKS_MAX = 8 << 20
+
+Row = tuple[int, int, int, int, int, int, int, int, int, int]
+
+
+@dataclass(slots=True)
+class RunWork:
+    """To be run on the lane, then given back to `work_done`. Jobs may still join until the turn is
+    over."""
+
+    work: FlushWork
+    kind: int
+    jobs: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyExtent:
+    """To be copied by a task, then given back to `copy_done` or `copy_failed`."""
+
+    job: int
+    extent: int
+    source: CopySource
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRepair:
+    """The rate of all copies from now on; 0 is none."""
+
+    bytes_per_second: int
+
+
+Effect = RunWork | CopyExtent | LimitRepair
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a turn gave: a reply to send, effects to carry out, and whether another turn is due."""
+
+    reply: list[Bytes] | None
+    effects: list[Effect]
+    more: bool
+
+
+@dataclass(slots=True)
+class _Op:
+    """An op that takes the ordered way; its data is copied only when it has to wait."""
+
+    row: Row
+    contexts: ContextArray | None
+    data: Bytes
+    blob: bytes
+    intact: bool
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a frame has been worked off. Indexes into its parts."""
+
+    frame: Frame
+    rows: list[Row]
+    bad_blocks: list[int]
+    at: int = 0
+    block: int = 0
+    dependency: int = 0
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The outcome of asynchronous work, to be part of the next reply."""
+
+    job: int
+    kind: int
+    number: int = 0
+    status: OpStatus = OpStatus.OK
+    text: str = ""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals of a session, for its closing log line."""
+
+    frames: int = 0
+    failed: int = 0
+    flushes: int = 0
+    copied_bytes: int = 0
+
+
+class Session:
+    """The state of one session. Pure: runs against any Engine, knows neither sockets nor
+    threads."""
+
+    def __init__(self, region: Engine, *, read_only: bool, lane_free: bool) -> None:
+        self._region = region
+        self._read_only = read_only
+        geometry = region.definition.geometry
+        self._block_size = geometry.block_size
+        self._blocks = geometry.block_count
+        self._extents = geometry.extent_count
+        self._blocks_per_extent = geometry.blocks_per_extent
+        self._encrypted = region.definition.encrypted
+        self._queue: WorkQueue[_Op] = WorkQueue()
+        self._queue.lane_free = lane_free
+        self._released: deque[Claim[_Op]] = deque()
+        self._answers: deque[_Answer] = deque()
+        self._frame: _Progress | None = None
+        self._open_flush: RunWork | None = None
+        self._last_flush = (0, 0)
+        self._ended = False
+        self.counters = Counters()
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is done any more."""
+        return self._ended
+
+    @property
+    def ready(self) -> bool:
+        """The frame before has been worked off: another may be taken."""
+        return self._frame is None
+
+    @property
+    def wants_lane(self) -> bool:
+        """Something waits that the lane might let go on."""
+        return not self._queue.idle
+
+    @property
+    def reserves_lane(self) -> bool:
+        """Something was let go that will take the lane in the next turn: it must stay free."""
+        return any(claim.needs_lane for claim in self._released)
+
+    def take(self, frame: Frame) -> None:
+        """A request to be worked off by `run`; FrameError when it contradicts itself. Only while
+        `ready`."""
+        assert self._frame is None
+        if frame.kind is not FrameKind.REQUEST:
+            raise FrameError(f"a {frame.kind.name} frame has no place in a session")
+        rows: list[Row] = frame.ops.tolist()
+        blocks = 0
+        for row in rows:
+            if row[1] in _CARRY_DATA:
+                blocks += row[6]
+        if blocks != len(frame.contexts) or blocks * self._block_size != len(frame.payload):
+            raise FrameError(
+                f"writes of {blocks} blocks of {self._block_size} bytes came with "
+                f"{len(frame.contexts)} contexts and {len(frame.payload)} bytes"
+            )
+        bad = (
+            mismatches(frame.payload, frame.contexts, self._block_size, encrypted=self._encrypted)
+            if blocks
+            else []
+        )
+        self.counters.frames += 1
+        self._frame = _Progress(frame, rows, bad)
+
+    def run(self) -> Turn:
+        """Carries on until nothing can go on, or a reply is full."""
+        reply = Reply()
+        effects: list[Effect] = []
+        sequence = self._frame.frame.sequence if self._frame is not None else 0
+        self._open_flush = None
+        more = False
+        if not self._ended:
+            more = self._run_pending(reply, effects) or self._run_frame(reply, effects)
+        self._open_flush = None
+        return Turn(reply.frame(sequence) if len(reply) else None, effects, more)
+
+    def _run_pending(self, reply: Reply, effects: list[Effect]) -> bool:
+        """Outcomes of asynchronous work, then what they let go on. True when the reply is full."""
+        while self._answers:
+            if len(reply) >= OPS_MAX:
+                return True
+            answer = self._answers.popleft()
+            if answer.status is OpStatus.OK:
+                reply.done(answer.job, answer.kind, number=answer.number)
+            else:
+                self.counters.failed += 1
+                reply.failed(answer.job, answer.kind, answer.status, answer.text)
+        while self._released:
+            claim = self._released[0]
+            if self._is_full(reply, claim.item.row):
+                return True
+            self._released.popleft()
+            self._execute_claim(claim, reply, effects)
+        return False
+
+    def _run_frame(self, reply: Reply, effects: list[Effect]) -> bool:
+        progress = self._frame
+        if progress is None:
+            return False
+        queue, rows = self._queue, progress.rows
+        while progress.at < len(rows):
+            row = rows[progress.at]
+            if self._is_full(reply, row):
+                return True
+            kind = row[1]
+            if queue.idle and not row[4] and kind in _IMMEDIATE:
+                blob = progress.frame.blob(progress.at) if row[7] else b""
+                contexts, data, intact = self._carried(progress, row)
+                self._execute(row, contexts, data, blob, intact, reply, effects)
+            elif queue.full:
+                return False
+            else:
+                self._offer(progress, row, reply, effects)
+            progress.at += 1
+        self._frame = None
+        return False
+
+    def _is_full(self, reply: Reply, row: Row) -> bool:
+        """Whether the reply must go out before this op is done."""
+        count = len(reply)
+        if not count:
+            return False
+        if count >= OPS_MAX:
+            return True
+        coming = row[6] * self._block_size if row[1] == READ else 0
+        return reply.payload_bytes + coming > PAYLOAD_BYTES_MAX
+
+    def _carried(
+        self, progress: _Progress, row: Row
+    ) -> tuple[ContextArray | None, memoryview, bool]:
+        """The contexts and data of the op, as views, and whether they match."""
+        if row[1] not in _CARRY_DATA:
+            return None, progress.frame.payload[:0], True
+        first = progress.block
+        end = progress.block = first + row[6]
+        intact = True
+        if progress.bad_blocks:
+            intact = not any(first <= block < end for block in progress.bad_blocks)
+        size = self._block_size
+        return (
+            progress.frame.contexts[first:end],
+            progress.frame.payload[first * size : end * size],
+            intact,
+        )
+
+    def _offer(self, progress: _Progress, row: Row, reply: Reply, effects: list[Effect]) -> None:
+        """The ordered way: the op starts now or waits with a copy of its data."""
+        kind = row[1]
+        contexts, data, intact = self._carried(progress, row)
+        first_dependency = progress.dependency
+        progress.dependency += row[4]
+        blob = progress.frame.blob(progress.at) if row[7] else b""
+        if kind not in _KINDS:
+            reply.failed(row[0], kind, OpStatus.BAD_REQUEST, f"unknown op kind {kind}")
+            return
+        if self._queue.is_pending(row[0]):
+            text = f"job {row[0]} is pending already: job ids are used once"
+            reply.failed(row[0], kind, OpStatus.BAD_REQUEST, text)
+            return
+        op = _Op(row, contexts, data, blob, intact)
+        claim = self._claim(op)
+        if row[4]:
+            named = progress.frame.dependencies[first_dependency : progress.dependency]
+            claim.dependencies = frozenset(named.tolist())
+        if kind == FLUSH and self._open_flush is not None and self._may_join(claim):
+            self._open_flush.jobs.append(row[0])
+            self._last_flush = max(self._last_flush, (row[8], row[9]))
+            return
+        if self._queue.offer(claim):
+            self._execute_claim(claim, reply, effects)
+            return
+        if contexts is not None:
+            op.contexts, op.data = contexts.copy(), bytes(data)
+
+    def _may_join(self, claim: Claim[_Op]) -> bool:
+        """A flush right behind one that began in this turn shares its work."""
+        return self._queue.idle and not claim.dependencies and not claim.item.blob
+
+    def _claim(self, op: _Op) -> Claim[_Op]:
+        row = op.row
+        kind, offset, length = row[1], row[5], row[6]
+        if kind == EXTENT_DIGEST:
+            offset, length = offset * self._blocks_per_extent, length * self._blocks_per_extent
+        return Claim(
+            row[0],
+            _ORDERS[kind],
+            op,
+            offset,
+            offset + length,
+            held_bytes=_OP_HELD_BYTES + len(op.data) + len(op.blob),
+            asynchronous=kind in _ASYNCHRONOUS and not self._read_only,
+            needs_lane=kind in (FLUSH, REPAIR_BEGIN) and not self._read_only,
+            may_join=kind == FLUSH and not op.blob,
+        )
+
+    def _execute_claim(self, claim: Claim[_Op], reply: Reply, effects: list[Effect]) -> None:
+        op = claim.item
+        if op.row[1] == FLUSH:
+            self._flush(op, claim.joined, reply, effects)
+            return
+        failed = self._execute(op.row, op.contexts, op.data, op.blob, op.intact, reply, effects)
+        if failed and claim.asynchronous:
+            self._never_began(claim)
+
+    def _never_began(self, claim: Claim[_Op]) -> None:
+        """An asynchronous op that was refused when it started."""
+        self._queue.finish(claim.job)
+        for job in claim.joined:
+            self._queue.finish(job)
+        if claim.needs_lane:
+            self._queue.lane_free = True
+        self._released.extend(self._queue.release())
+
+    def _execute(
+        self,
+        row: Row,
+        contexts: ContextArray | None,
+        data: Bytes,
+        blob: bytes,
+        intact: bool,
+        reply: Reply,
+        effects: list[Effect],
+    ) -> bool:
+        """Does the op and answers it, or sends it off. True when it failed."""
+        job, kind, offset, length = row[0], row[1], row[5], row[6]
+        try:
+            if kind == READ:
+                self._check_range(offset, length)
+                if length * self._block_size > PAYLOAD_BYTES_MAX:
+                    raise InvalidRequestError(
+                        f"a read of {length} blocks is above {PAYLOAD_BYTES_MAX} bytes"
+                    )
+                found, buffers = (
+                    self._region.read(offset, length) if length else (empty_contexts(0), ())
+                )
+                reply.read(job, kind, offset, found, buffers)
+            elif self._read_only and kind in _CHANGING:
+                reply.failed(job, kind, OpStatus.READ_ONLY, "the region is served read-only")
+                return True
+            elif kind in _CARRY_DATA:
+                assert contexts is not None
+                if not intact:
+                    reply.failed(job, kind, OpStatus.HASH_MISMATCH, self._damaged(offset, length))
+                    self.counters.failed += 1
+                    return True
+                self._write(kind, offset, length, contexts, data)
+                reply.done(job, kind, offset, length)
+            elif kind == DISCARD:
+                self._check_range(offset, length)
+                self._open_flush = None
+                if length:
+                    self._region.discard(offset, length)
+                reply.done(job, kind, offset, length)
+            else:
+                self._execute_rare(row, blob, reply, effects)
+        except StairwellError as error:
+            self.counters.failed += 1
+            reply.failed(job, kind, status_of(error), error.message)
+            return True
+        return False
+
+    def _write(
+        self, kind: int, offset: int, length: int, contexts: ContextArray, data: Bytes
+    ) -> None:
+        self._check_range(offset, length)
+        self._open_flush = None
+        if not length:
+            return
+        if kind == WRITE:
+            self._region.write(offset, contexts, data)
+        else:
+            self._region.write_unwritten(offset, contexts, data)
+
+    def _execute_rare(self, row: Row, blob: bytes, reply: Reply, effects: list[Effect]) -> None:
+        job, kind, offset, length = row[0], row[1], row[5], row[6]
+        if kind == NOOP:
+            reply.done(job, kind)
+        elif kind == EXTENT_STATES:
+            first, count = (offset, length) if length else (0, self._extents)
+            reply.array(job, kind, first, count, self._states(first, count))
+        elif kind == EXTENT_DIGEST:
+            reply.array(job, kind, offset, length, self._digests(offset, length))
+        elif kind == REPAIR_LIMIT:
+            effects.append(LimitRepair(row[9]))
+            reply.done(job, kind, number=row[9])
+        elif kind == REPAIR_BEGIN:
+            extents = self._extent_list(blob)
+            self._open_flush = None
+            effects.append(RunWork(self._region.repair_begin(extents), kind, [job]))
+        elif kind == EXTENT_COPY:
+            self._check_extents(offset, 1)
+            effects.append(CopyExtent(job, offset, parse_source(blob)))
+        elif kind == REPAIR_END:
+            self._region.repair_end()
+            reply.done(job, kind)
+        else:
+            raise InvalidRequestError(f"unknown op kind {kind}")
+
+    def _flush(self, op: _Op, joined: list[int], reply: Reply, effects: list[Effect]) -> None:
+        row = op.row
+        jobs = [row[0], *joined]
+        if self._read_only:
+            for job in jobs:
+                reply.done(job, FLUSH, number=row[9])
+            return
+        try:
+            if op.blob:
+                raise InvalidRequestError("snapshots are not offered by this version")
+            work = self._region.begin_flush(row[9], row[8])
+        except StairwellError as error:
+            for job in jobs:
+                self._queue.finish(job)
+                reply.failed(job, FLUSH, status_of(error), error.message)
+            self.counters.failed += len(jobs)
+            self._queue.lane_free = True
+            self._released.extend(self._queue.release())
+            return
+        self._last_flush = max(self._last_flush, (row[8], row[9]))
+        self.counters.flushes += 1
+        self._open_flush = RunWork(work, FLUSH, jobs)
+        effects.append(self._open_flush)
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset + length > self._blocks:
+            raise InvalidRequestError(
+                f"blocks {offset} to {offset + length} end past the region's {self._blocks} blocks",
+                reason="OUT_OF_RANGE",
+            )
+
+    def _check_extents(self, first: int, count: int) -> None:
+        if first + count > self._extents:
+            raise InvalidRequestError(
+                f"extents {first} to {first + count} end past the region's {self._extents} extents",
+                reason="OUT_OF_RANGE",
+            )
+
+    def _damaged(self, offset: int, length: int) -> str:
+        return f"data written to blocks {offset} to {offset + length} does not match its contexts"
+
+    def _states(self, first: int, count: int) -> bytes:
+        self._check_extents(first, count)
+        if count * 24 > PAYLOAD_BYTES_MAX:
+            raise InvalidRequestError(f"states of {count} extents do not fit a frame: ask in parts")
+        states = self._region.extent_states()
+        table = np.empty((count, 3), dtype="<u8")
+        table[:, 0] = states.generations[first : first + count]
+        table[:, 1] = states.flushes[first : first + count]
+        table[:, 2] = states.flags[first : first + count]
+        return table.tobytes()
+
+    def _digests(self, first: int, count: int) -> bytes:
+        self._check_extents(first, count)
+        if count > 1 and count * self._blocks_per_extent > DIGEST_BLOCKS_MAX:
+            raise InvalidRequestError(f"digests of {count} extents take too long: ask in parts")
+        digests = [self._region.digest(extent) for extent in range(first, first + count)]
+        return np.array(digests, dtype="<u8").tobytes()
+
+    def _extent_list(self, blob: bytes) -> npt.NDArray[np.uint32]:
+        if not blob or len(blob) % 4:
+            raise InvalidRequestError("REPAIR_BEGIN carries a list of u32 extents")
+        extents = np.frombuffer(blob, dtype="<u4").astype(np.uint32)
+        self._check_extents(int(extents.max()), 1)
+        return extents
+
+    def lane_changed(self, *, free: bool) -> None:
+        """The lane was taken for, or freed from, something that is not this session's."""
+        self._queue.lane_free = free and not self.reserves_lane
+        self._released.extend(self._queue.release())
+
+    def work_done(self, effect: RunWork, error: StairwellError | None, *, lane_free: bool) -> None:
+        """The outcome of a flush or repair begin; call `run` next."""
+        for job in effect.jobs:
+            self._queue.finish(job)
+            self._answer(job, effect.kind, error)
+        self.lane_changed(free=lane_free)
+
+    def copy_done(self, effect: CopyExtent, stamp: tuple[int, int], copied: int) -> None:
+        """The extent is as the source's was; `stamp` is the (generation, flush) the source had
+        before.
+
+        A stamp later than every flush that began here is not taken over: a write that the source
+        had flushed by then is still on its way to this region, which will stamp the extent for it
+        in turn."""
+        error: StairwellError | None = None
+        if self._ended:
+            return
+        generation, number = stamp if stamp <= self._last_flush else (0, 0)
+        try:
+            self._region.repair_extent_copied(effect.extent, generation, number)
+        except StairwellError as problem:
+            error = problem
+        self.counters.copied_bytes += copied
+        self._finish_copy(effect, error, copied)
+
+    def copy_failed(self, effect: CopyExtent, error: StairwellError) -> None:
+        """The copy was given up."""
+        if not self._ended:
+            self._finish_copy(effect, error, 0)
+
+    def _finish_copy(self, effect: CopyExtent, error: StairwellError | None, copied: int) -> None:
+        self._queue.finish(effect.job)
+        self._answer(effect.job, EXTENT_COPY, error, copied)
+        self._released.extend(self._queue.release())
+
+    def _answer(self, job: int, kind: int, error: StairwellError | None, number: int = 0) -> None:
+        if error is None:
+            self._answers.append(_Answer(job, kind, number))
+        else:
+            self._answers.append(_Answer(job, kind, 0, status_of(error), error.message))
+
+    def end(self) -> None:
+        """The session is over: what waits is dropped, what comes back later is ignored."""
+        self._ended = True
+        self._queue.drop_all()
+        self._released.clear()
+        self._answers.clear()
+        self._frame = None

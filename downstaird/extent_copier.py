@@ -1,0 +1,291 @@
+"""The target's side of a repair: copies extents from another downstairs into the region, while it
+is written to.
+
+One task per extent, a few of them at a time. Each asks the source for the extent's contexts,
+compares them with its own, and streams only what differs; every block is checked against its
+context, then merged by the engine, which leaves alone what the session wrote itself meanwhile.
+Invariants: steps are small, so that the loop stays with the guest's I/O; there is no total
+deadline, only one for silence; nothing is merged after the session ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+from opentelemetry.trace import Span
+
+from downstaird.core.rate_limit import TokenBucket
+from downstaird.core.repair_plan import (
+    STEP_BYTES,
+    WINDOW_BLOCKS,
+    CopySource,
+    Run,
+    checksum,
+    compare,
+    contexts_of,
+    steps,
+)
+from downstaird.core.session import CopyExtent, Session
+from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
+from stairlib.model.errors import DataError, StairwellError, UnavailableError
+from stairlib.rpc.channel import open_channel
+from stairlib.rpc.errors import translated
+from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.tracing import context_from
+from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
+from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
+
+if TYPE_CHECKING:
+    from downstaird.region_host import RegionHost
+
+_log = get_logger(__name__)
+
+# Enough to hide the round trips of comparing extents that are equal already; each holds one chunk.
+COPIES_AT_A_TIME = 4
+# A source under load answers late, a dead one never: this long without a byte ends a copy.
+IDLE_SECONDS = 15.0
+# A wait for the rate limit looks again this often, so that a raised limit is felt soon.
+RATE_LOOK_SECONDS = 0.25
+# Sources of one session: as many members as a set can have, with room for a replacement.
+CHANNELS_MAX = 8
+
+
+class ExtentCopier:
+    """The copies of one session. `changed` is called after the session was told an outcome."""
+
+    def __init__(self, host: RegionHost, session: Session, changed: Callable[[], None]) -> None:
+        self._host = host
+        self._engine = host.engine
+        self._session = session
+        self._changed = changed
+        self._slots = asyncio.Semaphore(COPIES_AT_A_TIME)
+        self._bucket = TokenBucket()
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        geometry = host.engine.definition.geometry
+        self._block_size = geometry.block_size
+        self._blocks_per_extent = geometry.blocks_per_extent
+
+    def set_rate(self, bytes_per_second: int) -> None:
+        """Bounds all copies together; 0 is no bound."""
+        self._bucket.set_rate(bytes_per_second, self._loop.time())
+
+    def start(self, effect: CopyExtent) -> None:
+        """Copies the extent in a task. The session bounds how many there are."""
+        task = self._loop.create_task(self._copy(effect))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """The session has ended: gives up every copy."""
+        for task in self._tasks:
+            task.cancel()
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            closing = self._loop.create_task(channel.close())
+            self._host.keep(closing)
+
+    async def _copy(self, effect: CopyExtent) -> None:
+        try:
+            async with self._slots:
+                stamp, copied = await self._traced(effect)
+        except StairwellError as error:
+            _log.warning(
+                "extent not copied",
+                extent=effect.extent,
+                source=effect.source.address,
+                reason=error.reason,
+                error=error.message,
+            )
+            self._session.copy_failed(effect, error)
+        except Exception as error:  # noqa: BLE001 - the session must be answered whatever happened
+            _log.exception("extent copy failed unexpectedly", extent=effect.extent)
+            problem = DataError(f"copying extent {effect.extent} failed: {error}")
+            self._session.copy_failed(effect, problem)
+        else:
+            self._session.copy_done(effect, stamp, copied)
+        self._changed()
+
+    async def _traced(self, effect: CopyExtent) -> tuple[tuple[int, int], int]:
+        tracer = self._host.tracing.tracer
+        with tracer.start_as_current_span(
+            "repair.copy_extent",
+            context=context_from(effect.source.traceparent),
+            attributes={"extent": effect.extent, "source": effect.source.address},
+        ) as span:
+            return await self._transfer(effect.extent, effect.source, span)
+
+    async def _transfer(
+        self, extent: int, source: CopySource, span: Span
+    ) -> tuple[tuple[int, int], int]:
+        """Makes the extent as the source's. The stamp the source had before, and the bytes
+        merged."""
+        stub = repair_grpc.RepairServiceStub(self._channel(source.address))
+        stamp: tuple[int, int] | None = None
+        received = copied = 0
+        for first in range(0, self._blocks_per_extent, WINDOW_BLOCKS):
+            count = min(WINDOW_BLOCKS, self._blocks_per_extent - first)
+            answer = await self._source_contexts(stub, source, extent, first, count)
+            if stamp is None:
+                stamp = (answer.generation, answer.flush_number)
+            theirs = contexts_of(
+                ((run.first_block - first, run.contexts) for run in answer.runs), count
+            )
+            base = extent * self._blocks_per_extent + first
+            difference = compare(self._engine.contexts(base, count), theirs)
+            await self._clear(base, difference.clear)
+            if difference.fetch:
+                wanted = [Run(first + run.first, run.count) for run in difference.fetch]
+                window = await self._fetch(stub, source, extent, wanted)
+                received += window[0]
+                copied += window[1]
+        span.set_attribute("bytes", received)
+        span.set_attribute("bytes_merged", copied)
+        assert stamp is not None
+        return stamp, copied
+
+    async def _source_contexts(
+        self,
+        stub: repair_grpc.RepairServiceAsyncStub,
+        source: CopySource,
+        extent: int,
+        first: int,
+        count: int,
+    ) -> repair_pb.GetExtentContextsResponse:
+        request = repair_pb.GetExtentContextsRequest(
+            upstairs_id=str(source.upstairs_id),
+            generation=source.generation,
+            extent=extent,
+            first_block=first,
+            block_count=count,
+        )
+        try:
+            with translated(f"repair source {source.address}"):
+                return await stub.GetExtentContexts(request, timeout=IDLE_SECONDS)
+        except StairwellError as error:
+            raise _source_failed(source, error) from error
+
+    async def _clear(self, base: int, unwritten: list[Run]) -> None:
+        """Makes blocks that the source never wrote never-written here."""
+        for run in steps(unwritten, self._block_size):
+            self._engine.repair_merge(
+                base + run.first, empty_contexts(run.count), bytes(run.count * self._block_size)
+            )
+            await asyncio.sleep(0)
+
+    async def _fetch(
+        self,
+        stub: repair_grpc.RepairServiceAsyncStub,
+        source: CopySource,
+        extent: int,
+        wanted: list[Run],
+    ) -> tuple[int, int]:
+        """Streams and merges blocks. Bytes received, and bytes the engine took."""
+        request = repair_pb.StreamExtentRequest(
+            upstairs_id=str(source.upstairs_id),
+            generation=source.generation,
+            extent=extent,
+            ranges=[
+                repair_pb.BlockRange(first_block=run.first, block_count=run.count) for run in wanted
+            ],
+        )
+        received = copied = 0
+        call = stub.StreamExtent(request)
+        try:
+            while True:
+                chunk = await self._next_chunk(call, source)
+                if chunk is None:
+                    return received, copied
+                contexts = self._checked(chunk, extent, source)
+                base = extent * self._blocks_per_extent
+                copied += self._engine.repair_merge(base + chunk.first_block, contexts, chunk.data)
+                received += len(chunk.data)
+                await self._pace(len(chunk.data))
+        finally:
+            call.cancel()
+
+    async def _next_chunk(
+        self,
+        call: grpc.aio.UnaryStreamCall[
+            repair_pb.StreamExtentRequest, repair_pb.StreamExtentResponse
+        ],
+        source: CopySource,
+    ) -> repair_pb.StreamExtentResponse | None:
+        try:
+            with translated(f"repair source {source.address}"):
+                async with asyncio.timeout(IDLE_SECONDS):
+                    chunk = await call.read()
+        except TimeoutError:
+            silent = UnavailableError(f"it sent nothing for {IDLE_SECONDS:.0f} seconds")
+            raise _source_failed(source, silent) from None
+        except StairwellError as error:
+            raise _source_failed(source, error) from error
+        return chunk if isinstance(chunk, repair_pb.StreamExtentResponse) else None
+
+    def _checked(
+        self, chunk: repair_pb.StreamExtentResponse, extent: int, source: CopySource
+    ) -> ContextArray:
+        """The chunk's contexts, once everything about it is right. DataError otherwise."""
+        count = len(chunk.contexts) // CONTEXT_BYTES
+        if (
+            not count
+            or len(chunk.contexts) % CONTEXT_BYTES
+            or len(chunk.data) != count * self._block_size
+            or len(chunk.data) > max(STEP_BYTES, self._block_size)
+            or chunk.first_block + count > self._blocks_per_extent
+        ):
+            raise _damaged(source, extent, "sent a chunk that does not fit")
+        if checksum(chunk.contexts, (chunk.data,)) != chunk.checksum:
+            raise _damaged(source, extent, "sent a chunk that was damaged on its way")
+        contexts = np.frombuffer(chunk.contexts, dtype="<u8").reshape(-1, 4)
+        bad = mismatches(
+            chunk.data,
+            contexts,
+            self._block_size,
+            encrypted=self._engine.definition.encrypted,
+        )
+        if bad:
+            raise _damaged(
+                source, extent, f"has a damaged block {chunk.first_block + bad[0]} in the extent"
+            )
+        return contexts
+
+    async def _pace(self, count: int) -> None:
+        self._bucket.take(count, self._loop.time())
+        seconds = self._bucket.wait(self._loop.time())
+        while seconds > 0:
+            await asyncio.sleep(min(seconds, RATE_LOOK_SECONDS))
+            seconds = self._bucket.wait(self._loop.time())
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            if len(self._channels) >= CHANNELS_MAX:
+                raise DataError(
+                    f"copies from more than {CHANNELS_MAX} sources in one session",
+                    reason="REPAIR_SOURCE",
+                )
+            channel = open_channel(address, tracing=self._host.tracing)
+            self._channels[address] = channel
+        return channel
+
+
+def _source_failed(source: CopySource, error: StairwellError) -> UnavailableError:
+    return UnavailableError(
+        f"repair source {source.address}: {error.message}",
+        reason="REPAIR_SOURCE",
+        source=source.address,
+        cause=error.reason,
+    )
+
+
+def _damaged(source: CopySource, extent: int, what: str) -> DataError:
+    return DataError(
+        f"repair source {source.address} {what} (extent {extent})",
+        reason="REPAIR_SOURCE",
+        source=source.address,
+    )

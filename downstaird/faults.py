@@ -1,0 +1,85 @@
+"""Errors and delays on purpose, for tests of what is above: `--lossy`, `--read-errors` and the
+like."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from downstaird.core.engine import Buffer, Engine, FlushWork
+from stairlib.model.context import ContextArray
+from stairlib.model.errors import DataError
+
+# As the daemons this one stands in for: one in four.
+CHANCE = 0.25
+LOSSY_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPlan:
+    """What goes wrong. `latency_seconds` is added to each request frame."""
+
+    lossy: bool = False
+    read_errors: bool = False
+    write_errors: bool = False
+    flush_errors: bool = False
+    latency_seconds: float = 0.0
+
+    @property
+    def any_errors(self) -> bool:
+        """Whether engine calls fail."""
+        return self.read_errors or self.write_errors or self.flush_errors
+
+
+class Delays:
+    """How long each request frame is held back."""
+
+    def __init__(self, plan: FaultPlan, chance: random.Random) -> None:
+        self._plan = plan
+        self._chance = chance
+
+    def next(self) -> float:
+        """Seconds for the next frame."""
+        seconds = self._plan.latency_seconds
+        if self._plan.lossy and self._chance.random() < CHANCE:
+            seconds += LOSSY_SECONDS
+        return seconds
+
+
+def with_faults(engine: Engine, plan: FaultPlan, chance: random.Random) -> Engine:
+    """The engine, with calls that fail by chance where the plan says so; the same object
+    otherwise."""
+    if not plan.any_errors:
+        return engine
+
+    def fail(wanted: bool, what: str) -> None:
+        if wanted and chance.random() < CHANCE:
+            raise _error(what)
+
+    read, write, begin = engine.read, engine.write, engine.begin_flush
+
+    class Faulty:
+        """Passes everything on but reads, writes and flushes."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(engine, name)
+
+        def read(self, offset: int, count: int) -> tuple[ContextArray, Sequence[Buffer]]:
+            fail(plan.read_errors, "read")
+            return read(offset, count)
+
+        def write(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
+            fail(plan.write_errors, "write")
+            write(offset, contexts, data)
+
+        def begin_flush(self, number: int, generation: int) -> FlushWork:
+            fail(plan.flush_errors, "flush")
+            return begin(number, generation)
+
+    faulty: Engine = Faulty()  # type: ignore[assignment]
+    return faulty
+
+
+def _error(what: str) -> DataError:
+    return DataError(f"{what} failed on purpose (the daemon runs with faults)", reason="IO_ERROR")

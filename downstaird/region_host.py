@@ -1,0 +1,194 @@
+"""The region a daemon serves: its engine, its worker lane, and who may use it now.
+
+Both transports and all services meet here. Invariants: a promotion is on disk before it is
+answered; the sessions it ends are told and gone before the new one can send; only what the table
+says is a session."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from typing import TYPE_CHECKING
+
+from downstaird.core.engine import Engine, Ownership
+from downstaird.core.promotion import Proposal, check_compatible, promoted
+from downstaird.core.session_table import Grant, SessionTable
+from downstaird.faults import Delays
+from downstaird.lane import Lane
+from stairlib.model.errors import StateError
+from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.tracing import Tracing
+from stairlib.wire.frame import DATA_VERSION
+
+if TYPE_CHECKING:
+    from downstaird.conversation import Conversation
+
+_log = get_logger(__name__)
+
+TOKEN_BYTES = 32
+# How often silent peers and unused tokens are looked for, and signs of life are sent.
+CHECK_SECONDS = 5.0
+
+
+class RegionHost:
+    """One region in service. All methods are called on the loop."""
+
+    def __init__(
+        self, engine: Engine, *, read_only: bool, tracing: Tracing, delays: Delays
+    ) -> None:
+        self.engine = engine
+        self.read_only = read_only
+        self.tracing = tracing
+        self.delays = delays
+        self.conversations: set[Conversation] = set()
+        self.lane = Lane(engine, self._lane_demanded, self._lane_changed)
+        self._table = SessionTable()
+        self._kept: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
+
+    def open_session(self, proposal: Proposal) -> tuple[Grant, int]:
+        """Promotes and grants; older sessions are ended. Also returns the data version to speak."""
+        version = check_compatible(
+            proposal,
+            self.engine.definition,
+            read_only=self.read_only,
+            versions=(DATA_VERSION,),
+        )
+        now = self._loop.time()
+        self._table.expire(now)
+        if not self.read_only:
+            current = self.engine.ownership
+            wanted = promoted(proposal, current)
+            if wanted != current:
+                self.engine.promote(wanted)
+        grant, ended = self._table.grant(proposal, secrets.token_bytes(TOKEN_BYTES), now)
+        for old in ended:
+            self._end_grant(old, f"NO_LONGER_ACTIVE taken over by {grant.describe}")
+        _log.info(
+            "session granted",
+            upstairs_id=str(grant.upstairs_id),
+            session_id=str(grant.session_id),
+            generation=grant.generation,
+            ended=len(ended),
+        )
+        return grant, version
+
+    def _end_grant(self, grant: Grant, reason: str) -> None:
+        for conversation in list(self.conversations):
+            if conversation.serial == grant.serial:
+                conversation.end(reason)
+
+    def connect(self, token: bytes) -> Grant:
+        """The session a data connection shows the token of; RefusedError when there is none."""
+        return self._table.connect(token, self._loop.time())
+
+    def conversation_over(self, conversation: Conversation) -> None:
+        """A data connection has gone, and its session with it."""
+        self.conversations.discard(conversation)
+        if conversation.serial is not None:
+            self._table.remove(conversation.serial)
+
+    def writer(self) -> Grant | None:
+        """The session that owns the region now."""
+        self._table.expire(self._loop.time())
+        return self._table.writer
+
+    def require_no_writer(self) -> None:
+        """StateError SESSION_ACTIVE while a session owns the region."""
+        grant = self.writer()
+        if grant is not None:
+            raise StateError(
+                f"the region is in use by {grant.describe}: stop that volume first",
+                reason="SESSION_ACTIVE",
+                upstairs_id=str(grant.upstairs_id),
+                session_id=str(grant.session_id),
+            )
+
+    def release(self, owner_id: uuid.UUID) -> None:
+        """Forgets owner and generation. StateError SESSION_ACTIVE or OWNER_MISMATCH."""
+        self.require_no_writer()
+        current = self.engine.ownership
+        if current.owner_id is None:
+            return
+        if current.owner_id != owner_id:
+            raise StateError(
+                f"the region belongs to upstairs {current.owner_id}, not to {owner_id}",
+                reason="OWNER_MISMATCH",
+                requested=str(owner_id),
+                actual=str(current.owner_id),
+            )
+        self.engine.promote(Ownership(None, None, 0))
+        _log.info("region released", owner_id=str(owner_id), generation=current.generation)
+
+    async def flush_by_hand(self) -> int:
+        """One flush outside any session; its number. Waits its turn for the lane."""
+        while not self.lane.free:
+            await self.lane.wait_free()
+        self.require_no_writer()
+        states = self.engine.extent_states()
+        number = int(states.flushes.max(initial=0)) + 1
+        outcome: asyncio.Future[None] = self._loop.create_future()
+        work = self.engine.begin_flush(number, self.engine.ownership.generation)
+
+        def done(error: Exception | None) -> None:
+            if outcome.cancelled():
+                return
+            if error is None:
+                outcome.set_result(None)
+            else:
+                outcome.set_exception(error)
+
+        self.lane.run(work, done)
+        # A session that came meanwhile must know that the lane is taken.
+        self._lane_changed(False)
+        await outcome
+        return number
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Holds on to a task nobody waits for until it is done."""
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+
+    def _lane_demanded(self) -> bool:
+        return any(
+            conversation.session is not None
+            and (conversation.session.wants_lane or conversation.session.reserves_lane)
+            for conversation in self.conversations
+        )
+
+    def _lane_changed(self, free: bool) -> None:
+        for conversation in list(self.conversations):
+            conversation.lane_changed(free=free and self.lane.free)
+
+    def _check(self) -> None:
+        self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
+        now = self._loop.time()
+        for grant in self._table.expire(now):
+            _log.info("session expired unconnected", session_id=str(grant.session_id))
+        for conversation in list(self.conversations):
+            conversation.check(now)
+        if self.lane.free and not self._lane_reserved():
+            self.lane.checkpoint_if_wanted()
+
+    def _lane_reserved(self) -> bool:
+        return any(
+            conversation.session is not None and conversation.session.reserves_lane
+            for conversation in self.conversations
+        )
+
+    def end_sessions(self, reason: str) -> None:
+        """Tells every session that it is over."""
+        for conversation in list(self.conversations):
+            conversation.end(reason)
+
+    async def close(self) -> None:
+        """Waits for running work and closes the engine. Nothing is flushed: what its owner has not
+        flushed is not promised to anybody."""
+        self._timer.cancel()
+        self.end_sessions("SHUTTING_DOWN the daemon is being stopped")
+        if self._kept:
+            await asyncio.wait(self._kept)
+        await self.lane.close()
+        self.engine.close()

@@ -1,0 +1,68 @@
+"""RegionService: what region the daemon keeps and how it is."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+import grpc
+
+from downstaird.core.verification import Verification
+from downstaird.region_host import RegionHost
+from downstaird.services.mapping import region_message, uuid_of
+from stairwell.downstairs.v1 import region_service_pb2 as region_pb
+from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
+
+SERVICE_NAME = "stairwell.downstairs.v1.RegionService"
+# The loop is given back this often during a verification.
+SLICE_SECONDS = 0.002
+
+
+class RegionServicer(region_grpc.RegionServiceServicer):
+    """Answers for one host."""
+
+    def __init__(self, host: RegionHost, version: str) -> None:
+        self._host = host
+        self._version = version
+
+    async def GetRegion(
+        self,
+        _request: region_pb.GetRegionRequest,
+        _context: grpc.aio.ServicerContext[region_pb.GetRegionRequest, region_pb.GetRegionResponse],
+    ) -> region_pb.GetRegionResponse:
+        """The region as it is now."""
+        return region_pb.GetRegionResponse(region=region_message(self._host, self._version))
+
+    async def VerifyRegion(
+        self,
+        _request: region_pb.VerifyRegionRequest,
+        _context: grpc.aio.ServicerContext[
+            region_pb.VerifyRegionRequest, region_pb.VerifyRegionResponse
+        ],
+    ) -> region_pb.VerifyRegionResponse:
+        """Reads everything that is stored, in slices between the guest's I/O."""
+        check = Verification(self._host.engine)
+        until = monotonic() + SLICE_SECONDS
+        for _ in check.steps():
+            if monotonic() >= until:
+                # Longer than a bare turn, so that I/O gets the larger part of the loop.
+                await asyncio.sleep(SLICE_SECONDS)
+                until = monotonic() + SLICE_SECONDS
+        return region_pb.VerifyRegionResponse(
+            blocks_read=check.blocks_read,
+            blocks_bad=check.blocks_bad,
+            bad_blocks=[
+                region_pb.BadBlock(block=bad.block, reason=bad.reason) for bad in check.bad_blocks
+            ],
+        )
+
+    async def ReleaseRegion(
+        self,
+        request: region_pb.ReleaseRegionRequest,
+        _context: grpc.aio.ServicerContext[
+            region_pb.ReleaseRegionRequest, region_pb.ReleaseRegionResponse
+        ],
+    ) -> region_pb.ReleaseRegionResponse:
+        """Gives the region back."""
+        self._host.release(uuid_of(request.owner_id, "owner_id"))
+        return region_pb.ReleaseRegionResponse()

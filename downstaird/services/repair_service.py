@@ -1,0 +1,88 @@
+"""RepairService: the source's side of a repair.
+
+The caller must be of the set that owns the region, in the generation promoted last. An extent that
+is itself under repair, or damaged, is never a source. Reads are of one moment each; a block the
+session changes between two of them reaches the target by the session as well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from downstaird.core.repair_plan import Run, checksum, steps, stored_runs
+from downstaird.core.repair_source import check_caller, check_extent, checked_runs
+from downstaird.core.verification import joined
+from downstaird.region_host import RegionHost
+from downstaird.services.mapping import uuid_of
+from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
+from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
+
+SERVICE_NAME = "stairwell.downstairs.v1.RepairService"
+
+
+class RepairServicer(repair_grpc.RepairServiceServicer):
+    """Answers for one host."""
+
+    def __init__(self, host: RegionHost) -> None:
+        self._host = host
+
+    async def GetExtentContexts(
+        self,
+        request: repair_pb.GetExtentContextsRequest,
+        _context: grpc.aio.ServicerContext[
+            repair_pb.GetExtentContextsRequest, repair_pb.GetExtentContextsResponse
+        ],
+    ) -> repair_pb.GetExtentContextsResponse:
+        """Contexts of an extent, or a part of one, and its stamp at the same moment."""
+        engine = self._host.engine
+        self._check_caller(request)
+        states = engine.extent_states()
+        check_extent(states, request.extent)
+        blocks = engine.definition.geometry.blocks_per_extent
+        asked = Run(request.first_block, request.block_count or blocks)
+        [window] = checked_runs([asked], blocks)
+        contexts = engine.contexts(request.extent * blocks + window.first, window.count)
+        return repair_pb.GetExtentContextsResponse(
+            runs=[
+                repair_pb.ContextRun(first_block=window.first + first, contexts=raw)
+                for first, raw in stored_runs(contexts)
+            ],
+            generation=int(states.generations[request.extent]),
+            flush_number=int(states.flushes[request.extent]),
+        )
+
+    async def StreamExtent(
+        self,
+        request: repair_pb.StreamExtentRequest,
+        _context: grpc.aio.ServicerContext[
+            repair_pb.StreamExtentRequest, repair_pb.StreamExtentResponse
+        ],
+    ) -> AsyncIterator[repair_pb.StreamExtentResponse]:
+        """The blocks asked for, in steps, the loop free between two."""
+        engine = self._host.engine
+        self._check_caller(request)
+        check_extent(engine.extent_states(), request.extent)
+        geometry = engine.definition.geometry
+        base = request.extent * geometry.blocks_per_extent
+        asked = (Run(each.first_block, each.block_count) for each in request.ranges)
+        for run in steps(checked_runs(asked, geometry.blocks_per_extent), geometry.block_size):
+            # Asked each time: a takeover in between makes the caller a stranger.
+            self._check_caller(request)
+            contexts, buffers = engine.read(base + run.first, run.count)
+            raw, data = contexts.tobytes(), bytes(joined(buffers))
+            yield repair_pb.StreamExtentResponse(
+                first_block=run.first, contexts=raw, data=data, checksum=checksum(raw, (data,))
+            )
+            await asyncio.sleep(0)
+
+    def _check_caller(
+        self, request: repair_pb.GetExtentContextsRequest | repair_pb.StreamExtentRequest
+    ) -> None:
+        check_caller(
+            self._host.engine.ownership,
+            uuid_of(request.upstairs_id, "upstairs_id"),
+            request.generation,
+            read_only=self._host.read_only,
+        )
