@@ -46,21 +46,20 @@ class Attachment:
         return self._in_flight
 
     def submit(self, batch: Sequence[Request], done: Done) -> None:
-        """As `Backend.submit`; `done` sees each completion before it stops counting as in flight."""
+        """As `Backend.submit`. A completion has stopped counting when `done` sees it."""
         self._in_flight += len(batch)
         self._count(batch)
 
         def finished(completions: list[Completion]) -> None:
             self.counters.failures += sum(c.status is not BlockStatus.OK for c in completions)
-            try:
-                done(completions)
-            finally:
-                self._in_flight -= len(completions)
-                assert self._in_flight >= 0
-                if self._in_flight == 0:
-                    waiting, self._on_idle = self._on_idle, []
-                    for callback in waiting:
-                        callback()
+            self._in_flight -= len(completions)
+            assert self._in_flight >= 0
+            # `done` first: what it submits (the flush after a FUA write) is in flight again.
+            done(completions)
+            if self._in_flight == 0:
+                waiting, self._on_idle = self._on_idle, []
+                for callback in waiting:
+                    callback()
 
         self._backend.submit(batch, finished)
 

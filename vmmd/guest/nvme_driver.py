@@ -1,14 +1,14 @@
 """The built-in guest's NVMe driver: real commands through the emulated controller's queues.
 
-Brings a found function up as a kernel does (reset, admin queue, identify, I/O queues, MSI-X), then
-offers block I/O. All calls are made on one asyncio loop. Two ways to use it:
+Brings a found function up as a kernel does (reset, admin queue, identify, I/O queues, MSI-X),
+then offers block I/O. All calls are made on one asyncio loop. Two ways to use it:
 
 - `read write write_zeroes flush deallocate`: any length, raise NvmeError;
-- slots, for workloads: `slot = await acquire()`, fill `slot.buffer`, `start(slot, ...)`, await the
-  future's status, look at `slot.buffer`, `release(slot)`. No copy is made besides the device's.
+- slots, for workloads: `slot = await acquire()`, fill `slot.buffer`, `start_command(slot, ...)`,
+  await the future's status, look at `slot.buffer`, `release(slot)`. Only the device copies.
 
-A slot is one command identifier with a transfer buffer and its PRP list. Invariant: a slot in flight
-is never handed out again, even when whoever awaited it was cancelled.
+A slot is one command identifier with a transfer buffer and its PRP list. Invariant: a slot in
+flight is never handed out again, even when whoever awaited it was cancelled.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ OnComplete = Callable[[int, int, int], None]
 
 
 class QueuePair:
-    """Queue `identifier` with `entries` entries; `write_doorbell(index, value)` reaches the device."""
+    """Queue `identifier` of `entries` entries; `write_doorbell(index, value)` rings the device."""
 
     def __init__(
         self,

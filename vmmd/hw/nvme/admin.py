@@ -1,7 +1,7 @@
-"""The admin commands: each a function from an entry to a status (and result), raising CommandError.
+"""The admin commands: each a function from an entry to a result, raising CommandError.
 
-They change the queues and features held in `AdminState`; nothing here takes a queue slot or writes a
-completion, which the core does for all commands alike.
+They change the queues and features held in `AdminState`; nothing here takes a queue slot or writes
+a completion, which the core does for all commands alike.
 """
 
 from __future__ import annotations

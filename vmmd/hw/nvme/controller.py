@@ -38,7 +38,7 @@ class NvmeController(PciFunction):
     """
 
     def __init__(
-        self, backend: Backend, *, serial: str, namespace_uuid: UUID = UUID(int=0)
+        self, backend: Backend, *, serial: str, namespace_uuid: UUID = identify.NO_UUID
     ) -> None:
         msix = MsixTable(VECTORS, MSIX_BAR, self._deliver)
         config = ConfigSpace(

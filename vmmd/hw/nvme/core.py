@@ -1,10 +1,10 @@
 """The controller's decisions: registers, queues and commands, with no backend, clock or interrupts.
 
-Calls in: `register_read`, `register_write`, `process`, `complete`. Each returns what is to be done:
-block requests to submit and MSI-X vectors to fire. Completions come back in batches through
-`complete`. Invariants: no guest input raises; every entry taken is completed exactly once unless its
-queue is deleted or the controller reset; a reset forgets what is in flight (late completions carry
-an older epoch and are ignored, so they never touch memory the guest may have reused).
+Calls in: `register_read`, `register_write`, `process`, `complete`. Each returns what is to be
+done: block requests to submit and MSI-X vectors to fire. Completions come back in batches through
+`complete`. Invariants: no guest input raises; every entry taken is completed exactly once unless
+its queue is deleted or the controller reset; a reset forgets what is in flight (late completions
+carry an older epoch and are ignored, so they never touch memory the guest may have reused).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class NvmeCore:
         return int(value & ((1 << 8 * size) - 1))
 
     def register_write(self, offset: int, size: int, value: int) -> Effects:
-        """A store of 4 or 8 bytes; others are ignored, as the specification leaves them undefined."""
+        """A store of 4 or 8 bytes; others are undefined by the specification and ignored here."""
         effects = Effects()
         if size not in (4, 8) or offset % 4:
             return effects
@@ -382,6 +382,8 @@ class NvmeCore:
                 ongoing.status = bits.INTERNAL_ERROR
             else:
                 prp.scatter(ongoing.segments, data)
+        if queue.deleted:
+            ongoing.rest = None
         further = self._further(ongoing)
         if further:
             ongoing.outstanding += len(further)

@@ -14,6 +14,7 @@ from vmmd.block.attachment import AttachmentCounters
 from vmmd.block.backend import BackendInfo
 from vmmd.hw.nvme import bits
 
+NO_UUID = UUID(int=0)
 VENDOR = 0x1DE5
 DEVICE = 0x0001
 IEEE_OUI = bytes((0x4E, 0x57, 0x52))
@@ -34,12 +35,12 @@ _DESCRIPTOR_UUID = 3
 
 @dataclass(frozen=True, slots=True)
 class NvmeIdentity:
-    """What the controller says of itself. Longer texts are cut to their fields (20, 40, 8 bytes)."""
+    """What the controller says of itself. Longer texts are cut to 20, 40 and 8 bytes."""
 
     serial: str
     model: str = "Stairwell NVMe"
     firmware: str = "1"
-    namespace_uuid: UUID = UUID(int=0)
+    namespace_uuid: UUID = NO_UUID
 
 
 def controller_page(identity: NvmeIdentity, info: BackendInfo, entries_max: int) -> bytes:

@@ -1,7 +1,7 @@
 """Physical region pages: from the two pointers of a command to the guest's buffers.
 
 `walk` never trusts an entry: alignment is checked on each, and every buffer must be memory. Entries
-of a list are read in one go and neighbouring pages are joined, since guests mostly use runs of pages.
+of a list are read in one go and neighbouring pages joined, since guests mostly use runs of pages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PrpError(Exception):
 
 
 def walk(memory: GuestMemory, prp1: int, prp2: int, length: int) -> list[memoryview]:
-    """The guest's buffers of a transfer of `length` > 0 bytes, in order; PrpError when there are none.
+    """The guest's buffers of a transfer of `length` > 0 bytes, in order; PrpError if wrong.
 
     The caller has bounded `length`, which bounds the work done here.
     """
@@ -73,7 +73,7 @@ def _view(memory: GuestMemory, address: int, length: int) -> memoryview:
 
 
 def _list_pages(memory: GuestMemory, address: int, count: int) -> npt.NDArray[np.uint64]:
-    """The `count` page addresses of a PRP list, which may start inside a page and chain to others."""
+    """The `count` page addresses of a PRP list: may start inside a page and chain to others."""
     if address & (_ENTRY_BYTES - 1):
         raise PrpError(bits.PRP_OFFSET_INVALID)
     parts = []

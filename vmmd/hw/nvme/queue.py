@@ -50,7 +50,7 @@ class CompletionQueue:
         self._reserved += count
 
     def release(self) -> None:
-        """Gives back a reserved slot without a completion (the command was abandoned or is held)."""
+        """Gives back a reserved slot without a completion: the command is abandoned or held."""
         assert self._reserved > 0
         self._reserved -= 1
 

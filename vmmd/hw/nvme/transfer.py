@@ -1,7 +1,7 @@
 """The I/O commands: checks an entry and turns it into block requests.
 
-`begin` fills an `Ongoing` and returns the first requests, or raises CommandError or PrpError with the
-status the command completes with. A command without requests (a deallocate of nothing) is done.
+`begin` fills an `Ongoing` and returns the first requests, or raises CommandError or PrpError with
+the status the command completes with. A command without requests (a deallocate of nothing) is done.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from itertools import islice
 
 from vmmd.block.backend import BackendInfo, BlockOp, Request
+from vmmd.block.pieces import (
+    DISCARD_PIECE_BYTES,
+    PIECES_IN_FLIGHT,
+    TRANSFER_PIECE_BYTES,
+    ZEROES,
+    split,
+)
 from vmmd.hw.memory import GuestMemory
 from vmmd.hw.nvme import bits, identify, prp
 from vmmd.hw.nvme.admin import CommandError
 from vmmd.hw.nvme.commands import Entry, Ongoing
 
-# Requests of one Write Zeroes or Dataset Management command at the backend at a time: a single
-# command may be 65536 blocks, which must not become 256 MiB in flight.
-PIECES_IN_FLIGHT = 4
-_ZEROES = bytes(identify.TRANSFER_BYTES_MAX)
 _RANGE = struct.Struct("<IIQ")
 
 
@@ -109,11 +112,9 @@ def _write_zeroes(
 
 
 def _zero_pieces(info: BackendInfo, start: int, count: int, token: Ongoing) -> Iterator[Request]:
-    step = max(1, len(_ZEROES) // info.block_size)
-    zeroes = memoryview(_ZEROES)
-    for offset in range(start, start + count, step):
-        length = min(step, start + count - offset)
-        yield Request(BlockOp.WRITE, token, offset, length, zeroes[: length * info.block_size])
+    for offset, length in split(start, count, TRANSFER_PIECE_BYTES // info.block_size):
+        data = ZEROES[: length * info.block_size]
+        yield Request(BlockOp.WRITE, token, offset, length, data)
 
 
 def _dataset_management(namespace: Namespace, entry: Entry, ongoing: Ongoing) -> list[Request]:
@@ -124,10 +125,14 @@ def _dataset_management(namespace: Namespace, entry: Entry, ongoing: Ongoing) ->
         raise CommandError(bits.READ_ONLY_RANGE)
     ranges = (entry.cdw10 & 0xFF) + 1
     buffers = prp.walk(namespace.memory, entry.prp1, entry.prp2, ranges * bits.DSM_RANGE_BYTES)
-    requests = []
+    wanted = []
     for _attributes, count, start in _RANGE.iter_unpack(prp.gather(buffers)):
         _check_range(namespace.info, start, count)
-        if count:
-            requests.append(Request(BlockOp.DISCARD, ongoing, start, count))
-    ongoing.rest = iter(requests)
+        wanted.append((start, count))
+    step = DISCARD_PIECE_BYTES // namespace.info.block_size
+    ongoing.rest = (
+        Request(BlockOp.DISCARD, ongoing, offset, length)
+        for start, count in wanted
+        for offset, length in split(start, count, step)
+    )
     return next_pieces(ongoing, PIECES_IN_FLIGHT)

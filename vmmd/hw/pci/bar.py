@@ -1,7 +1,7 @@
 """Base address registers: what a function declares, and where the guest has put it.
 
-The register itself lives in the configuration space's bytes; its write mask is what makes the sizing
-probe (write all ones, read back) work. Sizes and addresses are in bytes.
+The register itself lives in the configuration space's bytes; its write mask is what makes the
+sizing probe (write all ones, read back) work. Sizes and addresses are in bytes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Bar:
 
 
 class BarWindow(NamedTuple):
-    """A BAR that is being decoded: [start, end) of its space belongs to BAR `index` of a function."""
+    """A BAR that is being decoded: [start, end) of its space belongs to BAR `index`."""
 
     start: int
     end: int

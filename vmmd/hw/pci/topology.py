@@ -2,8 +2,8 @@
 
 A guest's accesses come in here: configuration reads and writes by bus, slot and function; memory
 reads and writes by guest-physical address. Decode windows are worked out again after each
-configuration write; where two overlap, the one attached first answers. Bus 0 is always there; further
-buses are added for bridges.
+configuration write; where two overlap, the one attached first answers. Bus 0 is always there;
+further buses are added for bridges.
 """
 
 from __future__ import annotations

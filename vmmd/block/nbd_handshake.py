@@ -1,0 +1,212 @@
+"""The NBD handshake, server side: bytes in, bytes and a verdict out. Knows no sockets.
+
+    greeting → client flags → options, each answered → GO or EXPORT_NAME: transmission
+                                                     → ABORT, or nonsense: closed
+
+Unknown options are refused, not fatal; what is not the protocol at all ends the connection.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+
+from vmmd.block import nbd_wire as wire
+from vmmd.block.backend import BackendInfo
+
+_NAME_LENGTH = struct.Struct(">I")
+_COUNT = struct.Struct(">H")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportDescription:
+    """What clients are told of the one export. The empty name means it, too."""
+
+    name: str
+    info: BackendInfo
+
+    def flags(self, *, structured: bool) -> int:
+        """Transmission flags. A flush covers the writes of every client: they share one backend."""
+        flags = (
+            wire.ExportFlag.HAS_FLAGS
+            | wire.ExportFlag.SEND_FLUSH
+            | wire.ExportFlag.SEND_FUA
+            | wire.ExportFlag.CAN_MULTI_CONN
+        )
+        if self.info.read_only:
+            flags |= wire.ExportFlag.READ_ONLY
+        else:
+            flags |= wire.ExportFlag.SEND_WRITE_ZEROES
+            if self.info.supports_discard:
+                flags |= wire.ExportFlag.SEND_TRIM
+        if structured:
+            # A read is always answered in one chunk.
+            flags |= wire.ExportFlag.SEND_DF
+        return int(flags)
+
+
+class Verdict(enum.Enum):
+    """Where the handshake is."""
+
+    GOING_ON = "going on"
+    TRANSMISSION = "transmission"
+    CLOSED = "closed"
+
+
+class Handshake:
+    """One client's handshake. `structured` says whether it asked for structured replies."""
+
+    def __init__(self, export: ExportDescription) -> None:
+        self._export = export
+        self._buffer = bytearray()
+        self._client_flags: int | None = None
+        self._options = 0
+        self._out: list[bytes] = []
+        self.verdict = Verdict.GOING_ON
+        self.structured = False
+
+    @staticmethod
+    def greeting() -> bytes:
+        """What the server sends first."""
+        flags = wire.HANDSHAKE_FIXED_NEWSTYLE | wire.HANDSHAKE_NO_ZEROES
+        return wire.GREETING.pack(wire.MAGIC, wire.OPTION_MAGIC, flags)
+
+    @property
+    def rest(self) -> bytes:
+        """Bytes that came after the handshake's end; they belong to the transmission."""
+        return bytes(self._buffer)
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes bytes of the client and returns the answer to send; look at `verdict` after."""
+        self._buffer += data
+        self._out = []
+        if self._client_flags is None:
+            self._receive_flags()
+        while self.verdict is Verdict.GOING_ON and self._client_flags is not None:
+            if not self._receive_option():
+                break
+        return b"".join(self._out)
+
+    def _receive_flags(self) -> None:
+        if len(self._buffer) < wire.CLIENT_FLAGS.size:
+            return
+        (flags,) = wire.CLIENT_FLAGS.unpack_from(self._buffer)
+        del self._buffer[: wire.CLIENT_FLAGS.size]
+        known = wire.HANDSHAKE_FIXED_NEWSTYLE | wire.HANDSHAKE_NO_ZEROES
+        if flags & ~known or not flags & wire.HANDSHAKE_FIXED_NEWSTYLE:
+            self.verdict = Verdict.CLOSED
+        self._client_flags = flags
+
+    def _receive_option(self) -> bool:
+        """Answers one option; False when it is not all there yet."""
+        if len(self._buffer) < wire.OPTION.size:
+            return False
+        magic, option, length = wire.OPTION.unpack_from(self._buffer)
+        self._options += 1
+        if (
+            magic != wire.OPTION_MAGIC
+            or length > wire.OPTION_BYTES_MAX
+            or self._options > wire.OPTIONS_MAX
+        ):
+            self.verdict = Verdict.CLOSED
+            return False
+        end = wire.OPTION.size + length
+        if len(self._buffer) < end:
+            self._options -= 1
+            return False
+        data = bytes(self._buffer[wire.OPTION.size : end])
+        del self._buffer[:end]
+        self._answer(option, data)
+        return True
+
+    def _answer(self, option: int, data: bytes) -> None:
+        if option == wire.Option.EXPORT_NAME:
+            self._export_name(data)
+        elif option == wire.Option.ABORT:
+            self._reply(option, wire.OptionReply.ACK)
+            self.verdict = Verdict.CLOSED
+        elif option == wire.Option.LIST:
+            self._list(data)
+        elif option in (wire.Option.INFO, wire.Option.GO):
+            self._info(option, data)
+        elif option == wire.Option.STRUCTURED_REPLY:
+            if data:
+                self._reply(option, wire.OptionReply.ERR_INVALID, b"this option has no data")
+            else:
+                self.structured = True
+                self._reply(option, wire.OptionReply.ACK)
+        else:
+            self._reply(option, wire.OptionReply.ERR_UNSUP)
+
+    def _known(self, name: bytes) -> bool:
+        return name in (b"", self._export.name.encode())
+
+    def _export_name(self, name: bytes) -> None:
+        """The old way in, which has no way to say no but to hang up."""
+        if not self._known(name):
+            self.verdict = Verdict.CLOSED
+            return
+        flags = self._export.flags(structured=self.structured)
+        self._out.append(wire.EXPORT.pack(self._export.info.total_bytes, flags))
+        assert self._client_flags is not None
+        if not self._client_flags & wire.HANDSHAKE_NO_ZEROES:
+            self._out.append(wire.EXPORT_NAME_PADDING)
+        self.verdict = Verdict.TRANSMISSION
+
+    def _list(self, data: bytes) -> None:
+        if data:
+            self._reply(wire.Option.LIST, wire.OptionReply.ERR_INVALID, b"LIST has no data")
+            return
+        name = self._export.name.encode()
+        entry = _NAME_LENGTH.pack(len(name)) + name
+        self._reply(wire.Option.LIST, wire.OptionReply.SERVER, entry)
+        self._reply(wire.Option.LIST, wire.OptionReply.ACK)
+
+    def _info(self, option: int, data: bytes) -> None:
+        parsed = _parse_info(data)
+        if parsed is None:
+            self._reply(option, wire.OptionReply.ERR_INVALID, b"malformed information request")
+            return
+        name, wanted = parsed
+        if not self._known(name):
+            text = f'there is no export of that name; the one here is "{self._export.name}"'
+            self._reply(option, wire.OptionReply.ERR_UNKNOWN, text.encode())
+            return
+        info = self._export.info
+        flags = self._export.flags(structured=self.structured)
+        body = wire.INFO_EXPORT_BODY.pack(wire.Info.EXPORT, info.total_bytes, flags)
+        self._reply(option, wire.OptionReply.INFO, body)
+        if wire.Info.NAME in wanted:
+            body = _COUNT.pack(wire.Info.NAME) + self._export.name.encode()
+            self._reply(option, wire.OptionReply.INFO, body)
+        # Sent whether asked for or not: requests that are not whole blocks will be refused.
+        body = wire.INFO_BLOCK_SIZE_BODY.pack(
+            wire.Info.BLOCK_SIZE,
+            info.block_size,
+            max(4096, info.block_size),
+            wire.REQUEST_BYTES_MAX,
+        )
+        self._reply(option, wire.OptionReply.INFO, body)
+        self._reply(option, wire.OptionReply.ACK)
+        if option == wire.Option.GO:
+            self.verdict = Verdict.TRANSMISSION
+
+    def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
+        header = wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, option, kind, len(data))
+        self._out.append(header + data)
+
+
+def _parse_info(data: bytes) -> tuple[bytes, set[int]] | None:
+    """Name and wanted information of INFO and GO; None when the lengths do not add up."""
+    if len(data) < _NAME_LENGTH.size + _COUNT.size:
+        return None
+    (name_length,) = _NAME_LENGTH.unpack_from(data)
+    name_end = _NAME_LENGTH.size + name_length
+    if len(data) < name_end + _COUNT.size:
+        return None
+    (count,) = _COUNT.unpack_from(data, name_end)
+    wanted = data[name_end + _COUNT.size :]
+    if len(wanted) != count * _COUNT.size:
+        return None
+    return data[_NAME_LENGTH.size : name_end], {kind for (kind,) in _COUNT.iter_unpack(wanted)}

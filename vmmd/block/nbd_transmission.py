@@ -1,0 +1,166 @@
+"""NBD transmission, server side: requests out of bytes, replies into bytes. Knows no sockets.
+
+Bytes are received in place: `target` says where the next ones go, `received` how many came. A large
+write's payload is received straight into the buffer that is then written.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vmmd.block import nbd_wire as wire
+from vmmd.block.backend import BackendInfo
+
+_STAGING_BYTES = 256 << 10
+
+
+class NbdRequest(NamedTuple):
+    """One request. `payload` only of a WRITE. Offset and length in bytes."""
+
+    flags: int
+    command: int
+    handle: int
+    offset: int
+    length: int
+    payload: bytes | bytearray | None
+
+
+class NbdProtocolError(Exception):
+    """The client does not speak the protocol: there is nothing to do but hang up."""
+
+
+class RequestParser:
+    """Cuts a client's bytes into requests. Holds at most one payload and one staging buffer."""
+
+    def __init__(self) -> None:
+        self._staging = bytearray(_STAGING_BYTES)
+        self._start = 0
+        self._end = 0
+        self._header: tuple[int, int, int, int, int] | None = None
+        self._payload = bytearray()
+        self._filled = 0
+
+    def push(self, data: bytes) -> None:
+        """Takes bytes that were received elsewhere."""
+        while data:
+            target = self.target()
+            count = min(len(data), len(target))
+            target[:count] = data[:count]
+            self.received(count)
+            data = data[count:]
+
+    def target(self) -> memoryview:
+        """Where the next bytes go; never empty, valid until `received`."""
+        if self._header is not None and self._filled < len(self._payload):
+            return memoryview(self._payload)[self._filled :]
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == len(self._staging):
+            # A new array: whoever still holds a view of the old one keeps it.
+            kept = self._staging[self._start : self._end]
+            self._staging = kept + bytearray(max(_STAGING_BYTES - len(kept), _STAGING_BYTES // 4))
+            self._start, self._end = 0, len(kept)
+        return memoryview(self._staging)[self._end :]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were put into the last `target`."""
+        if self._header is not None and self._filled < len(self._payload):
+            self._filled += count
+            assert self._filled <= len(self._payload)
+        else:
+            self._end += count
+            assert self._end <= len(self._staging)
+
+    def next_request(self) -> NbdRequest | None:
+        """The next whole request, or None; NbdProtocolError when there cannot be one."""
+        if self._header is None and not self._take_header():
+            return None
+        assert self._header is not None
+        flags, command, handle, offset, length = self._header
+        if command != wire.Command.WRITE:
+            self._header = None
+            return NbdRequest(flags, command, handle, offset, length, None)
+        if self._filled < length:
+            return None
+        payload, self._payload = self._payload, bytearray()
+        self._header = None
+        return NbdRequest(flags, command, handle, offset, length, payload)
+
+    def _take_header(self) -> bool:
+        available = self._end - self._start
+        if available < wire.REQUEST.size:
+            return False
+        magic, *fields = wire.REQUEST.unpack_from(self._staging, self._start)
+        if magic != wire.REQUEST_MAGIC:
+            raise NbdProtocolError(f"a request starts with {magic:#010x}")
+        self._start += wire.REQUEST.size
+        flags, command, handle, offset, length = fields
+        self._header = (flags, command, handle, offset, length)
+        if command == wire.Command.WRITE:
+            if length > wire.REQUEST_BYTES_MAX:
+                raise NbdProtocolError(f"a write of {length} bytes")
+            here = min(length, self._end - self._start)
+            self._payload = bytearray(length)
+            self._payload[:here] = memoryview(self._staging)[self._start : self._start + here]
+            self._filled = here
+            self._start += here
+        return True
+
+
+_FLAGS_OF = {
+    wire.Command.READ: wire.COMMAND_FUA | wire.COMMAND_DF,
+    wire.Command.WRITE: wire.COMMAND_FUA,
+    wire.Command.FLUSH: wire.COMMAND_FUA,
+    wire.Command.TRIM: wire.COMMAND_FUA,
+    wire.Command.WRITE_ZEROES: wire.COMMAND_FUA | wire.COMMAND_NO_HOLE,
+}
+_CHANGING = (wire.Command.WRITE, wire.Command.TRIM, wire.Command.WRITE_ZEROES)
+
+
+def check_request(request: NbdRequest, info: BackendInfo) -> wire.Error:
+    """OK, or the error a request is refused with before anything is done."""
+    command = request.command
+    if command not in _FLAGS_OF or request.flags & ~_FLAGS_OF[wire.Command(command)]:
+        return wire.Error.EINVAL
+    if command == wire.Command.FLUSH:
+        return wire.Error.EINVAL if request.offset or request.length else wire.Error.OK
+    if command in _CHANGING and info.read_only:
+        return wire.Error.EPERM
+    if command == wire.Command.TRIM and not info.supports_discard:
+        return wire.Error.ENOTSUP
+    if request.length == 0 or (request.offset | request.length) & (info.block_size - 1):
+        return wire.Error.EINVAL
+    if request.offset + request.length > info.total_bytes:
+        return wire.Error.ENOSPC if command in _CHANGING else wire.Error.EINVAL
+    if command == wire.Command.READ and request.length > wire.REQUEST_BYTES_MAX:
+        return wire.Error.EINVAL
+    return wire.Error.OK
+
+
+def simple_reply(handle: int, error: int) -> bytes:
+    """The reply to anything but a READ with structured replies; data follows on its own."""
+    return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, error, handle)
+
+
+def data_chunk(handle: int, offset: int, length: int) -> bytes:
+    """What precedes the data of a READ answered in one chunk."""
+    header = wire.STRUCTURED_REPLY.pack(
+        wire.STRUCTURED_REPLY_MAGIC,
+        wire.CHUNK_DONE,
+        wire.CHUNK_OFFSET_DATA,
+        handle,
+        wire.CHUNK_OFFSET.size + length,
+    )
+    return header + wire.CHUNK_OFFSET.pack(offset)
+
+
+def error_chunk(handle: int, error: int) -> bytes:
+    """A READ that failed, with structured replies."""
+    header = wire.STRUCTURED_REPLY.pack(
+        wire.STRUCTURED_REPLY_MAGIC,
+        wire.CHUNK_DONE,
+        wire.CHUNK_ERROR_TYPE,
+        handle,
+        wire.CHUNK_ERROR.size,
+    )
+    return header + wire.CHUNK_ERROR.pack(error, 0)
