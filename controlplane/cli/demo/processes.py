@@ -44,14 +44,20 @@ class Daemon:
         self.name = name
         self.log = log
         self.address = ""
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [program(arguments[0]), *arguments[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        try:
+            with log.open("ab") as output:
+                self.process = subprocess.Popen(
+                    [program(arguments[0]), *arguments[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise CommandError(
+                f"cannot start {arguments[0]}: {error.strerror}",
+                "the demo needs all commands of this package installed; try `make setup`",
+            ) from None
 
     @property
     def is_running(self) -> bool:

@@ -1,0 +1,60 @@
+"""What users read when something is refused."""
+
+from controlplane.cli.failure import CommandError, describe, peer_name
+from stairlib.model.errors import (
+    ConflictError,
+    FieldViolation,
+    InvalidRequestError,
+    NotFoundError,
+    StateError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+ADDRESS = "127.0.0.1:55400"
+
+
+def test_every_violation_is_listed_with_its_place():
+    error = InvalidRequestError(
+        "the requests differ in two targets",
+        (
+            FieldViolation("sub_volumes[0].opts.target[1]", "leave it", "TARGET_CHANGED"),
+            FieldViolation("sub_volumes[0].gen", "raise it"),
+        ),
+        reason="VCR_REJECTED",
+    )
+    places = {"sub_volumes[0].gen": "replace.json:14"}
+    assert describe(error, ADDRESS, places.get).splitlines() == [
+        "error: the requests differ in two targets (VCR_REJECTED)",
+        "  sub_volumes[0].opts.target[1]: leave it (TARGET_CHANGED)",
+        "  sub_volumes[0].gen [replace.json:14]: raise it",
+    ]
+
+
+def test_a_control_plane_that_is_not_there_says_how_to_start_it():
+    error = UnavailableError("cannot reach it", peer=peer_name(ADDRESS))
+    assert f"controlplane run {ADDRESS}" in describe(error, ADDRESS)
+
+
+def test_a_peer_of_the_control_plane_that_is_away_is_not_mistaken_for_it():
+    error = UnavailableError("vmmd at v:1 is away", reason="VMMD_AWAY", peer="vmmd at v:1")
+    text = describe(error, ADDRESS)
+    assert "hint" not in text
+    assert "vmmd at v:1 is away (VMMD_AWAY)" in text
+
+
+def test_a_slow_answer_says_which_option_waits_longer():
+    error = UnavailableError("no answer", reason="DEADLINE_EXCEEDED", peer=peer_name(ADDRESS))
+    assert "--timeout" in describe(error, ADDRESS)
+
+
+def test_hints_name_the_command_to_type():
+    assert "stairwell list" in describe(NotFoundError("disk", "x"), ADDRESS)
+    assert "replacement list" in describe(ConflictError("busy"), ADDRESS)
+    assert "same version" in describe(UnsupportedError("no such method"), ADDRESS)
+    assert "hint" not in describe(StateError("stopped; start it first"), ADDRESS)
+
+
+def test_a_command_error_has_details_and_hint():
+    error = CommandError("cannot", "do that", ("first", "second"))
+    assert describe(error, ADDRESS) == "error: cannot\n  first\n  second\nhint: do that"
