@@ -1,0 +1,197 @@
+"""The upstairs' core in seeded random worlds: daemons crash and come back, links break, members are replaced, the
+upstairs itself dies and a newer one takes over, while a guest writes, discards, reads and flushes.
+
+Checked from outside: no flushed write is lost, a read gives the value written last (after a loss: one that
+it may have, and from then on the same), replicas are equal when all is repaired, and every run comes to its end.
+STAIRWELL_SEEDS=first:count runs other seeds."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.unit.vmmd.upstairs.world import World
+from vmmd.block.backend import Request
+from vmmd.upstairs.core import events
+from vmmd.upstairs.core.states import UpstairsState
+
+FIRST, COUNT = map(int, os.environ.get("STAIRWELL_SEEDS", "0:300").split(":"))
+SEEDS_PER_TEST = 25
+
+
+class Run:
+    """One seeded run."""
+
+    def __init__(self, seed: int) -> None:
+        self.world = World(seed)
+        self.rng = self.world.rng
+        self.activate_key: object = None
+        self.verifications: list[object] = []
+        self.hostility = self.rng.choice([0.05, 0.15, 0.3])
+
+    # ---- what may happen
+
+    def guest(self) -> None:
+        world, rng = self.world, self.rng
+        batch: list[Request] = []
+        for _ in range(rng.randint(1, 6)):
+            length = rng.randint(1, 5)
+            offset = rng.randint(0, world.geometry.block_count - length)
+            kind = rng.random()
+            if kind < 0.1:
+                batch.append(world.flush())
+            elif not world.free(offset, length):
+                continue
+            elif kind < 0.5:
+                batch.append(world.write(offset, length))
+            elif kind < 0.6:
+                batch.append(world.write(offset, length, discard=True))
+            else:
+                batch.append(world.read(offset, length))
+        if batch:
+            world.submit(batch)
+
+    def crash_and_start(self) -> None:
+        address = self.rng.choice(list(self.world.daemons))
+        self.world.crash(address)
+        away = self.rng.choice([0.05, 1.0, 5.0, 30.0])
+        self.world.later(away, lambda: self.world.start(address))
+
+    def power_cut(self) -> None:
+        for address in self.world.daemons:
+            self.world.crash(address)
+            self.world.later(
+                self.rng.uniform(0.01, 2), lambda address=address: self.world.start(address)
+            )
+        if self.rng.random() < 0.7:
+            self.restart_upstairs()
+
+    def break_links(self) -> None:
+        self.world.break_links(self.rng.choice(list(self.world.daemons)))
+
+    def restart_upstairs(self) -> None:
+        self.world.crash_upstairs()
+        self.activate()
+
+    def activate(self) -> None:
+        self.activate_key = self.world.ask(events.Activate)
+
+    def deactivate(self) -> None:
+        key = self.world.ask(events.Deactivate)
+        assert self.world.run_until(lambda: key in self.world.answers, 30), "deactivation hangs"
+        assert not self.world.in_flight, "requests outlived the deactivation"
+        self.world.crash_upstairs()
+        self.activate()
+
+    def replace(self) -> None:
+        world = self.world
+        slots = world.upstairs.status().slots
+        used = {slot.address for slot in slots} | {slot.departing_address for slot in slots}
+        spares = [address for address in world.daemons if address not in used]
+        if not spares:
+            return
+        slot = self.rng.choice(slots)
+        new = self.rng.choice(spares)
+        key = world.ask(lambda key: events.Replace(key, slot.address, new))
+        answer = world.answers[key]
+        world.note(f"replace {slot.address} by {new}: {answer.value or answer.error}")
+        if answer.error is None:
+            world.targets[slot.slot] = new
+            again = world.ask(lambda key: events.Replace(key, slot.address, new))
+            assert world.answers[again].value.result.name == "STARTED_ALREADY"
+
+    def errors(self) -> None:
+        server = self.world.daemons[self.rng.choice(list(self.world.daemons))]
+        name = self.rng.choice(["write_error_rate", "flush_error_rate", "corrupt_rate"])
+        self.world.note(f"{name} at {server.address}")
+        setattr(server, name, 0.2)
+        self.world.later(self.rng.uniform(0.1, 1), lambda: setattr(server, name, 0.0))
+
+    def verify(self) -> None:
+        self.verifications.append(self.world.ask(events.Verify))
+
+    # ---- the run
+
+    def go(self) -> None:
+        world, rng = self.world, self.rng
+        self.activate()
+        faults = [
+            self.crash_and_start,
+            self.crash_and_start,
+            self.break_links,
+            self.break_links,
+            self.replace,
+            self.errors,
+            self.verify,
+            self.restart_upstairs,
+            self.power_cut,
+            self.deactivate,
+        ]
+        for _ in range(rng.randint(40, 120)):
+            rng.choice(faults)() if rng.random() < self.hostility else self.guest()
+            world.run_until(lambda: False, rng.choice([0.0005, 0.005, 0.05, 0.6]))
+        self.heal()
+        self.check_end()
+
+    def heal(self) -> None:
+        world = self.world
+        world.note("heal")
+        for server in world.daemons.values():
+            server.up = True
+            server.write_error_rate = server.flush_error_rate = server.corrupt_rate = 0.0
+            if server.poisoned:
+                world.crash(server.address)
+                server.up = True
+        for _ in range(3):
+            if world.upstairs.state in (UpstairsState.DISABLED, UpstairsState.INITIALIZING):
+                assert "whole copy" not in world.upstairs.status().reason
+                self.restart_upstairs()
+            if world.run_until(
+                lambda: world.healthy() or world.upstairs.state is UpstairsState.DISABLED, 120
+            ) and world.healthy():
+                break
+        assert world.healthy(), f"no end: {world.upstairs.status()}"
+        assert world.run_until(lambda: not world.in_flight, 30), "guest requests hang"
+
+    def check_end(self) -> None:
+        world = self.world
+        for key in self.verifications:
+            answer = world.answers.get(key)
+            if answer is not None and answer.error is None:
+                digests = [d.tolist() for d in answer.value.by_slot.values()]
+                assert all(d == digests[0] for d in digests), "active members differ"
+        count = world.geometry.block_count
+        for _ in range(4):
+            world.submit([world.read(block, 1) for block in range(count)])
+            assert world.run_until(lambda: not world.in_flight, 30)
+        key = world.ask(events.Verify)
+        assert world.run_until(lambda: key in world.answers, 30)
+        digests = [d.tolist() for d in world.answers[key].value.by_slot.values()]
+        assert len(digests) == 3
+        assert all(d == digests[0] for d in digests), "replicas differ at the end"
+        key = world.ask(events.Deactivate)
+        assert world.run_until(lambda: key in world.answers, 30)
+        assert world.answers[key].error is None
+        members = [world.daemons[address] for address in world.targets]
+        assert members[0].durable == members[1].durable == members[2].durable
+        assert not any(any(m.durable_extents.incomplete) for m in members)
+        stamps = [(m.durable_extents.generation, m.durable_extents.flush) for m in members]
+        assert stamps[0] == stamps[1] == stamps[2]
+
+
+def run(seed: int) -> Run:
+    """One run; a failure names its seed."""
+    one = Run(seed)
+    try:
+        one.go()
+    except Exception as error:
+        tail = "\n".join(one.world.trace[-60:])
+        raise AssertionError(f"seed {seed}: {error!r}\n{tail}") from error
+    return one
+
+
+@pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, SEEDS_PER_TEST))
+def test_random_runs_keep_every_flushed_write(first: int) -> None:
+    for seed in range(first, min(first + SEEDS_PER_TEST, FIRST + COUNT)):
+        run(seed)

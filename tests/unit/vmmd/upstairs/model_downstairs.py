@@ -1,0 +1,388 @@
+"""A downstairs as a model: dictionaries instead of files, the frame contract as written, nothing shared with
+the real daemon. What was not flushed is gone after a crash; flushes, repair begins and copies take time."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+
+from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import Frame, FrameKind, OpKind, OpStatus, encode, pack_op
+from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
+
+EMPTY = bytes(32)
+DIRTY, INCOMPLETE = 1, 2
+
+Block = tuple[bytes, bytes]  # context, data
+
+
+@dataclass
+class Extents:
+    """Stamps and marks of all extents."""
+
+    generation: list[int]
+    flush: list[int]
+    incomplete: list[bool]
+
+    def copy(self) -> Extents:
+        return Extents(list(self.generation), list(self.flush), list(self.incomplete))
+
+
+@dataclass
+class Pending:
+    """An asynchronous op under way; `finish` is run when its time has come, then the reply is sent."""
+
+    job: int
+    kind: OpKind
+    finish: Callable[[], tuple[OpStatus, int, str]]
+
+
+@dataclass
+class Session:
+    """One data connection. `send` takes reply bytes."""
+
+    send: Callable[[bytes], None]
+    open: bool = True
+    dead_text: str = ""
+    lane: list[Pending] = field(default_factory=list)
+
+
+class ModelDownstairs:
+    """One daemon with its region. `later(seconds, call)` schedules; `resolve(address)` finds other daemons."""
+
+    def __init__(
+        self,
+        address: str,
+        region_id: str,
+        geometry: Geometry,
+        rng: random.Random,
+        later: Callable[[float, Callable[[], None]], None],
+        resolve: Callable[[str], ModelDownstairs | None],
+    ) -> None:
+        self.address = address
+        self.region_id = region_id
+        self.geometry = geometry
+        self.rng = rng
+        self.later = later
+        self.resolve = resolve
+        count = geometry.extent_count
+        self.up = True
+        self.owner = ""
+        self.promoted: tuple[str, int] = ("", 0)
+        self.durable: dict[int, Block] = {}
+        self.durable_extents = Extents([0] * count, [0] * count, [False] * count)
+        self.session: Session | None = None
+        self.write_error_rate = 0.0
+        self.flush_error_rate = 0.0
+        self.corrupt_rate = 0.0
+        self.poisoned = False
+        self._restart()
+
+    def _restart(self) -> None:
+        self.memory = dict(self.durable)
+        self.extents = self.durable_extents.copy()
+        self.dirty = [False] * self.geometry.extent_count
+        self.copied: set[int] = set()
+        self.since_begin: dict[int, set[int]] = {}
+        self.changed: set[int] = set()
+        self.poisoned = False
+
+    # ---- lifecycle
+
+    def crash(self) -> None:
+        """Power cut: the session is gone and everything unflushed with it."""
+        self.end_session(finish_rate=0.5)
+        self.up = False
+        self._restart()
+
+    def end_session(self, finish_rate: float = 1.0) -> None:
+        """The data connection is gone; flushes under way finish, unless power went too."""
+        if self.session is not None:
+            self.session.open = False
+            for pending in self.session.lane:
+                if self.rng.random() >= finish_rate:
+                    break
+                pending.finish()
+            self.session.lane = []
+            self.session = None
+        self.since_begin = {}
+        self.copied = set()
+
+    def open_session(
+        self, upstairs_id: str, session_id: str, generation: int, region_id: str
+    ) -> tuple[str, SessionInfo | None]:
+        """(refusal code, info)."""
+        if region_id and region_id != self.region_id:
+            return "REGION_MISMATCH", None
+        if self.owner and self.owner != upstairs_id:
+            return "REGION_IN_USE", None
+        known = self.promoted
+        if self.owner and not (generation > known[1] or (session_id, generation) == known):
+            return "GENERATION_TOO_LOW", None
+        owned_before = bool(self.owner)
+        self.owner = upstairs_id
+        self.promoted = (session_id, generation)
+        self.end_session()
+        flags = [
+            (DIRTY if dirty else 0) | (INCOMPLETE if incomplete else 0)
+            for dirty, incomplete in zip(self.dirty, self.extents.incomplete, strict=True)
+        ]
+        stamps = ExtentStamps(
+            np.array(self.extents.generation, dtype=np.uint64),
+            np.array(self.extents.flush, dtype=np.uint64),
+            np.array(flags, dtype=np.uint8),
+        )
+        return "", SessionInfo(self.region_id, stamps, owned_before)
+
+    # ---- frames
+
+    def handle(self, session: Session, frame: Frame) -> None:
+        """Executes a REQUEST frame in order; immediate ops are answered together."""
+        if not session.open or self.session is not session:
+            return
+        entries: list[bytes] = []
+        blobs: list[bytes] = []
+        contexts: list[bytes] = []
+        payload: list[bytes] = []
+        size = self.geometry.block_size
+        at = 0
+        for index, op in enumerate(frame.ops):
+            kind = OpKind(int(op["kind"]))
+            job, offset, length = int(op["job"]), int(op["offset"]), int(op["length"])
+            data: list[Block] = []
+            if kind in (OpKind.WRITE, OpKind.WRITE_UNWRITTEN):
+                data = [
+                    (
+                        frame.contexts[at + i].tobytes(),
+                        bytes(frame.payload[(at + i) * size : (at + i + 1) * size]),
+                    )
+                    for i in range(length)
+                ]
+                at += length
+            pending = self._start_asynchronous(kind, op, job, frame.blob(index))
+            if pending is not None:
+                self._queue(session, pending)
+                continue
+            status, number, text, blocks, raw = self._immediate(kind, offset, length, data)
+            blob = text.encode()
+            entries.append(
+                pack_op(
+                    job,
+                    kind,
+                    offset=offset,
+                    length=length,
+                    status=status,
+                    number=number,
+                    blob_bytes=len(blob),
+                )
+            )
+            blobs.append(blob)
+            contexts.extend(context for context, _ in blocks)
+            payload.extend(block for _, block in blocks)
+            payload.append(raw)
+        if entries:
+            table = np.frombuffer(b"".join(contexts), dtype="<u8").reshape(-1, 4)
+            session.send(
+                b"".join(
+                    encode(
+                        FrameKind.REPLY, entries, blobs=blobs, contexts=table, payload=payload
+                    )
+                )
+            )
+
+    def _immediate(
+        self, kind: OpKind, offset: int, length: int, data: list[Block]
+    ) -> tuple[int, int, str, list[Block], bytes]:
+        status, blocks, raw, text = OpStatus.OK, [], b"", ""
+        zero = (EMPTY, bytes(self.geometry.block_size))
+        if kind is OpKind.READ:
+            blocks = [self.memory.get(block, zero) for block in range(offset, offset + length)]
+            if self.rng.random() < self.corrupt_rate:
+                context, block = blocks[0]
+                blocks[0] = (context, bytes([block[0] ^ 1]) + block[1:])
+        elif kind in (OpKind.WRITE, OpKind.DISCARD):
+            if self.poisoned or self.rng.random() < self.write_error_rate:
+                status, text = OpStatus.IO_ERROR, "injected"
+            else:
+                for index in range(length):
+                    self._change(offset + index, data[index] if data else None)
+        elif kind is OpKind.EXTENT_STATES:
+            rows = [
+                [
+                    self.extents.generation[e],
+                    self.extents.flush[e],
+                    DIRTY * self.dirty[e] + INCOMPLETE * self.extents.incomplete[e],
+                ]
+                for e in range(self.geometry.extent_count)
+            ]
+            raw = np.array(rows, dtype="<u8").tobytes()
+        elif kind is OpKind.EXTENT_DIGEST:
+            raw = np.array(
+                [self.digest(e) for e in range(offset, offset + length)], dtype="<u8"
+            ).tobytes()
+        elif kind is OpKind.REPAIR_END:
+            if any(self.extents.incomplete):
+                status, text = OpStatus.BAD_REQUEST, "an extent is still incomplete"
+            else:
+                self.since_begin = {}
+        return status, 0, text, blocks, raw
+
+    def _change(self, block: int, value: Block | None) -> None:
+        if value is None:
+            self.memory.pop(block, None)
+        else:
+            self.memory[block] = value
+        self.changed.add(block)
+        extent = block // self.geometry.blocks_per_extent
+        self.dirty[extent] = True
+        if extent in self.since_begin:
+            self.since_begin[extent].add(block)
+
+    def digest(self, extent: int) -> int:
+        first = extent * self.geometry.blocks_per_extent
+        blocks = range(first, first + self.geometry.blocks_per_extent)
+        return xxhash.xxh3_64_intdigest(
+            b"".join(self.memory.get(block, (EMPTY, b""))[0] for block in blocks)
+        )
+
+    # ---- asynchronous ops
+
+    def _start_asynchronous(
+        self, kind: OpKind, op: np.void, job: int, blob: bytes
+    ) -> Pending | None:
+        if kind is OpKind.FLUSH:
+            return Pending(job, kind, self._flush(int(op["number"]), int(op["generation"])))
+        if kind is OpKind.REPAIR_BEGIN:
+            return Pending(job, kind, self._repair_begin(np.frombuffer(blob, "<u4").tolist()))
+        if kind is OpKind.EXTENT_COPY:
+            return Pending(job, kind, self._copy(int(op["offset"]), json.loads(blob)))
+        return None
+
+    def _queue(self, session: Session, pending: Pending) -> None:
+        if pending.kind is OpKind.EXTENT_COPY:
+            self.later(self.rng.uniform(0.001, 0.03), lambda: self._end(session, pending))
+            return
+        session.lane.append(pending)
+        if len(session.lane) == 1:
+            self._run_lane(session)
+
+    def _run_lane(self, session: Session) -> None:
+        def over() -> None:
+            if not session.open or not session.lane:
+                return
+            pending = session.lane[0]
+            self._end(session, pending)
+            session.lane.pop(0)
+            if session.lane:
+                self._run_lane(session)
+
+        self.later(self.rng.uniform(0.0005, 0.02), over)
+
+    def _end(self, session: Session, pending: Pending) -> None:
+        if not session.open or self.session is not session:
+            return
+        status, number, text = pending.finish()
+        blob = text.encode()
+        entry = pack_op(
+            pending.job, pending.kind, status=status, number=number, blob_bytes=len(blob)
+        )
+        session.send(b"".join(encode(FrameKind.REPLY, [entry], blobs=[blob])))
+
+    def _flush(self, number: int, generation: int) -> Callable[[], tuple[OpStatus, int, str]]:
+        changes = {block: self.memory.get(block) for block in self.changed}
+        self.changed = set()
+        dirty = [extent for extent, is_dirty in enumerate(self.dirty) if is_dirty]
+        for extent in dirty:
+            self.dirty[extent] = False
+        copied, self.copied = self.copied, set()
+        fails = self.poisoned or self.rng.random() < self.flush_error_rate
+
+        def finish() -> tuple[OpStatus, int, str]:
+            if fails:
+                self.poisoned = True
+                for extent in dirty:
+                    self.dirty[extent] = True
+                return OpStatus.IO_ERROR, 0, "injected"
+            for block, value in changes.items():
+                if value is None:
+                    self.durable.pop(block, None)
+                else:
+                    self.durable[block] = value
+            for extent in dirty:
+                self.extents.generation[extent] = generation
+                self.extents.flush[extent] = number
+            for extent in copied:
+                self.extents.incomplete[extent] = False
+            self.durable_extents = self.extents.copy()
+            return OpStatus.OK, number, ""
+
+        return finish
+
+    def _repair_begin(self, extents: list[int]) -> Callable[[], tuple[OpStatus, int, str]]:
+        for extent in extents:
+            self.extents.incomplete[extent] = True
+            self.extents.generation[extent] = self.extents.flush[extent] = 0
+            self.since_begin[extent] = set()
+            self.copied.discard(extent)
+
+        def finish() -> tuple[OpStatus, int, str]:
+            for extent in extents:
+                self.durable_extents.incomplete[extent] = True
+                self.durable_extents.generation[extent] = 0
+                self.durable_extents.flush[extent] = 0
+            return OpStatus.OK, 0, ""
+
+        return finish
+
+    def _copy(self, extent: int, source: dict) -> Callable[[], tuple[OpStatus, int, str]]:
+        per_extent = self.geometry.blocks_per_extent
+        blocks = range(extent * per_extent, (extent + 1) * per_extent)
+        first = self.resolve(source["address"])
+        asked = None
+        if first is not None and first.up and first.owner == source["upstairs_id"]:
+            asked = (
+                {block: first.memory.get(block) for block in blocks},
+                (first.extents.generation[extent], first.extents.flush[extent]),
+                first.extents.incomplete[extent],
+            )
+
+        def finish() -> tuple[OpStatus, int, str]:
+            again = self.resolve(source["address"])
+            if asked is None or again is None or not again.up:
+                return OpStatus.REPAIR_SOURCE, 0, "the source is away"
+            theirs, stamp, incomplete = asked
+            if incomplete:
+                return OpStatus.REPAIR_SOURCE, 0, "the source is incomplete"
+            if extent not in self.since_begin:
+                return OpStatus.BAD_REQUEST, 0, "no repair has begun"
+            copied = 0
+            for block in blocks:
+                mine = self.memory.get(block)
+                if _context(theirs[block]) == _context(mine):
+                    continue
+                if block in self.since_begin[extent]:
+                    continue
+                # What is streamed is what the source has by then, which may be newer.
+                value = again.memory.get(block)
+                if value is None:
+                    self.memory.pop(block, None)
+                else:
+                    self.memory[block] = value
+                    copied += len(value[1])
+                self.changed.add(block)
+            own = (self.extents.generation[extent], self.extents.flush[extent])
+            best = max(own, stamp)
+            self.extents.generation[extent], self.extents.flush[extent] = best
+            self.copied.add(extent)
+            return OpStatus.OK, copied, ""
+
+        return finish
+
+
+def _context(block: Block | None) -> bytes:
+    return EMPTY if block is None else block[0]

@@ -1,0 +1,380 @@
+"""A seeded world around the upstairs' core: model downstairs, a network that delays and breaks, a guest, and
+checkers that stand outside. Simulated time only; the same seed gives the same run."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import decode
+from tests.unit.vmmd.upstairs.model_downstairs import ModelDownstairs, Session
+from vmmd.block.backend import BlockOp, BlockStatus, Request
+from vmmd.upstairs.core import events
+from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
+
+UPSTAIRS_ID = "11111111-1111-1111-1111-111111111111"
+TICK_SECONDS = 0.1
+
+
+@dataclass
+class Link:
+    """One connection: frames arrive in order in both directions until it is cut."""
+
+    number: int
+    server: ModelDownstairs
+    session: Session | None = None
+    to_server_at: float = 0.0
+    to_client_at: float = 0.0
+    cut: bool = False
+    told: bool = False
+
+
+@dataclass
+class BlockHistory:
+    """Values that a block may have: `values[floor:]`; the last one is what a healthy set must give."""
+
+    values: list[bytes] = field(default_factory=list)
+    floor: int = 0
+    exact: bool = True
+
+
+class World:
+    """Runs one upstairs at a time; `step` runs the next scheduled thing."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        geometry: Geometry | None = None,
+        spares: int = 1,
+        delay: float = 0.005,
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.geometry = geometry or Geometry(512, 4, 6)
+        self.delay = delay
+        self.now = 0.0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self.daemons = {
+            f"d{number}:1": ModelDownstairs(
+                f"d{number}:1",
+                f"region-{number}",
+                self.geometry,
+                random.Random(self.rng.random()),
+                self.later,
+                lambda address: self.daemons.get(address),
+            )
+            for number in range(3 + spares)
+        }
+        self.targets = ["d0:1", "d1:1", "d2:1"]
+        self.generation = 0
+        self.links: dict[int, Link] = {}
+        self.answers: dict[object, events.Answer] = {}
+        self.repairs: list[events.RepairEnded] = []
+        self.blocks = [
+            BlockHistory([bytes(self.geometry.block_size)])
+            for _ in range(self.geometry.block_count)
+        ]
+        self._tokens = itertools.count(1)
+        self._keys = itertools.count(1)
+        self.in_flight: dict[int, Callable[[BlockStatus, bytes | None], None]] = {}
+        self.busy: dict[int, int] = {}
+        self.counts: dict[str, int] = {}
+        self.trace: list[str] = []
+        self.upstairs: Upstairs
+        self.start_upstairs()
+        self.later(TICK_SECONDS, self._tick)
+
+    # ---- time
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (self.now + seconds, next(self._order), call))
+
+    def step(self) -> None:
+        at, _order, call = heapq.heappop(self._heap)
+        self.now = max(self.now, at)
+        call()
+
+    def run_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        end = self.now + seconds
+        while not condition():
+            if self.now >= end:
+                return False
+            self.step()
+        return True
+
+    def note(self, text: str) -> None:
+        self.trace.append(f"{self.now:9.4f} {text}")
+
+    def _tick(self) -> None:
+        self.feed(events.Tick())
+        self.later(TICK_SECONDS, self._tick)
+
+    # ---- the shell's part
+
+    def start_upstairs(self) -> None:
+        """A new upstairs process with a higher generation; the old one's memory is gone."""
+        self.generation += 1
+        config = UpstairsConfig(
+            UPSTAIRS_ID,
+            f"session-{self.generation}",
+            self.generation,
+            self.geometry,
+            (self.targets[0], self.targets[1], self.targets[2]),
+        )
+        for link in self.links.values():
+            self._cut(link)
+        self.links = {}
+        self.in_flight = {}
+        self.busy = {}
+        self.upstairs = Upstairs(config)
+        self.was_lossy = False
+
+    def feed(self, event: events.Event) -> None:
+        for effect in self.upstairs.apply(event, self.now):
+            self._carry_out(effect)
+        region = self.upstairs._region
+        if region.flushes.lost_writes and not self.was_lossy:
+            self.note("writes lost")
+            self.loosen()
+        self.was_lossy = region.flushes.lost_writes
+
+    def _carry_out(self, effect: events.Effect) -> None:
+        if isinstance(effect, events.SendFrame):
+            data = b"".join(effect.buffers)
+            for number in effect.links:
+                self._to_server(self.links[number], data)
+        elif isinstance(effect, events.CompleteGuest):
+            for completion in effect.completions:
+                data = None if completion.data is None else bytes(completion.data)
+                self.in_flight.pop(completion.token)(completion.status, data)
+        elif isinstance(effect, events.Connect):
+            link = Link(effect.link, self.daemons[effect.address])
+            self.links[effect.link] = link
+            upstairs = self.upstairs
+            self.later(
+                self.rng.uniform(0, self.delay), lambda: self._open(upstairs, link, effect)
+            )
+        elif isinstance(effect, events.Disconnect):
+            self.note(f"disconnect {effect.link}: {effect.reason}")
+            self.cut(self.links[effect.link], effect.reason)
+        elif isinstance(effect, events.Answer):
+            self.answers[effect.key] = effect
+        elif isinstance(effect, events.RepairEnded):
+            self.repairs.append(effect)
+            self.note(f"repair of {effect.slot} ended: {effect.error or 'ok'}")
+        elif isinstance(effect, events.SlotLeft):
+            self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+
+    def _open(self, upstairs: Upstairs, link: Link, effect: events.Connect) -> None:
+        if upstairs is not self.upstairs or link.cut:
+            return
+        server = link.server
+        if not server.up:
+            self.cut(link, "connection refused")
+            return
+        config = upstairs._region.config
+        code, info = server.open_session(
+            config.upstairs_id, config.session_id, effect.generation, effect.region_id
+        )
+        if info is None:
+            self.cut(link, f"refused: {code}", code)
+            return
+        link.session = Session(lambda data: self._to_client(upstairs, link, data))
+        server.session = link.session
+        self.later(
+            self.rng.uniform(0, self.delay),
+            lambda: self._if_current(upstairs, link, events.Connected(link.number, info)),
+        )
+
+    def _if_current(self, upstairs: Upstairs, link: Link, event: events.Event) -> None:
+        if upstairs is self.upstairs and not link.cut:
+            self.feed(event)
+
+    def _to_server(self, link: Link, data: bytes) -> None:
+        if link.cut:
+            return
+        at = max(link.to_server_at, self.now + self.rng.uniform(0, self.delay))
+        link.to_server_at = at
+
+        def arrive() -> None:
+            if not link.cut and link.session is not None:
+                link.server.handle(link.session, decode(data))
+
+        self.later(at - self.now, arrive)
+
+    def _to_client(self, upstairs: Upstairs, link: Link, data: bytes) -> None:
+        at = max(link.to_client_at, self.now + self.rng.uniform(0, self.delay))
+        link.to_client_at = at
+        self.later(
+            at - self.now,
+            lambda: self._if_current(
+                upstairs, link, events.SlotReply(link.number, decode(data))
+            ),
+        )
+
+    def _cut(self, link: Link) -> None:
+        link.cut = True
+        if link.session is not None and link.server.session is link.session:
+            link.server.end_session()
+
+    def cut(self, link: Link, reason: str, code: str = "") -> None:
+        """Ends a connection; the upstairs hears of it a little later."""
+        self._cut(link)
+        if link.told:
+            return
+        link.told = True
+        upstairs = self.upstairs
+
+        def tell() -> None:
+            if upstairs is self.upstairs:
+                self.links.pop(link.number, None)
+                self.feed(events.Disconnected(link.number, reason, code))
+
+        self.later(self.rng.uniform(0, self.delay), tell)
+
+    # ---- faults
+
+    def crash(self, address: str) -> None:
+        self.note(f"crash {address}")
+        server = self.daemons[address]
+        server.crash()
+        for link in list(self.links.values()):
+            if link.server is server:
+                self.cut(link, "connection reset")
+
+    def start(self, address: str) -> None:
+        self.note(f"start {address}")
+        self.daemons[address].up = True
+
+    def break_links(self, address: str) -> None:
+        self.note(f"break links of {address}")
+        for link in list(self.links.values()):
+            if link.server.address == address and not link.cut:
+                self.cut(link, "broken pipe")
+
+    def crash_upstairs(self) -> None:
+        self.note("crash of the upstairs")
+        self.loosen()
+        self.start_upstairs()
+
+    def loosen(self) -> None:
+        """Unflushed writes may be gone: every block may have any value since its last flush."""
+        for block in self.blocks:
+            block.values = block.values[block.floor :]
+            block.floor = 0
+            block.exact = len(block.values) == 1
+
+    # ---- the guest
+
+    def ask(self, event_of_key: Callable[[object], events.Event]) -> object:
+        key = next(self._keys)
+        self.feed(event_of_key(key))
+        return key
+
+    def submit(self, requests: list[Request]) -> None:
+        self.feed(events.GuestBatch([("guest", requests)]))
+
+    def write(self, offset: int, length: int, *, discard: bool = False) -> Request:
+        size = self.geometry.block_size
+        if discard:
+            values = [bytes(size)] * length
+        else:
+            values = [
+                self.rng.getrandbits(64).to_bytes(8, "little") * (size // 8)
+                for _ in range(length)
+            ]
+        token = next(self._tokens)
+        self._occupy(offset, length, 1)
+
+        def done(status: BlockStatus, _data: bytes | None) -> None:
+            self._occupy(offset, length, -1)
+            self._count(f"write {status.name}")
+            if status is BlockStatus.OK:
+                for index, value in enumerate(values):
+                    block = self.blocks[offset + index]
+                    block.values.append(value)
+                    block.exact = True
+            else:
+                assert status in (BlockStatus.FAILED, BlockStatus.ABORTED)
+
+        self.in_flight[token] = done
+        if discard:
+            return Request(BlockOp.DISCARD, token, offset, length)
+        return Request(BlockOp.WRITE, token, offset, length, bytearray(b"".join(values)))
+
+    def read(self, offset: int, length: int) -> Request:
+        token = next(self._tokens)
+        self._occupy(offset, length, 1)
+        size = self.geometry.block_size
+
+        def done(status: BlockStatus, data: bytes | None) -> None:
+            self._occupy(offset, length, -1)
+            self._count(f"read {status.name}")
+            if status is not BlockStatus.OK:
+                return
+            assert data is not None
+            assert len(data) == length * size
+            for index in range(length):
+                self._check(offset + index, data[index * size : (index + 1) * size])
+
+        self.in_flight[token] = done
+        return Request(BlockOp.READ, token, offset, length)
+
+    def flush(self) -> Request:
+        token = next(self._tokens)
+        marks = [len(block.values) - 1 for block in self.blocks]
+        blocks = list(self.blocks)
+        bases = [id(block.values) for block in blocks]
+
+        def done(status: BlockStatus, _data: bytes | None) -> None:
+            self._count(f"flush {status.name}")
+            if status is not BlockStatus.OK:
+                return
+            for block, mark, base in zip(blocks, marks, bases, strict=True):
+                if id(block.values) == base:
+                    block.floor = max(block.floor, mark)
+
+        self.in_flight[token] = done
+        return Request(BlockOp.FLUSH, token)
+
+    def _check(self, number: int, value: bytes) -> None:
+        block = self.blocks[number]
+        if block.exact:
+            assert value == block.values[-1], f"block {number} is not what was written last"
+            return
+        allowed = block.values[block.floor :]
+        assert value in allowed, f"block {number} has a value that it may not have"
+        # Seen once, it has to stay.
+        block.values = [value]
+        block.floor = 0
+        block.exact = True
+
+    def _occupy(self, offset: int, length: int, change: int) -> None:
+        for block in range(offset, offset + length):
+            self.busy[block] = self.busy.get(block, 0) + change
+
+    def free(self, offset: int, length: int) -> bool:
+        return not any(self.busy.get(b) for b in range(offset, offset + length))
+
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    # ---- the end
+
+    def healthy(self) -> bool:
+        status = self.upstairs.status()
+        return (
+            status.state is UpstairsState.ACTIVE
+            and all(slot.state is SlotState.ACTIVE for slot in status.slots)
+            and not any(slot.departing_address for slot in status.slots)
+            and not self.upstairs.repairing
+        )
+
+    def members(self) -> list[ModelDownstairs]:
+        return [self.daemons[slot.address] for slot in self.upstairs.status().slots]

@@ -1,0 +1,98 @@
+"""Jobs that the upstairs asks of one member for its own purposes: repair, extent states, digests.
+
+They are never sent again: when the member goes, they end as LOST and whoever asked decides.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from stairlib.wire.frame import Frame, OpKind, OpStatus
+from vmmd.upstairs.core.slot import Member
+
+_PAYLOAD_KINDS = frozenset({OpKind.EXTENT_STATES, OpKind.EXTENT_DIGEST})
+
+
+class Outcome(enum.Enum):
+    """How a control job stands."""
+
+    PENDING = "pending"
+    OK = "ok"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+class ControlJob:
+    """One job; the fields after `outcome` are filled in by its reply."""
+
+    __slots__ = (
+        "extent",
+        "job",
+        "kind",
+        "member",
+        "number",
+        "outcome",
+        "payload",
+        "status",
+        "text",
+    )
+
+    def __init__(self, job: int, kind: OpKind, member: Member, extent: int = 0) -> None:
+        self.job = job
+        self.kind = kind
+        self.member = member
+        self.extent = extent
+        self.outcome = Outcome.PENDING
+        self.status = OpStatus.OK
+        self.text = ""
+        self.number = 0
+        self.payload = b""
+
+    def describe(self) -> str:
+        """For error messages."""
+        text = f": {self.text}" if self.text else ""
+        if self.outcome is Outcome.LOST:
+            return f"{self.member.address} was lost during {self.kind.name}"
+        return f"{self.kind.name} on {self.member.address} ended {self.status.name}{text}"
+
+
+class ControlBook:
+    """All control jobs in flight, by job id."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, ControlJob] = {}
+
+    def add(self, job: ControlJob) -> ControlJob:
+        """Takes a job that is being sent."""
+        self._jobs[job.job] = job
+        return job
+
+    def answer(self, member: Member, frame: Frame, index: int, job_id: int) -> bool:
+        """Takes op `index` of a reply; False when no such job was asked of the member."""
+        job = self._jobs.get(job_id)
+        if job is None or job.member is not member:
+            return False
+        del self._jobs[job_id]
+        op = frame.ops[index]
+        job.status = _status(int(op["status"]))
+        job.number = int(op["number"])
+        if int(op["blob_bytes"]):
+            job.text = frame.blob(index).decode("utf-8", "replace")
+        ok = job.status is OpStatus.OK
+        job.outcome = Outcome.OK if ok else Outcome.FAILED
+        if ok and job.kind in _PAYLOAD_KINDS:
+            # Such a job is sent in a frame of its own, so that the payload is wholly its own.
+            job.payload = bytes(frame.payload)
+        return True
+
+    def lose(self, member: Member) -> None:
+        """The member is gone and will not answer."""
+        for job_id in [key for key, job in self._jobs.items() if job.member is member]:
+            self._jobs.pop(job_id).outcome = Outcome.LOST
+
+
+def _status(value: int) -> OpStatus:
+    try:
+        return OpStatus(value)
+    except ValueError:
+        return OpStatus.IO_ERROR

@@ -1,0 +1,265 @@
+"""What goes into the core and what comes out. Plain data: no sockets, no clock.
+
+A *link* is one attempt to connect to one downstairs, numbered by the core and never used again; events
+for a link that the core has given up are ignored, so that late news cannot harm. A *key* is opaque to
+the core: the shell puts in what it wants back with the answer.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from stairlib.model.errors import StairwellError
+from stairlib.wire.frame import Bytes, Frame
+from vmmd.block.backend import Completion, Request
+
+FLAG_DIRTY = 1
+FLAG_INCOMPLETE = 2
+FLAG_FAULTED = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExtentStamps:
+    """Per extent, in order: generation and number of its last flush, and FLAG_* bits."""
+
+    generations: npt.NDArray[np.uint64]
+    flushes: npt.NDArray[np.uint64]
+    flags: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionInfo:
+    """What an opened session tells. `owned_before`: the region belonged to this upstairs id already."""
+
+    region_id: str
+    stamps: ExtentStamps
+    owned_before: bool
+
+
+# ---- events
+
+
+class GuestBatch(NamedTuple):
+    """The guest requests of one loop turn: (key, requests) as submitted. Unordered among themselves."""
+
+    submissions: Sequence[tuple[object, Sequence[Request]]]
+
+
+class SlotReply(NamedTuple):
+    """A REPLY frame. Its buffers need to stay valid only until the effects were carried out."""
+
+    link: int
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The session is open and its data connection stands."""
+
+    link: int
+    session: SessionInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The link is gone, or never came about. `code` is the typed refusal's reason, if it was refused."""
+
+    link: int
+    reason: str
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The daemon ended the session and says why."""
+
+    link: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; to be sent a few times a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """Answered when active, or with the error that prevents it. None keeps the present generation."""
+
+    key: object
+    generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deactivate:
+    """Answered when everything is flushed and all members are let go; always ends."""
+
+    key: object
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Answered at once with a `Replacement`."""
+
+    key: object
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetRepairLimit:
+    """Bytes per second of repair traffic, 0 for no limit; takes effect on running repairs."""
+
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Answered with `Digests` of all active members at one place in the order of writes."""
+
+    key: object
+
+
+@dataclass(frozen=True, slots=True)
+class RepairTrace:
+    """The trace context that the copies of the running repair of `slot` are to carry."""
+
+    slot: int
+    traceparent: str
+
+
+Event = (
+    GuestBatch
+    | SlotReply
+    | Connected
+    | Disconnected
+    | Notice
+    | Tick
+    | Activate
+    | Deactivate
+    | Replace
+    | SetRepairLimit
+    | Verify
+    | RepairTrace
+)
+
+# ---- effects
+
+
+class SendFrame(NamedTuple):
+    """The same buffers to each of the links, in the order of the effects."""
+
+    links: tuple[int, ...]
+    buffers: Sequence[Bytes]
+
+
+class CompleteGuest(NamedTuple):
+    """Completions of requests submitted under `key`."""
+
+    key: object
+    completions: list[Completion]
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a session; `region_id` empty where any region will do."""
+
+    link: int
+    slot: int
+    address: str
+    region_id: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Let the link go; the shell confirms with `Disconnected`."""
+
+    link: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of the request made under `key`: `error`, or else `value`."""
+
+    key: object
+    value: object = None
+    error: StairwellError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The status is another one now."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairStarted:
+    """A live repair of `slot` has begun; the shell may answer with `RepairTrace`."""
+
+    slot: int
+    address: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairEnded:
+    """`error` is empty when the slot is a full member again."""
+
+    slot: int
+    error: str
+    extents: int
+    bytes_copied: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLeft:
+    """A member left service; for the log."""
+
+    slot: int
+    address: str
+    reason: str
+    mode: str
+
+
+Effect = (
+    SendFrame
+    | CompleteGuest
+    | Connect
+    | Disconnect
+    | Answer
+    | Changed
+    | RepairStarted
+    | RepairEnded
+    | SlotLeft
+)
+
+
+class ReplaceResult(enum.IntEnum):
+    """How a replacement was answered; the first three have the values of VcrReplaceResult."""
+
+    STARTED = 1
+    STARTED_ALREADY = 2
+    COMPLETED_ALREADY = 3
+    MISSING = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """`slot` is -1 when neither address belongs to this region set."""
+
+    result: ReplaceResult
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Digests:
+    """One digest array (u64 per extent) per slot compared; slots that did not answer are absent."""
+
+    by_slot: dict[int, npt.NDArray[np.uint64]]

@@ -1,0 +1,79 @@
+"""What is unflushed, when a flush is due, and how one is judged.
+
+A flush succeeds with two acknowledgements. While two or more members are active, these must be two active
+ones: a member under repair holds an incomplete copy and must not stand in for a slow good one.
+"""
+
+from __future__ import annotations
+
+from vmmd.upstairs.core import limits
+from vmmd.upstairs.core.replay import Mutation
+
+FLUSH_ACKS_NEEDED = 2
+
+
+class FlushBook:
+    """Counts since the last flush that was sent; `number` is that of the next flush."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        self.number = 1
+        self.jobs = 0
+        self.payload_bytes = 0
+        self._dirty_since: float | None = None
+        self.last: Mutation | None = None
+        # Acknowledged writes are gone from every member: the next guest flush has to say so.
+        self.lost_writes = False
+
+    def mutated(self, record: Mutation, now: float) -> None:
+        """A frame of writes or discards was sent."""
+        self.jobs += record.count
+        self.payload_bytes += record.payload_bytes
+        if self._dirty_since is None:
+            self._dirty_since = now
+
+    def sent(self, record: Mutation) -> None:
+        """A flush was sent that covers everything so far."""
+        self.last = record
+        self.number += 1
+        self.jobs = 0
+        self.payload_bytes = 0
+        self._dirty_since = None
+
+    @property
+    def dirty(self) -> bool:
+        """Something was written since the last flush was sent."""
+        return self._dirty_since is not None
+
+    @property
+    def unproven(self) -> bool:
+        """Something was written that no successful flush covers yet."""
+        return self.dirty or (self.last is not None and not self.last.succeeded)
+
+    def due(self, now: float) -> bool:
+        """The time for a flush without a caller has come."""
+        return self._dirty_since is not None and now - self._dirty_since >= self.timeout_seconds
+
+    def forced(self) -> bool:
+        """So much is unflushed that replaying it would cost too much."""
+        return (
+            self.jobs >= limits.REPLAY_JOBS_FLUSH or self.payload_bytes >= limits.REPLAY_BYTES_FLUSH
+        )
+
+    def forget(self) -> None:
+        """Nothing is owed any more: all members agree (activation) or all were let go."""
+        self.jobs = 0
+        self.payload_bytes = 0
+        self._dirty_since = None
+        self.last = None
+
+
+def judge(record: Mutation, active_mask: int) -> bool | None:
+    """True: durable on enough members. False: all have finished and it is not. None: wait."""
+    acks = record.acked.bit_count()
+    if acks >= FLUSH_ACKS_NEEDED:
+        needed = min(FLUSH_ACKS_NEEDED, active_mask.bit_count())
+        if not record.pending or (record.acked & active_mask).bit_count() >= needed:
+            return True
+        return None
+    return None if record.pending else False

@@ -1,0 +1,239 @@
+"""Guest requests: admission, and the frames that carry them.
+
+Writes and discards are encoded once, sent to every usable member as the same bytes, and acknowledged at once (the
+volume is a disk with a volatile write cache). Requests above the admission limits wait in order, and never fail
+for that. A batch is unordered in itself; its writes go first, then its flush, then its reads, so that a
+flush covers at least what it has to.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from stairlib.model.context import plain_contexts
+from stairlib.wire.frame import (
+    OPS_MAX,
+    PAYLOAD_BYTES_MAX,
+    Bytes,
+    FrameKind,
+    OpKind,
+    encode,
+    pack_op,
+)
+from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
+from vmmd.upstairs.core import limits
+from vmmd.upstairs.core.events import CompleteGuest
+from vmmd.upstairs.core.reads import Read, ReadBook
+from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.replay import Mutation
+from vmmd.upstairs.core.states import UpstairsState
+
+WRITES_NEEDED = 2
+
+
+class _WriteFrame:
+    """Writes and discards being gathered into one frame."""
+
+    __slots__ = ("data", "ops", "payload_bytes")
+
+    def __init__(self) -> None:
+        self.ops: list[tuple[int, int, int]] = []
+        self.data: list[Bytes] = []
+        self.payload_bytes = 0
+
+
+class GuestOps:
+    """Takes guest batches; keeps what has to wait."""
+
+    def __init__(self, region: RegionSet, reads: ReadBook) -> None:
+        self._region = region
+        self._reads = reads
+        geometry = region.config.geometry
+        self._block_size = geometry.block_size
+        self._block_count = geometry.block_count
+        self._blocks_per_extent = geometry.blocks_per_extent
+        self._waiting: deque[tuple[object, Request]] = deque()
+        self._frame = _WriteFrame()
+        self._new_reads: list[Read] = []
+        self._flush_waiters: list[tuple[object, object]] = []
+        self._room_jobs = 0
+        self._room_bytes = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for admission."""
+        return len(self._waiting)
+
+    def submit(self, submissions: Sequence[tuple[object, Sequence[Request]]]) -> None:
+        """Takes a batch: starts what there is room for, in order, and keeps the rest."""
+        done: list[CompleteGuest] = []
+        self._measure_room()
+        for key, requests in submissions:
+            completions: list[Completion] = []
+            for request in requests:
+                if self._waiting or (self._room_jobs <= 0 or self._room_bytes <= 0):
+                    self._wait(key, request, completions)
+                else:
+                    self._start(key, request, completions)
+            if completions:
+                done.append(CompleteGuest(key, completions))
+        self._send()
+        self._region.effects.extend(done)
+
+    def pump(self) -> None:
+        """Starts waiting requests as far as there is room."""
+        if not self._waiting:
+            return
+        self._measure_room()
+        done: list[CompleteGuest] = []
+        while self._waiting and self._room_jobs > 0 and self._room_bytes > 0:
+            key, request = self._waiting.popleft()
+            completions: list[Completion] = []
+            self._start(key, request, completions)
+            if completions:
+                done.append(CompleteGuest(key, completions))
+        self._send()
+        self._region.effects.extend(done)
+
+    def abort(self) -> None:
+        """Ends what waits; the upstairs is stopping."""
+        waiting, self._waiting = self._waiting, deque()
+        self._region.complete(
+            [(key, request.token) for key, request in waiting], BlockStatus.ABORTED
+        )
+
+    def _wait(self, key: object, request: Request, completions: list[Completion]) -> None:
+        if len(self._waiting) >= limits.GUEST_WAITING_MAX:
+            completions.append(Completion(request.token, BlockStatus.FAILED))
+        else:
+            self._waiting.append((key, request))
+
+    def _measure_room(self) -> None:
+        region = self._region
+        jobs = limits.REPLAY_JOBS_MAX - region.log.jobs
+        size = limits.REPLAY_BYTES_MAX - region.log.payload_bytes
+        for member in region.receivers:
+            jobs = min(jobs, limits.ADMITTED_JOBS_MAX - member.jobs)
+            size = min(size, limits.ADMITTED_BYTES_MAX - member.bytes)
+        self._room_jobs = jobs - self._reads.parked_jobs()
+        self._room_bytes = size
+
+    def _start(self, key: object, request: Request, completions: list[Completion]) -> None:
+        op, token, offset, length, data = request
+        region = self._region
+        if region.state is not UpstairsState.ACTIVE:
+            completions.append(Completion(token, BlockStatus.ABORTED))
+        elif op is BlockOp.FLUSH:
+            if region.usable_count < WRITES_NEEDED:
+                completions.append(Completion(token, BlockStatus.FAILED))
+            else:
+                self._flush_waiters.append((key, token))
+        elif offset < 0 or length < 0 or offset + length > self._block_count:
+            completions.append(Completion(token, BlockStatus.OUT_OF_RANGE))
+        elif not length:
+            completions.append(
+                Completion(token, BlockStatus.OK, b"" if op is BlockOp.READ else None)
+            )
+        elif op is BlockOp.READ:
+            self._room_jobs -= 1
+            self._room_bytes -= length * self._block_size
+            self._new_reads.extend(self._reads.split(key, token, offset, length))
+        elif region.usable_count < WRITES_NEEDED:
+            completions.append(Completion(token, BlockStatus.FAILED))
+        elif op is BlockOp.WRITE:
+            status = self._write(offset, length, data)
+            completions.append(Completion(token, status))
+        else:
+            self._room_jobs -= 1
+            self._add_op(OpKind.DISCARD, offset, length)
+            completions.append(Completion(token, BlockStatus.OK))
+
+    def _write(self, offset: int, length: int, data: Bytes | None) -> BlockStatus:
+        size = length * self._block_size
+        if data is None or len(data) != size:
+            return BlockStatus.FAILED
+        self._room_jobs -= 1
+        self._room_bytes -= size
+        if size <= PAYLOAD_BYTES_MAX:
+            self._add_write(offset, length, data, size)
+            return BlockStatus.OK
+        view = memoryview(data)
+        piece = PAYLOAD_BYTES_MAX // self._block_size
+        for at in range(0, length, piece):
+            count = min(piece, length - at)
+            start = at * self._block_size
+            end = start + count * self._block_size
+            self._add_write(offset + at, count, view[start:end], end - start)
+        return BlockStatus.OK
+
+    def _add_write(self, offset: int, length: int, data: Bytes, size: int) -> None:
+        if self._frame.payload_bytes + size > PAYLOAD_BYTES_MAX:
+            self._send_writes()
+        self._add_op(OpKind.WRITE, offset, length)
+        frame = self._frame
+        frame.data.append(data)
+        frame.payload_bytes += size
+
+    def _add_op(self, kind: OpKind, offset: int, length: int) -> None:
+        if len(self._frame.ops) >= OPS_MAX:
+            self._send_writes()
+        self._frame.ops.append((kind, offset, length))
+
+    def _send(self) -> None:
+        if self._frame.ops:
+            self._send_writes()
+        if self._flush_waiters:
+            waiters, self._flush_waiters = self._flush_waiters, []
+            self.flush(waiters)
+        if self._new_reads:
+            reads, self._new_reads = self._new_reads, []
+            self._reads.send(reads)
+
+    def _send_writes(self) -> None:
+        frame, self._frame = self._frame, _WriteFrame()
+        region = self._region
+        first = region.take_jobs(len(frame.ops))
+        ops = [
+            pack_op(first + index, kind, offset=offset, length=length)
+            for index, (kind, offset, length) in enumerate(frame.ops)
+        ]
+        # The one copy: the guest may reuse its memory once it is answered, the frame is kept for replay.
+        only = frame.data[0] if len(frame.data) == 1 else None
+        payload = only if isinstance(only, bytes) else b"".join(frame.data)
+        if payload:
+            contexts = plain_contexts(payload, self._block_size)
+            buffers = encode(
+                FrameKind.REQUEST, ops, sequence=first, contexts=contexts, payload=[payload]
+            )
+        else:
+            buffers = encode(FrameKind.REQUEST, ops, sequence=first)
+        record = Mutation(first, len(ops), buffers, len(payload))
+        region.flushes.mutated(record, region.now)
+        if region.touched is not None:
+            self._mark_touched(region.touched, frame.ops)
+        region.send_mutation(record)
+
+    def _mark_touched(
+        self, touched: np.ndarray[tuple[int], np.dtype[np.bool_]], ops: list[tuple[int, int, int]]
+    ) -> None:
+        for _kind, offset, length in ops:
+            first = offset // self._blocks_per_extent
+            last = (offset + length - 1) // self._blocks_per_extent
+            touched[first : last + 1] = True
+
+    def flush(self, waiters: list[tuple[object, object]]) -> None:
+        """A guest's flush: joins the last one when that covers everything already."""
+        region = self._region
+        last = region.flushes.last
+        if region.flushes.lost_writes:
+            region.flushes.lost_writes = False
+            region.complete(waiters, BlockStatus.FAILED)
+        elif region.flushes.dirty or (last is not None and last.judged and not last.succeeded):
+            region.send_flush(waiters)
+        elif last is None or last.judged:
+            region.complete(waiters, BlockStatus.OK)
+        else:
+            last.waiters.extend(waiters)

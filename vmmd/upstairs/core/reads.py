@@ -1,0 +1,287 @@
+"""Reads: one member each, checked against their contexts, another member on any doubt.
+
+The reads of a guest batch travel in few frames, each to the member with the least outstanding. A frame whose
+reply is whole and right, the usual case, is completed as one. Anything else is looked at read by read, and what
+failed goes to a member that has not been tried for it; with none left the guest gets FAILED. Data that does not match its
+context is never given to the guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stairlib.model.context import ContextArray, mismatches, written
+from stairlib.wire.frame import PAYLOAD_BYTES_MAX, Frame, FrameKind, OpKind, encode, pack_op
+from vmmd.block.backend import BlockStatus, Completion
+from vmmd.upstairs.core import limits
+from vmmd.upstairs.core.events import CompleteGuest, SendFrame
+from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.slot import Member
+
+
+class Gather:
+    """A guest read too large for one frame, put together from its pieces."""
+
+    __slots__ = ("buffer", "failed", "left")
+
+    def __init__(self, length_bytes: int, pieces: int) -> None:
+        self.buffer = bytearray(length_bytes)
+        self.left = pieces
+        self.failed = False
+
+
+class Read(NamedTuple):
+    """One op of a read frame; `gather_at` is the byte offset of the piece in `gather`."""
+
+    key: object
+    token: object
+    offset: int
+    length: int
+    gather: Gather | None = None
+    gather_at: int = 0
+
+
+class ReadFrame:
+    """The reads of one frame, sent to one member. `answered` marks ops of a reply that came in parts."""
+
+    __slots__ = ("answered", "blocks", "first_job", "left", "member", "reads", "tried")
+
+    def __init__(self, first_job: int, reads: Sequence[Read], member: Member, tried: int) -> None:
+        self.first_job = first_job
+        self.reads = reads
+        self.member = member
+        self.tried = tried
+        self.blocks = sum(read.length for read in reads)
+        self.left = len(reads)
+        self.answered: set[int] = set()
+
+
+class ReadBook:
+    """All reads in flight. Reads wait in `_parked` while only members away for a short time could serve them."""
+
+    def __init__(self, region: RegionSet) -> None:
+        self._region = region
+        self._block_size = region.config.geometry.block_size
+        self._frames: dict[int, ReadFrame] = {}
+        self._parked: list[tuple[list[Read], int]] = []
+        region.reads = self
+
+    @property
+    def idle(self) -> bool:
+        """No read is in flight or parked."""
+        return not self._frames and not self._parked
+
+    def parked_jobs(self) -> int:
+        """Reads that wait for a member to come back."""
+        return sum(len(reads) for reads, _tried in self._parked)
+
+    # ---- sending
+
+    def split(self, key: object, token: object, offset: int, length: int) -> list[Read]:
+        """A guest read as reads that fit a frame each."""
+        piece = PAYLOAD_BYTES_MAX // self._block_size
+        if length <= piece:
+            return [Read(key, token, offset, length)]
+        starts = range(0, length, piece)
+        gather = Gather(length * self._block_size, len(starts))
+        return [
+            Read(key, token, offset + at, min(piece, length - at), gather, at * self._block_size)
+            for at in starts
+        ]
+
+    def send(self, reads: list[Read], tried: int = 0) -> None:
+        """Sends the reads to the least busy members, in frames of a bounded size."""
+        limit = max(1, limits.READ_FRAME_BYTES_MAX // self._block_size)
+        start, blocks = 0, 0
+        for index, read in enumerate(reads):
+            if index > start and blocks + read.length > limit:
+                self._send_frame(reads[start:index], tried)
+                start, blocks = index, 0
+            blocks += read.length
+        self._send_frame(reads[start:] if start else reads, tried)
+
+    def _send_frame(self, reads: list[Read], tried: int) -> None:
+        region = self._region
+        member: Member | None = None
+        for candidate in region.active:
+            if candidate.bit & tried:
+                continue
+            if member is None or (candidate.bytes, candidate.jobs) < (member.bytes, member.jobs):
+                member = candidate
+        if member is None:
+            self._no_member(reads, tried)
+            return
+        first = region.take_jobs(len(reads))
+        frame = ReadFrame(first, reads, member, tried | member.bit)
+        self._frames[first] = frame
+        member.jobs += len(reads)
+        member.bytes += frame.blocks * self._block_size
+        ops = [
+            pack_op(first + index, OpKind.READ, offset=read.offset, length=read.length)
+            for index, read in enumerate(reads)
+        ]
+        buffers = encode(FrameKind.REQUEST, ops, sequence=first)
+        region.effects.append(SendFrame((member.link,), buffers))
+
+    def _no_member(self, reads: list[Read], tried: int) -> None:
+        if any(m.held and not m.bit & tried for m in self._region.members):
+            self._parked.append((reads, tried))
+            return
+        self._fail(reads, BlockStatus.FAILED)
+
+    def _fail(self, reads: Sequence[Read], status: BlockStatus) -> None:
+        waiters = []
+        for read in reads:
+            if read.gather is not None:
+                read.gather.left -= 1
+                if read.gather.failed:
+                    continue
+                read.gather.failed = True
+            waiters.append((read.key, read.token))
+        self._region.complete(waiters, status)
+
+    def pump(self) -> None:
+        """Membership has changed: parked reads may find a member now, or none ever."""
+        if self._parked:
+            parked, self._parked = self._parked, []
+            for reads, tried in parked:
+                self.send(reads, tried)
+
+    # ---- ending
+
+    def lose(self, member: Member) -> None:
+        """Sends what the member has not answered to others."""
+        for frame in [f for f in self._frames.values() if f.member is member]:
+            del self._frames[frame.first_job]
+            self._release(frame, frame.left)
+            self.send(self._unanswered(frame), frame.tried)
+
+    def abort(self) -> None:
+        """Ends all reads; the upstairs is stopping."""
+        frames, self._frames = self._frames, {}
+        parked, self._parked = self._parked, []
+        for frame in frames.values():
+            self._release(frame, frame.left)
+            self._fail(self._unanswered(frame), BlockStatus.ABORTED)
+        for reads, _tried in parked:
+            self._fail(reads, BlockStatus.ABORTED)
+
+    def _unanswered(self, frame: ReadFrame) -> list[Read]:
+        if not frame.answered:
+            return list(frame.reads)
+        return [r for index, r in enumerate(frame.reads) if index not in frame.answered]
+
+    def _release(self, frame: ReadFrame, count: int) -> None:
+        member = frame.member
+        member.jobs = max(0, member.jobs - count)
+        frame.left -= count
+        if not frame.left:
+            member.bytes = max(0, member.bytes - frame.blocks * self._block_size)
+
+    # ---- replies
+
+    def whole(self, member: Member, first_job: int, count: int) -> ReadFrame | None:
+        """The frame that a reply starting at `first_job` with `count` ops answers exactly; else None."""
+        frame = self._frames.get(first_job)
+        if frame is None or frame.member is not member or frame.answered:
+            return None
+        return frame if len(frame.reads) == count else None
+
+    def finish(self, frame: ReadFrame, reply: Frame) -> bool:
+        """Takes a whole reply whose statuses are all OK. False when its sizes are not what was asked."""
+        size = self._block_size
+        payload, contexts = reply.payload, reply.contexts
+        if len(contexts) != frame.blocks or len(payload) != frame.blocks * size:
+            return False
+        if self._bad_blocks(payload, contexts):
+            at = 0
+            for index, read in enumerate(frame.reads):
+                end = at + read.length
+                self._one(frame, index, payload[at * size : end * size], contexts[at:end])
+                at = end
+            return True
+        del self._frames[frame.first_job]
+        self._release(frame, frame.left)
+        run: list[Completion] = []
+        last_key: object = None
+        at = 0
+        for read in frame.reads:
+            end = at + read.length * size
+            if read.gather is not None:
+                self._piece(read, payload[at:end])
+            else:
+                if not run or read.key is not last_key:
+                    run = []
+                    last_key = read.key
+                    self._region.effects.append(CompleteGuest(last_key, run))
+                run.append(Completion(read.token, BlockStatus.OK, payload[at:end]))
+            at = end
+        return True
+
+    def find(self, member: Member, job: int) -> ReadFrame | None:
+        """The frame that holds `job`; for replies that came in parts."""
+        for frame in self._frames.values():
+            if frame.member is member and 0 <= job - frame.first_job < len(frame.reads):
+                return frame
+        return None
+
+    def answer(
+        self, frame: ReadFrame, job: int, data: memoryview | None, contexts: ContextArray | None
+    ) -> bool:
+        """Takes one op of a reply; no data means that it failed. False when the op was answered before,
+        or its size is not what was asked."""
+        index = job - frame.first_job
+        if index in frame.answered:
+            return False
+        if data is None or contexts is None:
+            self._retry(frame, index)
+            return True
+        if len(data) != frame.reads[index].length * self._block_size:
+            return False
+        self._one(frame, index, data, contexts)
+        return True
+
+    def _one(self, frame: ReadFrame, index: int, data: memoryview, contexts: ContextArray) -> None:
+        read = frame.reads[index]
+        if self._bad_blocks(data, contexts):
+            self._region.read_mismatches += 1
+            frame.member.last_error = f"a read at block {read.offset} did not match its context"
+            self._retry(frame, index)
+            return
+        self._answered(frame, index)
+        if read.gather is not None:
+            self._piece(read, data)
+            return
+        self._region.effects.append(
+            CompleteGuest(read.key, [Completion(read.token, BlockStatus.OK, data)])
+        )
+
+    def _retry(self, frame: ReadFrame, index: int) -> None:
+        self._answered(frame, index)
+        self.send([frame.reads[index]], frame.tried)
+
+    def _answered(self, frame: ReadFrame, index: int) -> None:
+        frame.answered.add(index)
+        self._release(frame, 1)
+        if not frame.left:
+            del self._frames[frame.first_job]
+
+    def _piece(self, read: Read, data: memoryview) -> None:
+        gather = read.gather
+        assert gather is not None
+        gather.left -= 1
+        if gather.failed:
+            return
+        gather.buffer[read.gather_at : read.gather_at + len(data)] = data
+        if not gather.left:
+            done = Completion(read.token, BlockStatus.OK, gather.buffer)
+            self._region.effects.append(CompleteGuest(read.key, [done]))
+
+    def _bad_blocks(self, payload: memoryview, contexts: ContextArray) -> bool:
+        if len(contexts) > 1 and not written(contexts).any():
+            # Wide reads of never-written space: one pass instead of one comparison a block.
+            return bool(np.frombuffer(payload, dtype=np.uint8).any())
+        return bool(mismatches(payload, contexts, self._block_size, encrypted=False))

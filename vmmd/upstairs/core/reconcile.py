@@ -1,0 +1,212 @@
+"""Reconciliation: three members that may differ become equal before they serve.
+
+Per extent the best copy wins: a whole one before one with a failed write, then the higher generation, the higher
+flush number, dirty before clean, the lower slot. Copies that are not equal to it, and all others of a dirty
+one, are filled from it:
+
+ 1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from here on can not
+    make one a source;
+ 2. FLUSH to all: the sources' dirty extents get a stamp;
+ 3. EXTENT_COPY per destination and extent;
+ 4. FLUSH to all, then REPAIR_END to the destinations.
+
+The loss of any member ends it; everybody connects again and the stamps are compared anew. Extents that were done are
+equal by then.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stairlib.model.errors import DataError
+from stairlib.wire.frame import OpKind
+from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
+from vmmd.upstairs.core.copies import ExtentCopies
+from vmmd.upstairs.core.events import FLAG_DIRTY
+from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.replay import Mutation
+from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.states import SlotMove, SlotState
+
+_DAMAGED, _SUSPECT, _WHOLE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReconcilePlan:
+    """`source`: per extent, place in `members`. `extents`: per member, what it has to be sent."""
+
+    members: list[Member]
+    source: npt.NDArray[np.int64]
+    extents: list[npt.NDArray[np.int64]]
+    generation_max: int
+    flush_max: int
+
+    @property
+    def empty(self) -> bool:
+        """All members are equal."""
+        return not any(len(extents) for extents in self.extents)
+
+
+def trust_regions(members: list[Member]) -> None:
+    """Decides whose stamps count: regions that were ours, or all of them when none was (a new set)."""
+    any_owned = any(m.owned_before or m.trusted_region == m.region_id for m in members)
+    for member in members:
+        if member.owned_before or not any_owned:
+            member.trusted_region = member.region_id
+
+
+def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
+    """Compares the members' stamps. DataError when an extent has no whole copy at all."""
+    shape = (len(members), extent_count)
+    quality = np.full(shape, _WHOLE, dtype=np.uint8)
+    generations = np.zeros(shape, dtype=np.uint64)
+    flushes = np.zeros(shape, dtype=np.uint64)
+    dirty = np.zeros(shape, dtype=np.uint8)
+    for row, member in enumerate(members):
+        stamps = member.stamps
+        if stamps is None or member.trusted_region != member.region_id:
+            quality[row] = _DAMAGED
+            continue
+        generations[row], flushes[row] = stamps.generations, stamps.flushes
+        dirty[row] = stamps.flags & FLAG_DIRTY
+        if member.suspect_extents:
+            quality[row, sorted(member.suspect_extents)] = _SUSPECT
+        quality[row, (stamps.flags & ~np.uint8(FLAG_DIRTY)) != 0] = _DAMAGED
+    keys = (quality, generations, flushes, dirty)
+    source = _best_rows(keys)
+    columns = np.arange(extent_count)
+    hopeless = np.flatnonzero(quality[source, columns] == _DAMAGED)
+    if len(hopeless):
+        raise DataError(
+            f"{len(hopeless)} extents have no whole copy on any member, the first is extent "
+            f"{int(hopeless[0])}: bring back a member that holds them",
+            reason="NO_WHOLE_COPY",
+            extent=str(int(hopeless[0])),
+        )
+    doubtful = (dirty[source, columns] != 0) | (quality[source, columns] == _SUSPECT)
+    extents = []
+    for row in range(len(members)):
+        differs = doubtful.copy()
+        for key in keys:
+            differs |= key[row] != key[source, columns]
+        differs &= source != row
+        extents.append(np.flatnonzero(differs))
+    return ReconcilePlan(members, source, extents, int(generations.max()), int(flushes.max()))
+
+
+def _best_rows(keys: tuple[npt.NDArray[np.unsignedinteger], ...]) -> npt.NDArray[np.int64]:
+    rows, count = keys[0].shape
+    columns = np.arange(count)
+    best = np.zeros(count, dtype=np.int64)
+    for row in range(1, rows):
+        better = np.zeros(count, dtype=np.bool_)
+        equal = np.ones(count, dtype=np.bool_)
+        for key in keys:
+            best_key = key[best, columns]
+            better |= equal & (key[row] > best_key)
+            equal &= key[row] == best_key
+        best[better] = row
+    return best
+
+
+class _Phase(enum.Enum):
+    BEGIN = 1
+    FIRST_FLUSH = 2
+    COPY = 3
+    LAST_FLUSH = 4
+    END = 5
+    DONE = 6
+
+
+class Reconciliation:
+    """One run over a plan; `error` is set once and ends it, `done` when all members are equal."""
+
+    def __init__(self, region: RegionSet, work: ReconcilePlan, limit: int) -> None:
+        self._region = region
+        self._plan = work
+        self.error = ""
+        self._phase = _Phase.BEGIN
+        self._flush: Mutation | None = None
+        self._jobs: list[ControlJob] = []
+        self.copies: dict[int, ExtentCopies] = {}
+        for member in work.members:
+            member.move(SlotMove.RECONCILE)
+            member.synced_job = region.last_job
+        region.touch()
+        for member, extents in zip(work.members, work.extents, strict=True):
+            if len(extents):
+                blob = extents.astype("<u4").tobytes()
+                self._jobs.append(region.send_control(member, OpKind.REPAIR_BEGIN, blob=blob))
+                self.copies[member.index] = ExtentCopies(
+                    region, member, extents.tolist(), self._source_of
+                )
+                if limit:
+                    region.send_control(member, OpKind.REPAIR_LIMIT, number=limit)
+
+    @property
+    def done(self) -> bool:
+        """All members are equal and durable."""
+        return self._phase is _Phase.DONE
+
+    @property
+    def members(self) -> list[Member]:
+        """Who takes part."""
+        return self._plan.members
+
+    def _source_of(self, extent: int, tried: int) -> Member | None:
+        member = self._plan.members[int(self._plan.source[extent])]
+        return None if member.bit & tried else member
+
+    def advance(self) -> None:
+        """Goes on as far as the answers allow."""
+        if self.error or self.done:
+            return
+        for member in self._plan.members:
+            if member.state is not SlotState.RECONCILE:
+                self.error = f"slot {member.slot} left: {member.last_error}"
+                return
+        if self._phase is _Phase.BEGIN and self._jobs_ok():
+            for member, extents in zip(self._plan.members, self._plan.extents, strict=True):
+                if len(extents):
+                    # Marked durably: from now on the region's stamps are to be believed.
+                    member.trusted_region = member.region_id
+            self._flush = self._region.send_flush()
+            self._phase = _Phase.FIRST_FLUSH
+        if self._phase is _Phase.FIRST_FLUSH and self._flushed():
+            self._phase = _Phase.COPY
+        if self._phase is _Phase.COPY and self._copied():
+            self._flush = self._region.send_flush()
+            self._phase = _Phase.LAST_FLUSH
+        if self._phase is _Phase.LAST_FLUSH and self._flushed():
+            self._jobs = [
+                self._region.send_control(member, OpKind.REPAIR_END)
+                for member in self._plan.members
+                if member.index in self.copies
+            ]
+            self._phase = _Phase.END
+        if self._phase is _Phase.END and self._jobs_ok():
+            self._phase = _Phase.DONE
+
+    def _jobs_ok(self) -> bool:
+        for job in self._jobs:
+            if job.outcome in (Outcome.FAILED, Outcome.LOST):
+                self.error = job.describe()
+                return False
+        return all(job.outcome is Outcome.OK for job in self._jobs)
+
+    def _flushed(self) -> bool:
+        flush = self._flush
+        assert flush is not None
+        return all(m.synced_job >= flush.last_job for m in self._plan.members)
+
+    def _copied(self) -> bool:
+        for copies in self.copies.values():
+            copies.advance()
+            if copies.error:
+                self.error = copies.error
+                return False
+        return all(copies.finished for copies in self.copies.values())

@@ -1,0 +1,371 @@
+"""What the parts of the upstairs share: the members, the jobs in flight, and the few ways to change them.
+
+The parts (guest operations, reads, activation, repair, ...) hold a `RegionSet` and act on it; effects are
+collected in `effects` in the order in which they are to be carried out. Membership changes set `changed`, and the
+apply loop lets every part look at the new situation until nothing changes any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import Bytes, FrameKind, OpKind, encode, pack_op
+from vmmd.block.backend import BlockStatus, Completion
+from vmmd.upstairs.core import limits
+from vmmd.upstairs.core.control_jobs import ControlBook, ControlJob
+from vmmd.upstairs.core.events import (
+    Changed,
+    CompleteGuest,
+    Connect,
+    Disconnect,
+    Effect,
+    SendFrame,
+    SlotLeft,
+)
+from vmmd.upstairs.core.flush import FlushBook, judge
+from vmmd.upstairs.core.replay import Mutation, ReplayLog
+from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.states import (
+    SlotMode,
+    SlotMove,
+    SlotState,
+    UpstairsMove,
+    UpstairsState,
+    move_upstairs,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstairsConfig:
+    """What an upstairs is for its whole life, except for targets and generation, which may move on."""
+
+    upstairs_id: str
+    session_id: str
+    generation: int
+    geometry: Geometry
+    targets: tuple[str, str, str]
+    flush_timeout_seconds: float = limits.FLUSH_TIMEOUT_SECONDS
+
+
+class ReadsInFlight(Protocol):
+    """The part of the reads that membership changes touch."""
+
+    def lose(self, member: Member) -> None:
+        """The member will not answer."""
+        ...
+
+
+class RegionSet:
+    """Three slots, at most four members, and everything in flight on them."""
+
+    def __init__(self, config: UpstairsConfig) -> None:
+        self.config = config
+        self.generation = config.generation
+        self.state = UpstairsState.INITIALIZING
+        self.reason = ""
+        self.now = 0.0
+        self.effects: list[Effect] = []
+        self.log = ReplayLog()
+        self.flushes = FlushBook(config.flush_timeout_seconds)
+        self.control = ControlBook()
+        self.reads: ReadsInFlight
+        self.read_mismatches = 0
+        self.changed = True
+        # Extents written since a repair's survey began; None while nobody asks.
+        self.touched: npt.NDArray[np.bool_] | None = None
+        self._next_job = 1
+        self._next_link = 1
+        self._by_link: dict[int, Member] = {}
+        self.members = [
+            Member(slot, slot, address, SlotMode.NEW) for slot, address in enumerate(config.targets)
+        ]
+        self.receivers: list[Member] = []
+        self.links: tuple[int, ...] = ()
+        self.active: list[Member] = []
+        self.usable_count = 0
+        self.refresh()
+
+    # ---- looking
+
+    @property
+    def slots(self) -> list[Member]:
+        """The members that fill the three slots, by slot."""
+        return sorted((m for m in self.members if not m.departing), key=lambda m: m.slot)
+
+    @property
+    def departing(self) -> Member | None:
+        """The good member that is being replaced and serves until the new one can."""
+        return next((m for m in self.members if m.departing), None)
+
+    def member_of(self, link: int) -> Member | None:
+        """The member behind a link; None for a link that was given up."""
+        return self._by_link.get(link)
+
+    def refresh(self) -> None:
+        """Recomputes what is derived from the members' states."""
+        self.receivers = [m for m in self.members if m.streams or m.held]
+        self.links = tuple(m.link for m in self.members if m.streams)
+        self.active = [m for m in self.members if m.active]
+        self.usable_count = sum(m.usable for m in self.members)
+
+    def touch(self) -> None:
+        """Notes a membership change: derived values are right at once, the parts look again later."""
+        self.refresh()
+        if not self.changed:
+            self.changed = True
+            self.effects.append(Changed())
+
+    def take_jobs(self, count: int) -> int:
+        """The first of `count` new consecutive job ids."""
+        first = self._next_job
+        self._next_job = first + count
+        return first
+
+    @property
+    def last_job(self) -> int:
+        """The newest job id given out."""
+        return self._next_job - 1
+
+    # ---- sending
+
+    def send_mutation(self, record: Mutation) -> None:
+        """To every member that streams; held for those away, which are given up when it gets too much."""
+        self.log.append(record, self.receivers)
+        if self.links:
+            self.effects.append(SendFrame(self.links, record.buffers))
+        if len(self.links) != len(self.receivers):
+            for member in [m for m in self.receivers if m.held]:
+                if member.jobs > limits.OFFLINE_JOBS_MAX or member.bytes > limits.OFFLINE_BYTES_MAX:
+                    self.fault(
+                        member, f"away with {member.jobs} jobs, {member.bytes} bytes held for it"
+                    )
+
+    def send_flush(self, waiters: Sequence[tuple[object, object]] = ()) -> Mutation:
+        """A flush of everything sent so far, to all members."""
+        job = self.take_jobs(1)
+        number = self.flushes.number
+        op = pack_op(job, OpKind.FLUSH, generation=self.generation, number=number)
+        record = Mutation(job, 1, encode(FrameKind.REQUEST, [op], sequence=job), 0, is_flush=True)
+        record.waiters.extend(waiters)
+        self.flushes.sent(record)
+        self.send_mutation(record)
+        if not record.pending:
+            self.judge_flush(record)
+        return record
+
+    def send_control(
+        self,
+        member: Member,
+        kind: OpKind,
+        *,
+        offset: int = 0,
+        length: int = 0,
+        number: int = 0,
+        blob: bytes = b"",
+    ) -> ControlJob:
+        """One job to one member, in a frame of its own; the returned record fills with its outcome."""
+        assert member.streams
+        job = self.take_jobs(1)
+        op = pack_op(
+            job,
+            kind,
+            offset=offset,
+            length=length,
+            number=number,
+            generation=self.generation,
+            blob_bytes=len(blob),
+        )
+        blobs: Sequence[Bytes] = [blob] if blob else ()
+        self.effects.append(
+            SendFrame((member.link,), encode(FrameKind.REQUEST, [op], sequence=job, blobs=blobs))
+        )
+        return self.control.add(ControlJob(job, kind, member, offset))
+
+    # ---- flushes
+
+    def flush_acked(self, member: Member, record: Mutation) -> None:
+        """The member made the flush durable."""
+        record.acked |= member.bit
+        member.synced_job = max(member.synced_job, record.last_job)
+        self.judge_flush(record)
+        self.trim()
+
+    def judge_flush(self, record: Mutation) -> None:
+        """Answers the flush's waiters once its outcome is certain."""
+        if record.judged:
+            return
+        verdict = judge(record, sum(m.bit for m in self.active))
+        if verdict is None:
+            return
+        record.judged = True
+        record.succeeded = verdict
+        status = BlockStatus.OK if verdict else BlockStatus.FAILED
+        if verdict and self.flushes.lost_writes and record.waiters:
+            status = BlockStatus.FAILED
+            self.flushes.lost_writes = False
+        self.complete(record.waiters, status)
+        record.waiters = []
+
+    def complete(self, waiters: Sequence[tuple[object, object]], status: BlockStatus) -> None:
+        """Completes guest requests that carry no data, grouped by key."""
+        run: list[Completion] = []
+        last_key: object = None
+        for key, token in waiters:
+            if not run or key is not last_key:
+                run = []
+                last_key = key
+                self.effects.append(CompleteGuest(key, run))
+            run.append(Completion(token, status))
+
+    def trim(self) -> None:
+        """Forgets what every member in service has flushed."""
+        if self.receivers:
+            self.log.trim(min(m.synced_job for m in self.receivers))
+        else:
+            self.log.trim(self.last_job)
+
+    # ---- members coming and going
+
+    def connect(self, member: Member) -> None:
+        """Begins an attempt to open the member's session."""
+        member.move(SlotMove.CONNECT)
+        member.link = self._next_link
+        self._next_link += 1
+        self._by_link[member.link] = member
+        # A running set knows its regions; before that any region may be brought, and is looked at.
+        known = member.joined and self.state is UpstairsState.ACTIVE
+        expected = member.region_id if known else ""
+        self.effects.append(
+            Connect(member.link, member.slot, member.address, expected, self.generation)
+        )
+        self.touch()
+
+    def stop(self, member: Member, mode: SlotMode, reason: str) -> None:
+        """Lets the member go; it is gone once the shell has confirmed."""
+        if member.state in (SlotState.WAIT_CONNECT, SlotState.STOPPING):
+            member.mode = mode
+        else:
+            member.move(SlotMove.STOP)
+            member.stopped_reason = reason
+            self._left(member, mode, reason)
+            self.effects.append(Disconnect(member.link, reason))
+        self.touch()
+
+    def lost(self, member: Member, reason: str) -> None:
+        """The shell says that the link is gone: after `stop`, or by itself."""
+        del self._by_link[member.link]
+        stopped = member.state is SlotState.STOPPING
+        mode = member.mode
+        if not stopped:
+            mode = self._mode_after_loss(member)
+        was_complete = member.complete
+        member.move(SlotMove.LOST)
+        self._schedule(member)
+        if not stopped:
+            self._left(member, mode, reason)
+            if mode is SlotMode.FAULTED:
+                self._drop_stream(member, was_complete=was_complete)
+        self.touch()
+
+    def _mode_after_loss(self, member: Member) -> SlotMode:
+        running = self.state in (UpstairsState.ACTIVE, UpstairsState.DEACTIVATING)
+        if member.state is SlotState.ACTIVE:
+            return SlotMode.OFFLINE if self.state is UpstairsState.ACTIVE else SlotMode.FAULTED
+        if member.state is SlotState.LIVE_REPAIR:
+            return SlotMode.FAULTED
+        if member.state is SlotState.RECONCILE:
+            return SlotMode.FAULTED if running else SlotMode.NEW
+        return member.mode
+
+    def _left(self, member: Member, mode: SlotMode, reason: str) -> None:
+        if mode is SlotMode.OFFLINE and member.mode is not SlotMode.OFFLINE:
+            member.offline_since = self.now
+        member.mode = mode
+        member.last_error = reason
+        self.refresh()
+        self.effects.append(SlotLeft(member.slot, member.address, reason, mode.name))
+        self.control.lose(member)
+        self.reads.lose(member)
+
+    def _schedule(self, member: Member) -> None:
+        if member.connected_at and self.now - member.connected_at >= limits.CONNECTION_GOOD_SECONDS:
+            member.retry_delay = limits.RECONNECT_SECONDS_MIN
+        member.retry_at = self.now + member.retry_delay
+        member.retry_delay = min(2 * member.retry_delay, limits.RECONNECT_SECONDS_MAX)
+        member.connected_at = 0.0
+
+    def fault(self, member: Member, reason: str) -> None:
+        """Takes the member out of service: it owes nothing more, and comes back by repair only."""
+        was_complete = member.complete
+        self.stop(member, SlotMode.FAULTED, reason)
+        member.last_error = reason
+        self._drop_stream(member, was_complete=was_complete)
+        self.touch()
+
+    def _drop_stream(self, member: Member, *, was_complete: bool) -> None:
+        self.refresh()
+        for record in self.log.skip(member):
+            self.judge_flush(record)
+        still_complete = any(m.complete for m in self.members)
+        if was_complete and not still_complete and self.flushes.unproven:
+            self.flushes.lost_writes = True
+        self.trim()
+
+    def activate_member(self, member: Member) -> None:
+        """The member holds everything now and serves reads."""
+        member.move(SlotMove.ACTIVATE)
+        self.member_joined(member)
+
+    def member_joined(self, member: Member) -> None:
+        """Bookkeeping for a member that has become active."""
+        member.mode = SlotMode.NEW
+        member.joined = True
+        member.trusted_region = member.region_id
+        member.suspect_extents.clear()
+        member.repair_attempts = 0
+        member.last_error = ""
+        self.touch()
+
+    def replay(self, member: Member) -> None:
+        """Sends a member that was away for a short time everything since its last flush again."""
+        member.move(SlotMove.REPLAYED)
+        for record in self.log.replay(member):
+            self.effects.append(SendFrame((member.link,), record.buffers))
+        self.member_joined(member)
+
+    def drop_member(self, member: Member, reason: str) -> None:
+        """Removes a member for good: one that was replaced."""
+        was_complete = member.complete
+        if member.state is SlotState.STOPPING:
+            self._by_link.pop(member.link, None)
+        elif member.state is not SlotState.WAIT_CONNECT:
+            self._by_link.pop(member.link, None)
+            self.effects.append(Disconnect(member.link, reason))
+        self.members.remove(member)
+        self.refresh()
+        self.control.lose(member)
+        self.reads.lose(member)
+        self._drop_stream(member, was_complete=was_complete)
+        self.touch()
+
+    def add_member(self, slot: int, address: str, mode: SlotMode) -> Member:
+        """A new member for a slot whose old one is leaving or gone."""
+        used = {m.index for m in self.members}
+        index = next(i for i in range(limits.MEMBER_COUNT_MAX) if i not in used)
+        # A freed place may still be marked in old records; its new holder owes none of them.
+        member = Member(index, slot, address, mode)
+        self.log.vacate(member.bit)
+        self.members.append(member)
+        self.touch()
+        return member
+
+    def move(self, move: UpstairsMove) -> None:
+        """Takes one step of the upstairs' table."""
+        self.state = move_upstairs(self.state, move)
+        self.touch()

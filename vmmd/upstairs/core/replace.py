@@ -1,0 +1,95 @@
+"""Replacing one member's address: who may go, who comes, and what is answered when asked again.
+
+In order, with O the slot whose address is `old` and N the one whose address is `new`:
+
+ D0  `new` is the good member that is leaving this very slot: the replacement is taken back, it stays.
+ D1  O and N both exist: refused, TARGET_IN_USE. Covers new == old and new == a sibling.
+ D2  only N exists: done before. COMPLETED_ALREADY once it has been a full member, STARTED_ALREADY before.
+ D3  neither exists: MISSING.
+ D4  the set is active and another slot is being replaced or repaired: refused, REPLACEMENT_RUNNING;
+     or no active member would be left to copy from: refused, NO_SOURCE.
+ D5  otherwise STARTED. A member that is active keeps serving beside the new one until that one is filled, so
+     that there are never fewer good copies than at the start; any other is let go at once.
+
+Another slot being away does not block. Before the set is active nothing can be lost: the new member takes part in
+the quorum, and a reconciliation that is running begins anew with it.
+"""
+
+from __future__ import annotations
+
+from stairlib.model.errors import ConflictError, StateError
+from vmmd.upstairs.core.events import Replacement, ReplaceResult
+from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+
+_IN_REPAIR = frozenset({SlotState.LIVE_REPAIR, SlotState.LIVE_REPAIR_READY, SlotState.RECONCILE})
+
+
+def decide(region: RegionSet, old: str, new: str) -> Replacement:
+    """Carries the table out. ConflictError or StateError when refused; nothing has changed then."""
+    slots = region.slots
+    leaving = next((m for m in slots if m.address == old), None)
+    coming = next((m for m in slots if m.address == new), None)
+    departing = region.departing
+    if departing is not None and departing.address == new:
+        if leaving is not None and leaving.slot == departing.slot:
+            region.drop_member(leaving, f"replacement by {old} was taken back")
+            departing.departing = False
+            region.touch()
+            return Replacement(ReplaceResult.STARTED, departing.slot)
+        coming = departing
+    if leaving is not None and coming is not None:
+        raise StateError(
+            f"{new} is slot {coming.slot} of this volume already: name a downstairs that is not in use",
+            reason="TARGET_IN_USE",
+            target=new,
+            slot=str(coming.slot),
+        )
+    if coming is not None:
+        done = coming.joined
+        result = ReplaceResult.COMPLETED_ALREADY if done else ReplaceResult.STARTED_ALREADY
+        return Replacement(result, coming.slot)
+    if leaving is None:
+        return Replacement(ReplaceResult.MISSING, -1)
+    if region.state is UpstairsState.ACTIVE:
+        _check_others(region, leaving)
+    _swap(region, leaving, new)
+    return Replacement(ReplaceResult.STARTED, leaving.slot)
+
+
+def _check_others(region: RegionSet, leaving: Member) -> None:
+    for member in region.slots:
+        if member is leaving:
+            continue
+        if member.state in _IN_REPAIR or member.mode is SlotMode.REPLACED:
+            raise ConflictError(
+                f"slot {member.slot} ({member.address}) is {member.state.name}, mode {member.mode.name}: "
+                "one member at a time can be replaced; wait until it is active",
+                reason="REPLACEMENT_RUNNING",
+                slot=str(member.slot),
+                state=member.state.name,
+            )
+    if not any(member.complete for member in region.members):
+        raise StateError(
+            "no member of this volume is active: there is nothing a new member could be filled from",
+            reason="NO_SOURCE",
+        )
+
+
+def _swap(region: RegionSet, leaving: Member, new: str) -> None:
+    running = region.state is UpstairsState.ACTIVE
+    if running and leaving.complete:
+        if region.departing is not None:
+            # The slot's own earlier replacement was filled, its predecessor just has not left yet.
+            region.drop_member(region.departing, "replaced twice")
+        leaving.departing = True
+    else:
+        region.drop_member(leaving, f"replaced by {new}")
+    mode = SlotMode.REPLACED if running else SlotMode.NEW
+    member = region.add_member(leaving.slot, new, mode)
+    member.repairs_completed = leaving.repairs_completed
+    member.repairs_aborted = leaving.repairs_aborted
+    # Should the new address serve the same region, what it misses can be told from its stamps.
+    member.trusted_region = leaving.trusted_region
+    member.retry_at = region.now

@@ -1,0 +1,157 @@
+"""The replay log: every mutation frame since the last flush that all members in service acknowledged.
+
+A frame is kept as it was encoded; a member that comes back after a short absence is sent the frames after its
+own last acknowledged flush again, in order. One record per frame, never one per operation.
+
+Invariants: records are in job order and their jobs are contiguous within a record. `pending` has a member's bit
+while a reply is owed by it (or held back for it); a member's `jobs` and `bytes` are the sums over its pending records.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from stairlib.wire.frame import Bytes
+from vmmd.upstairs.core.limits import MEMBER_COUNT_MAX
+from vmmd.upstairs.core.slot import Member
+
+
+class Mutation:
+    """One frame of writes and discards, or of one flush. `waiters` are the (key, token) of guest flushes."""
+
+    __slots__ = (
+        "acked",
+        "buffers",
+        "count",
+        "done",
+        "first_job",
+        "is_flush",
+        "judged",
+        "last_job",
+        "payload_bytes",
+        "pending",
+        "succeeded",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        first_job: int,
+        count: int,
+        buffers: Sequence[Bytes],
+        payload_bytes: int,
+        *,
+        is_flush: bool = False,
+    ) -> None:
+        self.first_job = first_job
+        self.count = count
+        self.last_job = first_job + count - 1
+        self.buffers = buffers
+        self.payload_bytes = payload_bytes
+        self.is_flush = is_flush
+        self.pending = 0
+        self.acked = 0
+        self.done = [0] * MEMBER_COUNT_MAX
+        self.waiters: list[tuple[object, object]] = []
+        self.judged = False
+        self.succeeded = False
+
+
+class ReplayLog:
+    """The records, oldest first."""
+
+    def __init__(self) -> None:
+        self._records: list[Mutation] = []
+        self._first_jobs: list[int] = []
+        self.jobs = 0
+        self.payload_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def append(self, record: Mutation, receivers: Iterable[Member]) -> None:
+        """Takes a new record that is sent to, or held for, the receivers."""
+        assert not self._records or record.first_job > self._records[-1].last_job
+        pending = 0
+        for member in receivers:
+            pending |= member.bit
+            member.jobs += record.count
+            member.bytes += record.payload_bytes
+        record.pending = pending
+        self._records.append(record)
+        self._first_jobs.append(record.first_job)
+        self.jobs += record.count
+        self.payload_bytes += record.payload_bytes
+
+    def find(self, job: int) -> Mutation | None:
+        """The record that holds `job`; None when it was dropped, or never was one."""
+        at = bisect_right(self._first_jobs, job) - 1
+        if at < 0 or self._records[at].last_job < job:
+            return None
+        return self._records[at]
+
+    def settle(self, member: Member, record: Mutation, count: int) -> bool:
+        """`count` more jobs of the record were answered. False when these are more than were asked."""
+        if not record.pending & member.bit:
+            return False
+        done = record.done[member.index] + count
+        if done > record.count:
+            return False
+        record.done[member.index] = done
+        member.jobs -= count
+        if done == record.count:
+            record.pending &= ~member.bit
+            member.bytes -= record.payload_bytes
+        return True
+
+    def skip(self, member: Member) -> list[Mutation]:
+        """The member owes nothing any more. Returns the flushes that it owed, for judgement."""
+        flushes = []
+        for record in self._records:
+            if record.pending & member.bit:
+                record.pending &= ~member.bit
+                if record.is_flush:
+                    flushes.append(record)
+        member.jobs = 0
+        member.bytes = 0
+        return flushes
+
+    def replay(self, member: Member) -> list[Mutation]:
+        """What the member has to be sent again, in order; all of it is owed from now on."""
+        start = bisect_right(self._first_jobs, member.synced_job)
+        again = self._records[start:]
+        member.jobs = 0
+        member.bytes = 0
+        for record in self._records[:start]:
+            record.pending &= ~member.bit
+        for record in again:
+            record.pending |= member.bit
+            record.done[member.index] = 0
+            member.jobs += record.count
+            member.bytes += record.payload_bytes
+        return again
+
+    def trim(self, floor_job: int) -> None:
+        """Drops the records up to and including `floor_job`, which every member in service has flushed."""
+        end = bisect_right(self._first_jobs, floor_job)
+        if not end:
+            return
+        for record in self._records[:end]:
+            self.jobs -= record.count
+            self.payload_bytes -= record.payload_bytes
+        del self._records[:end]
+        del self._first_jobs[:end]
+
+    def vacate(self, bit: int) -> None:
+        """A member's place gets a new holder: what the old one acknowledged counts no more for the place."""
+        for record in self._records:
+            record.pending &= ~bit
+            if record.acked & bit and not record.judged:
+                # The old holder's copy is gone with it: its acknowledgement must not make a flush durable.
+                record.acked &= ~bit
+            record.done[bit.bit_length() - 1] = 0
+
+    def pending_flushes(self) -> list[Mutation]:
+        """Flushes not judged yet, oldest first."""
+        return [record for record in self._records if record.is_flush and not record.judged]

@@ -1,0 +1,119 @@
+"""What an upstairs tells about itself: plain values, mirroring VolumeService.RegionInfo and SlotInfo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmmd.upstairs.core.copies import ExtentCopies
+from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+
+
+@dataclass(frozen=True, slots=True)
+class RepairProgress:
+    """Of one member's repair. `bytes_done` counts bytes of extents looked at, `bytes_copied` those sent."""
+
+    extents_done: int
+    extents_total: int
+    bytes_done: int
+    bytes_total: int
+    bytes_copied: int
+    bytes_per_second: float
+    elapsed_seconds: float
+    bytes_per_second_max: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """`departing_address` is the good member that still serves while this slot's new one is being filled."""
+
+    slot: int
+    address: str
+    region_id: str
+    state: SlotState
+    mode: SlotMode
+    last_error: str
+    repair: RepairProgress | None
+    repairs_completed: int
+    repairs_aborted: int
+    departing_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegionStatus:
+    """One region set."""
+
+    upstairs_id: str
+    session_id: str
+    generation: int
+    state: UpstairsState
+    reason: str
+    slots: tuple[SlotStatus, ...]
+    flush_number: int
+    read_mismatches: int
+    guest_waiting: int
+
+
+def progress(
+    copies: ExtentCopies, *, now: float, extent_bytes: int, limit: int, attempt: int
+) -> RepairProgress:
+    """How far the copies are."""
+    elapsed = max(0.0, now - copies.started_at)
+    done = copies.extents_done * extent_bytes
+    return RepairProgress(
+        extents_done=copies.extents_done,
+        extents_total=copies.extents_total,
+        bytes_done=done,
+        bytes_total=copies.extents_total * extent_bytes,
+        bytes_copied=copies.bytes_copied,
+        bytes_per_second=done / elapsed if elapsed else 0.0,
+        elapsed_seconds=elapsed,
+        bytes_per_second_max=limit,
+        attempt=attempt,
+    )
+
+
+def snapshot(
+    region: RegionSet, copies: dict[int, ExtentCopies], *, now: float, limit: int, waiting: int
+) -> RegionStatus:
+    """The status at this moment; `copies` by member index."""
+    extent_bytes = region.config.geometry.extent_bytes
+    departing = region.departing
+    slots = []
+    for member in region.slots:
+        running = copies.get(member.index)
+        leaving = departing if departing is not None and departing.slot == member.slot else None
+        slots.append(
+            SlotStatus(
+                slot=member.slot,
+                address=member.address,
+                region_id=member.region_id,
+                state=member.state,
+                mode=member.mode,
+                last_error=member.last_error,
+                repair=None
+                if running is None
+                else progress(
+                    running,
+                    now=now,
+                    extent_bytes=extent_bytes,
+                    limit=limit,
+                    attempt=member.repair_attempts,
+                ),
+                repairs_completed=member.repairs_completed,
+                repairs_aborted=member.repairs_aborted,
+                departing_address=leaving.address if leaving is not None else "",
+            )
+        )
+    return RegionStatus(
+        upstairs_id=region.config.upstairs_id,
+        session_id=region.config.session_id,
+        generation=region.generation,
+        state=region.state,
+        reason=region.reason,
+        slots=tuple(slots),
+        flush_number=region.flushes.number - 1,
+        read_mismatches=region.read_mismatches,
+        guest_waiting=waiting,
+    )

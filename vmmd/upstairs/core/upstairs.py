@@ -1,0 +1,600 @@
+"""The upstairs of one region set: `apply(event, now)` does one step and returns what is to be done.
+
+One task owns an `Upstairs` and is the only caller. A step is synchronous and complete: it takes the event, lets
+every part look at the new situation until nothing changes, and returns the effects in the order in which they have to be
+carried out. Frames come before the completions that they allow, so that the guest's next requests find them sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stairlib.model.errors import (
+    ConflictError,
+    DataError,
+    InvalidRequestError,
+    StairwellError,
+    StateError,
+)
+from stairlib.wire.frame import HEADER_BYTES, Frame, OpKind, OpStatus
+from vmmd.block.backend import BlockStatus
+from vmmd.upstairs.core import events, limits
+from vmmd.upstairs.core.activation import Activation
+from vmmd.upstairs.core.copies import ExtentCopies
+from vmmd.upstairs.core.guest_ops import GuestOps
+from vmmd.upstairs.core.live_repair import LiveRepair, RepairPhase
+from vmmd.upstairs.core.reads import ReadBook
+from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
+from vmmd.upstairs.core.replace import decide
+from vmmd.upstairs.core.replay import Mutation
+from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.states import (
+    IllegalMoveError,
+    SlotMode,
+    SlotMove,
+    SlotState,
+    UpstairsMove,
+    UpstairsState,
+)
+from vmmd.upstairs.core.status import RegionStatus, snapshot
+from vmmd.upstairs.core.verify import Verification
+
+# Refusals that trying again cannot turn for a member that only wants its missed frames.
+_PERMANENT_CODES = frozenset(
+    {
+        "REGION_MISMATCH",
+        "GEOMETRY_MISMATCH",
+        "ENCRYPTION_MISMATCH",
+        "READ_ONLY_MISMATCH",
+        "VERSION_MISMATCH",
+        "REGION_IN_USE",
+    }
+)
+_VERIFICATIONS_MAX = 16  # each holds a digest per extent and member
+_SETTLE_ROUNDS_MAX = 100  # a step that has not settled by then is a bug
+
+
+class Upstairs:
+    """See the module. `read_only` sets are not served by this version."""
+
+    def __init__(self, config: UpstairsConfig) -> None:
+        self._region = RegionSet(config)
+        self._reads = ReadBook(self._region)
+        self._guest = GuestOps(self._region, self._reads)
+        self._activation = Activation(self._region)
+        self._repair: LiveRepair | None = None
+        self._verifications: list[Verification] = []
+        self._activate_keys: list[object] = []
+        self._deactivate_keys: list[object] = []
+        self._final_flush: Mutation | None = None
+        self._deactivate_by = 0.0
+        self._leave_after: int | None = None
+        self._limit = 0
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            events.GuestBatch: self._on_guest,
+            events.SlotReply: self._on_reply,
+            events.Connected: self._on_connected,
+            events.Disconnected: self._on_disconnected,
+            events.Notice: self._on_notice,
+            events.Tick: self._on_tick,
+            events.Activate: self._on_activate,
+            events.Deactivate: self._on_deactivate,
+            events.Replace: self._on_replace,
+            events.SetRepairLimit: self._on_limit,
+            events.Verify: self._on_verify,
+            events.RepairTrace: self._on_trace,
+        }
+
+    # ---- the loop
+
+    def apply(self, event: events.Event, now: float) -> list[events.Effect]:
+        """One step. `now` in seconds of any clock that never goes back."""
+        region = self._region
+        assert not region.effects
+        assert now >= region.now
+        region.now = now
+        self._handlers[type(event)](event)
+        self._settle()
+        effects, region.effects = region.effects, []
+        return effects
+
+    def _settle(self) -> None:
+        region = self._region
+        for _round in range(_SETTLE_ROUNDS_MAX):
+            before = len(region.effects)
+            if region.changed:
+                region.changed = False
+                for record in region.log.pending_flushes():
+                    region.judge_flush(record)
+                region.trim()
+                self._reads.pump()
+            self._advance()
+            if region.state is UpstairsState.ACTIVE:
+                self._guest.pump()
+                if region.flushes.forced():
+                    region.send_flush()
+            if not region.changed and len(region.effects) == before:
+                return
+        raise AssertionError("the upstairs did not come to rest")
+
+    def _advance(self) -> None:
+        region = self._region
+        state = region.state
+        if state is UpstairsState.GO_ACTIVE or (
+            state is UpstairsState.ACTIVE and not region.active
+        ):
+            self._advance_activation()
+        if state is UpstairsState.ACTIVE:
+            self._advance_repair()
+            self._advance_departing()
+        if state is UpstairsState.DEACTIVATING:
+            self._advance_deactivation()
+        if self._verifications:
+            for verification in self._verifications:
+                verification.advance()
+            self._verifications = [v for v in self._verifications if not v.over]
+
+    # ---- looking
+
+    def status(self) -> RegionStatus:
+        """The status as of the last step."""
+        return snapshot(
+            self._region,
+            self._copies(),
+            now=self._region.now,
+            limit=self._limit,
+            waiting=self._guest.waiting,
+        )
+
+    def _copies(self) -> dict[int, ExtentCopies]:
+        copies = dict(self._activation.copies)
+        repair = self._repair
+        if repair is not None and repair.copies is not None:
+            copies[repair.target.index] = repair.copies
+        return copies
+
+    @property
+    def state(self) -> UpstairsState:
+        """The upstairs' state."""
+        return self._region.state
+
+    @property
+    def repairing(self) -> bool:
+        """A live repair or a reconciliation is running: progress is worth telling."""
+        return self._repair is not None or self._activation.running is not None
+
+    @property
+    def quiet(self) -> bool:
+        """No guest request is waiting or in flight, and no member owes an answer."""
+        return (
+            not self._guest.waiting
+            and self._reads.idle
+            and all(m.jobs == 0 for m in self._region.members)
+        )
+
+    # ---- guest
+
+    def _on_guest(self, event: events.GuestBatch) -> None:
+        self._guest.submit(event.submissions)
+
+    def _on_reply(self, event: events.SlotReply) -> None:
+        region = self._region
+        member = region.member_of(event.link)
+        if member is None or not member.streams:
+            return
+        frame = event.frame
+        ops = frame.ops
+        count = len(ops)
+        if not count:
+            return
+        jobs = ops["job"]
+        first, last = int(jobs[0]), int(jobs[-1])
+        if last - first + 1 == count and not ops["status"].any():
+            reads = self._reads.whole(member, first, count)
+            if reads is not None:
+                if not self._reads.finish(reads, frame):
+                    self._break(member, "a read reply of the wrong size")
+                return
+            record = region.log.find(first)
+            if record is not None and record.last_job >= last:
+                self._settled(member, record, count)
+                return
+        self._reply_in_parts(member, frame)
+
+    def _settled(self, member: Member, record: Mutation, count: int) -> None:
+        if not self._region.log.settle(member, record, count):
+            self._break(member, f"more answers to job {record.first_job} than were asked")
+        elif record.is_flush:
+            self._region.flush_acked(member, record)
+
+    def _reply_in_parts(self, member: Member, frame: Frame) -> None:
+        region = self._region
+        size = region.config.geometry.block_size
+        ops = frame.ops
+        jobs = ops["job"].tolist()
+        statuses = ops["status"].tolist()
+        kinds = ops["kind"].tolist()
+        lengths = ops["length"].tolist()
+        at = 0
+        for index, job in enumerate(jobs):
+            if not member.streams:
+                return
+            good = statuses[index] == OpStatus.OK
+            blocks = lengths[index] if good and kinds[index] == OpKind.READ else 0
+            start, at = at, at + blocks
+            reads = self._reads.find(member, job)
+            if reads is not None:
+                data = frame.payload[start * size : at * size] if good else None
+                if not good:
+                    member.last_error = _describe(frame, index)
+                if not self._reads.answer(reads, job, data, frame.contexts[start:at]):
+                    self._break(member, f"a wrong answer to the read {job}")
+            elif region.control.answer(member, frame, index, job):
+                continue
+            else:
+                self._mutation_answered(member, frame, index, job, good=good)
+
+    def _mutation_answered(
+        self, member: Member, frame: Frame, index: int, job: int, *, good: bool
+    ) -> None:
+        region = self._region
+        record = region.log.find(job)
+        if record is None:
+            if job > region.last_job:
+                self._break(member, f"an answer to job {job}, which was never asked")
+            return
+        if good:
+            self._settled(member, record, 1)
+            return
+        op = frame.ops[index]
+        if not record.is_flush:
+            per_extent = region.config.geometry.blocks_per_extent
+            table = np.frombuffer(
+                record.buffers[0], dtype=frame.ops.dtype, count=record.count, offset=_TABLE_OFFSET
+            )
+            asked = table[job - record.first_job]
+            first = int(asked["offset"])
+            last = first + int(asked["length"]) - 1
+            member.suspect_extents.update(range(first // per_extent, last // per_extent + 1))
+        if int(op["status"]) == OpStatus.NOT_ACTIVE:
+            self._fail(_taken_over(member, _describe(frame, index)))
+            return
+        region.fault(member, _describe(frame, index))
+
+    def _break(self, member: Member, reason: str) -> None:
+        """The member broke the protocol: the connection is ended; what it missed is sent again later."""
+        mode = SlotMode.OFFLINE if member.active else SlotMode.FAULTED
+        if mode is SlotMode.FAULTED:
+            self._region.fault(member, f"protocol: {reason}")
+        else:
+            self._region.stop(member, mode, f"protocol: {reason}")
+
+    # ---- members
+
+    def _on_connected(self, event: events.Connected) -> None:
+        region = self._region
+        member = region.member_of(event.link)
+        if member is None or member.state is not SlotState.NEGOTIATING:
+            return
+        session = event.session
+        problem = self._session_problem(member, session)
+        if problem:
+            region.stop(member, member.mode, problem)
+            member.last_error = problem
+            return
+        if session.region_id != member.region_id:
+            member.owned_before = session.owned_before
+            member.region_id = session.region_id
+        member.stamps = session.stamps
+        member.connected_at = region.now
+        if region.state is UpstairsState.GO_ACTIVE:
+            member.move(SlotMove.JOIN)
+            region.touch()
+        elif member.mode is SlotMode.OFFLINE:
+            region.replay(member)
+        else:
+            member.move(SlotMove.READY)
+            region.touch()
+
+    def _session_problem(self, member: Member, session: events.SessionInfo) -> str:
+        for other in self._region.members:
+            if other is not member and other.region_id == session.region_id and other.joined_now:
+                return (
+                    f"{member.address} serves region {session.region_id}, which is slot "
+                    f"{other.slot} ({other.address}) already"
+                )
+        extents = self._region.config.geometry.extent_count
+        if len(session.stamps.generations) != extents:
+            return f"{len(session.stamps.generations)} extents were told, {extents} are expected"
+        return ""
+
+    def _on_disconnected(self, event: events.Disconnected) -> None:
+        region = self._region
+        member = region.member_of(event.link)
+        if member is None:
+            return
+        negotiating = member.state is SlotState.NEGOTIATING
+        member.last_error = event.reason
+        region.lost(member, event.reason)
+        if not negotiating or not event.code:
+            return
+        if event.code == "GENERATION_TOO_LOW":
+            self._generation_refused(member, event.reason)
+        elif member.held and event.code in _PERMANENT_CODES:
+            region.fault(member, event.reason)
+
+    def _generation_refused(self, member: Member, reason: str) -> None:
+        state = self._region.state
+        if state is UpstairsState.GO_ACTIVE:
+            self._fail(
+                StateError(
+                    reason,
+                    reason="GENERATION_TOO_LOW",
+                    requested=str(self._region.generation),
+                    target=member.address,
+                )
+            )
+        elif state is UpstairsState.ACTIVE and member.joined:
+            self._fail(_taken_over(member, reason))
+
+    def _on_notice(self, event: events.Notice) -> None:
+        member = self._region.member_of(event.link)
+        if member is None:
+            return
+        member.last_error = event.text
+        if (
+            "NO_LONGER_ACTIVE" in event.text
+            and self._region.state is not UpstairsState.INITIALIZING
+        ):
+            self._fail(_taken_over(member, event.text))
+
+    def _on_tick(self, _event: events.Tick) -> None:
+        region = self._region
+        if region.state is UpstairsState.ACTIVE:
+            for member in region.members:
+                away = region.now - member.offline_since
+                if member.held and away >= limits.OFFLINE_SECONDS_MAX:
+                    region.fault(member, f"away for {away:.0f} s: {member.last_error}")
+            if region.flushes.due(region.now) and region.links:
+                region.send_flush()
+        self._connect_due()
+
+    def _connect_due(self) -> None:
+        region = self._region
+        if region.state not in (UpstairsState.ACTIVE, UpstairsState.GO_ACTIVE):
+            return
+        for member in region.members:
+            if member.state is SlotState.WAIT_CONNECT and region.now >= member.retry_at:
+                region.connect(member)
+
+    def _advance_departing(self) -> None:
+        """Lets the replaced member go once the new one holds everything durably."""
+        region = self._region
+        departing = region.departing
+        if departing is None:
+            self._leave_after = None
+            return
+        successor = next(m for m in region.slots if m.slot == departing.slot)
+        if successor.active:
+            if self._leave_after is None:
+                self._leave_after = region.send_flush().last_job
+            if successor.synced_job >= self._leave_after:
+                region.drop_member(departing, f"replaced by {successor.address}")
+        else:
+            self._leave_after = None
+            if not departing.complete and region.active:
+                region.drop_member(departing, f"faulted while leaving: {departing.last_error}")
+
+    def _advance_repair(self) -> None:
+        region = self._region
+        if self._repair is not None:
+            self._repair.advance()
+            if self._repair.phase is not RepairPhase.OVER:
+                return
+            self._repair = None
+            region.touch()
+        if not region.active:
+            return
+        for member in region.slots:
+            if member.state is SlotState.LIVE_REPAIR_READY:
+                self._repair = LiveRepair(region, member, self._limit)
+                self._repair.advance()
+                return
+
+    # ---- activation, deactivation
+
+    def _on_activate(self, event: events.Activate) -> None:
+        region = self._region
+        generation = region.generation if event.generation is None else event.generation
+        answer = region.effects.append
+        if generation < 1:
+            error: StairwellError = InvalidRequestError(
+                "generation 0 is not legal: the first activation of a set takes 1",
+                reason="GENERATION_ZERO",
+            )
+            answer(events.Answer(event.key, error=error))
+        elif region.state in (UpstairsState.ACTIVE, UpstairsState.GO_ACTIVE):
+            if generation != region.generation:
+                error = StateError(
+                    f"active with generation {region.generation}: deactivate to activate with another",
+                    reason="GENERATION_INVALID",
+                )
+                answer(events.Answer(event.key, error=error))
+            elif region.state is UpstairsState.ACTIVE:
+                answer(events.Answer(event.key))
+            else:
+                self._activate_keys.append(event.key)
+        elif region.state is UpstairsState.DEACTIVATING:
+            error = ConflictError("deactivating: activate again when that has ended")
+            answer(events.Answer(event.key, error=error))
+        else:
+            region.generation = generation
+            region.reason = ""
+            region.move(UpstairsMove.ACTIVATE)
+            self._activate_keys.append(event.key)
+            for member in region.members:
+                member.retry_at = region.now
+                member.retry_delay = limits.RECONNECT_SECONDS_MIN
+            self._connect_due()
+
+    def _advance_activation(self) -> None:
+        region = self._region
+        served = self._activation.advance()
+        if self._activation.failure is not None:
+            self._fail(self._activation.failure)
+        elif served and region.state is UpstairsState.GO_ACTIVE:
+            region.move(UpstairsMove.QUORUM)
+            self._answer_all(self._activate_keys)
+
+    def _on_deactivate(self, event: events.Deactivate) -> None:
+        region = self._region
+        if region.state in (UpstairsState.INITIALIZING, UpstairsState.DISABLED):
+            # Asked again, or after a failure: there is nothing left to do.
+            region.effects.append(events.Answer(event.key))
+            return
+        self._deactivate_keys.append(event.key)
+        if region.state is UpstairsState.DEACTIVATING:
+            return
+        was_active = region.state is UpstairsState.ACTIVE
+        region.move(UpstairsMove.DEACTIVATE)
+        self._deactivate_by = region.now + limits.DEACTIVATE_SECONDS_MAX
+        self._stop_work("the volume is being deactivated")
+        self._final_flush = None
+        if not was_active:
+            self._let_go("deactivated")
+            return
+        for member in [m for m in region.members if m.held]:
+            region.fault(member, "away at deactivation")
+        if region.flushes.unproven:
+            self._final_flush = region.send_flush()
+        self._guest.abort()
+
+    def _advance_deactivation(self) -> None:
+        region = self._region
+        flush = self._final_flush
+        late = region.now >= self._deactivate_by
+        if any(m.streams for m in region.members):
+            owed = flush is not None and (not flush.judged or flush.pending)
+            if (owed or not self._reads.idle) and not late:
+                return
+            if flush is not None and not flush.judged:
+                flush.judged = True
+            self._let_go("deactivated")
+        if any(m.state is not SlotState.WAIT_CONNECT for m in region.members) and not late:
+            return
+        failed = flush is not None and not flush.succeeded
+        self._final_flush = None
+        region.flushes.forget()
+        region.move(UpstairsMove.STOPPED)
+        error = DataError(
+            "the last flush did not reach two members: what was written since the flush before may be lost",
+            reason="FLUSH_FAILED",
+        )
+        self._answer_all(self._deactivate_keys, error if failed else None)
+
+    def _fail(self, error: StairwellError) -> None:
+        """A lasting error: nothing is served until activated again."""
+        region = self._region
+        if region.state in (UpstairsState.INITIALIZING, UpstairsState.DISABLED):
+            return
+        region.reason = error.message
+        region.move(UpstairsMove.FAIL)
+        self._stop_work(error.message)
+        self._let_go(error.message)
+        self._guest.abort()
+        region.flushes.forget()
+        self._answer_all(self._activate_keys, error)
+        self._answer_all(self._deactivate_keys, error)
+
+    def _stop_work(self, reason: str) -> None:
+        if self._repair is not None:
+            self._repair.cancel(reason)
+            self._repair = None
+        self._activation.cancel()
+        for verification in self._verifications:
+            verification.abort()
+        self._verifications = []
+        self._answer_all(self._activate_keys, StateError(reason, reason="ACTIVATION_ENDED"))
+
+    def _let_go(self, reason: str) -> None:
+        region = self._region
+        departing = region.departing
+        if departing is not None:
+            region.drop_member(departing, reason)
+        self._reads.abort()
+        for member in region.members:
+            region.stop(member, SlotMode.NEW, reason)
+            for record in region.log.skip(member):
+                record.judged = True
+                region.complete(record.waiters, BlockStatus.ABORTED)
+                record.waiters = []
+        region.log.trim(region.last_job)
+
+    def _answer_all(self, keys: list[object], error: StairwellError | None = None) -> None:
+        for key in keys:
+            self._region.effects.append(events.Answer(key, error=error))
+        keys.clear()
+
+    # ---- operations
+
+    def _on_replace(self, event: events.Replace) -> None:
+        region = self._region
+        try:
+            value = decide(region, event.old, event.new)
+        except StateError as error:
+            region.effects.append(events.Answer(event.key, error=error))
+        except ConflictError as error:
+            region.effects.append(events.Answer(event.key, error=error))
+        else:
+            region.effects.append(events.Answer(event.key, value))
+            self._connect_due()
+
+    def _on_limit(self, event: events.SetRepairLimit) -> None:
+        self._limit = event.bytes_per_second
+        self._activation.limit = self._limit
+        if self._repair is not None:
+            self._repair.set_limit(self._limit)
+        run = self._activation.running
+        if run is not None:
+            for member in run.members:
+                if member.index in run.copies and member.streams:
+                    self._region.send_control(member, OpKind.REPAIR_LIMIT, number=self._limit)
+
+    def _on_verify(self, event: events.Verify) -> None:
+        if len(self._verifications) >= _VERIFICATIONS_MAX:
+            error = ConflictError("enough comparisons are running: wait for one of them to end")
+            self._region.effects.append(events.Answer(event.key, error=error))
+            return
+        verification = Verification(self._region, event.key)
+        if not verification.over:
+            self._verifications.append(verification)
+
+    def _on_trace(self, event: events.RepairTrace) -> None:
+        if self._repair is not None and self._repair.target.slot == event.slot:
+            self._repair.set_trace(event.traceparent)
+
+
+_TABLE_OFFSET = HEADER_BYTES
+
+
+def _taken_over(member: Member, text: str) -> StateError:
+    return StateError(
+        f"another upstairs has taken over {member.address}: {text}", reason="NO_LONGER_ACTIVE"
+    )
+
+
+def _describe(frame: Frame, index: int) -> str:
+    op = frame.ops[index]
+    try:
+        status = OpStatus(int(op["status"])).name
+        kind = OpKind(int(op["kind"])).name
+    except ValueError:
+        status, kind = str(op["status"]), str(op["kind"])
+    text = frame.blob(index).decode("utf-8", "replace") if int(op["blob_bytes"]) else ""
+    return f"{kind} ended {status}" + (f": {text}" if text else "")
+
+
+__all__ = ["IllegalMoveError", "Upstairs", "UpstairsConfig"]
