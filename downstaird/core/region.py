@@ -1,0 +1,555 @@
+"""One open region: the `Engine` of downstaird.core.engine on the files of a Disk.
+
+    small writes     overlay (memory) -> log record at flush -> home at checkpoint
+    whole chunks     straight to a fresh physical chunk; the log record carries the remap and the contexts
+    contexts         with the blocks in the overlay; of homes in the contexts files, through a cache
+
+Invariants:
+- nothing that is flushed is written over before what replaces it is flushed, except blocks that the log still has;
+- a block's data and context always come from the same place;
+- a failure to make something durable ends all further writes and flushes until the region is opened again.
+
+docs/region-format.md describes the files. The other region_*.py modules hold the parts: flush, checkpoint, recovery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from downstaird.core.chunk_contexts import CONTEXT_NAMES, ContextFiles
+from downstaird.core.chunk_map import DATA_NAME, ChunkMap
+from downstaird.core.disk import Buffer, Disk, File
+from downstaird.core.engine import (
+    CheckpointWork,
+    ExtentStates,
+    FlushWork,
+    Ownership,
+    RegionDefinition,
+)
+from downstaird.core.extent_table import ExtentTable
+from downstaird.core.layout import CHUNK_BYTES, DEFAULT_TUNING, Layout, Tuning
+from downstaird.core.log import LOG_NAMES, Log
+from downstaird.core.overlay import Overlay
+from downstaird.core.region_checkpoint import (
+    CheckpointJob,
+    CommitJob,
+    MoveJob,
+    PlanJob,
+    Seal,
+    finish_commit,
+    finish_move,
+    next_job,
+)
+from downstaird.core.region_files import (
+    FORMAT_VERSION,
+    OWNER_NAME,
+    VOID_MAX,
+    OwnerFile,
+    read_definition,
+    refuse_existing,
+    region_tag,
+    write_definition,
+)
+from downstaird.core.region_flush import FlushJob
+from downstaird.core.region_io import RegionBlocks
+from downstaird.core.region_recovery import recover
+from downstaird.core.region_repair import RepairTracker
+from downstaird.core.state_file import STATE_NAMES, State, encode_state
+from stairlib.model.context import ContextArray
+from stairlib.model.errors import DataError, InvalidRequestError, StairwellError, StateError
+
+_FILE_NAMES = (*STATE_NAMES, *LOG_NAMES, DATA_NAME, *CONTEXT_NAMES, OWNER_NAME)
+
+
+class Region:
+    """An open region. Made by `create` and `open`; every method but a job's `run` is for one thread."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        definition: RegionDefinition,
+        layout: Layout,
+        files: dict[str, File],
+        owner: OwnerFile,
+        *,
+        read_only: bool,
+        tuning: Tuning,
+    ) -> None:
+        geometry = definition.geometry
+        self._definition = definition
+        self._disk = disk
+        self._files = files
+        self._read_only = read_only
+        self.layout = layout
+        self.tuning = tuning
+        self.tag = region_tag(definition.id)
+        self.owner = owner
+        self.state_files = [files[name] for name in STATE_NAMES]
+        self.state_count = 0
+        self.log = Log(
+            [files[name] for name in LOG_NAMES],
+            tag=self.tag,
+            block_size=geometry.block_size,
+            zero_bytes=tuning.log_zero_bytes,
+        )
+        self.extents = ExtentTable(geometry.extent_count)
+        contexts = ContextFiles(
+            [files[name] for name in CONTEXT_NAMES], layout.chunk_blocks, self.tag
+        )
+        self.chunks = ChunkMap(
+            layout,
+            files[DATA_NAME],
+            contexts,
+            cache_bytes=tuning.cached_context_bytes,
+            on_damage=self.fault_chunk,
+        )
+        arena_blocks = max(layout.chunk_blocks, tuning.arena_bytes // geometry.block_size)
+        self.overlay = Overlay(layout.chunk_blocks, geometry.block_size, arena_blocks)
+        self.seal: Seal | None = None
+        self._repair = RepairTracker(geometry.blocks_per_extent)
+        self._blocks = RegionBlocks(layout, self.chunks, self.overlay, tuning.large_bytes)
+        self._job: FlushJob | CheckpointJob | None = None
+        self._failure: DataError | None = None
+
+    @classmethod
+    def create(
+        cls,
+        disk: Disk,
+        definition: RegionDefinition,
+        *,
+        tuning: Tuning = DEFAULT_TUNING,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> Region:
+        """Makes an empty region, and opens it. AlreadyExistsError, InvalidRequestError, StateError, DataError."""
+        problems = definition.geometry.problems()
+        if problems or definition.format_version != FORMAT_VERSION:
+            text = "; ".join(f"{field}: {text}" for field, text in problems)
+            raise InvalidRequestError(
+                f"the region cannot be created: {text or f'format version must be {FORMAT_VERSION}'}"
+            )
+        layout = Layout.for_geometry(definition.geometry, chunk_bytes)
+        disk.prepare()
+        refuse_existing(disk)
+        disk.lock(shared=False)
+        try:
+            refuse_existing(disk)
+            _create_files(disk, definition, layout)
+        except BaseException:
+            disk.close()
+            raise
+        return cls._opened(disk, read_only=False, tuning=tuning)
+
+    @classmethod
+    def open(
+        cls, disk: Disk, *, read_only: bool = False, tuning: Tuning = DEFAULT_TUNING
+    ) -> Region:
+        """Opens what is there. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED, DataError."""
+        read_definition(disk)
+        disk.lock(shared=read_only)
+        return cls._opened(disk, read_only=read_only, tuning=tuning)
+
+    @classmethod
+    def _opened(cls, disk: Disk, *, read_only: bool, tuning: Tuning) -> Region:
+        files: dict[str, File] = {}
+        try:
+            definition, layout = read_definition(disk)
+            for name in _FILE_NAMES:
+                files[name] = disk.open(name, read_only=read_only)
+            owner = OwnerFile.load(files[OWNER_NAME])
+            region = cls(disk, definition, layout, files, owner, read_only=read_only, tuning=tuning)
+            recover(region)
+        except BaseException:
+            _close_all(disk, files)
+            raise
+        return region
+
+    @property
+    def definition(self) -> RegionDefinition:
+        """As created."""
+        return self._definition
+
+    @property
+    def ownership(self) -> Ownership:
+        """Who was promoted last."""
+        return self.owner.ownership
+
+    # --- blocks
+
+    def read(self, offset: int, count: int) -> tuple[ContextArray, Sequence[Buffer]]:
+        """Contexts and data; see Engine.read."""
+        self.layout.check(offset, count)
+        if self.extents.damaged:
+            self._refuse_damaged(offset, count)
+        return self._blocks.read(self.layout.pieces(offset, count))
+
+    def contexts(self, offset: int, count: int) -> ContextArray:
+        """Contexts alone, shape (count, 4)."""
+        self.layout.check(offset, count)
+        if self.extents.damaged:
+            self._refuse_damaged(offset, count)
+        return self._blocks.contexts(self.layout.pieces(offset, count))
+
+    def write(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
+        """Takes the blocks; see Engine.write."""
+        count = len(contexts)
+        self._check_change(offset, count, len(data))
+        self._touch(offset, count)
+        if self._repair:
+            self._note(offset, count)
+        self._blocks.write(self.layout.pieces(offset, count), contexts, data)
+
+    def write_unwritten(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
+        """Takes only the blocks that have no context yet. Not remembered as written by a repair that runs:
+        whether a block of an incomplete extent is unwritten is the source's to say."""
+        count = len(contexts)
+        self._check_change(offset, count, len(data))
+        free = ~self.contexts(offset, count).any(axis=1)
+        view = memoryview(data)
+        size = self.layout.geometry.block_size
+        for start, stop in _true_runs(free):
+            self._touch(offset + start, stop - start)
+            self._blocks.write(
+                self.layout.pieces(offset + start, stop - start),
+                contexts[start:stop],
+                view[start * size : stop * size],
+            )
+
+    def discard(self, offset: int, count: int) -> None:
+        """Makes the blocks never-written again."""
+        self._check_change(offset, count, None)
+        self._touch(offset, count)
+        if self._repair:
+            self._note(offset, count)
+        self._blocks.discard(self.layout.pieces(offset, count))
+
+    def digest(self, extent: int) -> int:
+        """xxh3-64 over the extent's contexts."""
+        per_extent = self.layout.geometry.blocks_per_extent
+        contexts = self.contexts(extent * per_extent, per_extent)
+        return xxhash.xxh3_64_intdigest(np.ascontiguousarray(contexts, dtype="<u8"))
+
+    def _check_change(self, offset: int, count: int, data_bytes: int | None) -> None:
+        self.layout.check(offset, count)
+        self._check_writable()
+        size = self.layout.geometry.block_size
+        if data_bytes is not None and data_bytes != count * size:
+            raise InvalidRequestError(
+                f"{count} contexts came with {data_bytes} bytes; blocks have {size} bytes",
+                reason="BAD_LENGTH",
+            )
+        if self.extents.damaged:
+            self._refuse_damaged(offset, count)
+
+    def _check_writable(self) -> None:
+        if self._failure is not None:
+            raise DataError(
+                "the region takes no more writes or flushes until the daemon is restarted, because "
+                f"an earlier one failed: {self._failure.message}",
+                reason=self._failure.reason,
+            )
+        if self._read_only:
+            raise StateError("the region is open read-only", reason="READ_ONLY")
+
+    def _refuse_damaged(self, offset: int, count: int) -> None:
+        per_extent = self.layout.geometry.blocks_per_extent
+        for extent in range(offset // per_extent, (offset + count - 1) // per_extent + 1):
+            if extent in self.extents.damaged:
+                raise DataError(
+                    f"extent {extent} is damaged and waits for repair from another replica",
+                    reason="EXTENT_FAULTED",
+                    extent=str(extent),
+                )
+
+    def _touch(self, offset: int, count: int) -> None:
+        per_extent = self.layout.geometry.blocks_per_extent
+        first = offset // per_extent
+        self.extents.touch(first)
+        for extent in range(first + 1, (offset + count - 1) // per_extent + 1):
+            self.extents.touch(extent)
+
+    def _note(self, offset: int, count: int) -> None:
+        for extent, first, here, _ in self._by_extent(offset, count):
+            self._repair.note(extent, first, here)
+
+    def _by_extent(self, offset: int, count: int) -> list[tuple[int, int, int, int]]:
+        """(extent, first block in it, blocks, blocks before these in the range)."""
+        per_extent = self.layout.geometry.blocks_per_extent
+        found = []
+        done = 0
+        while done < count:
+            extent, first = divmod(offset + done, per_extent)
+            here = min(count - done, per_extent - first)
+            found.append((extent, first, here, done))
+            done += here
+        return found
+
+    def fault_chunk(self, chunk: int) -> None:
+        """Something stored for the chunk is damaged: its extent waits for repair."""
+        self.extents.fault(chunk // self.layout.chunks_per_extent)
+        self.overlay.clear(chunk)
+
+    # --- extents, ownership
+
+    def extent_states(self) -> ExtentStates:
+        """Stamps and flags of every extent."""
+        return self.extents.states()
+
+    def promote(self, ownership: Ownership) -> None:
+        """Stores the new owner durably before it returns."""
+        if self._read_only:
+            raise StateError("the region is open read-only", reason="READ_ONLY")
+        self.owner.store(ownership, self.owner.void)
+
+    def _void(self, sequence: int) -> None:
+        """The record could not be made durable: it must not count when the region is opened again."""
+        self.owner.store(self.owner.ownership, (*self.owner.void, sequence)[-VOID_MAX:])
+
+    def forget_void(self, before: int) -> None:
+        """Void sequences of records that no recovery reads any more need not be kept by the next `promote`."""
+        self.owner.void = tuple(each for each in self.owner.void if each >= before)
+
+    # --- flush
+
+    def begin_flush(self, number: int, generation: int) -> FlushWork:
+        """Freezes what has changed so far; see Engine.begin_flush."""
+        self._check_idle("a flush")
+        self._check_writable()
+        if len(self.owner.void) >= VOID_MAX:
+            self._checkpoint_now()
+        if self.log.active_bytes >= self.tuning.log_bytes_max:
+            self._checkpoint_now()
+        entries = self.extents.freeze(generation, number)
+        remaps = self.chunks.freeze()
+        job = FlushJob(
+            log=self.log,
+            data=self.chunks.data,
+            block_size=self.layout.geometry.block_size,
+            chunk_blocks=self.layout.chunk_blocks,
+            number=number,
+            generation=generation,
+            extents=entries,
+            arena=self.overlay.freeze(),
+            remaps=remaps,
+            homes=[self.chunks.fresh[physical] for physical in remaps.values() if physical],
+            discards=self.overlay.take_discards(),
+            void=self._void,
+        )
+        self._job = job
+        return job
+
+    def finish_flush(self, work: FlushWork, error: Exception | None) -> None:
+        """Publishes the outcome of `run`."""
+        assert work is self._job
+        assert isinstance(work, FlushJob)
+        self._job = None
+        if error is not None or not work.done:
+            self._fail(error)
+            return
+        self.extents.publish(work.extents)
+        if self.seal is not None:
+            self.seal.remapped.update(work.remaps)
+        if work.arena is not None:
+            self.overlay.publish(work.epoch)
+            self.chunks.publish(work.remaps)
+
+    def _fail(self, error: Exception | None) -> None:
+        if isinstance(error, DataError):
+            self._failure = error
+        else:
+            self._failure = DataError(f"a flush did not finish: {error!r}", reason="IO_ERROR")
+        self.extents.fail()
+
+    def _check_idle(self, what: str) -> None:
+        if self._job is not None:
+            raise StateError(f"{what} cannot begin while another flush or checkpoint runs")
+
+    # --- checkpoint
+
+    def wants_checkpoint(self) -> bool:
+        """Whether a checkpoint should run or go on."""
+        if self._failure is not None or self._read_only:
+            return False
+        return (
+            self.seal is not None
+            or self.log.active_bytes >= self.tuning.log_bytes
+            or self.chunks.fresh_bytes >= self.tuning.fresh_context_bytes
+        )
+
+    def begin_checkpoint(self) -> CheckpointWork:
+        """The next step; `wants_checkpoint` stays true until the last one is finished."""
+        self._check_idle("a checkpoint")
+        self._check_writable()
+        if self.seal is None:
+            self.seal = Seal(
+                log=self.log.active,
+                epochs=len(self.overlay.logged),
+                sequence=self.log.next_sequence,
+                chain=self.log.chain,
+            )
+            self.log.switch()
+        job = next_job(self, self.seal)
+        self._job = job
+        return job
+
+    def finish_checkpoint(self, work: CheckpointWork, error: Exception | None) -> None:
+        """Publishes the outcome of `run`."""
+        assert work is self._job
+        assert self.seal is not None
+        job = self._job
+        self._job = None
+        if error is not None:
+            self._fail(error)
+        elif isinstance(job, PlanJob):
+            self.seal.plan = job.plan
+        elif isinstance(job, MoveJob):
+            finish_move(self, self.seal, job)
+        elif isinstance(job, CommitJob):
+            finish_commit(self, self.seal, job)
+            self.seal = None
+
+    def _checkpoint_now(self) -> None:
+        """All steps at once, on this thread: the daemon has not kept up."""
+        while True:
+            work = self.begin_checkpoint()
+            try:
+                work.run()
+            except DataError as error:
+                self.finish_checkpoint(work, error)
+                raise
+            self.finish_checkpoint(work, None)
+            if self.seal is None:
+                return
+
+    # --- repair
+
+    def repair_begin(self, extents: npt.NDArray[np.uint32]) -> FlushWork:
+        """Marks the extents incomplete; see Engine.repair_begin."""
+        self._check_idle("a repair")
+        self._check_writable()
+        wanted = np.unique(np.asarray(extents, dtype=np.uint32))
+        if len(wanted) and int(wanted[-1]) >= self.layout.geometry.extent_count:
+            raise InvalidRequestError(
+                f"extent {int(wanted[-1])} is outside the region's "
+                f"{self.layout.geometry.extent_count} extents",
+                reason="OUT_OF_RANGE",
+            )
+        for extent in self.extents.damaged.intersection(wanted.tolist()):
+            first = extent * self.layout.chunks_per_extent
+            for chunk in range(first, first + self.layout.chunks_per_extent):
+                self._blocks.drop(chunk)
+        entries = self.extents.begin_repair(wanted)
+        self._repair.begin(wanted.tolist())
+        job = FlushJob(
+            log=self.log,
+            data=self.chunks.data,
+            block_size=self.layout.geometry.block_size,
+            chunk_blocks=self.layout.chunk_blocks,
+            number=0,
+            generation=0,
+            extents=entries,
+            arena=None,
+            remaps={},
+            homes=[],
+            discards={},
+            void=self._void,
+        )
+        self._job = job
+        return job
+
+    def repair_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> int:
+        """Takes blocks from a repair source; see Engine.repair_merge."""
+        count = len(contexts)
+        self._check_change(offset, count, len(data))
+        size = self.layout.geometry.block_size
+        view = memoryview(data)
+        applied = 0
+        for extent, first, here, before in self._by_extent(offset, count):
+            if not self._repair.tracks(extent):
+                raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
+            wanted = self._repair.untouched(extent, first, here)
+            there = contexts[before : before + here].any(axis=1)
+            for start, stop in _true_runs(wanted & there):
+                at = before + start
+                self._blocks.write(
+                    self.layout.pieces(offset + at, stop - start),
+                    contexts[at : before + stop],
+                    view[at * size : (before + stop) * size],
+                )
+            for start, stop in _true_runs(wanted & ~there):
+                self._blocks.discard(self.layout.pieces(offset + before + start, stop - start))
+            applied += int(np.count_nonzero(wanted)) * size
+        return applied
+
+    def repair_extent_copied(self, extent: int, generation: int, number: int) -> None:
+        """The extent is as the source's; see Engine.repair_extent_copied."""
+        self._check_writable()
+        if not self._repair.tracks(extent):
+            raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
+        self.extents.copied(extent, generation, number)
+
+    def repair_end(self) -> None:
+        """Stops remembering. StateError while an extent is still marked incomplete."""
+        left = self.extents.incomplete_count()
+        if left:
+            raise StateError(
+                f"{left} extents are still incomplete: copy them and flush first",
+                reason="REPAIR_INCOMPLETE",
+                extents=str(left),
+            )
+        self._repair.end()
+
+    # --- the rest
+
+    def stored_bytes(self) -> int:
+        """Bytes the region takes on its file system."""
+        return sum(file.stored_bytes() for file in self._files.values())
+
+    def close(self) -> None:
+        """Releases files and lock; unflushed writes are lost."""
+        _close_all(self._disk, self._files)
+
+
+def _create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> None:
+    """All files of an empty region; the definition, which makes it one, last."""
+    tag = region_tag(definition.id)
+    extents = ExtentTable(definition.geometry.extent_count).durable
+    state = State(
+        count=1,
+        log=0,
+        sequence=1,
+        chain=0,
+        chunks=np.zeros(layout.chunk_count, dtype=np.uint32),
+        sides=bytearray(1),
+        extents=extents,
+    )
+    for name in _FILE_NAMES:
+        file = disk.open(name, create=True)
+        try:
+            if name == STATE_NAMES[1]:
+                file.pwritev([encode_state(state, tag)], 0)
+                file.datasync()
+            elif name == OWNER_NAME:
+                OwnerFile.create(file)
+        finally:
+            file.close()
+    write_definition(disk, definition, layout)
+
+
+def _close_all(disk: Disk, files: dict[str, File]) -> None:
+    for file in files.values():
+        with contextlib.suppress(StairwellError, OSError):
+            file.close()
+    disk.close()
+
+
+def _true_runs(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(start, stop) of each run of True."""
+    if bool(mask.all()):
+        return [(0, len(mask))] if len(mask) else []
+    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

@@ -1,0 +1,128 @@
+"""One flush: what an epoch changed becomes one log record.
+
+Order: data file synced (only when whole chunks were written straight to it), record written, log synced. A record
+that could not be made durable is voided in the owner file, because after a failed sync the page cache may show it
+although the medium does not have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from downstaird.core.chunk_contexts import Home
+from downstaird.core.disk import Buffer, File
+from downstaird.core.log import Log, LogPlace
+from downstaird.core.log_record import ExtentEntries, Record
+from downstaird.core.overlay import Arena, I64Array, LoggedEpoch
+from stairlib.model.context import empty_contexts
+from stairlib.model.errors import DataError
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class FlushJob:
+    """A flush in progress. All fields are frozen while `run` uses them on its thread.
+
+    remaps: logical chunk to physical chunk. homes: contexts of those that are not 0. discards: per chunk, which blocks.
+    void: called with the record's sequence when it failed.
+    """
+
+    log: Log
+    data: File
+    block_size: int
+    chunk_blocks: int
+    number: int
+    generation: int
+    extents: ExtentEntries
+    arena: Arena | None
+    remaps: dict[int, int]
+    homes: list[Home]
+    discards: dict[int, Mask]
+    void: Callable[[int], None]
+    epoch: LoggedEpoch | None = field(default=None, init=False)
+    done: bool = field(default=False, init=False)
+
+    def run(self) -> None:
+        """Writes and syncs. DataError."""
+        record, data, slots = self._record()
+        if len(record.addresses) or len(record.extents) or self.remaps or self.discards:
+            try:
+                if self.homes:
+                    self.data.datasync()
+                place = self.log.append(record, data)
+            except DataError:
+                with contextlib.suppress(DataError):
+                    self.void(self.log.next_sequence)
+                raise
+            self.epoch = self._epoch(record, place, slots)
+        self.done = True
+
+    def _record(self) -> tuple[Record, list[Buffer], I64Array | None]:
+        record = Record(flush=self.number, generation=self.generation, extents=self.extents)
+        if self.remaps:
+            record.remaps = np.array(list(self.remaps.items()), dtype=np.uint32)
+        if self.homes:
+            record.remap_contexts = np.concatenate([home.contexts for home in self.homes])
+        if self.discards:
+            record.discards = _runs_of(self.discards, self.chunk_blocks)
+        if self.arena is None or not self.arena.used:
+            return record, [], None
+        return self._with_blocks(record, self.arena)
+
+    def _with_blocks(
+        self, record: Record, arena: Arena
+    ) -> tuple[Record, list[Buffer], I64Array | None]:
+        used = arena.used
+        size = self.block_size
+        live = arena.live()
+        if live is None:
+            record.addresses = arena.addresses[:used].copy()
+            record.contexts = arena.contexts[:used].copy()
+            return record, [arena.data[: used * size]], None
+        slots = np.flatnonzero(live).astype(np.int64)
+        record.addresses = arena.addresses[slots]
+        record.contexts = arena.contexts[slots]
+        edges = np.flatnonzero(np.diff(slots) != 1) + 1
+        starts = np.concatenate(([0], edges)).tolist() if len(slots) else []
+        stops = [*edges.tolist(), len(slots)]
+        data: list[Buffer] = [
+            arena.data[int(slots[start]) * size : (int(slots[stop - 1]) + 1) * size]
+            for start, stop in zip(starts, stops, strict=False)
+        ]
+        return record, data, slots
+
+    def _epoch(self, record: Record, place: LogPlace, slots: I64Array | None) -> LoggedEpoch:
+        # A record of extent marks alone has no ids; it is given none by the caller either.
+        start = self.arena.start if self.arena is not None else 0
+        used = self.arena.used if self.arena is not None else 0
+        return LoggedEpoch(
+            start=start,
+            end=start + used,
+            log=place.log,
+            file=self.log.files[place.log],
+            data_offset=place.data_offset,
+            addresses=record.addresses,
+            contexts=record.contexts if len(record.contexts) else empty_contexts(0),
+            slots=slots,
+            discards=record.discards,
+            remapped=record.remaps[:, 0].copy(),
+        )
+
+
+def _runs_of(masks: dict[int, Mask], chunk_blocks: int) -> I64Array:
+    """(first address, count) of each run of set blocks. Shape (n, 2)."""
+    runs = []
+    for chunk, mask in masks.items():
+        edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
+        base = chunk * chunk_blocks
+        runs += [
+            (base + int(start), int(stop - start))
+            for start, stop in zip(edges[::2], edges[1::2], strict=True)
+        ]
+    return np.array(runs, dtype=np.int64).reshape(-1, 2)

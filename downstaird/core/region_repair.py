@@ -1,0 +1,50 @@
+"""What the session has written since a repair began, so that copied blocks never overwrite newer ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+
+
+class RepairTracker:
+    """One bit per block of the extents under repair; memory is taken when an extent is first written."""
+
+    def __init__(self, blocks_per_extent: int) -> None:
+        self._blocks = blocks_per_extent
+        self._written: dict[int, Mask | None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._written)
+
+    def begin(self, extents: Iterable[int]) -> None:
+        """Forgets all, and starts with these extents, nothing written."""
+        self._written = dict.fromkeys(extents)
+
+    def tracks(self, extent: int) -> bool:
+        """Whether a repair of the extent has begun."""
+        return extent in self._written
+
+    def end(self) -> None:
+        """Nothing is tracked any more."""
+        self._written = {}
+
+    def note(self, extent: int, first: int, count: int) -> None:
+        """The session wrote or discarded these blocks (numbers within the extent)."""
+        if extent not in self._written:
+            return
+        mask = self._written[extent]
+        if mask is None:
+            mask = np.zeros(self._blocks, dtype=np.bool_)
+            self._written[extent] = mask
+        mask[first : first + count] = True
+
+    def untouched(self, extent: int, first: int, count: int) -> Mask:
+        """Which of the blocks a copy may still write."""
+        mask = self._written[extent]
+        if mask is None:
+            return np.ones(count, dtype=np.bool_)
+        return ~mask[first : first + count]

@@ -1,0 +1,200 @@
+"""What a checkpoint makes durable: the map of chunks, the extent table, and where the log goes on.
+
+Two files, `state-0` and `state-1`, written in turn and synced; the whole one with the higher count is true.
+
+    page 0    header, see HEADER, and its checksum
+    pages     the map (u32 per logical chunk: bit 31 = which contexts file, below it the physical chunk), then the
+              extent table (24 bytes per extent); 4080 bytes a page, then its number and checksum
+
+A damaged page costs the extents it speaks of, which are faulted; a damaged header costs that copy.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from downstaird.core.disk import File
+from downstaird.core.engine import FLAG_FAULTED
+from downstaird.core.layout import Layout
+from downstaird.core.log_record import EXTENT, ExtentEntries
+from stairlib.model.errors import DataError
+
+STATE_NAMES = ("state-0", "state-1")
+MAGIC = 0x54535753  # "SWST"
+VERSION = 1
+# magic, version, log that the chain begins in, region tag, count of checkpoints, first sequence, chain,
+# map pages, extent pages, checksum
+HEADER = struct.Struct("<IHHQQQQIIQ")
+PAGE_BYTES = 4096
+PAYLOAD_BYTES = 4080
+_TRAILER = struct.Struct("<IIQ")  # page number, low half of the count, checksum
+_MAP_ENTRIES = PAYLOAD_BYTES // 4
+_EXTENT_ENTRIES = PAYLOAD_BYTES // EXTENT.itemsize
+_SIDE_BIT = np.uint32(1 << 31)
+
+
+@dataclass(slots=True)
+class State:
+    """A region as of a checkpoint. chunks: physical chunk per logical one. sides: contexts file per physical chunk.
+
+    damaged: extents whose part could not be read.
+    """
+
+    count: int
+    log: int
+    sequence: int
+    chain: int
+    chunks: npt.NDArray[np.uint32]
+    sides: bytearray
+    extents: ExtentEntries
+    damaged: frozenset[int] = frozenset()
+
+
+def encode_state(state: State, tag: int) -> bytes:
+    """All pages of one state file."""
+    sides = np.frombuffer(bytes(state.sides), dtype=np.uint8)
+    entries = state.chunks.astype("<u4")
+    mapped = np.flatnonzero(entries)
+    entries[mapped] |= np.where(sides[entries[mapped]] == 1, _SIDE_BIT, np.uint32(0))
+    parts = [_pages(entries.tobytes(), _MAP_ENTRIES * 4)]
+    parts.append(_pages(state.extents.tobytes(), _EXTENT_ENTRIES * EXTENT.itemsize))
+    pages = np.concatenate(parts)
+    low = state.count & 0xFFFFFFFF
+    out = [_encode_head(state, tag, len(parts[0]), len(parts[1]))]
+    for number, page in enumerate(pages, start=1):
+        out.append(_seal(page.tobytes(), number, low))
+    return b"".join(out)
+
+
+def _pages(raw: bytes, used: int) -> npt.NDArray[np.uint8]:
+    """Cuts into pages with `used` bytes each. Shape (pages, PAYLOAD_BYTES)."""
+    count = -(-len(raw) // used)
+    padded = np.zeros(count * used, dtype=np.uint8)
+    padded[: len(raw)] = np.frombuffer(raw, dtype=np.uint8)
+    pages = np.zeros((count, PAYLOAD_BYTES), dtype=np.uint8)
+    pages[:, :used] = padded.reshape(count, used)
+    return pages
+
+
+def _seal(payload: bytes, number: int, low: int) -> bytes:
+    mark = struct.pack("<II", number, low)
+    checksum = xxhash.xxh3_64_intdigest(payload + mark)
+    return payload + _TRAILER.pack(number, low, checksum)
+
+
+def _encode_head(state: State, tag: int, map_pages: int, extent_pages: int) -> bytes:
+    head = HEADER.pack(
+        MAGIC,
+        VERSION,
+        state.log,
+        tag,
+        state.count,
+        state.sequence,
+        state.chain,
+        map_pages,
+        extent_pages,
+        0,
+    )
+    body = head[:-8]
+    return (body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))).ljust(PAGE_BYTES, b"\0")
+
+
+def load_state(files: Sequence[File], layout: Layout, tag: int) -> State:
+    """The newer whole copy. DataError when there is none, or a newer version wrote it."""
+    heads = [head for file in files if (head := _read_head(file, tag)) is not None]
+    if not heads:
+        raise DataError(
+            f"{files[0].name} and {files[1].name} are both damaged at byte 0: the region cannot be "
+            "opened; replace it by repair from the other replicas",
+            file=files[0].name,
+            offset="0",
+        )
+    file, fields = max(heads, key=lambda head: head[1][4])
+    return _read_pages(file, fields, layout)
+
+
+def _read_head(file: File, tag: int) -> tuple[File, tuple[int, ...]] | None:
+    if file.size() < PAGE_BYTES:
+        return None
+    raw = file.pread(HEADER.size, 0)
+    fields = HEADER.unpack(raw)
+    if fields[0] != MAGIC or fields[3] != tag:
+        return None
+    if xxhash.xxh3_64_intdigest(raw[:-8]) != fields[9]:
+        return None
+    if fields[1] != VERSION:
+        raise DataError(
+            f"{file.name} has version {fields[1]} at byte 0; this program reads version {VERSION}: "
+            "run the newer one",
+            reason="FORMAT_VERSION",
+            file=file.name,
+            offset="0",
+        )
+    return file, fields
+
+
+def _read_pages(file: File, fields: tuple[int, ...], layout: Layout) -> State:
+    count, map_pages, extent_pages = fields[4], fields[7], fields[8]
+    chunk_count, extent_count = layout.chunk_count, layout.geometry.extent_count
+    expected = (-(-chunk_count // _MAP_ENTRIES), -(-extent_count // _EXTENT_ENTRIES))
+    if (map_pages, extent_pages) != expected:
+        raise DataError(
+            f"{file.name} is damaged at byte 0: it has {map_pages} + {extent_pages} pages where the "
+            f"region's geometry needs {expected[0]} + {expected[1]}",
+            file=file.name,
+            offset="0",
+        )
+    low = count & 0xFFFFFFFF
+    raw = bytearray((map_pages + extent_pages) * PAGE_BYTES)
+    available = min(len(raw), max(0, file.size() - PAGE_BYTES))
+    raw[:available] = file.pread(available, PAGE_BYTES)
+    damaged: set[int] = set()
+    view = memoryview(raw)
+    for index in range(map_pages + extent_pages):
+        page = view[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
+        if not _page_is_whole(page, index + 1, low):
+            page[:] = bytes(PAGE_BYTES)
+            damaged |= _extents_of(index, map_pages, layout)
+    pages = np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)
+    entries = pages[:map_pages, : _MAP_ENTRIES * 4].reshape(-1).view("<u4")[:chunk_count]
+    used = _EXTENT_ENTRIES * EXTENT.itemsize
+    table = pages[map_pages:, :used].reshape(-1).view(EXTENT)[:extent_count].copy()
+    table["extent"] = np.arange(extent_count, dtype=np.uint32)
+    if damaged:
+        table["flags"][sorted(damaged)] |= FLAG_FAULTED
+    chunks = entries & ~_SIDE_BIT
+    sides = np.zeros(int(chunks.max(initial=0)) + 1, dtype=np.uint8)
+    sides[chunks] = entries >> np.uint32(31)
+    return State(
+        count=count,
+        log=fields[2],
+        sequence=fields[5],
+        chain=fields[6],
+        chunks=chunks,
+        sides=bytearray(sides.tobytes()),
+        extents=table,
+        damaged=frozenset(damaged),
+    )
+
+
+def _page_is_whole(page: memoryview, number: int, low: int) -> bool:
+    found = _TRAILER.unpack_from(page, PAYLOAD_BYTES)
+    checksum = xxhash.xxh3_64_intdigest(page[: PAYLOAD_BYTES + 8])
+    return found == (number, low, checksum)
+
+
+def _extents_of(index: int, map_pages: int, layout: Layout) -> set[int]:
+    """Extents that page `index` (from 0, the header not counted) speaks of."""
+    if index >= map_pages:
+        first = (index - map_pages) * _EXTENT_ENTRIES
+        return set(range(first, min(first + _EXTENT_ENTRIES, layout.geometry.extent_count)))
+    per_extent = layout.chunks_per_extent
+    first_chunk = index * _MAP_ENTRIES
+    last_chunk = min(first_chunk + _MAP_ENTRIES, layout.chunk_count) - 1
+    return set(range(first_chunk // per_extent, last_chunk // per_extent + 1))

@@ -1,0 +1,30 @@
+"""What every disk implementation shares: the protocol, and how an OSError becomes a DataError."""
+
+from __future__ import annotations
+
+import errno
+
+from downstaird.core.disk import Buffer, Disk, File
+from stairlib.model.errors import DataError
+
+__all__ = ["Buffer", "Disk", "File", "data_error"]
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def data_error(action: str, name: str, offset: int, error: OSError) -> DataError:
+    """The typed error for a failed system call on file `name`; `action` is a verb ("read", "sync")."""
+    if error.errno in _NO_SPACE:
+        return DataError(
+            f"no space left to {action} {name} at byte {offset}: free space on its file system, "
+            "then restart the daemon",
+            reason="NO_SPACE",
+            file=name,
+            offset=str(offset),
+        )
+    return DataError(
+        f"could not {action} {name} at byte {offset}: {error.strerror or error}",
+        reason="IO_ERROR",
+        file=name,
+        offset=str(offset),
+    )
