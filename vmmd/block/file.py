@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from stairlib.model.errors import (
     FieldViolation,
@@ -37,7 +38,7 @@ class FileBackend:
 
     def __init__(
         self,
-        path: str,
+        path: Path | str,
         *,
         block_size: int = DEFAULT_BLOCK_SIZE,
         read_only: bool = False,
@@ -49,10 +50,12 @@ class FileBackend:
         try:
             self._descriptor = os.open(path, flags | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise NotFoundError("file", path) from error
+            raise NotFoundError("file", str(path)) from error
         except OSError as error:
             raise UnavailableError(
-                f"{path} cannot be opened: {error.strerror}", reason="FILE_NOT_OPENED", path=path
+                f"{path} cannot be opened: {error.strerror}",
+                reason="FILE_NOT_OPENED",
+                path=str(path),
             ) from error
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
         if size < block_size:

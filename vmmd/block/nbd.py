@@ -1,6 +1,6 @@
 """The NBD export of a backend: any NBD client can use a disk.
 
-    export = NbdExport(backend, "block2", unix_path="/run/x/block2.sock")
+    export = NbdExport(backend, "block2", socket="/run/x/block2.sock")
     await export.start(); export.uri; await export.stop()
 
 The protocol is in `nbd_handshake`, `nbd_transmission` and `nbd_job`; here are the sockets. All
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 from stairlib.model.errors import UnavailableError
@@ -47,7 +49,7 @@ _log = get_logger(__name__)
 
 
 class NbdExport:
-    """Serves `backend` under `name` on a unix socket, a TCP address, or both.
+    """Serves `backend` under `name` on the unix socket `socket`, a TCP address, or both.
 
     `tcp` is (host, port); port 0 picks a free one, which `tcp_port` and `uri` then show.
     """
@@ -57,14 +59,14 @@ class NbdExport:
         backend: Backend,
         name: str,
         *,
-        unix_path: str | None = None,
+        socket: Path | str | None = None,
         tcp: tuple[str, int] | None = None,
     ) -> None:
-        assert unix_path is not None or tcp is not None
+        assert socket is not None or tcp is not None
         self.name = name
         self.attachment = Attachment(backend)
         self._description = ExportDescription(name, backend.info)
-        self._unix_path = unix_path
+        self._unix_path = None if socket is None else str(socket)
         self._tcp = tcp
         self._servers: list[asyncio.AbstractServer] = []
         self._clients: set[_Client] = set()
@@ -154,14 +156,15 @@ class _Client(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greets the client, or refuses it when there are too many."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        stream = cast("asyncio.Transport", transport)
+        self._transport = stream
         if len(self._clients) >= CLIENTS_MAX:
             _log.warning("nbd client refused", export=self._export.name, clients=CLIENTS_MAX)
-            transport.abort()
+            stream.abort()
             return
         self._clients.add(self)
-        transport.write(Handshake.greeting())
+        stream.write(Handshake.greeting())
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(HANDSHAKE_SECONDS, self.hang_up)
 

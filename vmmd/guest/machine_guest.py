@@ -17,16 +17,22 @@ each disk's model of what was written is kept.
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
-from stairlib.model.errors import NotFoundError, StateError
+from stairlib.model.errors import NotFoundError, StateError, UnavailableError
+from stairlib.telemetry.logs import get_logger
 from vmmd.guest.disk import GuestDisk
 from vmmd.guest.interrupts import InterruptTable
 from vmmd.guest.memory import GuestRam
-from vmmd.guest.nvme_driver import NVME_CLASS, NvmeDriver
+from vmmd.guest.nvme_driver import NVME_CLASS, SLOTS_MAX, TRANSFER_BYTES_MAX, NvmeDriver
 from vmmd.guest.pci_scan import scan
 from vmmd.guest.workload import WorkloadReport, WorkloadSpec, check_workload, run_workload
 from vmmd.hw.pci.topology import PciTopology
+
+# Memory for transfer buffers, as a part of all memory; the rest is queues and air.
+_BUFFERS_PART = 2
+
+_log = get_logger(__name__)
 
 
 class GuestSystem:
@@ -58,10 +64,14 @@ class GuestSystem:
     async def start(self) -> None:
         """Finds the devices and brings up their drivers; UnavailableError when one stays dead."""
         assert not self._running
-        for function in scan(self._topology):
-            if function.class_code != NVME_CLASS:
-                continue
-            driver = NvmeDriver(self._topology, function, self._memory, self._interrupts)
+        found = [f for f in scan(self._topology) if f.class_code == NVME_CLASS]
+        # Every disk gets its share of the memory, so that the last one is not left without.
+        room = self._memory.size // _BUFFERS_PART // max(1, len(found)) // TRANSFER_BYTES_MAX
+        slots = max(1, min(SLOTS_MAX, room))
+        for function in found:
+            driver = NvmeDriver(
+                self._topology, function, self._memory, self._interrupts, slots=slots
+            )
             self._drivers.append(driver)
             await driver.start()
             name = self._names.get(str(function.path), driver.identity.serial)
@@ -73,12 +83,17 @@ class GuestSystem:
         self._running = True
 
     async def stop(self) -> None:
-        """Shuts every controller down, which flushes, and ends what is in flight."""
+        """Shuts every controller down, which flushes, and ends what is in flight.
+
+        A controller that does not answer (its volume is stuck) is left behind with a warning.
+        """
         self._running = False
         drivers, self._drivers = self._drivers, []
         for driver in drivers:
             try:
                 await driver.stop()
+            except UnavailableError as error:
+                _log.warning("controller not shut down cleanly", reason=error.message)
             finally:
                 driver.abandon()
 
@@ -99,7 +114,7 @@ class GuestSystem:
             raise NotFoundError("disk", name, f'the guest has no disk "{name}"; it has {known}')
         return found
 
-    def run_workload(self, spec: WorkloadSpec) -> AsyncIterator[WorkloadReport]:
+    def run_workload(self, spec: WorkloadSpec) -> AsyncGenerator[WorkloadReport, None]:
         """Checks `spec` at once (NotFoundError, InvalidRequestError, StateError), then runs it."""
         if not self._running:
             raise StateError("the machine is not running: start it before running a workload")

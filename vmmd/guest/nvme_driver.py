@@ -37,7 +37,7 @@ IO_QUEUES = 2
 _ADMIN_ENTRIES = 32
 _READY_SECONDS = 10.0
 _READY_POLL_SECONDS = 0.002
-_TRANSFER_BYTES_MAX = 1 << 20
+TRANSFER_BYTES_MAX = 1 << 20
 _RANGE = struct.Struct("<IIQ")
 _RANGES_MAX = 256
 _STOPPED = -1
@@ -117,6 +117,11 @@ class IoSlot:
         self.future: asyncio.Future[int] | None = None
         self.on_complete: Callable[[int], None] | None = None
 
+    def give_back(self, memory: GuestRam) -> None:
+        """Frees its memory; no device may use it any more."""
+        memory.free(self.address, len(self.buffer))
+        memory.free(self.list_address, PAGE_BYTES)
+
     def second_pointer(self, length: int) -> int:
         """PRP entry 2 of a transfer of `length` bytes from the buffer's start."""
         if length <= PAGE_BYTES:
@@ -154,7 +159,7 @@ class NvmeDriver:
         self._free: asyncio.LifoQueue[IoSlot] = asyncio.LifoQueue()
         self._identity: DiskIdentity | None = None
         self._stopped = False
-        self.transfer_bytes_max = _TRANSFER_BYTES_MAX
+        self.transfer_bytes_max = TRANSFER_BYTES_MAX
 
     @property
     def identity(self) -> DiskIdentity:
@@ -214,6 +219,7 @@ class NvmeDriver:
         for slot in self._slots:
             if slot.in_flight:
                 self._finished(slot, _STOPPED)
+            slot.give_back(self._memory)
 
     # --- slots ---
 
@@ -449,7 +455,7 @@ class NvmeDriver:
             raise UnavailableError(f"the controller at {self._function.path} has no namespace 1")
         namespace = await self._identify_page(bits.IdentifyKind.NAMESPACE, bits.NAMESPACE)
         if controller[77]:
-            self.transfer_bytes_max = min(PAGE_BYTES << controller[77], _TRANSFER_BYTES_MAX)
+            self.transfer_bytes_max = min(PAGE_BYTES << controller[77], TRANSFER_BYTES_MAX)
         (optional,) = struct.unpack_from("<H", controller, 520)
         (blocks,) = struct.unpack_from("<Q", namespace)
         self._identity = DiskIdentity(

@@ -7,12 +7,13 @@ are given a moment to end, and the disk's model stays right whether they do or n
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import enum
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -141,7 +142,7 @@ def check_workload(disk: GuestDisk, spec: WorkloadSpec) -> None:
         raise InvalidRequestError(found[0].description, tuple(found))
 
 
-async def run_workload(disk: GuestDisk, spec: WorkloadSpec) -> AsyncIterator[WorkloadReport]:
+async def run_workload(disk: GuestDisk, spec: WorkloadSpec) -> AsyncGenerator[WorkloadReport, None]:
     """Runs `spec` on `disk`. I/O errors and mismatches are counted, not raised."""
     check_workload(disk, spec)
     run = _RUNS[spec.kind](disk, spec)
@@ -167,7 +168,7 @@ async def run_workload(disk: GuestDisk, spec: WorkloadSpec) -> AsyncIterator[Wor
                 worker.cancel()
 
 
-class _Run:
+class _Run(abc.ABC):
     """What the workers of one workload share."""
 
     def __init__(self, disk: GuestDisk, spec: WorkloadSpec) -> None:
@@ -176,9 +177,9 @@ class _Run:
         self.stopping = False
         self.tally = _Tally(time.monotonic())
 
+    @abc.abstractmethod
     async def work(self) -> None:
         """One worker, to its end."""
-        raise NotImplementedError
 
     async def finish(self) -> None:
         """After all workers."""

@@ -8,6 +8,7 @@ meanwhile wait in a list instead of nesting calls.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from uuid import UUID
 
 from vmmd.block.attachment import Attachment, AttachmentCounters
@@ -90,7 +91,7 @@ class NvmeController(PciFunction):
     def pause(self, paused: Callable[[], None]) -> None:
         """Issues nothing new; `paused` is called when nothing is in flight, perhaps at once."""
         self._core.pause()
-        self._attachment.when_idle(lambda: self._settled(paused))
+        self._attachment.when_idle(partial(self._settled, paused))
 
     def resume(self) -> None:
         """Goes on, with the doorbells rung meanwhile."""
@@ -129,7 +130,7 @@ class NvmeController(PciFunction):
         if self._when_submitted:
             callbacks, self._when_submitted = self._when_submitted, []
             for callback in callbacks:
-                self._attachment.when_idle(lambda done=callback: self._settled(done))
+                self._attachment.when_idle(partial(self._settled, callback))
 
     def _completed(self, completions: list[Completion]) -> None:
         self._carry_out(self._core.complete(completions))

@@ -76,7 +76,13 @@ class NvmeCore:
         self._admin_sizes = 0
         self._admin_bases = {bits.REG_ASQ: 0, bits.REG_ACQ: 0}
         self.refused_doorbells = 0
-        self._clear()
+        self._configuration = 0
+        self._status = 0
+        self._admin: AdminState | None = None
+        self._events: list[int] = []
+        self._commands_in_flight = 0
+        self._bytes_in_flight = 0
+        self._turn = 0
 
     def connect(self, memory: GuestMemory) -> None:
         """The guest memory its commands point into; before the first register access."""
@@ -234,8 +240,8 @@ class NvmeCore:
     def _clear(self) -> None:
         self._configuration = 0
         self._status = 0
-        self._admin: AdminState | None = None
-        self._events: list[int] = []
+        self._admin = None
+        self._events = []
         self._commands_in_flight = 0
         self._bytes_in_flight = 0
         self._turn = 0

@@ -58,9 +58,9 @@ class Bar:
 
 
 class BarWindow(NamedTuple):
-    """A BAR that is being decoded: [start, end) of its space belongs to BAR `index`."""
+    """A BAR that is being decoded: [start, end) of its space belongs to BAR `bar`."""
 
     start: int
     end: int
-    index: int
+    bar: int
     kind: BarKind

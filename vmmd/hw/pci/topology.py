@@ -79,14 +79,14 @@ class PciTopology:
         if found is None:
             return bits.all_ones(size)
         window, device = found
-        return device.bar_read(window.index, address - window.start, size)
+        return device.bar_read(window.bar, address - window.start, size)
 
     def memory_write(self, address: int, size: int, value: int) -> None:
         """A guest's store to device memory; vanishes when nobody decodes the address."""
         found = self._find(address, size)
         if found is not None:
             window, device = found
-            device.bar_write(window.index, address - window.start, size, value)
+            device.bar_write(window.bar, address - window.start, size, value)
 
     def reset(self) -> None:
         """Resets every device; they must be paused."""
