@@ -26,7 +26,7 @@ from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 # About 20 MiB of span objects; a replacement of a hundred extents leaves some hundred spans.
 MAX_SPANS: Final = 20_000
 # Sending what is left at the end must not hold up a stop that someone waits for.
-_FLUSH_MILLISECONDS: Final = 3_000
+_FLUSH_SECONDS: Final = 3.0
 _OTLP_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _TRACEPARENT: Final = "traceparent"
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
@@ -109,9 +109,14 @@ class Tracing:
         ]
 
     def shutdown(self) -> None:
-        """Sends what is left, if anything is exported; call it when the servers have stopped."""
-        self._provider.force_flush(_FLUSH_MILLISECONDS)
-        self._provider.shutdown()
+        """Sends what is left, if anything is exported; call it when the servers have stopped.
+
+        A collector that is away costs three seconds at most: the library's own limits add up to
+        far more than a supervisor waits, so the rest goes on in a thread that ends with us.
+        """
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(_FLUSH_SECONDS)
 
 
 def traceparent() -> str | None:
