@@ -1,0 +1,40 @@
+"""The token bucket of repair traffic."""
+
+import pytest
+
+from downstaird.core.rate_limit import BURST_SECONDS, TokenBucket
+
+
+def test_no_limit_never_waits():
+    bucket = TokenBucket()
+    bucket.take(1 << 40, 0.0)
+    assert bucket.wait(0.0) == 0.0
+
+
+def test_the_rate_is_kept_over_time():
+    bucket, now, moved = TokenBucket(1000), 50.0, 0
+    while now < 60.0:
+        bucket.take(100, now)
+        moved += 100
+        now += bucket.wait(now)
+    assert moved == pytest.approx(10_000, rel=0.02)
+
+
+def test_a_pause_saves_up_no_more_than_a_burst():
+    bucket = TokenBucket(1000)
+    bucket.take(100, 0.0)
+    bucket.take(int(1000 * BURST_SECONDS), 100.0)
+    assert bucket.wait(100.0) == pytest.approx(0.0)
+    bucket.take(500, 100.0)
+    assert bucket.wait(100.0) == pytest.approx(0.5)
+
+
+def test_a_raised_limit_ends_the_wait_under_the_old_one():
+    bucket = TokenBucket(1)
+    bucket.take(1000, 0.0)
+    assert bucket.wait(0.0) > 900
+    bucket.set_rate(1000, 1.0)
+    assert bucket.wait(1.0) == 0.0
+    bucket.set_rate(0, 1.0)
+    assert bucket.bytes_per_second == 0
+    assert bucket.wait(1.0) == 0.0

@@ -1,0 +1,478 @@
+"""A session's ops against a plain region: what is answered, what leaves as work, what stays
+untouched."""
+
+import json
+import uuid
+
+import numpy as np
+import pytest
+
+from downstaird.core.engine import FLAG_INCOMPLETE
+from downstaird.core.session import CopyExtent, LimitRepair, RunWork, Session
+from stairlib.model.context import encrypted_check, plain_contexts
+from stairlib.model.errors import DataError, UnavailableError
+from stairlib.wire import frame as wire
+from stairlib.wire.frame import FrameError, FrameKind, OpKind, OpStatus
+
+BLOCK = 512
+
+
+def block(fill, count=1):
+    return bytes([fill]) * (BLOCK * count)
+
+
+class Peer:
+    """Sends frames into a session and decodes what comes back."""
+
+    def __init__(self, engine, **options):
+        self.engine = engine
+        self.session = Session(engine, **{"read_only": False, "lane_free": True, **options})
+        self.replies = {}
+        self.frames = []
+        self.effects = []
+
+    def send(self, *ops, sequence=7):
+        table, deps, blobs, contexts, payload = [], [], [], [], []
+        for op in ops:
+            op = dict(op)
+            data = op.pop("data", None)
+            named = op.pop("deps", ())
+            blob = op.pop("blob", b"")
+            bad = op.pop("context_of", None)
+            if data is not None:
+                op.setdefault("length", len(data) // BLOCK)
+                contexts.append(plain_contexts(bad if bad is not None else data, BLOCK))
+                payload.append(data)
+            deps += named
+            blobs.append(blob)
+            table.append(
+                wire.pack_op(
+                    op.pop("job"),
+                    op.pop("kind"),
+                    dependency_count=len(named),
+                    blob_bytes=len(blob),
+                    **op,
+                )
+            )
+        raw = b"".join(
+            wire.encode(
+                FrameKind.REQUEST,
+                table,
+                sequence=sequence,
+                dependencies=deps,
+                blobs=blobs,
+                contexts=np.concatenate(contexts) if contexts else None,
+                payload=payload,
+            )
+        )
+        self.session.take(wire.decode(raw))
+        return self.run()
+
+    def run(self):
+        while True:
+            turn = self.session.run()
+            self.effects += turn.effects
+            if turn.reply is not None:
+                self._note(wire.decode(b"".join(turn.reply)))
+            if not turn.more:
+                return self
+
+    def _note(self, frame):
+        assert frame.kind is FrameKind.REPLY
+        self.frames.append(frame)
+        at = 0
+        for index, op in enumerate(frame.ops):
+            job, kind, length = int(op["job"]), int(op["kind"]), int(op["length"])
+            assert job not in self.replies, "answered twice"
+            size = 0
+            if op["status"] == OpStatus.OK:
+                size = {
+                    OpKind.READ: BLOCK,
+                    OpKind.EXTENT_DIGEST: 8,
+                    OpKind.EXTENT_STATES: 24,
+                }.get(kind, 0) * length
+            data = bytes(frame.payload[at : at + size])
+            at += size
+            self.replies[job] = (
+                OpStatus(int(op["status"])),
+                data,
+                frame.blob(index).decode(),
+                int(op["number"]),
+            )
+        assert at == len(frame.payload)
+
+    def status(self, job):
+        return self.replies[job][0] if job in self.replies else None
+
+    def data(self, job):
+        return self.replies[job][1]
+
+    def text(self, job):
+        return self.replies[job][2]
+
+    def work(self):
+        return [effect for effect in self.effects if isinstance(effect, RunWork)]
+
+    def finish(self, effect, error=None):
+        self.engine.finish_flush(effect.work, error)
+        self.session.work_done(effect, error, lane_free=True)
+        return self.run()
+
+
+def write(job, offset, data, **more):
+    return {"job": job, "kind": OpKind.WRITE, "offset": offset, "data": data, **more}
+
+
+def read(job, offset, length, **more):
+    return {"job": job, "kind": OpKind.READ, "offset": offset, "length": length, **more}
+
+
+def flush(job, number, **more):
+    return {"job": job, "kind": OpKind.FLUSH, "number": number, "generation": 1, **more}
+
+
+def copy(job, extent, **more):
+    source = {"address": "127.0.0.1:1", "upstairs_id": str(uuid.uuid4()), "generation": 1}
+    return {
+        "job": job,
+        "kind": OpKind.EXTENT_COPY,
+        "offset": extent,
+        "blob": json.dumps(source).encode(),
+        **more,
+    }
+
+
+def repair_begin(job, *extents):
+    blob = np.array(extents, dtype="<u4").tobytes()
+    return {"job": job, "kind": OpKind.REPAIR_BEGIN, "blob": blob}
+
+
+@pytest.fixture
+def peer(engine):
+    return Peer(engine)
+
+
+def test_a_frame_of_io_is_answered_by_one_reply(peer):
+    peer.send(
+        write(1, 0, block(1, 2)),
+        read(2, 0, 3),
+        {"job": 3, "kind": OpKind.DISCARD, "offset": 1, "length": 1},
+        read(4, 0, 2),
+        {"job": 5, "kind": OpKind.NOOP},
+    )
+    [frame] = peer.frames
+    assert frame.sequence == 7
+    assert [peer.status(job) for job in range(1, 6)] == [OpStatus.OK] * 5
+    assert peer.data(2) == block(1, 2) + block(0)
+    assert peer.data(4) == block(1) + block(0)
+    assert frame.contexts[2].any() is np.False_
+    assert peer.session.ready
+
+
+def test_write_unwritten_leaves_written_blocks(peer):
+    peer.send(write(1, 1, block(1)))
+    peer.send({"job": 2, "kind": OpKind.WRITE_UNWRITTEN, "offset": 0, "data": block(2, 3)})
+    peer.send(read(3, 0, 3))
+    assert peer.data(3) == block(2) + block(1) + block(2)
+
+
+def test_a_write_that_does_not_match_its_contexts_is_refused_whole_and_alone(peer):
+    peer.send(
+        write(1, 0, block(1)),
+        write(2, 1, block(2, 2), context_of=block(2) + block(9)),
+        write(3, 3, block(3)),
+        read(4, 0, 4),
+    )
+    assert peer.status(2) is OpStatus.HASH_MISMATCH
+    assert "1 to 3" in peer.text(2)
+    assert peer.data(4) == block(1) + block(0, 2) + block(3)
+
+
+def test_encrypted_blocks_are_checked_without_the_key(make_engine):
+    engine = make_engine(encrypted=True)
+    nonce_and_tag, ciphertext = bytes(range(28)), block(5)
+    check = encrypted_check(nonce_and_tag, ciphertext).to_bytes(4, "little")
+    context = np.frombuffer(check + nonce_and_tag, dtype="<u8").reshape(1, 4)
+    for job, data, status in (
+        (1, ciphertext, OpStatus.OK),
+        (2, block(6), OpStatus.HASH_MISMATCH),
+    ):
+        session = Session(engine, read_only=False, lane_free=True)
+        raw = wire.encode(
+            FrameKind.REQUEST,
+            [wire.pack_op(job, OpKind.WRITE, offset=0, length=1)],
+            contexts=context,
+            payload=[data],
+        )
+        session.take(wire.decode(b"".join(raw)))
+        [op] = wire.decode(b"".join(session.run().reply)).ops
+        assert op["status"] == status
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        read(1, 127, 2),
+        read(1, 1 << 63, 1),
+        {"job": 1, "kind": OpKind.DISCARD, "offset": 128, "length": 1},
+        {"job": 1, "kind": OpKind.EXTENT_DIGEST, "offset": 8, "length": 1},
+        {"job": 1, "kind": OpKind.EXTENT_STATES, "offset": 0, "length": 9},
+        write(1, 127, block(1, 2)),
+        repair_begin(1, 0, 8),
+        copy(1, 8),
+    ],
+)
+def test_what_is_past_the_end_is_refused_with_its_number(peer, op):
+    peer.send(op)
+    assert peer.status(1) is OpStatus.OUT_OF_RANGE
+    assert "region's" in peer.text(1)
+    assert peer.effects == []
+    assert not any(call[0] in {"write", "discard", "repair_begin"} for call in peer.engine.calls)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        {"job": 1, "kind": 99},
+        {"job": 1, "kind": OpKind.REPAIR_BEGIN, "blob": b"abc"},
+        {"job": 1, "kind": OpKind.REPAIR_BEGIN},
+        {"job": 1, "kind": OpKind.EXTENT_COPY, "offset": 0, "blob": b"{}"},
+        {"job": 1, "kind": OpKind.EXTENT_COPY, "offset": 0, "blob": b"\xff"},
+        flush(1, 1, blob=b"snapshot"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_nothing_stays_pending(peer, op):
+    peer.send(op)
+    assert peer.status(1) is OpStatus.BAD_REQUEST
+    peer.send(flush(2, 1))
+    assert len(peer.work()) == 1
+
+
+def test_errors_of_the_engine_are_answered_and_the_session_goes_on(peer):
+    peer.engine.fail_with = "NO_SPACE"
+    peer.send(write(1, 0, block(1)), flush(2, 1))
+    peer.engine.fail_with = "EXTENT_FAULTED"
+    peer.send(read(3, 0, 1))
+    peer.engine.fail_with = None
+    peer.send(write(4, 0, block(1)), flush(5, 1))
+    assert peer.status(1) is peer.status(2) is OpStatus.NO_SPACE
+    assert peer.status(3) is OpStatus.EXTENT_FAULTED
+    assert peer.status(4) is OpStatus.OK
+    assert peer.finish(peer.work()[0]).status(5) is OpStatus.OK
+
+
+@pytest.mark.parametrize("missing", ["payload", "contexts"])
+def test_a_frame_that_contradicts_itself_is_no_frame(peer, missing):
+    raw = wire.encode(
+        FrameKind.REQUEST,
+        [wire.pack_op(1, OpKind.WRITE, offset=0, length=2)],
+        contexts=plain_contexts(block(1, 2), BLOCK)[: 1 if missing == "contexts" else 2],
+        payload=[block(1, 1 if missing == "payload" else 2)],
+    )
+    with pytest.raises(FrameError, match="writes of 2 blocks"):
+        peer.session.take(wire.decode(b"".join(raw)))
+
+
+def test_a_flush_takes_what_was_before_it_and_writes_go_on(peer):
+    peer.send(write(1, 0, block(1)), flush(2, 1), write(3, 16, block(2)), read(4, 0, 1))
+    assert peer.status(2) is None
+    assert peer.status(3) is peer.status(4) is OpStatus.OK
+    peer.finish(peer.work()[0])
+    assert peer.status(2) is OpStatus.OK
+    assert peer.engine.flushes[:2].tolist() == [1, 0]
+
+
+def test_what_follows_a_waiting_flush_is_no_part_of_it(peer):
+    peer.send(
+        flush(1, 1), write(2, 0, block(1)), flush(3, 2), write(4, 0, block(2)), read(5, 16, 1)
+    )
+    peer.send(read(6, 0, 1), flush(7, 3))
+    assert peer.status(4) is peer.status(6) is None
+    assert peer.status(5) is OpStatus.OK
+    peer.finish(peer.work()[0])
+    assert peer.status(4) is OpStatus.OK
+    assert peer.data(6) == block(2)
+    order = [call for call in peer.engine.calls if call[0] in {"begin_flush", "write"}]
+    assert order == [
+        ("begin_flush", 1, 1),
+        ("write", 0, 1),
+        ("begin_flush", 2, 1),
+        ("write", 0, 1),
+    ]
+    peer.finish(peer.work()[1])
+    peer.finish(peer.work()[2])
+    assert peer.status(7) is OpStatus.OK
+
+
+def test_a_write_that_waits_survives_its_buffer(peer):
+    buffer = bytearray(block(1))
+    peer.send(flush(1, 1), flush(2, 2, deps=[1]))
+    raw = bytearray(
+        b"".join(
+            wire.encode(
+                FrameKind.REQUEST,
+                [wire.pack_op(3, OpKind.WRITE, offset=0, length=1)],
+                contexts=plain_contexts(buffer, BLOCK),
+                payload=[buffer],
+            )
+        )
+    )
+    peer.session.take(wire.decode(raw))
+    peer.run()
+    raw[:] = bytes(len(raw))
+    peer.finish(peer.work()[0])
+    peer.send(read(4, 0, 1))
+    assert peer.data(4) == block(1)
+
+
+def test_flushes_that_follow_one_another_are_one(peer):
+    peer.send(flush(1, 1), flush(2, 2), write(3, 0, block(1)), flush(4, 3), flush(5, 4))
+    assert [effect.jobs for effect in peer.work()] == [[1, 2]]
+    peer.finish(peer.work()[0])
+    assert [effect.jobs for effect in peer.work()] == [[1, 2], [4, 5]]
+    peer.finish(peer.work()[1])
+    assert [peer.status(job) for job in (1, 2, 4, 5)] == [OpStatus.OK] * 4
+
+
+def test_a_failed_flush_fails_every_job_it_stood_for(peer):
+    peer.send(flush(1, 1), flush(2, 2))
+    peer.finish(peer.work()[0], DataError("fsync failed", reason="IO_ERROR"))
+    assert peer.status(1) is peer.status(2) is OpStatus.IO_ERROR
+    assert peer.text(1) == "fsync failed"
+
+
+def test_a_flush_waits_for_a_lane_that_others_use(engine):
+    peer = Peer(engine, lane_free=False)
+    peer.send(flush(1, 1))
+    assert peer.work() == []
+    assert peer.session.wants_lane
+    peer.session.lane_changed(free=True)
+    assert peer.session.reserves_lane
+    peer.run()
+    assert len(peer.work()) == 1
+    assert not peer.session.reserves_lane
+
+
+def test_job_ids_of_pending_jobs_are_refused(peer):
+    peer.send(flush(1, 1))
+    peer.send({**copy(1, 0)})
+    assert peer.status(1) is OpStatus.BAD_REQUEST
+
+
+def test_a_repair_from_begin_to_end(peer):
+    peer.send(write(1, 0, block(1)), repair_begin(2, 0, 3), write(3, 1, block(2)))
+    [begin] = peer.work()
+    peer.send({"job": 4, "kind": OpKind.REPAIR_END})
+    assert peer.status(4) is OpStatus.BAD_REQUEST
+    peer.send(flush(5, 9), copy(6, 0, deps=[2]), copy(7, 3, deps=[2]))
+    peer.finish(begin)
+    assert peer.status(2) is OpStatus.OK
+    copies = [effect for effect in peer.effects if isinstance(effect, CopyExtent)]
+    assert [effect.extent for effect in copies] == [0, 3]
+    for effect in copies:
+        peer.session.copy_done(effect, (1, 9), 4096)
+    peer.run()
+    assert peer.replies[6] == (OpStatus.OK, b"", "", 4096)
+    peer.finish(peer.work()[1])
+    peer.send(flush(8, 10))
+    peer.finish(peer.work()[2])
+    assert not (peer.engine.flags & FLAG_INCOMPLETE).any()
+    peer.send({"job": 9, "kind": OpKind.REPAIR_END})
+    assert peer.status(9) is OpStatus.OK
+
+
+@pytest.mark.parametrize(
+    ("stamp", "taken"), [((1, 9), (1, 9)), ((0, 50), (0, 50)), ((1, 10), (0, 0)), ((2, 1), (0, 0))]
+)
+def test_a_stamp_from_the_future_is_not_taken_over(peer, stamp, taken):
+    """The source flushed a write that this region has yet to receive: it stamps the extent itself
+    then."""
+    peer.send(flush(1, 9), copy(2, 5))
+    [effect] = [effect for effect in peer.effects if isinstance(effect, CopyExtent)]
+    peer.session.copy_done(effect, stamp, 0)
+    assert ("copied", 5, *taken) in peer.engine.calls
+
+
+def test_a_failed_copy_says_that_it_was_the_source(peer):
+    peer.send(copy(1, 0))
+    peer.session.copy_failed(peer.effects[0], UnavailableError("gone"))
+    peer.run()
+    assert peer.status(1) is OpStatus.REPAIR_SOURCE
+
+
+def test_states_and_digests(peer):
+    peer.send(write(1, 16, block(1)), flush(2, 5))
+    peer.finish(peer.work()[0])
+    peer.send(
+        {"job": 3, "kind": OpKind.EXTENT_STATES},
+        {"job": 4, "kind": OpKind.EXTENT_STATES, "offset": 1, "length": 1},
+        {"job": 5, "kind": OpKind.EXTENT_DIGEST, "offset": 1, "length": 2},
+    )
+    states = np.frombuffer(peer.data(3), dtype="<u8").reshape(-1, 3)
+    assert states.shape == (8, 3)
+    assert states[1].tolist() == [1, 5, 0]
+    assert peer.data(4) == states[1].tobytes()
+    digests = np.frombuffer(peer.data(5), dtype="<u8")
+    assert digests.tolist() == [peer.engine.digest(1), peer.engine.digest(2)]
+
+
+def test_the_limit_of_repairs_is_passed_on(peer):
+    peer.send({"job": 1, "kind": OpKind.REPAIR_LIMIT, "number": 1 << 20})
+    assert peer.effects == [LimitRepair(1 << 20)]
+
+
+def test_a_read_only_session_changes_nothing(engine):
+    peer = Peer(engine, read_only=True)
+    peer.send(
+        write(1, 0, block(1)),
+        {"job": 2, "kind": OpKind.DISCARD, "offset": 0, "length": 1},
+        repair_begin(3, 0),
+        copy(4, 0),
+        {"job": 5, "kind": OpKind.REPAIR_END},
+        flush(6, 1),
+        flush(7, 2),
+        read(8, 0, 1),
+    )
+    assert {peer.status(job) for job in range(1, 6)} == {OpStatus.READ_ONLY}
+    assert peer.status(6) is peer.status(7) is peer.status(8) is OpStatus.OK
+    assert peer.effects == []
+    assert peer.engine.calls == [("read", 0, 1)]
+
+
+def test_replies_are_cut_where_they_would_be_too_large(make_engine):
+    from stairlib.model.geometry import Geometry
+
+    peer = Peer(make_engine(Geometry(512, 8192, 2)))
+    peer.send(*(read(job, 0, 6000) for job in range(1, 5)))
+    assert len(peer.frames) == 4
+    assert all(len(frame.payload) <= wire.PAYLOAD_BYTES_MAX for frame in peer.frames)
+    assert {peer.status(job) for job in range(1, 5)} == {OpStatus.OK}
+    peer.send(read(9, 0, 8193))
+    assert peer.status(9) is OpStatus.BAD_REQUEST
+
+
+def test_a_full_queue_stops_the_frame_and_resumes_it(peer, monkeypatch):
+    monkeypatch.setattr("downstaird.core.work_queue.WAITING_OPS_MAX", 3)
+    ops = [
+        flush(1, 1),
+        flush(2, 2, deps=[1]),
+        *(write(job, job, block(job)) for job in range(3, 9)),
+    ]
+    peer.send(*ops)
+    assert not peer.session.ready
+    assert peer.status(8) is None
+    peer.finish(peer.work()[0])
+    assert peer.session.ready
+    assert peer.status(8) is OpStatus.OK
+
+
+def test_nothing_happens_after_the_end(peer):
+    peer.send(flush(1, 1), flush(2, 2, deps=[1]), write(3, 0, block(1)), copy(4, 0))
+    copies = [effect for effect in peer.effects if isinstance(effect, CopyExtent)]
+    peer.session.end()
+    peer.finish(peer.work()[0])
+    for effect in copies:
+        peer.session.copy_done(effect, (1, 1), 0)
+    peer.run()
+    assert peer.replies == {}
+    assert not any(call[0] in {"write", "copied"} for call in peer.engine.calls)
