@@ -82,6 +82,10 @@ class InstanceStore(Protocol):
         """What the machine is brought to when it is made again."""
         ...
 
+    async def next_generation(self, volume_id: UUID, at_least: int) -> int:
+        """What `hand_out_generation` would answer; hands out nothing."""
+        ...
+
     async def hand_out_generation(self, volume_id: UUID, at_least: int) -> int:
         """A generation above all handed out for the volume before, and not below `at_least`."""
         ...
@@ -97,7 +101,7 @@ class DiskStore(Protocol):
     async def list_disks(
         self, *, instance_id: UUID | None = None, after: str = "", limit: int
     ) -> list[DiskRecord]:
-        """In the order of names, those after `after`."""
+        """In the order of names, those after `after`; a `limit` of zero means all."""
         ...
 
     async def record_construction(

@@ -177,9 +177,14 @@ def set_desired(connection: Connection, instance_id: UUID, desired: Desired) -> 
     )
 
 
+def next_generation(connection: Connection, volume: UUID, at_least: int) -> int:
+    """See `InstanceStore.next_generation`."""
+    return max(at_least, _handed(connection, volume) + 1)
+
+
 def hand_out_generation(connection: Connection, volume: UUID, at_least: int) -> int:
     """See `InstanceStore.hand_out_generation`."""
-    number = max(at_least, _handed(connection, volume) + 1)
+    number = next_generation(connection, volume, at_least)
     _put_generation(connection, volume, number)
     return number
 

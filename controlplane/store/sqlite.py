@@ -103,6 +103,10 @@ class SqliteStore:
         """See `InstanceStore`."""
         await self._run(sql_disks.set_desired, instance_id, desired)
 
+    async def next_generation(self, volume_id: UUID, at_least: int) -> int:
+        """See `InstanceStore`."""
+        return await self._run(sql_disks.next_generation, volume_id, at_least)
+
     async def hand_out_generation(self, volume_id: UUID, at_least: int) -> int:
         """See `InstanceStore`."""
         return await self._run(sql_disks.hand_out_generation, volume_id, at_least)

@@ -1,0 +1,32 @@
+"""The `controlplane` command."""
+
+from __future__ import annotations
+
+import sys
+
+from controlplane.config import Config, parse
+from controlplane.daemon import ControlPlane
+from stairlib.runtime.process import StopSignal, run
+from stairlib.telemetry import logs
+
+
+def main() -> None:
+    """Parses the command line and serves until a signal."""
+    config = parse(sys.argv[1:])
+    logs.configure("controlplane", level=config.log_level, json=config.log_json)
+    sys.exit(run(lambda stop: _serve(config, stop)))
+
+
+async def _serve(config: Config, stop: StopSignal) -> int:
+    """Serves; one line on stdout says when and where."""
+    async with ControlPlane(config.address, config.vmmd, config.data) as control:
+        print(
+            f"controlplane ready on {control.address} (vmmd {config.vmmd}, state in {config.data})",
+            flush=True,
+        )
+        await stop.event.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The control plane put together: store, peers, operations, services, and their order at the ends.
+
+Start: the store is open and the replacements are taken up before the first call is served. Stop:
+no new calls, then the drivers and followers, then the peers, then the store; nothing that runs
+outlives what it uses.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from controlplane.answers import AnswerBook
+from controlplane.core.records import InstanceRecord
+from controlplane.core.replacement import Replacement
+from controlplane.driver import ReplacementDriver
+from controlplane.feed import Feed
+from controlplane.machines import MachineFollower
+from controlplane.operations.disks import Disks
+from controlplane.operations.fleet import FleetBook
+from controlplane.operations.instances import Instances
+from controlplane.operations.replacements import Replacements
+from controlplane.operations.replacing import Replacing
+from controlplane.peers.downstairs import Fleet
+from controlplane.peers.vmmd import Vmmd
+from controlplane.services.disks import DiskServicer
+from controlplane.services.fleet import FleetServicer
+from controlplane.services.instances import InstanceServicer
+from controlplane.services.replacements import ReplacementServicer
+from controlplane.services.vcr import VcrServicer
+from controlplane.store.base import Store
+from controlplane.store.sqlite import SqliteStore
+from controlplane.traces import TraceKeeper
+from stairlib.rpc.server import RpcServer, Service
+from stairlib.runtime.addresses import parse_address
+from stairlib.runtime.limits import STOP_GRACE_SECONDS
+from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
+from stairlib.telemetry.tracing import Tracing
+from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
+from stairwell.controlplane.v1 import fleet_service_pb2_grpc as fleet_grpc
+from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
+from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
+from stairwell.controlplane.v1 import vcr_service_pb2_grpc as vcr_grpc
+from stairwell.telemetry.v1 import trace_service_pb2_grpc as trace_grpc
+
+_PACKAGE = "stairwell.controlplane.v1"
+
+
+class ControlPlane:
+    """One control plane: `async with` serves for as long as the block lasts.
+
+    `store`, `driver` and `address` may be read inside the block.
+    """
+
+    store: Store
+    driver: ReplacementDriver
+
+    def __init__(
+        self,
+        address: str,
+        vmmd: str,
+        data: Path,
+        *,
+        grace_seconds: float = STOP_GRACE_SECONDS,
+        pace: float = 1.0,
+    ) -> None:
+        """`pace` scales the waits between a replacement's attempts; tests make it small."""
+        self._wanted = address
+        self._vmmd_address = str(parse_address(vmmd))
+        self._data = data
+        self._grace_seconds = grace_seconds
+        self._pace = pace
+        self._stack = AsyncExitStack()
+        self._server: RpcServer | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        assert self._server is not None, "not started"
+        return self._server.address
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """Starts everything; what was started is on the stack, in the order to end it."""
+        store = await SqliteStore.open(self._data)
+        stack.push_async_callback(store.close)
+        tracing = Tracing.configure("controlplane", self._wanted)
+        stack.callback(tracing.shutdown)
+        vmmd = Vmmd(self._vmmd_address, tracing)
+        stack.push_async_callback(vmmd.close)
+        instance_news, replacement_news = Feed[InstanceRecord](), Feed[Replacement]()
+        disk_news = Feed[None]()
+
+        def disk_changed(key: UUID) -> None:
+            disk_news.publish(key, None)
+
+        traces = TraceKeeper(store, vmmd, tracing)
+        driver = ReplacementDriver(
+            store, vmmd, traces, replacement_news, tracing,
+            disk_changed=disk_changed, pace=self._pace,
+        )  # fmt: skip
+        stack.push_async_callback(driver.stop)
+        follower = MachineFollower(store, vmmd, instance_news)
+        stack.push_async_callback(follower.stop)
+        await driver.start()
+        await follower.start()
+        fleet = Fleet(tracing)
+        answers = AnswerBook(store)
+        replacements = Replacements(store, driver, traces, replacement_news)
+        replacing = Replacing(
+            store, fleet, driver, replacements, tracing, disk_changed=disk_changed
+        )
+        instances = Instances(store, vmmd, follower, driver, instance_news)
+        services = _services(
+            InstanceServicer(instances, answers, self._vmmd_address),
+            DiskServicer(Disks(store, vmmd, disk_news), replacing, answers),
+            ReplacementServicer(replacements),
+            FleetServicer(FleetBook(store, fleet)),
+            TraceServicer(tracing, vmmd.channels),
+        )
+        server = RpcServer(self._wanted, services, tracing)
+        await server.start()
+        stack.push_async_callback(server.stop, self._grace_seconds)
+        for feed in (instance_news, replacement_news, disk_news):
+            stack.callback(feed.close)
+        self.store, self.driver, self._server = store, driver, server
+
+
+def _services(
+    instances: InstanceServicer,
+    disks: DiskServicer,
+    replacements: ReplacementServicer,
+    fleet: FleetServicer,
+    traces: TraceServicer,
+) -> list[Service]:
+    """Everything that is served, by its full name."""
+    return [
+        Service(
+            f"{_PACKAGE}.InstanceService",
+            lambda server: instance_grpc.add_InstanceServiceServicer_to_server(instances, server),
+        ),
+        Service(
+            f"{_PACKAGE}.DiskService",
+            lambda server: disk_grpc.add_DiskServiceServicer_to_server(disks, server),
+        ),
+        Service(
+            f"{_PACKAGE}.VcrService",
+            lambda server: vcr_grpc.add_VcrServiceServicer_to_server(VcrServicer(), server),
+        ),
+        Service(
+            f"{_PACKAGE}.ReplacementService",
+            lambda server: replacement_grpc.add_ReplacementServiceServicer_to_server(
+                replacements, server
+            ),
+        ),
+        Service(
+            f"{_PACKAGE}.FleetService",
+            lambda server: fleet_grpc.add_FleetServiceServicer_to_server(fleet, server),
+        ),
+        Service(
+            SERVICE_NAME,
+            lambda server: trace_grpc.add_TraceServiceServicer_to_server(traces, server),
+        ),
+    ]

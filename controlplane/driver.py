@@ -1,0 +1,310 @@
+"""Drives the replacements: stores each decision of the core, then does what it says.
+
+One driver in a control plane. At its start it takes up every replacement that has not ended, and
+from then on each has one task, which is the only one that advances it (user's words to a running
+one come in through the driver and wait for the same lock). Invariants:
+
+- a transition is stored before its effect is sent, so that a crash at any point loses no step and
+  repeats at most an effect that may be repeated;
+- no failure ends a task: it becomes an event, and what is unexpected is tried again;
+- waiting for a peer that is away costs no attempt, and its polls are no part of the trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
+from contextvars import Context
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from opentelemetry.trace import Span, Status, StatusCode
+
+from controlplane.core import replacement as core
+from controlplane.core.replacement import Effect, Event, Replacement
+from controlplane.feed import Feed
+from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_watch import RepairWatch
+from controlplane.steps import as_event, original_as_running, verified
+from controlplane.store.base import Store
+from controlplane.traces import TraceKeeper
+from stairlib.model.errors import NotFoundError, StairwellError, StateError
+from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.tracing import Tracing, context_from
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
+
+_log = get_logger(__name__)
+
+# How often progress is stored: a restart shows a bar that is this old at most.
+PROGRESS_STORED_SECONDS = 1.0
+# After a failure nobody foresaw (the store's disk is full, a bug), before the next try.
+UNEXPECTED_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Run:
+    """One replacement that is being driven."""
+
+    record: Replacement
+    task: asyncio.Task[None] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    progress_stored_at: float = 0.0
+
+
+class ReplacementDriver:
+    """See the module. `news` gets each record that changed, under its id."""
+
+    def __init__(
+        self,
+        store: Store,
+        vmmd: Vmmd,
+        traces: TraceKeeper,
+        news: Feed[Replacement],
+        tracing: Tracing,
+        *,
+        disk_changed: Callable[[UUID], None] = lambda _key: None,
+        watch: RepairWatch | None = None,
+        clock: Callable[[], float] = time.time,
+        pace: float = 1.0,
+    ) -> None:
+        """`pace` scales every wait between attempts; tests make it small."""
+        self._store = store
+        self._vmmd = vmmd
+        self._traces = traces
+        self._news = news
+        self._tracing = tracing
+        self._disk_changed = disk_changed
+        self._watch = watch or RepairWatch(vmmd, clock)
+        self._clock = clock
+        self._pace = pace
+        self._runs: dict[UUID, _Run] = {}
+
+    async def start(self) -> None:
+        """Takes up what an earlier control plane left."""
+        for record in await self._store.running_replacements():
+            _log.info("replacement resumed", replacement=str(record.id), state=record.state)
+            self._go(record, core.Resumed(at=self._clock()))
+
+    async def stop(self) -> None:
+        """Ends the tasks; the records stay where they are."""
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def begin(self, record: Replacement) -> None:
+        """Drives a replacement that was just recorded."""
+        self._go(record, core.Resumed(at=record.updated_at))
+        self._publish(record)
+
+    def running(self, replacement_id: UUID) -> Replacement | None:
+        """The present record of a replacement that is being driven."""
+        run = self._runs.get(replacement_id)
+        return run.record if run is not None else None
+
+    async def retry(self, record: Replacement) -> Replacement:
+        """Starts a failed replacement again; StateError when it has not failed."""
+        changed, _effects = core.step(record, core.Retried(at=self._clock()))
+        await self._store.save_replacement(changed)
+        self.begin(changed)
+        return changed
+
+    async def set_limit(self, replacement_id: UUID, bytes_per_second_max: int) -> Replacement:
+        """Stores the limit of a running replacement, then tells the machine."""
+        run = self._runs.get(replacement_id)
+        if run is None:
+            raise StateError(
+                f"replacement {replacement_id} is not running; there is no repair to limit",
+                reason="REPLACEMENT_ENDED",
+                replacement=str(replacement_id),
+            )
+        event = core.LimitChanged(at=self._clock(), bytes_per_second_max=bytes_per_second_max)
+        await self._advance(run, event)
+        record = run.record
+        await self._vmmd.set_repair_limit(record.instance_id, record.disk, bytes_per_second_max)
+        return record
+
+    async def abandon(self, disk_keys: Iterable[UUID], why: str) -> None:
+        """Fails the running replacements of disks that go away."""
+        keys = set(disk_keys)
+        for run in [each for each in self._runs.values() if each.record.disk_key in keys]:
+            if run.task is not None:
+                run.task.cancel()
+                await asyncio.gather(run.task, return_exceptions=True)
+            if not run.record.state.ended:
+                await self._advance(run, core.GaveUp(at=self._clock(), error=why))
+
+    def _go(self, record: Replacement, event: Event) -> None:
+        run = _Run(record)
+        self._runs[record.id] = run
+        # An empty context: the task outlives the call that starts it, and is no part of its span.
+        run.task = asyncio.create_task(
+            self._drive(run, event), name=f"replacement {record.id}", context=Context()
+        )
+
+    async def _drive(self, run: _Run, event: Event) -> None:
+        """Advances one replacement until it ends."""
+        try:
+            while not run.record.state.ended:
+                try:
+                    effects = await self._advance(run, event)
+                    event = await self._perform(run, effects)
+                except Exception:  # noqa: BLE001 - a replacement is never dropped by a failure
+                    _log.exception("replacement stumbled", replacement=str(run.record.id))
+                    await asyncio.sleep(UNEXPECTED_SECONDS * self._pace)
+                    event = core.Resumed(at=self._clock())
+        finally:
+            if self._runs.get(run.record.id) is run:
+                del self._runs[run.record.id]
+
+    async def _advance(self, run: _Run, event: Event) -> tuple[Effect, ...]:
+        """Takes one step and stores it. A caller that is cancelled leaves a whole step behind."""
+        return await asyncio.shield(asyncio.ensure_future(self._step(run, event)))
+
+    async def _step(self, run: _Run, event: Event) -> tuple[Effect, ...]:
+        async with run.lock:
+            before = run.record
+            record, effects = core.step(before, event)
+            if self._worth_storing(run, before, record):
+                await self._store.save_replacement(record)
+                run.progress_stored_at = self._clock()
+            run.record = record
+        self._publish(record)
+        if record.state is not before.state:
+            _log.info(
+                "replacement advanced",
+                replacement=str(record.id),
+                state=record.state,
+                event_name=type(event).__name__,
+                error=record.last_error,
+            )
+        return effects
+
+    def _worth_storing(self, run: _Run, before: Replacement, after: Replacement) -> bool:
+        """All but progress and repeated polls, and those now and then."""
+        same = (
+            before.state is after.state
+            and before.attempt == after.attempt
+            and before.last_error == after.last_error
+            and before.blocked_on == after.blocked_on
+            and before.bytes_per_second_max == after.bytes_per_second_max
+        )
+        return not same or self._clock() - run.progress_stored_at >= PROGRESS_STORED_SECONDS
+
+    def _publish(self, record: Replacement) -> None:
+        self._news.publish(record.id, record)
+        self._disk_changed(record.disk_key)
+
+    async def _perform(self, run: _Run, effects: tuple[Effect, ...]) -> Event:
+        """Does what a step asked for; what came of it is the next event."""
+        work: dict[Effect, Callable[[_Run], Awaitable[Event]]] = {
+            Effect.AWAIT_RETRY: self._await_retry,
+            Effect.SEND_REPLACEMENT: self._apply,
+            Effect.WATCH_REPAIR: self._repair,
+            Effect.VERIFY_MEMBERS: self._verify,
+            Effect.RETIRE_MEMBER: self._retire,
+        }
+        if Effect.KEEP_TRACE in effects:
+            await self._traces.keep_all(run.record.trace_id)
+            return core.Resumed(at=self._clock())
+        (effect,) = effects
+        if effect is Effect.AWAIT_RETRY:
+            return await self._await_retry(run)
+        with self._span(run.record) as span:
+            event = await self._outcome(run, work[effect](run))
+            _mark(span, event)
+        await self._traces.keep_own(run.record.trace_id)
+        return event
+
+    async def _outcome(self, run: _Run, work: Awaitable[Event]) -> Event:
+        """The event of the work, or the one its failure means."""
+        try:
+            return await work
+        except StairwellError as error:
+            ended = await self._instance_ended(run.record)
+            return as_event(error, self._clock(), ended)
+
+    async def _instance_ended(self, record: Replacement) -> str:
+        """Why no machine will come any more for the replacement; empty when one may."""
+        try:
+            instance = await self._store.instance(str(record.instance_id))
+        except NotFoundError:
+            return "its instance was deleted"
+        if instance.state.ended:
+            return f"instance {instance.name!r} is {instance.state}"
+        return ""
+
+    @contextmanager
+    def _span(self, record: Replacement) -> Iterator[Span]:
+        """The span of a step, in the trace of the call that began the replacement."""
+        with self._tracing.tracer.start_as_current_span(
+            f"replacement {record.state.lower()}",
+            context=context_from(record.traceparent),
+            attributes={
+                "volume.id": str(record.volume_id),
+                "replacement.id": str(record.id),
+                "slot": record.slot,
+                "attempt": record.attempt,
+            },
+        ) as span:
+            yield span
+
+    async def _await_retry(self, run: _Run) -> Event:
+        """Waits until the next attempt is due; after a peer was away, until it is there."""
+        record = run.record
+        assert record.next_attempt_at is not None
+        await asyncio.sleep(max(0.0, record.next_attempt_at - self._clock()) * self._pace)
+        if record.blocked_on:
+            try:
+                await self._vmmd.get_volume_info(record.instance_id, record.disk)
+            except StairwellError as error:
+                event = as_event(error, self._clock(), await self._instance_ended(record))
+                if isinstance(event, core.Blocked | core.GaveUp):
+                    return event
+        return core.RetryDue(at=self._clock())
+
+    async def _apply(self, run: _Run) -> Event:
+        record = run.record
+        original = await original_as_running(self._vmmd, record)
+        answer = await self._vmmd.replace_vcr(
+            record.instance_id,
+            record.disk,
+            original=original,
+            replacement=record.replacement,
+            replacement_id=record.id,
+        )
+        name = volume_pb.VcrReplaceResult.Name(answer.result)
+        return core.Applied(at=self._clock(), result=name.removeprefix("VCR_REPLACE_RESULT_"))
+
+    async def _repair(self, run: _Run) -> Event:
+        record = run.record
+        if record.bytes_per_second_max:
+            await self._vmmd.set_repair_limit(
+                record.instance_id, record.disk, record.bytes_per_second_max
+            )
+        async with aclosing(self._watch.events(record)) as events:
+            async for event in events:
+                if not isinstance(event, core.Observed):
+                    return event
+                await self._advance(run, event)
+        return core.Blocked(at=self._clock(), on=f"the volume's news from {self._vmmd.peer} ended")
+
+    async def _verify(self, run: _Run) -> Event:
+        record = run.record
+        report = await self._vmmd.verify_volume(record.instance_id, record.disk, read_data=False)
+        info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
+        return verified(record, report, info, self._clock())
+
+    async def _retire(self, run: _Run) -> Event:
+        await self._store.retire_member(run.record)
+        await self._traces.keep_all(run.record.trace_id)
+        return core.Retired(at=self._clock())
+
+
+def _mark(span: Span, event: Event) -> None:
+    """The span's outcome: an attempt that failed is an error, a wait is not."""
+    span.set_attribute("event", type(event).__name__)
+    if isinstance(event, core.StepFailed | core.GaveUp):
+        span.set_status(Status(StatusCode.ERROR, event.error))

@@ -1,0 +1,162 @@
+"""Follows the machine of each instance: its states into the store, and a lost machine made again.
+
+vmmd keeps nothing over its own restart; the control plane does. So an instance whose machine vmmd
+does not know is given a new one (with raised generations, so that its volumes may be activated
+again) and brought to the state the user asked for. To the guest that is a power cut. A machine that
+ended (FAILED, DESTROYED) is not made again.
+
+One task for each instance that has not ended. While vmmd is away the last known state stays, and
+the reason says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from contextvars import Context
+from uuid import UUID
+
+from controlplane.core.records import Desired, InstanceRecord, InstanceState
+from controlplane.feed import Feed
+from controlplane.machine_spec import machine_spec, state_of
+from controlplane.peers.vmmd import Vmmd
+from controlplane.store.base import Store
+from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
+from stairlib.telemetry.logs import get_logger
+from stairwell.vmmd.v1 import machine_service_pb2 as pb
+
+_log = get_logger(__name__)
+
+# Between looks at a vmmd that is away, and at one that ends a watch at once.
+RETRY_FIRST_SECONDS = 0.1
+RETRY_MAX_SECONDS = 2.0
+# More than any host runs; each is a task and a stream.
+INSTANCES_MAX = 1000
+
+
+class MachineFollower:
+    """See the module. `news` gets each record that changed, under the instance's id."""
+
+    def __init__(self, store: Store, vmmd: Vmmd, news: Feed[InstanceRecord]) -> None:
+        self._store = store
+        self._vmmd = vmmd
+        self._news = news
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Follows every recorded instance that has not ended."""
+        for instance in await self._store.list_instances(limit=INSTANCES_MAX):
+            if not instance.state.ended:
+                self.follow(instance.id)
+
+    async def stop(self) -> None:
+        """Ends the tasks; machines go on."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def follow(self, instance_id: UUID) -> None:
+        """Follows one more instance."""
+        # An empty context: what the follower calls is no part of the trace of the call.
+        task = asyncio.create_task(
+            self._follow(instance_id), name=f"machine {instance_id}", context=Context()
+        )
+        self._tasks[instance_id] = task
+        task.add_done_callback(lambda _task: self._tasks.pop(instance_id, None))
+
+    async def unfollow(self, instance_id: UUID) -> None:
+        """Stops following one."""
+        task = self._tasks.get(instance_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def saw(self, machine: pb.Machine) -> None:
+        """Takes over what vmmd says of a machine."""
+        await self._set(UUID(machine.id), state_of(machine), machine.reason)
+
+    async def _set(self, instance_id: UUID, state: InstanceState, reason: str) -> None:
+        changed = await self._store.set_instance_state(instance_id, state, reason)
+        if changed is not None:
+            _log.info("instance changed", instance=changed.name, state=state, reason=reason)
+            self._news.publish(instance_id, changed)
+
+    async def _follow(self, instance_id: UUID) -> None:
+        delay = RETRY_FIRST_SECONDS
+        while True:
+            try:
+                instance = await self._store.instance(str(instance_id))
+                if instance.state.ended:
+                    return
+                if await self._watch(instance_id):
+                    delay = RETRY_FIRST_SECONDS
+            except NotFoundError:
+                return
+            except UnavailableError as error:
+                await self._lost(instance_id, error)
+            except StairwellError as error:
+                _log.warning("machine cannot be followed", error=error.message)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_MAX_SECONDS)
+
+    async def _watch(self, instance_id: UUID) -> bool:
+        """Follows the machine to the end of the stream; whether anything was heard."""
+        heard = False
+        try:
+            async with aclosing(self._vmmd.watch_machine(instance_id, 0)) as machines:
+                async for machine in machines:
+                    heard = True
+                    await self._confirm(instance_id)
+                    await self.saw(machine)
+        except NotFoundError:
+            await self._make_again(instance_id)
+        return heard
+
+    async def _confirm(self, instance_id: UUID) -> None:
+        """Notes that the machine exists, once: it may have been made just before a crash."""
+        instance = await self._store.instance(str(instance_id))
+        if instance.confirmed:
+            return
+        disks = await self._store.list_disks(instance_id=instance_id, limit=0)
+        handed = {
+            disk.volume_id: await self._store.next_generation(
+                disk.volume_id, disk.recorded_generation
+            )
+            for disk in disks
+        }
+        await self._store.confirm_instance(instance_id, handed)
+
+    async def _make_again(self, instance_id: UUID) -> None:
+        """Makes a machine that vmmd does not know, unless it was on its way out."""
+        instance = await self._store.instance(str(instance_id))
+        if instance.desired is Desired.STOPPED:
+            await self._set(instance_id, InstanceState.DESTROYED, "vmmd has restarted meanwhile")
+            return
+        disks = await self._store.list_disks(instance_id=instance_id, limit=0)
+        generations = {
+            disk.volume_id: await self._store.hand_out_generation(
+                disk.volume_id, disk.recorded_generation
+            )
+            for disk in disks
+        }
+        _log.warning("machine is made again", instance=instance.name)
+        try:
+            machine = await self._vmmd.ensure_machine(machine_spec(instance, disks, generations))
+            if instance.desired is Desired.RUNNING:
+                machine = await self._vmmd.set_machine_state(
+                    instance_id, pb.MACHINE_REQUESTED_STATE_RUN
+                )
+        except UnavailableError:
+            raise
+        except StairwellError as error:
+            why = f"vmmd has restarted and cannot make the machine again: {error.message}"
+            await self._set(instance_id, InstanceState.FAILED, why)
+            return
+        await self._store.confirm_instance(instance_id, generations)
+        await self.saw(machine)
+
+    async def _lost(self, instance_id: UUID, error: UnavailableError) -> None:
+        """Says that the state is old."""
+        instance = await self._store.instance(str(instance_id))
+        await self._set(instance_id, instance.state, f"last known state: {error.message}")

@@ -1,0 +1,243 @@
+"""Instances: create, find, bring to a state, watch, delete, and let their guest work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from controlplane.core.instance_check import DiskRequest, check_instance
+from controlplane.core.records import Desired, DiskRecord, InstanceRecord, InstanceState
+from controlplane.driver import ReplacementDriver
+from controlplane.feed import Feed
+from controlplane.machine_spec import machine_spec
+from controlplane.machines import INSTANCES_MAX, MachineFollower
+from controlplane.operations.paging import page_size, position, token
+from controlplane.peers.vmmd import Vmmd
+from controlplane.store.base import Store
+from stairlib.model.errors import (
+    AlreadyExistsError,
+    FieldViolation,
+    InvalidRequestError,
+    LimitError,
+    NotFoundError,
+    StairwellError,
+)
+from stairlib.telemetry.logs import get_logger
+from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
+
+_log = get_logger(__name__)
+
+_REQUESTS: dict[Desired, machine_pb.MachineRequestedState.ValueType] = {
+    Desired.RUNNING: machine_pb.MACHINE_REQUESTED_STATE_RUN,
+    Desired.STOPPED: machine_pb.MACHINE_REQUESTED_STATE_STOP,
+}
+# Names listed in a message that asks for one of them.
+_NAMES_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CreateInstance:
+    """A wish for an instance. `unread` are the violations found while reading the request."""
+
+    name: str
+    disks: Sequence[DiskRequest]
+    id: str = ""
+    request_id: str = ""
+    cpus: int = 0
+    memory_mib: int = 0
+    unread: tuple[FieldViolation, ...] = ()
+
+
+class Instances:
+    """See the module."""
+
+    def __init__(
+        self,
+        store: Store,
+        vmmd: Vmmd,
+        follower: MachineFollower,
+        driver: ReplacementDriver,
+        news: Feed[InstanceRecord],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._vmmd = vmmd
+        self._follower = follower
+        self._driver = driver
+        self._news = news
+        self._clock = clock
+
+    async def create(self, wish: CreateInstance) -> InstanceRecord:
+        """Records the instance and makes its machine; when it cannot be made, nothing is left."""
+        instance, disks = self._checked(wish)
+        if len(await self._store.list_instances(limit=INSTANCES_MAX)) >= INSTANCES_MAX:
+            raise LimitError(f"there are {INSTANCES_MAX} instances already; delete one first")
+        try:
+            await self._store.add_instance(instance, disks)
+        except AlreadyExistsError:
+            known = await self._created_before(wish)
+            if known is None:
+                raise
+            return known
+        generations = {
+            disk.volume_id: await self._store.next_generation(
+                disk.volume_id, disk.recorded_generation
+            )
+            for disk in disks
+        }
+        try:
+            machine = await self._vmmd.ensure_machine(machine_spec(instance, disks, generations))
+        except BaseException:
+            await self._take_back(instance)
+            raise
+        await self._store.confirm_instance(instance.id, generations)
+        await self._follower.saw(machine)
+        self._follower.follow(instance.id)
+        return await self._store.instance(str(instance.id))
+
+    async def _created_before(self, wish: CreateInstance) -> InstanceRecord | None:
+        """The instance that the same request made, sent again after its answer was lost."""
+        try:
+            known = await self._store.instance(wish.name)
+        except NotFoundError:
+            return None
+        same = wish.request_id != "" and known.request_id == wish.request_id
+        return known if same else None
+
+    def _checked(self, wish: CreateInstance) -> tuple[InstanceRecord, list[DiskRecord]]:
+        """The records of a well-formed wish; InvalidRequestError with all that is wrong."""
+        violations = wish.unread + check_instance(
+            wish.name, wish.disks, cpus=wish.cpus, memory_mib=wish.memory_mib
+        )
+        try:
+            identity = UUID(wish.id) if wish.id else uuid4()
+        except ValueError:
+            violations += (FieldViolation("id", "is not a UUID", "BAD_UUID"),)
+        if violations:
+            listed = "; ".join(f"{each.field}: {each.description}" for each in violations)
+            raise InvalidRequestError(
+                f"the instance is not well described: {listed}",
+                violations,
+                reason=violations[0].reason,
+            )
+        instance = InstanceRecord(
+            id=identity,
+            name=wish.name,
+            state=InstanceState.CREATING,
+            state_generation=1,
+            desired=Desired.CREATED,
+            reason="",
+            cpus=wish.cpus,
+            memory_mib=wish.memory_mib,
+            request_id=wish.request_id,
+            confirmed=False,
+            created_at=self._clock(),
+        )
+        return instance, [_disk(instance, disk) for disk in wish.disks]
+
+    async def _take_back(self, instance: InstanceRecord) -> None:
+        """Forgets an instance whose machine could not be made, and what there may be of it."""
+        await self._store.forget_instance(instance.id)
+        try:
+            await self._vmmd.delete_machine(instance.id)
+        except StairwellError as error:
+            # Most likely there is none. If vmmd was slow and made it, it is idle and has no owner.
+            _log.info("no machine to take back", instance=instance.name, error=error.message)
+
+    async def find(self, name: str) -> InstanceRecord:
+        """By name or id; empty means the only one there is."""
+        if name:
+            return await self._store.instance(name)
+        found = await self._store.list_instances(limit=_NAMES_SHOWN)
+        if not found:
+            raise NotFoundError("instance", "", "there is no instance; create one first")
+        if len(found) > 1:
+            names = ", ".join(each.name for each in found)
+            text = f"is needed: there are several instances ({names})"
+            raise InvalidRequestError(
+                f"the name of the instance {text}",
+                (FieldViolation("name", text, "NAME_NEEDED"),),
+                reason="NAME_NEEDED",
+            )
+        return found[0]
+
+    async def disk_names(self, instance: InstanceRecord) -> list[str]:
+        """The names of its disks."""
+        disks = await self._store.list_disks(instance_id=instance.id, limit=0)
+        return [disk.name for disk in disks]
+
+    async def page(self, size: int, page_token: str) -> tuple[list[InstanceRecord], str]:
+        """One page of all instances, and the token of the next."""
+        wanted = page_size(size)
+        after = position(page_token)
+        found = await self._store.list_instances(after=after, limit=wanted + 1)
+        shown = found[:wanted]
+        return shown, token(shown[-1].name) if len(found) > wanted else ""
+
+    async def set_state(self, name: str, desired: Desired | None) -> InstanceRecord:
+        """Asks the machine to run or stop, or to reboot (None); vmmd judges."""
+        instance = await self.find(name)
+        request = _REQUESTS[desired] if desired else machine_pb.MACHINE_REQUESTED_STATE_REBOOT
+        machine = await self._vmmd.set_machine_state(instance.id, request)
+        if desired is not None:
+            await self._store.set_desired(instance.id, desired)
+        await self._follower.saw(machine)
+        return await self._store.instance(str(instance.id))
+
+    async def watch(self, name: str) -> AsyncGenerator[InstanceRecord, None]:
+        """The present state, then each later one; ends with the instance."""
+        instance = await self.find(name)
+        with self._news.subscribe(instance.id) as news:
+            instance = await self._store.instance(str(instance.id))
+            yield instance
+            if instance.state.ended:
+                return
+            seen = instance.state_generation
+            async for changed in news:
+                if changed.state_generation > seen:
+                    seen = changed.state_generation
+                    yield changed
+                    if changed.state.ended:
+                        return
+
+    async def delete(self, name: str) -> None:
+        """Ends the machine and forgets the instance; its running replacements fail."""
+        if not name:
+            text = "is needed: what is deleted has to be named"
+            raise InvalidRequestError(
+                f"the name of the instance {text}", (FieldViolation("name", text, "NAME_NEEDED"),)
+            )
+        instance = await self._store.instance(name)
+        try:
+            await self._vmmd.delete_machine(instance.id)
+        except NotFoundError:
+            _log.info("the machine was gone already", instance=instance.name)
+        await self._follower.unfollow(instance.id)
+        disks = await self._store.list_disks(instance_id=instance.id, limit=0)
+        why = f"instance {instance.name!r} was deleted"
+        await self._driver.abandon([disk.key for disk in disks], why)
+        await self._store.delete_instance(instance.id)
+
+    async def run_workload(
+        self, name: str, workload: guest_pb.Workload
+    ) -> AsyncGenerator[guest_pb.WorkloadReport, None]:
+        """The reports of a workload of the machine's built-in guest."""
+        instance = await self.find(name)
+        return self._vmmd.run_workload(instance.id, workload)
+
+
+def _disk(instance: InstanceRecord, disk: DiskRequest) -> DiskRecord:
+    assert disk.construction is not None
+    return DiskRecord(
+        key=uuid4(),
+        name=disk.name,
+        device=disk.device,
+        instance_id=instance.id,
+        instance_name=instance.name,
+        slot=disk.slot,
+        read_only=disk.read_only,
+        construction=disk.construction,
+    )

@@ -1,0 +1,1 @@
+"""The daemons the control plane calls: gRPC out, domain errors back."""

@@ -1,0 +1,177 @@
+"""vmmd as the control plane sees it: one method for each call it makes.
+
+Invariants: every unary call has a deadline; a failure is a domain error that names vmmd; a stream
+that is left, for whatever reason, is cancelled on the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
+from uuid import UUID
+
+import grpc
+
+from stairlib.model.construction import Construction
+from stairlib.rpc.channel import open_channel
+from stairlib.rpc.errors import translated
+from stairlib.telemetry.trace_service import collect
+from stairlib.telemetry.tracing import Tracing
+from stairlib.wire.construction import to_message
+from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
+from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
+from stairwell.vmmd.v1 import guest_service_pb2_grpc as guest_grpc
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
+from stairwell.vmmd.v1 import machine_service_pb2_grpc as machine_grpc
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
+from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc
+
+_T = TypeVar("_T")
+
+# Starting a machine's process and its devices: a second or so, on a busy host several.
+ENSURE_SECONDS = 30.0
+# Stopping one on the way out of the world, with its last flush.
+DELETE_SECONDS = 60.0
+# Questions that are answered from memory.
+ASK_SECONDS = 5.0
+# Asked on behalf of a user who wants an answer now, with or without it.
+GLANCE_SECONDS = 2.0
+# The machine looks at its own state and answers; nothing is copied meanwhile.
+REPLACE_SECONDS = 20.0
+# A flush and the digests of all extents of three members.
+VERIFY_SECONDS = 300.0
+# The same, reading every stored block.
+VERIFY_DATA_SECONDS = 6 * 3600.0
+
+
+class Vmmd:
+    """The vmmd at one address. `close` it when done."""
+
+    def __init__(self, address: str, tracing: Tracing) -> None:
+        self.address = address
+        self.peer = f"vmmd at {address}"
+        self._channel = open_channel(address, tracing=tracing)
+        # mypy-protobuf types a stub by its channel; these are asynchronous.
+        self._machines: Any = machine_grpc.MachineServiceStub(self._channel)
+        self._volumes: Any = volume_grpc.VolumeServiceStub(self._channel)
+        self._guests: Any = guest_grpc.GuestServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Ends every call and the connection."""
+        await self._channel.close()
+
+    def channels(self) -> list[tuple[str, grpc.aio.Channel]]:
+        """(name, channel) of those behind the control plane in a trace."""
+        return [(self.peer, self._channel)]
+
+    async def ensure_machine(self, spec: machine_pb.MachineSpec) -> machine_pb.Machine:
+        """Makes the machine, or finds the same one."""
+        request = machine_pb.EnsureMachineRequest(spec=spec)
+        with translated(self.peer):
+            answer = await self._machines.EnsureMachine(request, timeout=ENSURE_SECONDS)
+        machine: machine_pb.Machine = answer.machine
+        return machine
+
+    async def set_machine_state(
+        self, machine_id: UUID, state: machine_pb.MachineRequestedState.ValueType
+    ) -> machine_pb.Machine:
+        """Queues a change of state."""
+        request = machine_pb.SetMachineStateRequest(id=str(machine_id), state=state)
+        with translated(self.peer):
+            answer = await self._machines.SetMachineState(request, timeout=ASK_SECONDS)
+        machine: machine_pb.Machine = answer.machine
+        return machine
+
+    def watch_machine(
+        self, machine_id: UUID, after: int
+    ) -> AsyncGenerator[machine_pb.Machine, None]:
+        """The machine's states after generation `after`; ends when no later one can come."""
+        request = machine_pb.WatchMachineRequest(id=str(machine_id), after_generation=after)
+        return self._stream(self._machines.WatchMachine, request, lambda answer: answer.machine)
+
+    async def delete_machine(self, machine_id: UUID) -> None:
+        """Stops and forgets the machine; NotFoundError when vmmd does not know it."""
+        request = machine_pb.DeleteMachineRequest(id=str(machine_id))
+        with translated(self.peer):
+            await self._machines.DeleteMachine(request, timeout=DELETE_SECONDS)
+
+    async def get_volume_info(
+        self, machine_id: UUID, disk: str, *, seconds: float = ASK_SECONDS
+    ) -> volume_pb.VolumeInfo:
+        """The state of a volume and of its slots."""
+        request = volume_pb.GetVolumeInfoRequest(machine_id=str(machine_id), disk=disk)
+        with translated(self.peer):
+            answer = await self._volumes.GetVolumeInfo(request, timeout=seconds)
+        info: volume_pb.VolumeInfo = answer.volume
+        return info
+
+    def watch_volume(
+        self, machine_id: UUID, disk: str
+    ) -> AsyncGenerator[volume_pb.VolumeInfo, None]:
+        """The same, now and at each change."""
+        request = volume_pb.WatchVolumeRequest(machine_id=str(machine_id), disk=disk)
+        return self._stream(self._volumes.WatchVolume, request, lambda answer: answer.volume)
+
+    async def replace_vcr(
+        self, machine_id: UUID, disk: str, *, original: Construction, replacement: Construction,
+        replacement_id: UUID,
+    ) -> volume_pb.ReplaceVcrResponse:  # fmt: skip
+        """Tells the machine to replace the target in which the two requests differ."""
+        request = volume_pb.ReplaceVcrRequest(
+            machine_id=str(machine_id),
+            disk=disk,
+            original=to_message(original),
+            replacement=to_message(replacement),
+            replacement_id=str(replacement_id),
+        )
+        with translated(self.peer):
+            answer: volume_pb.ReplaceVcrResponse = await self._volumes.ReplaceVcr(
+                request, timeout=REPLACE_SECONDS
+            )
+        return answer
+
+    async def verify_volume(
+        self, machine_id: UUID, disk: str, *, read_data: bool
+    ) -> volume_pb.VerifyReport:
+        """Compares the members of a volume."""
+        request = volume_pb.VerifyVolumeRequest(
+            machine_id=str(machine_id), disk=disk, read_data=read_data
+        )
+        seconds = VERIFY_DATA_SECONDS if read_data else VERIFY_SECONDS
+        with translated(self.peer):
+            answer = await self._volumes.VerifyVolume(request, timeout=seconds)
+        report: volume_pb.VerifyReport = answer.report
+        return report
+
+    async def set_repair_limit(
+        self, machine_id: UUID, disk: str, bytes_per_second_max: int
+    ) -> None:
+        """Bounds the rate of repairs of a volume; zero means no limit."""
+        request = volume_pb.SetRepairLimitsRequest(
+            machine_id=str(machine_id), disk=disk, bytes_per_second_max=bytes_per_second_max
+        )
+        with translated(self.peer):
+            await self._volumes.SetRepairLimits(request, timeout=ASK_SECONDS)
+
+    def run_workload(
+        self, machine_id: UUID, workload: guest_pb.Workload
+    ) -> AsyncGenerator[guest_pb.WorkloadReport, None]:
+        """Reports of a workload of the built-in guest; leaving the stream ends the workload."""
+        request = guest_pb.RunWorkloadRequest(machine_id=str(machine_id), workload=workload)
+        return self._stream(self._guests.RunWorkload, request, lambda answer: answer.report)
+
+    async def collect_trace(self, trace_id: str, seconds: float) -> list[telemetry_pb.Span]:
+        """The spans vmmd and those behind it have of a trace; none when it does not answer."""
+        return await collect(self.peer, self._channel, trace_id, seconds)
+
+    async def _stream(
+        self, method: Callable[[Any], Any], request: object, taken: Callable[[Any], _T]
+    ) -> AsyncGenerator[_T, None]:
+        """What `taken` takes from each answer. Close it (`aclosing`) to end the call."""
+        call = method(request)
+        try:
+            with translated(self.peer):
+                async for answer in call:
+                    yield taken(answer)
+        finally:
+            call.cancel()

@@ -1,0 +1,86 @@
+"""Follows a repair through vmmd's news of the volume, and notices when it stands still.
+
+The watchdog is on progress, not on time: a repair may take days, but while the volume is active
+something about it has to change now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from controlplane.core import replacement as core
+from controlplane.core.replacement import Event, Replacement
+from controlplane.peers.vmmd import Vmmd
+from controlplane.steps import is_moving, look
+from stairwell.vmmd.v1 import volume_service_pb2 as pb
+
+# Longer than a member takes to come back after a restart, with its reconnection delays; an extent
+# of 512 MiB is copied in this time at less than 5 MiB/s.
+STALL_SECONDS = 120.0
+
+
+class RepairWatch:
+    """Makes the events of the REPAIR state."""
+
+    def __init__(
+        self, vmmd: Vmmd, clock: Callable[[], float], stall_seconds: float = STALL_SECONDS
+    ) -> None:
+        self._vmmd = vmmd
+        self._clock = clock
+        self._stall_seconds = stall_seconds
+
+    async def events(self, record: Replacement) -> AsyncGenerator[Event, None]:
+        """Observed events, then the one that ends the state; ends alone when the news end."""
+        loop = asyncio.get_running_loop()
+        seen: Event | None = None
+        deadline: float | None = None
+        async with aclosing(self._vmmd.watch_volume(record.instance_id, record.disk)) as news:
+            while True:
+                left = None if deadline is None else deadline - loop.time()
+                info, late = await _next(news, left)
+                if late:
+                    yield self._stalled(seen)
+                    return
+                if info is None:
+                    return
+                event = look(record, info, self._clock())
+                yield event
+                if not isinstance(event, core.Observed):
+                    return
+                if not is_moving(info, record):
+                    deadline = None
+                elif deadline is None or _moved(seen, event):
+                    deadline = loop.time() + self._stall_seconds
+                seen = event
+
+    def _stalled(self, seen: Event | None) -> Event:
+        """The failed attempt that a standstill is."""
+        why = seen.blocked_on if isinstance(seen, core.Observed) else ""
+        error = f"no progress for {self._stall_seconds:g} s" + (f"; {why}" if why else "")
+        return core.StepFailed(at=self._clock(), error=error)
+
+
+def _moved(before: Event | None, now: core.Observed) -> bool:
+    """Whether anything but the time differs."""
+    if not isinstance(before, core.Observed):
+        return True
+    return (before.bytes_done, before.bytes_copied, before.blocked_on) != (
+        now.bytes_done,
+        now.bytes_copied,
+        now.blocked_on,
+    )
+
+
+async def _next(
+    news: AsyncGenerator[pb.VolumeInfo, None], seconds: float | None
+) -> tuple[pb.VolumeInfo | None, bool]:
+    """(the next message or None at the end, False), or (None, True) after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await anext(news, None), False
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        return None, True

@@ -1,0 +1,84 @@
+"""DiskService: check, ask the operations, map the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc.aio
+
+from controlplane.answers import AnswerBook
+from controlplane.operations.disks import Disks
+from controlplane.operations.replacing import Replacing
+from controlplane.services.mapping import disk_message, replace_answer, replace_wish
+from stairwell.controlplane.v1 import disk_service_pb2 as pb
+from stairwell.controlplane.v1 import disk_service_pb2_grpc as pb_grpc
+
+
+class DiskServicer(pb_grpc.DiskServiceServicer):
+    """Disks over gRPC."""
+
+    def __init__(self, disks: Disks, replacing: Replacing, answers: AnswerBook) -> None:
+        self._disks = disks
+        self._replacing = replacing
+        self._answers = answers
+
+    async def GetDisk(
+        self,
+        request: pb.GetDiskRequest,
+        context: grpc.aio.ServicerContext[pb.GetDiskRequest, pb.GetDiskResponse],
+    ) -> pb.GetDiskResponse:
+        """One disk."""
+        del context
+        return pb.GetDiskResponse(disk=disk_message(await self._disks.get(request.name)))
+
+    async def ListDisks(
+        self,
+        request: pb.ListDisksRequest,
+        context: grpc.aio.ServicerContext[pb.ListDisksRequest, pb.ListDisksResponse],
+    ) -> pb.ListDisksResponse:
+        """A page of disks."""
+        del context
+        views, token = await self._disks.page(
+            request.instance, request.page_size, request.page_token
+        )
+        return pb.ListDisksResponse(
+            disks=[disk_message(view) for view in views], next_page_token=token
+        )
+
+    async def WatchDisk(
+        self,
+        request: pb.WatchDiskRequest,
+        context: grpc.aio.ServicerContext[pb.WatchDiskRequest, pb.WatchDiskResponse],
+    ) -> AsyncIterator[pb.WatchDiskResponse]:
+        """The present state of the disk and each change."""
+        del context
+        async with aclosing(self._disks.watch(request.name)) as views:
+            async for view in views:
+                yield pb.WatchDiskResponse(disk=disk_message(view))
+
+    async def ReplaceVcr(
+        self,
+        request: pb.ReplaceVcrRequest,
+        context: grpc.aio.ServicerContext[pb.ReplaceVcrRequest, pb.ReplaceVcrResponse],
+    ) -> pb.ReplaceVcrResponse:
+        """Replaces one target."""
+        del context
+        wish = replace_wish(request)
+
+        async def replace() -> pb.ReplaceVcrResponse:
+            return replace_answer(await self._replacing.replace(wish))
+
+        return await self._answers.once(
+            "ReplaceVcr", request.request_id, request, pb.ReplaceVcrResponse, replace
+        )
+
+    async def VerifyDisk(
+        self,
+        request: pb.VerifyDiskRequest,
+        context: grpc.aio.ServicerContext[pb.VerifyDiskRequest, pb.VerifyDiskResponse],
+    ) -> pb.VerifyDiskResponse:
+        """Compares the members of a disk."""
+        del context
+        report = await self._disks.verify(request.name, read_data=request.read_data)
+        return pb.VerifyDiskResponse(report=report)

@@ -1,0 +1,207 @@
+"""Records as messages, and requests as wishes. Secrets of construction requests stay behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from controlplane.core.instance_check import DiskRequest
+from controlplane.core.records import Desired, DownstairsRecord, InstanceRecord
+from controlplane.core.replacement import Replacement
+from controlplane.operations.disks import DiskView
+from controlplane.operations.instances import CreateInstance
+from controlplane.operations.replacing import ReplaceAnswer, ReplaceWish
+from stairlib.model.errors import FieldViolation, InvalidRequestError
+from stairlib.wire.construction import Parsed, parse_json, parse_message, to_message
+from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
+from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
+from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
+from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
+
+_DESIRED: dict[int, Desired | None] = {
+    instance_pb.REQUESTED_STATE_RUN: Desired.RUNNING,
+    instance_pb.REQUESTED_STATE_STOP: Desired.STOPPED,
+    instance_pb.REQUESTED_STATE_REBOOT: None,
+}
+
+
+def create_wish(request: instance_pb.CreateInstanceRequest) -> CreateInstance:
+    """The wish of a request; what cannot be read of it is in `unread`."""
+    disks: list[DiskRequest] = []
+    unread: list[FieldViolation] = []
+    for index, disk in enumerate(request.disks):
+        path = f"disks[{index}].volume_construction_request"
+        if disk.HasField("volume_construction_request"):
+            parsed = parse_message(disk.volume_construction_request, path=path)
+        else:
+            parsed = Parsed(None, (FieldViolation(path, "is missing", "MISSING"),))
+        unread.extend(parsed.violations)
+        disks.append(
+            DiskRequest(disk.device, disk.name, disk.slot, disk.read_only, parsed.construction)
+        )
+    return CreateInstance(
+        name=request.name,
+        disks=disks,
+        id=request.id,
+        request_id=request.request_id,
+        cpus=request.cpus,
+        memory_mib=request.memory_mib,
+        unread=tuple(unread),
+    )
+
+
+def desired_state(request: instance_pb.SetInstanceStateRequest) -> Desired | None:
+    """The wanted state, None for a reboot; InvalidRequestError when none is named."""
+    if request.state not in _DESIRED:
+        text = "must be REQUESTED_STATE_RUN, REQUESTED_STATE_STOP or REQUESTED_STATE_REBOOT"
+        raise InvalidRequestError(
+            f"the state {text}", (FieldViolation("state", text, "UNKNOWN_STATE"),)
+        )
+    return _DESIRED[request.state]
+
+
+def replace_wish(request: disk_pb.ReplaceVcrRequest) -> ReplaceWish:
+    """The wish of a request; InvalidRequestError when its construction cannot be read."""
+    if request.HasField("vcr") == request.HasField("vcr_json"):
+        text = "give the construction request either in vcr or as JSON text in vcr_json"
+        raise InvalidRequestError(
+            text, (FieldViolation("vcr", text, "ONE_OF_REQUIRED"),), reason="ONE_OF_REQUIRED"
+        )
+    if request.HasField("vcr"):
+        field, parsed = "vcr", parse_message(request.vcr, path="vcr")
+    else:
+        field, parsed = "vcr_json", parse_json(request.vcr_json, path="vcr_json")
+    return ReplaceWish(
+        name=request.name,
+        id=request.id,
+        instance=request.instance,
+        wanted=parsed.require(),
+        field=field,
+        validate_only=request.validate_only,
+    )
+
+
+def instance_message(
+    record: InstanceRecord, disks: Iterable[str], vmmd: str
+) -> instance_pb.Instance:
+    """An instance for clients."""
+    return instance_pb.Instance(
+        id=str(record.id),
+        name=record.name,
+        state=instance_pb.InstanceState.Value(f"INSTANCE_STATE_{record.state}"),
+        state_generation=record.state_generation,
+        disks=disks,
+        reason=record.reason,
+        vmmd=vmmd,
+    )
+
+
+def disk_message(view: DiskView) -> disk_pb.Disk:
+    """A disk for clients, without secrets."""
+    disk = view.disk
+    return disk_pb.Disk(
+        name=disk.name,
+        id=str(disk.volume_id),
+        instance=disk.instance_name,
+        device=disk.device,
+        pci_path=disk.pci_path,
+        read_only=disk.read_only,
+        recorded_generation=disk.recorded_generation,
+        vcr=to_message(disk.construction, secrets=False),
+        volume=view.volume,
+        replacement_id=_text(view.replacement_id),
+    )
+
+
+def replace_answer(answer: ReplaceAnswer) -> disk_pb.ReplaceVcrResponse:
+    """The answer to a replacement of the construction request."""
+    response = disk_pb.ReplaceVcrResponse(
+        result=disk_pb.ReplaceResult.Value(f"REPLACE_RESULT_{answer.result}")
+    )
+    record, changed = answer.replacement, answer.changed
+    if record is not None:
+        response.slot = record.slot
+        response.old_target = record.old_target
+        response.new_target = record.new_target
+        response.path = record.path
+        response.replacement_id = str(record.id)
+        response.trace_id = record.trace_id
+        response.replacement.CopyFrom(replacement_message(record))
+    elif changed is not None:
+        response.slot = changed.slot
+        response.old_target = changed.old
+        response.new_target = changed.new
+        response.path = changed.path
+    return response
+
+
+def replacement_message(record: Replacement) -> replacement_pb.Replacement:
+    """A replacement for clients."""
+    progress = record.progress
+    message = replacement_pb.Replacement(
+        id=str(record.id),
+        disk=record.disk,
+        volume_id=str(record.volume_id),
+        state=_state(record.state),
+        region_path=record.region_path,
+        slot=record.slot,
+        old_target=record.old_target,
+        new_target=record.new_target,
+        from_generation=record.from_generation,
+        to_generation=record.to_generation,
+        bytes_done=progress.bytes_done,
+        bytes_total=progress.bytes_total,
+        bytes_copied=progress.bytes_copied,
+        extents_done=progress.extents_done,
+        extents_total=progress.extents_total,
+        bytes_per_second=progress.bytes_per_second,
+        eta_seconds=progress.eta_seconds,
+        blocked_on=record.blocked_on,
+        last_error=record.last_error,
+        attempt=record.attempt,
+        trace_id=record.trace_id,
+        create_time=_time(record.created_at),
+        update_time=_time(record.updated_at),
+        repair_bytes_per_second_max=record.bytes_per_second_max,
+        transitions=[
+            replacement_pb.Transition(
+                state=_state(each.state), time=_time(each.at), event=each.event, detail=each.detail
+            )
+            for each in record.transitions
+        ],
+    )
+    if record.next_attempt_at is not None:
+        message.next_attempt_time.CopyFrom(_time(record.next_attempt_at))
+    return message
+
+
+def downstairs_message(record: DownstairsRecord) -> fleet_pb.Downstairs:
+    """A downstairs for clients."""
+    message = fleet_pb.Downstairs(
+        address=record.address,
+        region_id=_text(record.region_id),
+        role=fleet_pb.DownstairsRole.Value(f"DOWNSTAIRS_ROLE_{record.role}"),
+        volume_id=_text(record.volume_id),
+        encrypted=record.encrypted,
+    )
+    if record.geometry is not None:
+        message.block_size = record.geometry.block_size
+        message.blocks_per_extent = record.geometry.blocks_per_extent
+        message.extent_count = record.geometry.extent_count
+    return message
+
+
+def _state(state: str) -> replacement_pb.ReplacementState.ValueType:
+    return replacement_pb.ReplacementState.Value(f"REPLACEMENT_STATE_{state}")
+
+
+def _time(at: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(at * 1e9))
+    return stamp
+
+
+def _text(value: UUID | None) -> str:
+    return str(value) if value is not None else ""

@@ -1,0 +1,87 @@
+"""ReplacementService: check, ask the operations, map the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc.aio
+
+from controlplane.operations.replacements import Replacements
+from controlplane.services.mapping import replacement_message
+from stairwell.controlplane.v1 import replacement_service_pb2 as pb
+from stairwell.controlplane.v1 import replacement_service_pb2_grpc as pb_grpc
+
+
+class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
+    """Replacements over gRPC."""
+
+    def __init__(self, replacements: Replacements) -> None:
+        self._replacements = replacements
+
+    async def GetReplacement(
+        self,
+        request: pb.GetReplacementRequest,
+        context: grpc.aio.ServicerContext[pb.GetReplacementRequest, pb.GetReplacementResponse],
+    ) -> pb.GetReplacementResponse:
+        """One replacement."""
+        del context
+        record = await self._replacements.get(request.id)
+        return pb.GetReplacementResponse(replacement=replacement_message(record))
+
+    async def ListReplacements(
+        self,
+        request: pb.ListReplacementsRequest,
+        context: grpc.aio.ServicerContext[pb.ListReplacementsRequest, pb.ListReplacementsResponse],
+    ) -> pb.ListReplacementsResponse:
+        """A page of replacements, newest first."""
+        del context
+        found, token = await self._replacements.page(
+            request.disk, request.page_size, request.page_token
+        )
+        return pb.ListReplacementsResponse(
+            replacements=[replacement_message(each) for each in found], next_page_token=token
+        )
+
+    async def WatchReplacement(
+        self,
+        request: pb.WatchReplacementRequest,
+        context: grpc.aio.ServicerContext[pb.WatchReplacementRequest, pb.WatchReplacementResponse],
+    ) -> AsyncIterator[pb.WatchReplacementResponse]:
+        """The present state and each change, until the end."""
+        del context
+        async with aclosing(self._replacements.watch(request.id)) as records:
+            async for record in records:
+                yield pb.WatchReplacementResponse(replacement=replacement_message(record))
+
+    async def RetryReplacement(
+        self,
+        request: pb.RetryReplacementRequest,
+        context: grpc.aio.ServicerContext[pb.RetryReplacementRequest, pb.RetryReplacementResponse],
+    ) -> pb.RetryReplacementResponse:
+        """Starts a failed one again."""
+        del context
+        record = await self._replacements.retry_text(request.id)
+        return pb.RetryReplacementResponse(replacement=replacement_message(record))
+
+    async def SetRepairLimits(
+        self,
+        request: pb.SetRepairLimitsRequest,
+        context: grpc.aio.ServicerContext[pb.SetRepairLimitsRequest, pb.SetRepairLimitsResponse],
+    ) -> pb.SetRepairLimitsResponse:
+        """Changes the rate of a running repair."""
+        del context
+        record = await self._replacements.set_limit(request.id, request.bytes_per_second_max)
+        return pb.SetRepairLimitsResponse(replacement=replacement_message(record))
+
+    async def GetReplacementTrace(
+        self,
+        request: pb.GetReplacementTraceRequest,
+        context: grpc.aio.ServicerContext[
+            pb.GetReplacementTraceRequest, pb.GetReplacementTraceResponse
+        ],
+    ) -> pb.GetReplacementTraceResponse:
+        """The spans of a replacement."""
+        del context
+        trace_id, spans = await self._replacements.trace(request.id)
+        return pb.GetReplacementTraceResponse(trace_id=trace_id, spans=spans)

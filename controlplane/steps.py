@@ -1,0 +1,146 @@
+"""What peers' answers mean to a replacement: messages and failures in, events of the table out."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from controlplane.core import replacement as core
+from controlplane.core.records import with_target
+from controlplane.core.replacement import Event, Replacement
+from controlplane.peers.vmmd import Vmmd
+from stairlib.model.construction import Construction
+from stairlib.model.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    RefusedError,
+    StairwellError,
+    StateError,
+    UnavailableError,
+    UnsupportedError,
+)
+from stairwell.vmmd.v1 import volume_service_pb2 as pb
+
+# A comparison of one member with itself would prove nothing.
+MEMBERS_MIN = 2
+
+
+def as_event(error: StairwellError, at: float, instance_ended: str) -> Event:
+    """What a failed call means. `instance_ended` says why no machine can come, if none can."""
+    if instance_ended and isinstance(error, NotFoundError | StateError):
+        return core.GaveUp(at=at, error=f"{instance_ended}: {error.message}")
+    if isinstance(error, UnavailableError) and error.reason != "DEADLINE_EXCEEDED":
+        return core.Blocked(at=at, on=error.message)
+    if isinstance(error, NotFoundError):
+        return core.Blocked(at=at, on=f"{error.message}; waiting until the machine is made")
+    if isinstance(error, InvalidRequestError | UnsupportedError | RefusedError):
+        return core.GaveUp(at=at, error=error.message)
+    return core.StepFailed(at=at, error=error.message)
+
+
+def look(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
+    """What the present state of the volume says about the repair of the new member."""
+    found = _slot(record, info)
+    if found is None:
+        where = f"region {record.region_path!r}, slot {record.slot}"
+        return core.StepFailed(at=at, error=f"the machine's volume has no {where}")
+    region, slot = found
+    if slot.address != record.new_target:
+        detail = f"slot {slot.slot} of the machine has {slot.address}, not {record.new_target}"
+        return core.Unapplied(at=at, detail=detail)
+    active = region.state == pb.VOLUME_STATE_ACTIVE
+    if active and slot.state == pb.SLOT_STATE_ACTIVE:
+        return core.Repaired(at=at)
+    if region.state == pb.VOLUME_STATE_DISABLED:
+        return core.StepFailed(at=at, error=f"the volume is disabled: {region.reason}")
+    if slot.HasField("repair"):
+        return _observed(record, slot.repair, at)
+    return core.Observed(at=at, blocked_on=_waiting(region, slot))
+
+
+def is_moving(info: pb.VolumeInfo, record: Replacement) -> bool:
+    """Whether the region is active, so that the repair must show progress."""
+    found = _slot(record, info)
+    return found is not None and found[0].state == pb.VOLUME_STATE_ACTIVE
+
+
+def verified(record: Replacement, report: pb.VerifyReport, info: pb.VolumeInfo, at: float) -> Event:
+    """What a comparison of the members says; `info` is the volume after it."""
+    found = _slot(record, info)
+    if found is None or found[1].state != pb.SLOT_STATE_ACTIVE:
+        detail = _slot_text(found[1]) if found else "the volume lost its slot"
+        return core.MemberLost(at=at, detail=f"the new member left service: {detail}")
+    if report.differences:
+        first = report.differences[0]
+        return core.GaveUp(
+            at=at,
+            error=f"the members differ in {len(report.differences)} extents, first in extent"
+            f" {first.extent} of {first.region_path or 'the region'}",
+        )
+    if not report.equal or report.members_compared < MEMBERS_MIN:
+        error = f"only {report.members_compared} members could be compared"
+        return core.StepFailed(at=at, error=error)
+    return core.Verified(at=at, extents=report.extents_compared, members=report.members_compared)
+
+
+async def original_as_running(vmmd: Vmmd, record: Replacement) -> Construction:
+    """The request the machine has now, but for what the replacement changes.
+
+    They are the same unless an earlier replacement of the slot was recorded and never reached the
+    machine: then its target is neither the old nor the new one, and is the one to replace.
+    """
+    try:
+        info = await vmmd.get_volume_info(record.instance_id, record.disk)
+    except StateError:
+        # A machine that has no volume yet; it was made from the recorded request.
+        return record.original
+    found = _slot(record, info)
+    if found is None or found[1].address in ("", record.old_target, record.new_target):
+        return record.original
+    return with_target(record.original, record.region_path, record.slot, found[1].address)
+
+
+def region_ids(info: pb.VolumeInfo) -> dict[str, UUID]:
+    """The region behind each address that the machine has seen one of."""
+    return {
+        slot.address: UUID(slot.region_id)
+        for region in info.regions
+        for slot in region.slots
+        if slot.region_id
+    }
+
+
+def _slot(record: Replacement, info: pb.VolumeInfo) -> tuple[pb.RegionInfo, pb.SlotInfo] | None:
+    for region in info.regions:
+        if region.path == record.region_path:
+            for slot in region.slots:
+                if slot.slot == record.slot:
+                    return region, slot
+    return None
+
+
+def _observed(record: Replacement, repair: pb.RepairProgress, at: float) -> core.Observed:
+    """Progress in bytes of the whole region: extents that need no repair count as done."""
+    bytes_left = max(0, repair.bytes_total - repair.bytes_done)
+    extents_left = max(0, repair.extents_total - repair.extents_done)
+    return core.Observed(
+        at=at,
+        bytes_done=max(0, record.progress.bytes_total - bytes_left),
+        bytes_copied=repair.bytes_copied,
+        extents_done=max(0, record.progress.extents_total - extents_left),
+    )
+
+
+def _waiting(region: pb.RegionInfo, slot: pb.SlotInfo) -> str:
+    """What the machine waits for before it can repair."""
+    if region.state == pb.VOLUME_STATE_INITIALIZING:
+        return "the volume is not active; the new member is filled when the instance runs"
+    if region.state != pb.VOLUME_STATE_ACTIVE:
+        name = pb.VolumeState.Name(region.state).removeprefix("VOLUME_STATE_")
+        return f"the volume is {name}; {_slot_text(slot)}"
+    return _slot_text(slot)
+
+
+def _slot_text(slot: pb.SlotInfo) -> str:
+    state = pb.SlotState.Name(slot.state).removeprefix("SLOT_STATE_")
+    why = f": {slot.last_error}" if slot.last_error else ""
+    return f"slot {slot.slot} ({slot.address}) is {state}{why}"
