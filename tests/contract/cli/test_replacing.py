@@ -1,0 +1,239 @@
+"""Replacements: sent, followed, sent again, refused, judged, traced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controlplane.cli import session as sessions
+from stairlib.model.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    UnavailableError,
+)
+from stairwell.controlplane.v1 import (
+    disk_service_pb2 as disk_pb,
+)
+from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
+from stairwell.controlplane.v1 import vcr_service_pb2 as vcr_pb
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+DISKS = str(EXAMPLES / "crucible-disks.json")
+REPLACE = str(EXAMPLES / "replace.json")
+VOLUME = "0cedae45-3d6e-4d90-b2cb-56f1a1a42a89"
+STATE = replacement_pb.ReplacementState
+RESULT = disk_pb.ReplaceResult
+
+
+def replacement(state: str, done: int = 0, **more) -> replacement_pb.Replacement:
+    return replacement_pb.Replacement(
+        id="r-1",
+        disk="block2",
+        slot=2,
+        old_target="127.0.0.1:8830",
+        new_target="127.0.0.1:8840",
+        state=STATE.Value(f"REPLACEMENT_STATE_{state}"),
+        bytes_done=done,
+        bytes_total=100 << 20,
+        **more,
+    )
+
+
+def watched(*states: replacement_pb.Replacement) -> list[replacement_pb.WatchReplacementResponse]:
+    return [replacement_pb.WatchReplacementResponse(replacement=one) for one in states]
+
+
+def answered(result: str) -> disk_pb.ReplaceVcrResponse:
+    return disk_pb.ReplaceVcrResponse(
+        result=RESULT.Value(f"REPLACE_RESULT_{result}"),
+        slot=2,
+        old_target="127.0.0.1:8830",
+        new_target="127.0.0.1:8840",
+        path="sub_volumes[0].opts.target[2]",
+        replacement_id="r-1",
+        trace_id="ab" * 16,
+    )
+
+
+def test_the_documents_command_is_followed_until_done(plane, client):
+    plane.answers["ReplaceVcr"] = answered("STARTED")
+    plane.answers["WatchReplacement"] = [
+        *watched(
+            replacement("PREFLIGHT"),
+            replacement("REPAIR", 50 << 20, bytes_per_second=20 << 20, eta_seconds=2.5),
+            replacement("REPAIR", 99 << 20, blocked_on="vmmd"),
+            replacement("DONE", 100 << 20, bytes_copied=7 << 20),
+        ),
+        plane.hang,
+    ]
+    code, out, err = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith("started: slot 2 127.0.0.1:8830 -> 127.0.0.1:8840")
+    assert "50 %  50 MiB of 100 MiB" in out
+    assert "20 MiB/s  ETA 2.5 s" in out
+    assert "waiting for vmmd" in out
+    assert "now 127.0.0.1:8840, verified; 7 MiB copied" in lines[-2]
+    (request,) = plane.requests("ReplaceVcr")
+    assert (request.name, request.id) == ("block2", VOLUME)
+    assert request.vcr.sub_volumes[0].gen == 2
+    assert not request.validate_only
+
+
+@pytest.mark.parametrize("option", ["-u", "-d", "--disk"])
+def test_a_disk_name_works_as_well(plane, client, option):
+    plane.answers["ReplaceVcr"] = answered("STARTED")
+    assert client("vcr", option, "block2", "--vcr-replace", REPLACE, "--no-wait")[0] == 0
+    (request,) = plane.requests("ReplaceVcr")
+    assert request.name == "block2"
+    assert not request.HasField("id")
+    assert plane.requests("WatchReplacement") == []
+
+
+def test_another_disks_name_is_refused_before_anything_is_sent(plane, client):
+    code, _, err = client("vcr", "-u", "block3", "--vcr-replace", REPLACE)
+    assert code == 1
+    assert "-u names the disk 'block3' but" in err
+    assert "is for 'block2'" in err
+    assert plane.asked == []
+
+
+def test_sent_again_while_it_runs(plane, client):
+    plane.answers["ReplaceVcr"] = answered("STARTED_ALREADY")
+    plane.answers["WatchReplacement"] = watched(replacement("DONE", 100 << 20))
+    code, out, _ = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
+    assert code == 0
+    assert out.startswith("started_already: ")
+
+
+def test_sent_again_after_it(plane, client):
+    plane.answers["ReplaceVcr"] = answered("COMPLETED_ALREADY")
+    plane.answers["WatchReplacement"] = watched(replacement("DONE", 100 << 20))
+    code, out, _ = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
+    assert code == 0
+    assert out.startswith("completed_already: ")
+
+
+def test_json_is_one_document_at_the_end(plane, client):
+    plane.answers["ReplaceVcr"] = answered("STARTED")
+    plane.answers["WatchReplacement"] = watched(
+        replacement("REPAIR", 5), replacement("DONE", 100 << 20)
+    )
+    data = client.json("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
+    assert data["result"] == "started"
+    assert data["replacement"]["state"] == "done"
+    assert data["trace_id"] == "ab" * 16
+
+
+def test_a_replacement_that_fails_is_exit_1_and_says_what_to_do(plane, client):
+    plane.answers["ReplaceVcr"] = answered("STARTED")
+    plane.answers["WatchReplacement"] = watched(
+        replacement("REPAIR", 5), replacement("FAILED", 5, last_error="the target is full")
+    )
+    code, _, err = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
+    assert code == 1
+    assert "replacement r-1 failed: the target is full" in err
+    assert "stairwell replacement retry r-1" in err
+
+
+def test_a_rejected_request_lists_each_field_with_its_line(plane, client):
+    plane.answers["ReplaceVcr"] = InvalidRequestError(
+        "the request changes more than one target",
+        (
+            FieldViolation("sub_volumes[0].opts.target[1]", "leave it", "TARGETS_CHANGED"),
+            FieldViolation("sub_volumes[0].gen", "raise it above 2", "GENERATION_LOWERED"),
+        ),
+        reason="VCR_REJECTED",
+    )
+    code, out, err = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
+    assert (code, out) == (1, "")
+    assert "error: the request changes more than one target (VCR_REJECTED)" in err
+    assert "sub_volumes[0].opts.target[1] [replace.json:26]: leave it (TARGETS_CHANGED)" in err
+    assert "sub_volumes[0].gen [replace.json:14]: raise it above 2" in err
+
+
+def test_validate_only_changes_nothing(plane, client):
+    plane.answers["ReplaceVcr"] = answered("STARTED")
+    code, out, _ = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE, "--validate-only")
+    assert code == 0
+    assert "nothing was changed" in out
+    assert plane.requests("ReplaceVcr")[0].validate_only
+    assert plane.requests("WatchReplacement") == []
+
+
+def test_a_watch_goes_on_after_the_control_plane_restarted(plane, client, monkeypatch):
+    monkeypatch.setattr(sessions, "RECONNECT_DELAY_FIRST", 0.01)
+    plane.answers["ReplaceVcr"] = answered("STARTED")
+    plane.answers["WatchReplacement"] = [
+        [*watched(replacement("REPAIR", 5)), UnavailableError("shutting down")],
+        watched(replacement("DONE", 100 << 20)),
+    ]
+    code, _, err = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
+    assert code == 0
+    assert err.count("trying again") == 1
+
+
+def test_judging_files(plane, client):
+    plane.answers["CheckVcr"] = vcr_pb.CheckVcrResponse(valid=True)
+    assert client("vcr", "check", REPLACE)[0] == 0
+    assert plane.requests("CheckVcr")[0].vcr.id == VOLUME
+    outcomes = {"REPLACE": 0, "GENERATION_ONLY": 3, "UNCHANGED": 4, "REJECT": 1}
+    for name, code in outcomes.items():
+        plane.answers["CompareVcrs"] = vcr_pb.CompareVcrsResponse(
+            outcome=vcr_pb.VcrOutcome.Value(f"VCR_OUTCOME_{name}")
+        )
+        assert client("vcr", "diff", DISKS, REPLACE)[0] == code
+    request = plane.requests("CompareVcrs")[0]
+    assert [one.sub_volumes[0].gen for one in (request.original, request.replacement)] == [1, 2]
+
+
+def test_replacements(plane, client):
+    one = replacement("FAILED", last_error="full", trace_id="cd" * 16)
+    plane.answers["ListReplacements"] = replacement_pb.ListReplacementsResponse(replacements=[one])
+    plane.answers["GetReplacement"] = replacement_pb.GetReplacementResponse(replacement=one)
+    plane.answers["RetryReplacement"] = replacement_pb.RetryReplacementResponse(
+        replacement=replacement("REPAIR")
+    )
+    plane.answers["SetRepairLimits"] = replacement_pb.SetRepairLimitsResponse(
+        replacement=replacement("REPAIR", repair_bytes_per_second_max=50 << 20)
+    )
+    assert client.json("replacement", "list", "-d", "block2")["replacements"][0]["id"] == "r-1"
+    assert plane.requests("ListReplacements")[0].disk == "block2"
+    assert "full" in client("replacement", "get", "r-1")[1]
+    assert "goes on in repair" in client("replacement", "retry", "r-1")[1]
+    assert "50 MiB/s" in client("replacement", "limit", "r-1", "50MiB")[1]
+    assert plane.requests("SetRepairLimits")[0].bytes_per_second_max == 50 << 20
+    code, _, err = client("replacement", "limit", "r-1", "fast")
+    assert code == 1
+    assert "'fast' is not a size" in err
+
+
+def test_watching_a_replacement_as_json_lines(plane, client):
+    plane.answers["WatchReplacement"] = watched(replacement("REPAIR", 5), replacement("FAILED", 5))
+    code, out, _ = client("replacement", "watch", "r-1", "--output", "json")
+    assert code == 1
+    assert [json.loads(line)["state"] for line in out.splitlines()] == ["repair", "failed"]
+
+
+def test_a_trace_by_name_and_the_newest(plane, client):
+    spans = [
+        {"span_id": "a", "name": "replace", "service": "controlplane", "end_time_unix_nano": 9},
+        {"span_id": "b", "name": "copy", "service": "downstairs", "parent_span_id": "a"},
+    ]
+    plane.answers["GetReplacementTrace"] = replacement_pb.GetReplacementTraceResponse(
+        trace_id="cd" * 16, spans=spans
+    )
+    old, new = replacement("DONE"), replacement("DONE")
+    old.id, new.id = "r-old", "r-new"
+    new.create_time.FromSeconds(9)
+    plane.answers["ListReplacements"] = replacement_pb.ListReplacementsResponse(
+        replacements=[new, old]
+    )
+    code, out, _ = client("trace", "r-1")
+    assert code == 0
+    assert "services: " in out
+    data = client.json("trace")
+    assert data["services"] == ["controlplane", "downstairs"]
+    assert [one.id for one in plane.requests("GetReplacementTrace")] == ["r-1", "r-new"]
