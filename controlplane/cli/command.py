@@ -147,7 +147,7 @@ def _cancel_on_terminate() -> None:
     assert task is not None
     try:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _interrupt, task)
-    except (NotImplementedError, RuntimeError, ValueError):
+    except (RuntimeError, ValueError):
         # Not the main thread: whoever embeds the client owns the signals.
         return
 
