@@ -15,6 +15,7 @@ from downstaird.services import block_service, region_service, repair_service
 from downstaird.services.block_service import BlockServicer, DataPlace
 from downstaird.services.region_service import RegionServicer
 from downstaird.services.repair_service import RepairServicer
+from stairlib.model.errors import UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.addresses import MAX_PORT
 from stairlib.telemetry import trace_service
@@ -79,7 +80,9 @@ class Daemon:
         )
 
     def place(self) -> DataPlace:
-        """Where data connections go."""
+        """Where data connections go. UnavailableError while it is not known yet."""
+        if not self.data.port:
+            raise UnavailableError("the daemon is starting: ask again", reason="STARTING")
         address = self._options.address.host
         host = self._options.advertise or ("" if address in _WILDCARDS else address)
         return DataPlace(host, self.data.port, self.data.unix_path)

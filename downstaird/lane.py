@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
+from typing import Protocol
 
 from downstaird.core.engine import Engine, FlushWork
 from stairlib.model.errors import DataError, StairwellError
@@ -24,16 +25,28 @@ PATIENCE_FLUSHES = 16
 Done = Callable[[StairwellError | None], None]
 
 
-class Lane:
-    """Runs engine work off the loop. `demanded` says whether a flush waits or is about to begin;
-    `changed` is called each time the lane was taken by a checkpoint or became free."""
+class Demand(Protocol):
+    """Who else uses the lane."""
 
-    def __init__(
-        self, engine: Engine, demanded: Callable[[], bool], changed: Callable[[bool], None]
-    ) -> None:
+    def wanted(self) -> bool:
+        """Whether something waits that may need the lane."""
+        ...
+
+    def reserved(self) -> bool:
+        """Whether something is about to begin and must find the lane free."""
+        ...
+
+    def changed(self, *, free: bool) -> None:
+        """The lane was taken by a checkpoint, or became free."""
+        ...
+
+
+class Lane:
+    """Runs engine work off the loop."""
+
+    def __init__(self, engine: Engine, demand: Demand) -> None:
         self._engine = engine
-        self._demanded = demanded
-        self._changed = changed
+        self._demand = demand
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._current: asyncio.Future[None] | None = None
         self._passed = 0
@@ -55,22 +68,26 @@ class Lane:
         self._start(work.run, finished)
 
     def checkpoint_if_wanted(self) -> None:
-        """Begins a checkpoint when the engine wants one and no flush should go first."""
-        if self._current is not None or self._closing or not self._engine.wants_checkpoint():
+        """Begins the next step of a checkpoint when the engine wants one and the lane is free for
+        it."""
+        if self._current is not None or self._closing or self._demand.reserved():
             return
-        if self._demanded() and self._passed < PATIENCE_FLUSHES:
-            self._passed += 1
+        if not self._engine.wants_checkpoint():
             return
         self._passed = 0
-        work = self._engine.begin_checkpoint()
+        try:
+            work = self._engine.begin_checkpoint()
+        except StairwellError as error:
+            _log.error("checkpoint did not begin", reason=error.reason, error=error.message)
+            return
         began = monotonic()
 
         def finished(error: StairwellError | None) -> None:
             self._engine.finish_checkpoint(work, error)
-            _log.debug("checkpoint", seconds=round(monotonic() - began, 4))
+            _log.debug("checkpoint step", seconds=round(monotonic() - began, 4))
 
         self._start(work.run, finished)
-        self._changed(False)
+        self._demand.changed(free=False)
 
     def _start(self, run: Callable[[], None], finished: Done) -> None:
         future = asyncio.get_running_loop().run_in_executor(self._executor, run)
@@ -88,9 +105,13 @@ class Lane:
             _log.error("engine work failed unexpectedly", exc_info=problem)
             error = DataError(f"the engine failed: {problem}", reason="IO_ERROR")
         finished(error)
-        self.checkpoint_if_wanted()
+        if self._demand.wanted() and self._passed < PATIENCE_FLUSHES:
+            self._passed += 1
+        else:
+            self.checkpoint_if_wanted()
         if self._current is None:
-            self._changed(True)
+            self._demand.changed(free=True)
+            self.checkpoint_if_wanted()
 
     async def wait_free(self) -> None:
         """Returns when the work that runs now has ended; others may be quicker to begin the

@@ -23,6 +23,7 @@ from stairlib.wire.frame import DATA_VERSION
 
 if TYPE_CHECKING:
     from downstaird.conversation import Conversation
+    from downstaird.core.session import Session
 
 _log = get_logger(__name__)
 
@@ -42,7 +43,7 @@ class RegionHost:
         self.tracing = tracing
         self.delays = delays
         self.conversations: set[Conversation] = set()
-        self.lane = Lane(engine, self._lane_demanded, self._lane_changed)
+        self.lane = Lane(engine, self)
         self._table = SessionTable()
         self._kept: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -142,7 +143,7 @@ class RegionHost:
 
         self.lane.run(work, done)
         # A session that came meanwhile must know that the lane is taken.
-        self._lane_changed(False)
+        self.changed(free=False)
         await outcome
         return number
 
@@ -151,16 +152,22 @@ class RegionHost:
         self._kept.add(task)
         task.add_done_callback(self._kept.discard)
 
-    def _lane_demanded(self) -> bool:
-        return any(
-            conversation.session is not None
-            and (conversation.session.wants_lane or conversation.session.reserves_lane)
-            for conversation in self.conversations
-        )
+    def wanted(self) -> bool:
+        """Whether an op waits that may need the lane (Demand)."""
+        return any(session.wants_lane for session in self._sessions())
 
-    def _lane_changed(self, free: bool) -> None:
+    def reserved(self) -> bool:
+        """Whether a session is about to take the lane (Demand)."""
+        return any(session.reserves_lane for session in self._sessions())
+
+    def changed(self, *, free: bool) -> None:
+        """Tells the sessions of the lane's state (Demand); the first to take it leaves none."""
         for conversation in list(self.conversations):
             conversation.lane_changed(free=free and self.lane.free)
+
+    def _sessions(self) -> list[Session]:
+        found = [conversation.session for conversation in self.conversations]
+        return [session for session in found if session is not None and not session.ended]
 
     def _check(self) -> None:
         self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
@@ -169,14 +176,7 @@ class RegionHost:
             _log.info("session expired unconnected", session_id=str(grant.session_id))
         for conversation in list(self.conversations):
             conversation.check(now)
-        if self.lane.free and not self._lane_reserved():
-            self.lane.checkpoint_if_wanted()
-
-    def _lane_reserved(self) -> bool:
-        return any(
-            conversation.session is not None and conversation.session.reserves_lane
-            for conversation in self.conversations
-        )
+        self.lane.checkpoint_if_wanted()
 
     def end_sessions(self, reason: str) -> None:
         """Tells every session that it is over."""

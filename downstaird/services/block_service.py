@@ -73,9 +73,9 @@ class BlockServicer(block_grpc.BlockServiceServicer):
         ],
     ) -> block_pb.OpenSessionResponse:
         """Negotiates, promotes, and says where to connect."""
+        place = self._place()
         grant, version = self._host.open_session(proposal_of(request))
         states = self._host.engine.extent_states()
-        place = self._place()
         return block_pb.OpenSessionResponse(
             region=region_message(self._host, self._version),
             data_version=version,
