@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,12 +38,18 @@ PORT_ATTEMPTS = 3
 # away, so nothing is lost by being short.
 STOP_SECONDS = 5.0
 LOG_LINES_SHOWN = 15
+LOG_LINES_OF_ONE = 5
+_TROUBLE = frozenset({"warning", "error", "critical"})
+_NOISE = frozenset({"level", "timestamp", "service", "logger", "exception", "span_id", "trace_id"})
+_EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
 
 
 class Daemon:
     """One running program and its log."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], log: Path, sockets: Path | None = None
+    ) -> None:
         self.name = name
         self.log = log
         self.address = ""
@@ -52,6 +61,7 @@ class Daemon:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    env=environment(sockets) if sockets else None,
                 )
         except OSError as error:
             raise CommandError(
@@ -100,9 +110,12 @@ class Processes:
         self.folder = folder
         self.keep = keep
         self.daemons: list[Daemon] = []
+        self._sockets: Path | None = None
 
     def __enter__(self) -> Self:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        # Never below `folder`, which may have any length: a socket's path has 107 bytes at most.
+        self._sockets = Path(tempfile.mkdtemp(prefix="sw-"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,6 +127,8 @@ class Processes:
                 daemon.signal_group(signal.SIGKILL)
             for daemon in self.daemons:
                 daemon.process.wait()
+            if self._sockets is not None:
+                shutil.rmtree(self._sockets, ignore_errors=True)
             if not self.keep:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -133,9 +148,8 @@ class Processes:
         daemon: Daemon | None = None
         for _ in range(PORT_ATTEMPTS):
             port = free_port()
-            daemon = Daemon(name, arguments(port), self.folder / "logs" / f"{name}.log")
+            daemon = self._launch(name, arguments(port))
             daemon.address = f"{LOOPBACK}:{port}"
-            self.daemons.append(daemon)
             if await _serves(daemon):
                 return daemon
             if daemon.is_running:
@@ -147,8 +161,7 @@ class Processes:
 
     async def run(self, name: str, arguments: Sequence[str]) -> None:
         """Runs a command to its end; CommandError with its output when it fails."""
-        daemon = Daemon(name, arguments, self.folder / "logs" / f"{name}.log")
-        self.daemons.append(daemon)
+        daemon = self._launch(name, arguments)
         deadline = time.monotonic() + START_SECONDS
         while daemon.is_running:
             if time.monotonic() > deadline:
@@ -157,6 +170,20 @@ class Processes:
         self.daemons.remove(daemon)
         if daemon.process.returncode:
             raise daemon.failed("failed")
+
+    def _launch(self, name: str, arguments: Sequence[str]) -> Daemon:
+        daemon = Daemon(name, arguments, self.folder / "logs" / f"{name}.log", self._sockets)
+        self.daemons.append(daemon)
+        return daemon
+
+    def complaints(self) -> tuple[str, ...]:
+        """What the daemons' logs say of trouble: the last lines, each after its daemon's name."""
+        found = [
+            f"{log.stem}: {line}"
+            for log in sorted((self.folder / "logs").glob("*.log"))
+            for line in troubled_lines(log.read_text(errors="replace").splitlines())
+        ]
+        return tuple(found[-LOG_LINES_SHOWN:])
 
     def ended(self) -> list[Daemon]:
         """Daemons that are gone though nobody asked them to; the demo's own kills leave first."""
@@ -167,6 +194,32 @@ class Processes:
         daemon = next(one for one in self.daemons if one.address == address)
         daemon.kill()
         self.daemons.remove(daemon)
+
+
+def environment(sockets: Path) -> dict[str, str]:
+    """The daemons' environment: ours, with their sockets and temporary files in `sockets`."""
+    return {**os.environ, "TMPDIR": str(sockets), "XDG_RUNTIME_DIR": str(sockets)}
+
+
+def troubled_lines(lines: Sequence[str]) -> list[str]:
+    """Of a daemon's log, the last lines that tell of trouble.
+
+    Structured lines count by their level; of the others only those that look like an exception's
+    last line, as a daemon leaves one that ends unexpectedly.
+    """
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            if _EXCEPTION.match(line):
+                found.append(line)
+            continue
+        if isinstance(entry, dict) and entry.get("level") in _TROUBLE:
+            kept = {key: value for key, value in entry.items() if key not in _NOISE}
+            words = [f"{key}={value}" for key, value in kept.items() if key != "event"]
+            found.append(" ".join([str(kept.get("event", "")), *words]))
+    return found[-LOG_LINES_OF_ONE:]
 
 
 async def _serves(daemon: Daemon) -> bool:

@@ -71,6 +71,11 @@ async def main_job(
     except (StairwellError, CommandError) as error:
         for daemon in processes.ended():
             raise daemon.failed(f"ended in the middle of the job ({error})") from error
+        complaints = processes.complaints()
+        if complaints:
+            narrator.step("what the daemons complained of:")
+            for line in complaints:
+                narrator.show(f"  {line}")
         raise
 
 

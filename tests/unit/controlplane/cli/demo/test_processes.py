@@ -148,6 +148,34 @@ def test_killed_daemons_are_not_missed(tmp_path):
         assert processes.ended() == []
 
 
+def test_the_complaints_of_a_log_are_found():
+    lines = [
+        '{"event": "ready", "level": "info"}',
+        '{"event": "slot lost", "level": "warning", "slot": 2, "timestamp": "x"}',
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1',
+        "ModuleNotFoundError: No module named 'x'",
+        "ready 127.0.0.1:1",
+        "[1, 2]",
+    ]
+    assert module.troubled_lines(lines) == [
+        "slot lost slot=2",
+        "ModuleNotFoundError: No module named 'x'",
+    ]
+    assert len(module.troubled_lines(lines * 10)) == module.LOG_LINES_OF_ONE
+
+
+def test_daemons_put_their_sockets_where_they_are_cleaned_up(tmp_path):
+    with Processes(tmp_path / "demo", keep=True) as processes:
+        script = "import tempfile; print(tempfile.gettempdir())"
+        daemon = processes._launch("where", python("-c", script))
+        daemon.process.wait()
+        (place,) = daemon.log_tail()
+        assert os.path.isdir(place)
+        assert len(place) < 40
+    assert not os.path.exists(place)
+
+
 def test_a_command_that_is_not_installed_is_named(tmp_path):
     with pytest.raises(CommandError, match="no-such-command-anywhere"):
         module.Daemon("x", ["no-such-command-anywhere"], tmp_path / "x.log")
