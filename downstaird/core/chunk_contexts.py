@@ -6,8 +6,9 @@ Physical chunk `p` has one place in `contexts-0` and one in `contexts-1`, at `p 
     contexts  chunk_blocks entries of 32 bytes
     padding   zeros to a multiple of 512, so that no sector holds parts of two chunks
 
-The durable map says which of the two counts. A checkpoint writes the other one, so that a torn write cannot hurt.
-The checksum covers header and contexts: an entry that turned to zeros would otherwise read as "never written".
+The durable map says which of the two counts. A checkpoint writes the other one, so that a torn
+write cannot hurt. The checksum covers header and contexts: an entry that turned to zeros would
+otherwise read as "never written".
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Home:
 
 
 class ContextFiles:
-    """Reads and writes context blocks. Used by the loop (read) and a checkpoint's worker (read and write)."""
+    """Reads and writes context blocks. Used by the loop (read) and a checkpoint's worker (read and
+    write)."""
 
     def __init__(self, files: Sequence[File], chunk_blocks: int, tag: int) -> None:
         self.files = files
@@ -83,7 +85,8 @@ class ContextFiles:
         return contexts.astype(np.uint64, copy=False)
 
     def store(self, side: int, blocks: Sequence[tuple[int, int, ContextArray]]) -> None:
-        """Writes (logical chunk, physical chunk, contexts), runs of physical chunks in one go. Not synced."""
+        """Writes (logical chunk, physical chunk, contexts), runs of physical chunks in one go. Not
+        synced."""
         blocks = sorted(blocks, key=lambda block: block[1])
         start = 0
         while start < len(blocks):

@@ -1,11 +1,12 @@
 """Where each logical chunk's home is, and the contexts kept there.
 
-Two maps, one u32 per logical chunk, 0 = never written: `durable` is as of the last flush that succeeded, `live` has
-the large writes and discards since then on top. Invariant: they differ only in chunks of `active_remaps` or
-`frozen_remaps`, and there `live` has their value.
+Two maps, one u32 per logical chunk, 0 = never written: `durable` is as of the last flush that
+succeeded, `live` has the large writes and discards since then on top. Invariant: they differ
+only in chunks of `active_remaps` or `frozen_remaps`, and there `live` has their value.
 
-A physical chunk is free again when the flush that no longer needs it is durable. Contexts of chunks written since
-the last checkpoint are in `fresh`; those of others in the contexts files, with a bounded cache.
+A physical chunk is free again when the flush that no longer needs it is durable. Contexts of
+chunks written since the last checkpoint are in `fresh`; those of others in the contexts files,
+with a bounded cache.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ class ChunkMap:
             self.fresh[physical] = home
 
     def settle(self, chunk: int, physical: int) -> None:
-        """A checkpoint gives `chunk`, unmapped so far in the durable state, a home that is still empty."""
+        """A checkpoint gives `chunk`, unmapped so far in the durable state, a home that is still
+        empty."""
         assert not self.frozen_remaps
         self.durable[chunk] = physical
         if chunk not in self.active_remaps:

@@ -1,8 +1,9 @@
 """Which physical chunks are free, and how they are handed out.
 
-Physical chunks are numbered from 1; 0 in a map means never written. Free ones below the end are kept as sorted runs,
-so that chunks handed out together lie together; used ones before new ones, as writing over space that is already
-allocated is measured to be up to three times quicker than growing.
+Physical chunks are numbered from 1; 0 in a map means never written. Free ones below the end are
+kept as sorted runs, so that chunks handed out together lie together; used ones before new ones,
+as writing over space that is already allocated is measured to be up to three times quicker than
+growing.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class ChunkSpace:
         return sum(length for _, length in self._runs)
 
     def take(self, count: int) -> list[int]:
-        """`count` chunks, ascending where they can be: one free run that holds them, else free pieces, else new."""
+        """`count` chunks, ascending where they can be: one free run that holds them, else free
+        pieces, else new."""
         assert count > 0
         for at, (start, length) in enumerate(self._runs[:_RUNS_TRIED_MAX]):
             if length >= count:

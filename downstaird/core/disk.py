@@ -1,11 +1,11 @@
 """What the region asks of the place where it keeps its files: the one door to the outside.
 
-`downstaird.store.files` opens it on a real directory, `downstaird.store.memory` in memory for tests and
-the simulator. Invariants every implementation keeps:
+`downstaird.store.files` opens it on a real directory, `downstaird.store.memory` in memory for
+tests and the simulator. Invariants every implementation keeps:
 
 - a write that returned is seen by every later read, whatever thread made it;
-- only what was written before a `datasync` that returned is sure to be there after a power cut; of the rest any
-  subset of 512-byte sectors may be;
+- only what was written before a `datasync` that returned is sure to be there after a power
+  cut; of the rest any subset of 512-byte sectors may be;
 - a file is sure to exist under its name only after `sync_directory` returned;
 - every failure is a DataError (reason IO_ERROR or NO_SPACE) that names the file and the offset.
 """

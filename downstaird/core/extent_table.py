@@ -1,7 +1,8 @@
 """Per extent: the stamp of the last flush, and its marks.
 
-Two copies: what callers see, and `durable`, which is what the log and the state files say and what a checkpoint
-stores. An extent is dirty from its first write after a freeze until the flush that covers it has succeeded.
+Two copies: what callers see, and `durable`, which is what the log and the state files say and
+what a checkpoint stores. An extent is dirty from its first write after a freeze until the flush
+that covers it has succeeded.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class ExtentTable:
         return int(np.count_nonzero(self._marks & FLAG_INCOMPLETE))
 
     def begin_repair(self, extents: npt.NDArray[np.uint32]) -> ExtentEntries:
-        """Marks them incomplete and not dirty, stamps reset; returns the entries to store. What is not flushed
-        yet of earlier writes to them is not to be stamped: the source decides what they hold."""
+        """Marks them incomplete and not dirty, stamps reset; returns the entries to store. What is
+        not flushed yet of earlier writes to them is not to be stamped: the source decides what
+        they hold."""
         self._marks[extents] = FLAG_INCOMPLETE
         self._generations[extents] = 0
         self._flushes[extents] = 0
@@ -76,7 +78,8 @@ class ExtentTable:
         return self._entries(extents)
 
     def copied(self, extent: int, generation: int, number: int) -> None:
-        """Raises the stamp to (generation, number) if that is later; the next flush clears the mark."""
+        """Raises the stamp to (generation, number) if that is later; the next flush clears the
+        mark."""
         own = (int(self._generations[extent]), int(self._flushes[extent]))
         stamp = max(own, (generation, number))
         self._generations[extent], self._flushes[extent] = stamp

@@ -1,21 +1,23 @@
 """How a region's blocks are cut into chunks, and the engine's limits.
 
-A chunk is a run of blocks within one extent, normally 256 KiB. It is the unit of the map from logical to physical
-place, of context blocks in the contexts files, and of the in-memory overlay. Where an extent is not a whole
-number of chunks its last chunk is short; physical chunks all have the full size, so the rest is a hole.
+A chunk is a run of blocks within one extent, normally 256 KiB. It is the unit of the map from
+logical to physical place, of context blocks in the contexts files, and of the in-memory overlay.
+Where an extent is not a whole number of chunks its last chunk is short; physical chunks all have
+the full size, so the rest is a hole.
 
-An *address* is `chunk * chunk_blocks + index in the chunk`: the block number, except in regions with short chunks.
+An *address* is `chunk * chunk_blocks + index in the chunk`: the block number, except in regions
+with short chunks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stairlib.model.errors import InvalidRequestError
 from stairlib.model.geometry import Geometry
 
-# Measured: large enough for sequential reads to stay sequential and for 1.6 MiB of map per 100 GiB, small enough
-# that a large guest write fills whole chunks.
+# Measured: large enough for sequential reads to stay sequential and for 1.6 MiB of map per 100 GiB,
+# small enough that a large guest write fills whole chunks.
 CHUNK_BYTES = 256 << 10
 
 # chunk, first block within it, number of blocks
@@ -26,7 +28,8 @@ Piece = tuple[int, int, int]
 class Tuning:
     """Limits of one open region. Nothing here is part of the format."""
 
-    # Whole chunks go straight to their place when a write has this many bytes of them; less is quicker by the log.
+    # Whole chunks go straight to their place when a write has this many bytes of them; less is
+    # quicker by the log.
     large_bytes: int = 256 << 10
     # Unflushed small writes kept in memory; the upstairs flushes at 64 MiB at the latest.
     arena_bytes: int = 64 << 20
@@ -40,7 +43,8 @@ class Tuning:
     cached_context_bytes: int = 16 << 20
     # Bounds how long a flush can wait behind a checkpoint's step (about 5 ms).
     step_blocks: int = 512
-    # The log is written with zeros this far ahead, so that most flushes need no file system journal commit.
+    # The log is written with zeros this far ahead, so that most flushes need no file system journal
+    # commit.
     log_zero_bytes: int = 1 << 20
 
 
@@ -53,6 +57,26 @@ class Layout:
 
     geometry: Geometry
     chunk_blocks: int
+    # Derived, kept because the hot path asks for them: bytes of a full chunk; chunks of one extent
+    # (the short one included); logical chunks and blocks of the region; whether chunks are all of
+    # one size.
+    chunk_bytes: int = field(init=False)
+    chunks_per_extent: int = field(init=False)
+    chunk_count: int = field(init=False)
+    block_count: int = field(init=False)
+    even: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        geometry = self.geometry
+        per_extent = -(-geometry.blocks_per_extent // self.chunk_blocks)
+        for name, value in (
+            ("chunk_bytes", self.chunk_blocks * geometry.block_size),
+            ("chunks_per_extent", per_extent),
+            ("chunk_count", per_extent * geometry.extent_count),
+            ("block_count", geometry.block_count),
+            ("even", geometry.blocks_per_extent % self.chunk_blocks == 0),
+        ):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def for_geometry(cls, geometry: Geometry, chunk_bytes: int = CHUNK_BYTES) -> Layout:
@@ -60,34 +84,19 @@ class Layout:
         blocks = max(1, chunk_bytes // geometry.block_size)
         return cls(geometry, min(blocks, geometry.blocks_per_extent))
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a full chunk."""
-        return self.chunk_blocks * self.geometry.block_size
-
-    @property
-    def chunks_per_extent(self) -> int:
-        """Chunks of one extent, the short one included."""
-        return -(-self.geometry.blocks_per_extent // self.chunk_blocks)
-
-    @property
-    def chunk_count(self) -> int:
-        """Logical chunks of the region."""
-        return self.chunks_per_extent * self.geometry.extent_count
-
     def blocks_in(self, chunk: int) -> int:
         """Blocks of that chunk: fewer than `chunk_blocks` in the last of an uneven extent."""
         per_extent = self.chunks_per_extent
-        if (chunk + 1) % per_extent:
+        if self.even or (chunk + 1) % per_extent:
             return self.chunk_blocks
         return self.geometry.blocks_per_extent - (per_extent - 1) * self.chunk_blocks
 
     def check(self, offset: int, count: int) -> None:
         """InvalidRequestError OUT_OF_RANGE unless the blocks are in the region."""
-        if offset < 0 or count < 1 or offset + count > self.geometry.block_count:
+        if offset < 0 or count < 1 or offset + count > self.block_count:
             raise InvalidRequestError(
                 f"blocks {offset} to {offset + count - 1} are not all within the region's "
-                f"{self.geometry.block_count} blocks",
+                f"{self.block_count} blocks",
                 reason="OUT_OF_RANGE",
                 offset=str(offset),
                 count=str(count),
@@ -96,12 +105,12 @@ class Layout:
     def pieces(self, offset: int, count: int) -> list[Piece]:
         """The range cut at chunk borders, in order."""
         size = self.chunk_blocks
-        per_extent = self.geometry.blocks_per_extent
-        if per_extent % size == 0:
+        if self.even:
             chunk, first = divmod(offset, size)
             if first + count <= size:
                 return [(chunk, first, count)]
             return self._cut(chunk, first, count)
+        per_extent = self.geometry.blocks_per_extent
         found: list[Piece] = []
         while count:
             extent, within = divmod(offset, per_extent)

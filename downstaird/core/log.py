@@ -1,8 +1,10 @@
-"""The two log files: one takes the records of flushes while the other waits for, or has gone through, its checkpoint.
+"""The two log files: one takes the records of flushes while the other waits for, or has gone
+through, its checkpoint.
 
 Invariants:
 - records of one file lie end to end from offset 0; sequences rise by one, voided ones left out;
-- each record holds the checksum of the one before, over the change of file too, so nothing stale is ever taken;
+- each record holds the checksum of the one before, over the change of file too, so nothing
+  stale is ever taken;
 - a file is written again from 0 only after the state that no longer needs it is durable;
 - an append that failed is never followed by another: the region is closed to writes until reopened.
 """
@@ -144,8 +146,9 @@ class LogReader:
         self._void = void
 
     def replay(self, first: int, sequence: int, chain: int) -> Chain:
-        """The chain from the start of file `first`, then of the other. DataError where what is recorded there
-        is damaged though it had once been synced, or was written by a newer version."""
+        """The chain from the start of file `first`, then of the other. DataError where what is
+        recorded there is damaged though it had once been synced, or was written by a newer
+        version."""
         found: list[Replayed] = []
         ends = [0, 0]
         active = first
@@ -224,8 +227,8 @@ class LogReader:
                 continue
             name = self._files[index].name
             raise DataError(
-                f"{name} is damaged at byte {offset}: flushed record {sequence} cannot be read, though a "
-                "later one is there. Replace this region by repair from the other replicas",
+                f"{name} is damaged at byte {offset}: flushed record {sequence} cannot be read, "
+                "though a later one is there. Replace this region by repair from the other replicas",
                 reason="DATA_LOSS",
                 file=name,
                 offset=str(offset),

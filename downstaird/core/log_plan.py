@@ -1,7 +1,9 @@
-"""What a series of logged epochs comes to: for each block they name, the entry that counts in the end.
+"""What a series of logged epochs comes to: for each block they name, the entry that counts in the
+end.
 
-Within a record remaps come first, then discards, then blocks; a remap hides all earlier entries of its chunk. Used by
-a checkpoint, to know what goes home, and by recovery, to rebuild the tables in memory.
+Within a record remaps come first, then discards, then blocks; a remap hides all earlier entries
+of its chunk. Used by a checkpoint, to know what goes home, and by recovery, to rebuild the
+tables in memory.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from stairlib.model.context import ContextArray, empty_contexts
 
 @dataclass(frozen=True, slots=True)
 class LogPlan:
-    """Entries sorted by address, one per block. ids: DISCARDED where the block becomes never-written.
+    """Entries sorted by address, one per block. ids: DISCARDED where the block becomes never-
+    written.
 
-    offsets: of the data in the log file, in bytes (-1 for discards). chunks: ascending, all that have an entry or were
-    remapped. bounds: entries of chunk i are `bounds[i]` to `bounds[i + 1]`.
+    offsets: of the data in the log file, in bytes (-1 for discards). chunks: ascending, all that
+    have an entry or were remapped. bounds: entries of chunk i are `bounds[i]` to `bounds[i +
+    1]`.
     """
 
     addresses: I64Array
@@ -88,7 +92,8 @@ def _last_of_each(addresses: I64Array) -> npt.NDArray[np.intp]:
     order = np.argsort(addresses, kind="stable")
     ordered = addresses[order]
     last = np.append(ordered[1:] != ordered[:-1], True)
-    return order[last]
+    kept: npt.NDArray[np.intp] = order[last]
+    return kept
 
 
 def _not_hidden(
@@ -102,4 +107,5 @@ def _not_hidden(
     """Which of the kept entries are not older than the last remap of their chunk."""
     chunks = addresses[kept] // chunk_blocks
     at = np.minimum(np.searchsorted(hidden_by, chunks), len(hidden_by) - 1)
-    return (hidden_by[at] != chunks) | (records[kept] >= since[at])
+    shown: npt.NDArray[np.bool_] = (hidden_by[at] != chunks) | (records[kept] >= since[at])
+    return shown

@@ -6,9 +6,9 @@
     data      one block per block address
     padding   to the next multiple of 4096
 
-A record is applied in this order: extents, remaps, discards, blocks. The checksum covers header and table, the
-header holds the hash of the data and the checksum of the record before, so a record proves all that came earlier.
-docs/region-format.md has it byte by byte.
+A record is applied in this order: extents, remaps, discards, blocks. The checksum covers header
+and table, the header holds the hash of the data and the checksum of the record before, so a
+record proves all that came earlier. docs/region-format.md has it byte by byte.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,8 @@ from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts
 
 MAGIC = 0x524C5753  # "SWLR"
 VERSION = 1
-# magic, version, flags, region tag, sequence, previous checksum, flush, generation,
-# extents, remaps, discards, blocks, remap contexts, zero, table bytes, data bytes, data hash, checksum
+# magic, version, flags, region tag, sequence, previous checksum, flush, generation, extents,
+# remaps, discards, blocks, remap contexts, zero, table bytes, data bytes, data hash, checksum
 HEADER = struct.Struct("<IHHQQQQQIIIIIIQQQQ")
 HEADER_BYTES = 128
 _CHECKSUM_AT = HEADER.size - 8
@@ -58,8 +59,9 @@ class Record:
     """A record's content without its data.
 
     remaps: shape (n, 2), logical chunk and physical chunk (0 = the chunk becomes never-written).
-    discards: shape (n, 2), first address and count. remap_contexts: one array of shape (chunk_blocks, 4) after
-    the other, for the remaps whose physical chunk is not 0, in their order.
+    discards: shape (n, 2), first address and count. remap_contexts: one array of shape
+    (chunk_blocks, 4) after the other, for the remaps whose physical chunk is not 0, in their
+    order.
     """
 
     sequence: int = 0
@@ -192,14 +194,15 @@ def parse_head(raw: bytes, *, tag: int, block_size: int) -> RecordHead | None:
 
 
 def decode(head: RecordHead, table: bytes) -> Record | None:
-    """The record of a header and its table; None when the checksum does not match. The data is not checked."""
+    """The record of a header and its table; None when the checksum does not match. The data is not
+    checked."""
     if _checksum(head.raw, table) != head.checksum:
         return None
     fields = HEADER.unpack_from(head.raw)
     extents, remaps, discards, blocks, remap_contexts = fields[8:13]
     at = 0
 
-    def take(count: int, dtype: npt.DTypeLike, width: int) -> npt.NDArray[np.generic]:
+    def take(count: int, dtype: npt.DTypeLike, width: int) -> npt.NDArray[Any]:
         nonlocal at
         part = np.frombuffer(table, dtype=dtype, count=count * width, offset=at)
         at += part.nbytes

@@ -1,12 +1,13 @@
 """Small writes that are not home yet: in memory until a flush, then in the log until a checkpoint.
 
-Every block put in gets an *id*, rising for ever; ids of one epoch (the time between two flushes) are consecutive
-and one id is left out between epochs, so that a run of ids never spans two. A table per touched chunk says for each
-block which id holds it, or HOME, or DISCARDED. Who owns an id follows from its value alone: the active arena, the
-frozen one, or an epoch in the log; so a flush moves nothing but one entry in a list.
+Every block put in gets an *id*, rising for ever; ids of one epoch (the time between two flushes)
+are consecutive and one id is left out between epochs, so that a run of ids never spans two. A
+table per touched chunk says for each block which id holds it, or HOME, or DISCARDED. Who owns an
+id follows from its value alone: the active arena, the frozen one, or an epoch in the log; so a
+flush moves nothing but one entry in a list.
 
-A block put in twice in one epoch keeps its id; one hidden by a large write or discard of its own epoch is dead
-(address -1) and is not logged.
+A block put in twice in one epoch keeps its id; one hidden by a large write or discard of its own
+epoch is dead (address -1) and is not logged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Arena:
         self.blocks = blocks
         self._block_size = block_size
         # Zeroed memory is not backed by pages before it is first used.
-        self.data = memoryview(np.zeros(blocks * block_size, dtype=np.uint8))
+        self.data = np.zeros(blocks * block_size, dtype=np.uint8).data
         self.contexts: ContextArray = empty_contexts(blocks)
         self.addresses: I64Array = np.zeros(blocks, dtype=np.int64)
         self.start = 0
@@ -56,15 +57,17 @@ class Arena:
         """Which of the used slots count; None when all do."""
         if not self.dead:
             return None
-        return self.addresses[: self.used] != DEAD
+        alive: npt.NDArray[np.bool_] = self.addresses[: self.used] != DEAD
+        return alive
 
 
 @dataclass(slots=True)
 class LoggedEpoch:
     """Blocks of one record, ids `start` to `end` (excluded).
 
-    addresses, contexts: of the live ones, in the order of the data. slots: id - start of each of them, ascending; None
-    when all ids are live. discards: shape (n, 2), first address and count. remapped: chunks.
+    addresses, contexts: of the live ones, in the order of the data. slots: id - start of each of
+    them, ascending; None when all ids are live. discards: shape (n, 2), first address and count.
+    remapped: chunks.
     """
 
     start: int

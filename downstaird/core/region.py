@@ -1,15 +1,19 @@
 """One open region: the `Engine` of downstaird.core.engine on the files of a Disk.
 
     small writes     overlay (memory) -> log record at flush -> home at checkpoint
-    whole chunks     straight to a fresh physical chunk; the log record carries the remap and the contexts
+    whole chunks     straight to a fresh physical chunk; the log record carries the remap and the
+                     contexts
     contexts         with the blocks in the overlay; of homes in the contexts files, through a cache
 
 Invariants:
-- nothing that is flushed is written over before what replaces it is flushed, except blocks that the log still has;
+- nothing that is flushed is written over before what replaces it is flushed, except blocks
+  that the log still has;
 - a block's data and context always come from the same place;
-- a failure to make something durable ends all further writes and flushes until the region is opened again.
+- a failure to make something durable ends all further writes and flushes until the region is
+  opened again.
 
-docs/region-format.md describes the files. The other region_*.py modules hold the parts: flush, checkpoint, recovery.
+docs/region-format.md describes the files. The other region_*.py modules hold the parts: flush,
+checkpoint, recovery.
 """
 
 from __future__ import annotations
@@ -60,14 +64,15 @@ from downstaird.core.region_io import RegionBlocks
 from downstaird.core.region_recovery import recover
 from downstaird.core.region_repair import RepairTracker
 from downstaird.core.state_file import STATE_NAMES, State, encode_state
-from stairlib.model.context import ContextArray
+from stairlib.model.context import ContextArray, written
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError, StateError
 
 _FILE_NAMES = (*STATE_NAMES, *LOG_NAMES, DATA_NAME, *CONTEXT_NAMES, OWNER_NAME)
 
 
 class Region:
-    """An open region. Made by `create` and `open`; every method but a job's `run` is for one thread."""
+    """An open region. Made by `create` and `open`; every method but a job's `run` is for one
+    thread."""
 
     def __init__(
         self,
@@ -91,6 +96,7 @@ class Region:
         self.owner = owner
         self.state_files = [files[name] for name in STATE_NAMES]
         self.state_count = 0
+        self.state_at = 0
         self.log = Log(
             [files[name] for name in LOG_NAMES],
             tag=self.tag,
@@ -125,13 +131,13 @@ class Region:
         tuning: Tuning = DEFAULT_TUNING,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> Region:
-        """Makes an empty region, and opens it. AlreadyExistsError, InvalidRequestError, StateError, DataError."""
+        """Makes an empty region, and opens it. AlreadyExistsError, InvalidRequestError, StateError,
+        DataError."""
         problems = definition.geometry.problems()
         if problems or definition.format_version != FORMAT_VERSION:
             text = "; ".join(f"{field}: {text}" for field, text in problems)
-            raise InvalidRequestError(
-                f"the region cannot be created: {text or f'format version must be {FORMAT_VERSION}'}"
-            )
+            text = text or f"the format version must be {FORMAT_VERSION}"
+            raise InvalidRequestError(f"the region cannot be created: {text}")
         layout = Layout.for_geometry(definition.geometry, chunk_bytes)
         disk.prepare()
         refuse_existing(disk)
@@ -148,7 +154,8 @@ class Region:
     def open(
         cls, disk: Disk, *, read_only: bool = False, tuning: Tuning = DEFAULT_TUNING
     ) -> Region:
-        """Opens what is there. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED, DataError."""
+        """Opens what is there. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED,
+        DataError."""
         read_definition(disk)
         disk.lock(shared=read_only)
         return cls._opened(disk, read_only=read_only, tuning=tuning)
@@ -204,11 +211,11 @@ class Region:
         self._blocks.write(self.layout.pieces(offset, count), contexts, data)
 
     def write_unwritten(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
-        """Takes only the blocks that have no context yet. Not remembered as written by a repair that runs:
-        whether a block of an incomplete extent is unwritten is the source's to say."""
+        """Takes only the blocks that have no context yet. Not remembered as written by a repair
+        that runs: whether a block of an incomplete extent is unwritten is the source's to say."""
         count = len(contexts)
         self._check_change(offset, count, len(data))
-        free = ~self.contexts(offset, count).any(axis=1)
+        free = ~written(self.contexts(offset, count))
         view = memoryview(data)
         size = self.layout.geometry.block_size
         for start, stop in _true_runs(free):
@@ -231,7 +238,7 @@ class Region:
         """xxh3-64 over the extent's contexts."""
         per_extent = self.layout.geometry.blocks_per_extent
         contexts = self.contexts(extent * per_extent, per_extent)
-        return xxhash.xxh3_64_intdigest(np.ascontiguousarray(contexts, dtype="<u8"))
+        return xxhash.xxh3_64_intdigest(np.ascontiguousarray(contexts, dtype="<u8").data)
 
     def _check_change(self, offset: int, count: int, data_bytes: int | None) -> None:
         self.layout.check(offset, count)
@@ -303,15 +310,7 @@ class Region:
         """Stores the new owner durably before it returns."""
         if self._read_only:
             raise StateError("the region is open read-only", reason="READ_ONLY")
-        self.owner.store(ownership, self.owner.void)
-
-    def _void(self, sequence: int) -> None:
-        """The record could not be made durable: it must not count when the region is opened again."""
-        self.owner.store(self.owner.ownership, (*self.owner.void, sequence)[-VOID_MAX:])
-
-    def forget_void(self, before: int) -> None:
-        """Void sequences of records that no recovery reads any more need not be kept by the next `promote`."""
-        self.owner.void = tuple(each for each in self.owner.void if each >= before)
+        self.owner.promote(ownership)
 
     # --- flush
 
@@ -337,7 +336,7 @@ class Region:
             remaps=remaps,
             homes=[self.chunks.fresh[physical] for physical in remaps.values() if physical],
             discards=self.overlay.take_discards(),
-            void=self._void,
+            void=self.owner.void_record,
         )
         self._job = job
         return job
@@ -456,7 +455,7 @@ class Region:
             remaps={},
             homes=[],
             discards={},
-            void=self._void,
+            void=self.owner.void_record,
         )
         self._job = job
         return job
@@ -472,7 +471,7 @@ class Region:
             if not self._repair.tracks(extent):
                 raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
             wanted = self._repair.untouched(extent, first, here)
-            there = contexts[before : before + here].any(axis=1)
+            there = written(contexts[before : before + here])
             for start, stop in _true_runs(wanted & there):
                 at = before + start
                 self._blocks.write(
@@ -519,6 +518,7 @@ def _create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> N
     tag = region_tag(definition.id)
     extents = ExtentTable(definition.geometry.extent_count).durable
     state = State(
+        file=0,
         count=1,
         log=0,
         sequence=1,
@@ -530,7 +530,7 @@ def _create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> N
     for name in _FILE_NAMES:
         file = disk.open(name, create=True)
         try:
-            if name == STATE_NAMES[1]:
+            if name == STATE_NAMES[0]:
                 file.pwritev([encode_state(state, tag)], 0)
                 file.datasync()
             elif name == OWNER_NAME:

@@ -1,17 +1,19 @@
 """The checkpoint: what is flushed to a sealed log goes home, so that the log can be written again.
 
-It is done in steps, each short enough for a flush to wait behind: one plan, as many moves as it takes, one commit.
-Order of what becomes durable: blocks and context blocks; then the pages of a state file; then its header; only then is
-the log free and are the chunks of discards given back. A crash anywhere leaves the state before, and the log with it.
+It is done in steps, each short enough for a flush to wait behind: one plan, as many moves as it
+takes, one commit. Order of what becomes durable: blocks and context blocks; then the pages of a
+state file; then its header; only then is the log free and are the chunks of discards given back.
+A crash anywhere leaves the state before, and the log with it.
 
-The log's blocks are moved as they were when the log was sealed, whatever has been written since: a flushed block hidden
-by an unflushed write still has to get home. Chunks remapped by a later *flushed* record are left out: their old
-place may hold something else by now.
+The log's blocks are moved as they were when the log was sealed, whatever has been written since:
+a flushed block hidden by an unflushed write still has to get home. Chunks remapped by a later
+*flushed* record are left out: their old place may hold something else by now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,7 +62,8 @@ class PlanJob:
 
 @dataclass(slots=True)
 class Move:
-    """One chunk of a step. base: contexts so far, None = to be read. The rest are the entries of the plan."""
+    """One chunk of a step. base: contexts so far, None = to be read. The rest are the entries of
+    the plan."""
 
     chunk: int
     physical: int
@@ -132,7 +135,8 @@ class MoveJob:
 
 
 def _runs(indexes: I64Array, offsets: I64Array, size: int) -> list[tuple[int, int]]:
-    """Runs of entries whose homes and whose places in the log are consecutive, or that are all discards."""
+    """Runs of entries whose homes and whose places in the log are consecutive, or that are all
+    discards."""
     if not len(indexes):
         return []
     together = np.diff(indexes) == 1
@@ -153,6 +157,7 @@ class CommitJob:
     tag: int
     chunk_bytes: int
     punch: list[int]
+    void: Callable[[int], None]
 
     def run(self) -> None:
         """DataError."""
@@ -162,8 +167,13 @@ class CommitJob:
         raw = encode_state(self.state, self.tag)
         self.file.pwritev([memoryview(raw)[PAGE_BYTES:]], PAGE_BYTES)
         self.file.datasync()
-        self.file.pwritev([memoryview(raw)[:PAGE_BYTES]], 0)
-        self.file.datasync()
+        try:
+            self.file.pwritev([memoryview(raw)[:PAGE_BYTES]], 0)
+            self.file.datasync()
+        except DataError:
+            with contextlib.suppress(DataError):
+                self.void(self.state.count)
+            raise
         for physical in self.punch:
             self.data.punch(physical * self.chunk_bytes, self.chunk_bytes)
 
@@ -180,6 +190,7 @@ def next_job(region: Region, seal: Seal) -> CheckpointJob:
     chunks = region.chunks
     punch, chunks.to_punch = chunks.to_punch, []
     state = State(
+        file=1 - region.state_at,
         count=region.state_count + 1,
         log=1 - seal.log,
         sequence=seal.sequence,
@@ -191,11 +202,12 @@ def next_job(region: Region, seal: Seal) -> CheckpointJob:
     return CommitJob(
         data=chunks.data,
         context_files=chunks.context_files,
-        file=region.state_files[state.count % 2],
+        file=region.state_files[state.file],
         state=state,
         tag=region.tag,
         chunk_bytes=chunks.chunk_bytes,
         punch=punch,
+        void=region.owner.void_state,
     )
 
 
@@ -268,9 +280,10 @@ def finish_move(region: Region, seal: Seal, job: MoveJob) -> None:
 def finish_commit(region: Region, seal: Seal, job: CommitJob) -> None:
     """The sealed log is free."""
     region.state_count = job.state.count
+    region.state_at = job.state.file
     region.overlay.drop_logged(seal.epochs)
     region.log.retire(seal.log, region.tuning.log_bytes)
-    region.forget_void(seal.sequence)
+    region.owner.forget_void(seal.sequence)
     for physical in job.punch:
         region.chunks.release(physical)
 
@@ -282,7 +295,8 @@ def flip(region: Region, chunk: int, indexes: I64Array, ids: I64Array) -> None:
         return
     moved = table[indexes] == ids
     if chunk in region.chunks.active_remaps:
-        # A discard seen here came after the unflushed remap; the sealed one went with the table then.
+        # A discard seen here came after the unflushed remap; the sealed one went with the table
+        # then.
         moved &= ids != DISCARDED
     table[indexes[moved]] = HOME
     if bool((table == HOME).all()):

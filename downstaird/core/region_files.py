@@ -1,13 +1,15 @@
 """The two small files of a region: what it is (`region.json`), and who was promoted last (`owner`).
 
-`region.json` is readable by hand; its `checksum` is the xxh3-64 of the other fields as compact JSON with sorted
-keys. `owner` has two slots of 4096 bytes, written in turn and synced, the valid one with the higher count being true.
+`region.json` is readable by hand; its `checksum` is the xxh3-64 of the other fields as compact
+JSON with sorted keys. `owner` has two slots of 4096 bytes, written in turn and synced, the valid
+one with the higher count being true.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import threading
 import uuid
 
 import xxhash
@@ -29,13 +31,15 @@ _OWNER_VERSION = 1
 _SLOT_BYTES = 4096
 # Records that failed to be made durable and are skipped at recovery; more are refused.
 VOID_MAX = 16
-# magic, version, void count, count of writes, owner id, session id, generation, void sequences
-_OWNER = struct.Struct(f"<IHHQ16s16sQ{VOID_MAX}Q")
+# magic, version, void count, count of writes, owner id, session id, generation, void checkpoint,
+# void sequences
+_OWNER = struct.Struct(f"<IHHQ16s16sQQ{VOID_MAX}Q")
 _NOBODY = uuid.UUID(int=0)
 
 
 def region_tag(region_id: uuid.UUID) -> int:
-    """64 bits of the region's id: kept in every record, so that files of another region are not taken."""
+    """64 bits of the region's id: kept in every record, so that files of another region are not
+    taken."""
     return xxhash.xxh3_64_intdigest(region_id.bytes)
 
 
@@ -142,22 +146,27 @@ def _damaged(name: str, why: str) -> DataError:
 
 
 class OwnerFile:
-    """The durable ownership, and the log sequences that are void.
+    """The durable ownership; and which records and checkpoints are void.
 
-    `store` may be called on any thread, one at a time.
+    Void is what could not be synced: the page cache may show it although the medium does not
+    have it, so that it must not count when the region is opened again. Methods may be called on
+    any thread.
     """
 
     def __init__(self, file: File) -> None:
         self._file = file
+        self._lock = threading.Lock()
         self._count = 0
         self.ownership = Ownership(owner_id=None, session_id=None, generation=0)
         self.void: tuple[int, ...] = ()
+        # Count of a checkpoint whose header could not be synced; 0 when there is none.
+        self.void_checkpoint = 0
 
     @classmethod
     def create(cls, file: File) -> OwnerFile:
         """A region nobody owns yet."""
         owner = cls(file)
-        owner.store(owner.ownership, ())
+        owner.promote(owner.ownership)
         return owner
 
     @classmethod
@@ -165,10 +174,8 @@ class OwnerFile:
         """DataError when neither slot is whole."""
         owner = cls(file)
         for offset in (0, _SLOT_BYTES):
-            if file.size() < offset + _OWNER.size + 8:
-                continue
-            raw = file.pread(_OWNER.size + 8, offset)
-            owner._take(raw, offset)
+            if file.size() >= offset + _OWNER.size + 8:
+                owner._take(file.pread(_OWNER.size + 8, offset), offset)
         if not owner._count:
             raise DataError(
                 f"{file.name} is damaged at byte 0: neither copy of the ownership is whole",
@@ -200,30 +207,47 @@ class OwnerFile:
             session_id=None if session == _NOBODY else session,
             generation=fields[6],
         )
-        self.void = tuple(fields[7 : 7 + fields[2]])
+        self.void_checkpoint = fields[7]
+        self.void = tuple(fields[8 : 8 + fields[2]])
 
-    def store(self, ownership: Ownership, void: tuple[int, ...]) -> None:
+    def promote(self, ownership: Ownership) -> None:
         """Returns once it is durable. DataError; the copy before is then still there."""
-        assert len(void) <= VOID_MAX
+        with self._lock:
+            self._store(ownership)
+            self.ownership = ownership
+
+    def void_record(self, sequence: int) -> None:
+        """The record with that sequence does not count."""
+        with self._lock:
+            self.void = (*self.void, sequence)[-VOID_MAX:]
+            self._store(self.ownership)
+
+    def void_state(self, count: int) -> None:
+        """The state file with that count does not count."""
+        with self._lock:
+            self.void_checkpoint = count
+            self._store(self.ownership)
+
+    def forget_void(self, before: int) -> None:
+        """Records before that sequence are not read any more: the next store leaves them out."""
+        with self._lock:
+            self.void = tuple(each for each in self.void if each >= before)
+
+    def _store(self, ownership: Ownership) -> None:
         self._count += 1
         body = _OWNER.pack(
             _OWNER_MAGIC,
             _OWNER_VERSION,
-            len(void),
+            len(self.void),
             self._count,
             (ownership.owner_id or _NOBODY).bytes,
             (ownership.session_id or _NOBODY).bytes,
             ownership.generation,
-            *void,
-            *[0] * (VOID_MAX - len(void)),
+            self.void_checkpoint,
+            *self.void,
+            *[0] * (VOID_MAX - len(self.void)),
         )
         raw = body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
         offset = self._count % 2 * _SLOT_BYTES
         self._file.pwritev([raw.ljust(512, b"\0")], offset)
         self._file.datasync()
-        self.ownership = ownership
-        self.void = void
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()

@@ -1,8 +1,8 @@
 """One flush: what an epoch changed becomes one log record.
 
-Order: data file synced (only when whole chunks were written straight to it), record written, log synced. A record
-that could not be made durable is voided in the owner file, because after a failed sync the page cache may show it
-although the medium does not have it.
+Order: data file synced (only when whole chunks were written straight to it), record written, log
+synced. A record that could not be made durable is voided in the owner file, because after a
+failed sync the page cache may show it although the medium does not have it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Mask = npt.NDArray[np.bool_]
 class FlushJob:
     """A flush in progress. All fields are frozen while `run` uses them on its thread.
 
-    remaps: logical chunk to physical chunk. homes: contexts of those that are not 0. discards: per chunk, which blocks.
-    void: called with the record's sequence when it failed.
+    remaps: logical chunk to physical chunk. homes: contexts of those that are not 0. discards:
+    per chunk, which blocks. void: called with the record's sequence when it failed.
     """
 
     log: Log

@@ -1,7 +1,7 @@
 """Reading and changing blocks: the hot path. Knows nothing of flushes, stamps, repairs or refusals.
 
-Works on pieces (runs of blocks within a chunk); the range checks are done before. One step per run of blocks
-that lie together, never one per block.
+Works on pieces (runs of blocks within a chunk); the range checks are done before. One step per
+run of blocks that lie together, never one per block.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class RegionBlocks:
                 )
                 blocks = np.frombuffer(bytearray(data), dtype=np.uint8).reshape(count, self._size)
                 blocks[~there] = 0
-                return contexts, memoryview(blocks.reshape(-1))
+                return contexts, blocks.reshape(-1).data
         at = physical * self._chunk_bytes + first * self._size
         return contexts, self._chunks.data.pread(length, at)
 
@@ -145,7 +145,8 @@ class RegionBlocks:
     # --- changing
 
     def write(self, pieces: Sequence[Piece], contexts: ContextArray, data: Buffer) -> None:
-        """Takes the blocks. DataError when whole chunks cannot be written; nothing is changed of these then."""
+        """Takes the blocks. DataError when whole chunks cannot be written; nothing is changed of
+        these then."""
         if len(data) >= self._large_bytes:
             view = memoryview(data)
             whole = [
@@ -194,7 +195,8 @@ class RegionBlocks:
     def _write_chunks(
         self, chunks: Sequence[tuple[int, int, int]], contexts: ContextArray, view: memoryview
     ) -> None:
-        """Writes (chunk, first block in `view`, blocks) to fresh places, consecutive ones in one go."""
+        """Writes (chunk, first block in `view`, blocks) to fresh places, consecutive ones in one
+        go."""
         size = self._size
         taken = self._chunks.take(len(chunks))
         try:
@@ -235,8 +237,8 @@ class RegionBlocks:
         self._overlay.clear(chunk)
 
     def _write_through(self, chunk: int, first: int, contexts: ContextArray, data: Buffer) -> None:
-        """A small write while the arena is full: its chunk gets a fresh place, and is then written in place
-        until the next flush, since nothing durable names that place."""
+        """A small write while the arena is full: its chunk gets a fresh place, and is then written
+        in place until the next flush, since nothing durable names that place."""
         physical = self._chunks.active_remaps.get(chunk, 0)
         if not physical:
             blocks = self._layout.blocks_in(chunk)
@@ -274,8 +276,8 @@ class RegionBlocks:
 
 
 def _places(locations: I64Array) -> list[tuple[int, int, int]]:
-    """(place of the first block, its index, blocks) of each run of blocks that lie together: consecutive ids, or all
-    home, or all discarded."""
+    """(place of the first block, its index, blocks) of each run of blocks that lie together:
+    consecutive ids, or all home, or all discarded."""
     before, after = locations[:-1], locations[1:]
     together = np.where(before >= 0, after - before == 1, after == before)
     edges = (np.flatnonzero(~together) + 1).tolist()

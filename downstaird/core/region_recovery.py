@@ -1,7 +1,8 @@
-"""Opening a region: the state of the last checkpoint, then the log's records on top. Writes nothing.
+"""Opening a region: the state of the last checkpoint, then the log's records on top. Writes
+nothing.
 
-Afterwards the region is exactly as the last flush that is found whole left it; unflushed writes are gone, so no extent
-is dirty.
+Afterwards the region is exactly as the last flush that is found whole left it; unflushed writes
+are gone, so no extent is dirty.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class _Replay:
 def recover(region: Region) -> None:
     """Fills a region whose files have just been opened. DataError."""
     layout = region.layout
-    state = load_state(region.state_files, layout, region.tag)
+    state = load_state(region.state_files, layout, region.tag, region.owner.void_checkpoint)
     reader = LogReader(
         region.log.files,
         tag=region.tag,
@@ -46,7 +47,8 @@ def recover(region: Region) -> None:
     replay = _Replay(state, {})
     for replayed in chain.found:
         _apply(region, replay, replayed)
-    region.state_count = state.count
+    region.state_count = max(state.count, region.owner.void_checkpoint)
+    region.state_at = state.file
     region.chunks.adopt(state.chunks, state.sides, replay.fresh)
     region.extents.adopt(state.extents)
     region.log.resume(chain.active, chain.ends, chain.next_sequence, chain.chain)
@@ -122,7 +124,8 @@ def _fill_tables(region: Region) -> None:
 
 
 def _seal_of(state: State, chain: Chain, logged: list[LoggedEpoch]) -> Seal | None:
-    """A checkpoint that the last run did not finish: the records of the first log are still to go home."""
+    """A checkpoint that the last run did not finish: the records of the first log are still to go
+    home."""
     if chain.active == state.log:
         return None
     second = [replayed for replayed in chain.found if replayed.place.log != state.log]

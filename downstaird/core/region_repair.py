@@ -1,4 +1,5 @@
-"""What the session has written since a repair began, so that copied blocks never overwrite newer ones."""
+"""What the session has written since a repair began, so that copied blocks never overwrite newer
+ones."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ Mask = npt.NDArray[np.bool_]
 
 
 class RepairTracker:
-    """One bit per block of the extents under repair; memory is taken when an extent is first written."""
+    """One bit per block of the extents under repair; memory is taken when an extent is first
+    written."""
 
     def __init__(self, blocks_per_extent: int) -> None:
         self._blocks = blocks_per_extent

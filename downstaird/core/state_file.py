@@ -1,10 +1,12 @@
 """What a checkpoint makes durable: the map of chunks, the extent table, and where the log goes on.
 
-Two files, `state-0` and `state-1`, written in turn and synced; the whole one with the higher count is true.
+Two files, `state-0` and `state-1`, written in turn and synced; the whole one with the higher
+count is true.
 
     page 0    header, see HEADER, and its checksum
-    pages     the map (u32 per logical chunk: bit 31 = which contexts file, below it the physical chunk), then the
-              extent table (24 bytes per extent); 4080 bytes a page, then its number and checksum
+    pages     the map (u32 per logical chunk: bit 31 = which contexts file, below it the physical
+              chunk), then the extent table (24 bytes per extent); 4080 bytes a page, then its
+              number and checksum
 
 A damaged page costs the extents it speaks of, which are faulted; a damaged header costs that copy.
 """
@@ -28,8 +30,8 @@ from stairlib.model.errors import DataError
 STATE_NAMES = ("state-0", "state-1")
 MAGIC = 0x54535753  # "SWST"
 VERSION = 1
-# magic, version, log that the chain begins in, region tag, count of checkpoints, first sequence, chain,
-# map pages, extent pages, checksum
+# magic, version, log that the chain begins in, region tag, count of checkpoints, first sequence,
+# chain, map pages, extent pages, checksum
 HEADER = struct.Struct("<IHHQQQQIIQ")
 PAGE_BYTES = 4096
 PAYLOAD_BYTES = 4080
@@ -41,11 +43,13 @@ _SIDE_BIT = np.uint32(1 << 31)
 
 @dataclass(slots=True)
 class State:
-    """A region as of a checkpoint. chunks: physical chunk per logical one. sides: contexts file per physical chunk.
+    """A region as of a checkpoint. chunks: physical chunk per logical one. sides: contexts file
+    per physical chunk.
 
-    damaged: extents whose part could not be read.
+    file: which of the two state files. damaged: extents whose part could not be read.
     """
 
+    file: int
     count: int
     log: int
     sequence: int
@@ -105,9 +109,11 @@ def _encode_head(state: State, tag: int, map_pages: int, extent_pages: int) -> b
     return (body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))).ljust(PAGE_BYTES, b"\0")
 
 
-def load_state(files: Sequence[File], layout: Layout, tag: int) -> State:
-    """The newer whole copy. DataError when there is none, or a newer version wrote it."""
-    heads = [head for file in files if (head := _read_head(file, tag)) is not None]
+def load_state(files: Sequence[File], layout: Layout, tag: int, void: int) -> State:
+    """The newer whole copy, the one with count `void` left out. DataError when there is none, or a
+    newer version wrote it."""
+    found = [(index, _read_head(file, tag)) for index, file in enumerate(files)]
+    heads = [(index, head) for index, head in found if head is not None and head[4] != void]
     if not heads:
         raise DataError(
             f"{files[0].name} and {files[1].name} are both damaged at byte 0: the region cannot be "
@@ -115,11 +121,11 @@ def load_state(files: Sequence[File], layout: Layout, tag: int) -> State:
             file=files[0].name,
             offset="0",
         )
-    file, fields = max(heads, key=lambda head: head[1][4])
-    return _read_pages(file, fields, layout)
+    index, fields = max(heads, key=lambda head: head[1][4])
+    return _read_pages(files[index], index, fields, layout)
 
 
-def _read_head(file: File, tag: int) -> tuple[File, tuple[int, ...]] | None:
+def _read_head(file: File, tag: int) -> tuple[int, ...] | None:
     if file.size() < PAGE_BYTES:
         return None
     raw = file.pread(HEADER.size, 0)
@@ -136,17 +142,17 @@ def _read_head(file: File, tag: int) -> tuple[File, tuple[int, ...]] | None:
             file=file.name,
             offset="0",
         )
-    return file, fields
+    return fields
 
 
-def _read_pages(file: File, fields: tuple[int, ...], layout: Layout) -> State:
+def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout) -> State:
     count, map_pages, extent_pages = fields[4], fields[7], fields[8]
     chunk_count, extent_count = layout.chunk_count, layout.geometry.extent_count
     expected = (-(-chunk_count // _MAP_ENTRIES), -(-extent_count // _EXTENT_ENTRIES))
     if (map_pages, extent_pages) != expected:
         raise DataError(
-            f"{file.name} is damaged at byte 0: it has {map_pages} + {extent_pages} pages where the "
-            f"region's geometry needs {expected[0]} + {expected[1]}",
+            f"{file.name} is damaged at byte 0: it has {map_pages} + {extent_pages} pages where "
+            f"the region's geometry needs {expected[0]} + {expected[1]}",
             file=file.name,
             offset="0",
         )
@@ -156,11 +162,11 @@ def _read_pages(file: File, fields: tuple[int, ...], layout: Layout) -> State:
     raw[:available] = file.pread(available, PAGE_BYTES)
     damaged: set[int] = set()
     view = memoryview(raw)
-    for index in range(map_pages + extent_pages):
-        page = view[index * PAGE_BYTES : (index + 1) * PAGE_BYTES]
-        if not _page_is_whole(page, index + 1, low):
+    for number in range(map_pages + extent_pages):
+        page = view[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+        if not _page_is_whole(page, number + 1, low):
             page[:] = bytes(PAGE_BYTES)
-            damaged |= _extents_of(index, map_pages, layout)
+            damaged |= _extents_of(number, map_pages, layout)
     pages = np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)
     entries = pages[:map_pages, : _MAP_ENTRIES * 4].reshape(-1).view("<u4")[:chunk_count]
     used = _EXTENT_ENTRIES * EXTENT.itemsize
@@ -172,6 +178,7 @@ def _read_pages(file: File, fields: tuple[int, ...], layout: Layout) -> State:
     sides = np.zeros(int(chunks.max(initial=0)) + 1, dtype=np.uint8)
     sides[chunks] = entries >> np.uint32(31)
     return State(
+        file=index,
         count=count,
         log=fields[2],
         sequence=fields[5],

@@ -1,7 +1,8 @@
 """A region's files in a real directory.
 
-Invariants: an flock on the file `lock` is held as long as the disk is open, so that no second daemon can
-use the directory; every system call's failure leaves here as a DataError that names file and offset.
+Invariants: an flock on the file `lock` is held as long as the disk is open, so that no second
+daemon can use the directory; every system call's failure leaves here as a DataError that names
+file and offset.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class DirectoryFile:
                 raise data_error("read", self.name, offset + have, error) from error
             if not part:
                 raise DataError(
-                    f"{self.name} ends at byte {offset + have}, {size - have} bytes short of what is "
-                    "recorded in it",
+                    f"{self.name} ends at byte {offset + have}, {size - have} bytes short of what "
+                    "is recorded in it",
                     reason="IO_ERROR",
                     file=self.name,
                     offset=str(offset + have),
@@ -151,7 +152,9 @@ class FileDisk:
     def prepare(self) -> None:
         """Makes the directory and its parents."""
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            if not self._path.is_dir():
+                self._path.mkdir(parents=True, exist_ok=True)
+                _sync_directory(self._path.parent)
         except (FileExistsError, NotADirectoryError) as error:
             raise InvalidRequestError(
                 f"{self._path} is not a directory: name one, or a path that does not exist yet",
@@ -210,11 +213,7 @@ class FileDisk:
     def sync_directory(self) -> None:
         """fsync of the directory."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync_directory(self._path)
         except OSError as error:
             raise data_error("sync", self.name, 0, error) from error
 
@@ -224,3 +223,11 @@ class FileDisk:
             with contextlib.suppress(OSError):
                 os.close(self._lock)
             self._lock = -1
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,7 @@
 """A disk in memory, which remembers what is durable: for tests and the simulator.
 
-Invariants as in downstaird.core.disk. Failures are injected through `MemoryDisk.fail_sync`, `fail_write` and
-`capacity`. `image` gives the disk as a power cut could leave it.
+Invariants as in downstaird.core.disk. Failures are injected through `MemoryDisk.fail_sync`,
+`fail_write` and `capacity`. `image` gives the disk as a power cut could leave it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ class _Node:
     durable: bytearray = field(default_factory=bytearray)
     unsynced: set[int] = field(default_factory=set)
 
-    def copy(self) -> _Node:
-        """For an image: everything in it is durable."""
-        return _Node(bytearray(self.data), bytearray(self.data), set())
+    def grow(self, size: int) -> None:
+        """Adds a hole up to `size`. What an earlier, longer file left there on the medium counts as
+        unsynced."""
+        have = len(self.data)
+        if size > have:
+            self.data.extend(bytes(size - have))
+            stale = min(size, len(self.durable))
+            self.unsynced.update(range(have // SECTOR_BYTES, -(-stale // SECTOR_BYTES)))
 
 
 class MemoryFile:
@@ -67,8 +72,7 @@ class MemoryFile:
         assert not self._read_only
         node = self._node
         end = offset + len(whole)
-        if end > len(node.data):
-            node.data.extend(bytes(end - len(node.data)))
+        node.grow(end)
         node.data[offset:end] = whole
         node.unsynced.update(range(offset // SECTOR_BYTES, -(-end // SECTOR_BYTES)))
         self._disk.after_write(self._name)
@@ -93,8 +97,7 @@ class MemoryFile:
             del node.data[size:]
             last = -(-size // SECTOR_BYTES)
             node.unsynced = {sector for sector in node.unsynced if sector < last}
-        else:
-            node.data.extend(bytes(size - len(node.data)))
+        node.grow(size)
 
     def punch(self, offset: int, length: int) -> None:
         """Zeros the range."""
@@ -125,8 +128,8 @@ def _grow_to(data: bytearray, size: int) -> None:
 class MemoryDisk:
     """A directory in memory.
 
-    fail_sync, fail_write: called with the file's name; true makes that call fail. capacity: bytes all files together
-    may have been written, None for no limit.
+    fail_sync, fail_write: called with the file's name; true makes that call fail. capacity:
+    bytes all files together may have been written, None for no limit.
     """
 
     def __init__(self, name: str = "memory") -> None:
@@ -200,7 +203,8 @@ class MemoryDisk:
             raise data_error("sync", f"{self._name}/{name}", 0, OSError(errno.EIO, "EIO"))
 
     def image(self, survives: Callable[[str, int], bool]) -> MemoryDisk:
-        """The disk after a power cut: synced sectors, and those unsynced ones for which `survives(file, sector)`."""
+        """The disk after a power cut: synced sectors, and those unsynced ones for which
+        `survives(file, sector)`."""
         other = MemoryDisk(self._name)
         for name, node in self._nodes.items():
             content = bytearray(node.durable)
