@@ -8,20 +8,23 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from downstaird.conversation import HELLO_FRAME_BYTES_MAX, Conversation
-from stairlib.wire.frame import Bytes, Frame, FrameError, decode
+from stairlib.wire.frame import HEADER_BYTES, Bytes, Frame, FrameError, decode, frame_length
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
 
 # As on a socket: two full replies may wait for a slow peer.
 QUEUED_BYTES_MAX = 8 << 20
+# Below the 4 MiB that gRPC clients take in a message by default.
+MESSAGE_BYTES_MAX = 2 << 20
 
 
 class StreamWire:
-    """The Wire of a conversation on a gRPC stream. Frames out wait in a bounded queue."""
+    """The Wire of a conversation on a gRPC stream."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[bytes] = deque()
         self._queued = 0
+        self._received = b""
         self._news = asyncio.Event()
         self._may_feed = asyncio.Event()
         self._finished = False
@@ -57,10 +60,8 @@ class StreamWire:
         try:
             async for request in requests:
                 self.last_activity = self._loop.time()
-                conversation.feed(_decoded(request.frame, greeted=conversation.greeted))
-                while not (conversation.ready or conversation.over):
-                    self._may_feed.clear()
-                    await self._may_feed.wait()
+                self._received += request.frame
+                await self._feed(conversation)
                 if conversation.over:
                     return
         except FrameError as error:
@@ -69,12 +70,34 @@ class StreamWire:
             conversation.close("CONNECTION_CLOSED")
             self.finish()
 
-    async def frames(self, conversation: Conversation) -> AsyncIterator[bytes]:
-        """The frames to send, until the end."""
+    async def _feed(self, conversation: Conversation) -> None:
+        """Feeds the whole frames that have been received, one at a time."""
+        while frame := self._next_frame(conversation):
+            conversation.feed(frame)
+            while not (conversation.ready or conversation.over):
+                self._may_feed.clear()
+                await self._may_feed.wait()
+            if conversation.over:
+                return
+
+    def _next_frame(self, conversation: Conversation) -> Frame | None:
+        if len(self._received) < HEADER_BYTES:
+            return None
+        length = frame_length(self._received[:HEADER_BYTES])
+        if not conversation.greeted and length > HELLO_FRAME_BYTES_MAX:
+            raise FrameError(f"a first frame of {length} bytes")
+        if len(self._received) < length:
+            return None
+        data, self._received = self._received[:length], self._received[length:]
+        return decode(data)
+
+    async def messages(self, conversation: Conversation) -> AsyncIterator[bytes]:
+        """What to send, in pieces that fit a message, until the end."""
         while True:
             while self._queue:
                 frame = self._queue.popleft()
-                yield frame
+                for at in range(0, len(frame), MESSAGE_BYTES_MAX):
+                    yield frame[at : at + MESSAGE_BYTES_MAX]
                 was_writable = self.writable
                 self._queued -= len(frame)
                 self.last_activity = self._loop.time()
@@ -84,9 +107,3 @@ class StreamWire:
                 return
             self._news.clear()
             await self._news.wait()
-
-
-def _decoded(data: bytes, *, greeted: bool) -> Frame:
-    if not greeted and len(data) > HELLO_FRAME_BYTES_MAX:
-        raise FrameError(f"a first frame of {len(data)} bytes")
-    return decode(data)

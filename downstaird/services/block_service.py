@@ -97,8 +97,8 @@ class BlockServicer(block_grpc.BlockServiceServicer):
         conversation = Conversation(self._host, wire, context.peer())
         receiving = asyncio.create_task(wire.receive(request_iterator, conversation))
         try:
-            async for frame in wire.frames(conversation):
-                yield block_pb.DataResponse(frame=frame)
+            async for piece in wire.messages(conversation):
+                yield block_pb.DataResponse(frame=piece)
         finally:
             conversation.close("CONNECTION_CLOSED")
             receiving.cancel()

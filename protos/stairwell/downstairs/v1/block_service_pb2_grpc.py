@@ -76,7 +76,8 @@ class BlockServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Data(self, request_iterator, context):
-        """The data connection's frames over gRPC: the fallback where only one port can be reached.
+        """The data connection's frames over gRPC: the fallback where only one port can be reached. The
+        messages are pieces of one byte stream, so a frame above the message limit is sent in several.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

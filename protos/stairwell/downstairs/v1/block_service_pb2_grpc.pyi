@@ -39,7 +39,9 @@ class BlockServiceStub:
     data connection; it must be opened within a few seconds.
     """
     Data: _grpc.StreamStreamMultiCallable[_block_service_pb2.DataRequest, _block_service_pb2.DataResponse]
-    """The data connection's frames over gRPC: the fallback where only one port can be reached."""
+    """The data connection's frames over gRPC: the fallback where only one port can be reached. The
+    messages are pieces of one byte stream, so a frame above the message limit is sent in several.
+    """
     Read: _grpc.UnaryUnaryMultiCallable[_block_service_pb2.ReadRequest, _block_service_pb2.ReadResponse]
     """For hands: refused while a session is active, unless the region is read-only."""
     Write: _grpc.UnaryUnaryMultiCallable[_block_service_pb2.WriteRequest, _block_service_pb2.WriteResponse]
@@ -56,7 +58,9 @@ class BlockServiceAsyncStub(BlockServiceStub):
     data connection; it must be opened within a few seconds.
     """
     Data: _aio.StreamStreamMultiCallable[_block_service_pb2.DataRequest, _block_service_pb2.DataResponse]  # type: ignore[assignment]
-    """The data connection's frames over gRPC: the fallback where only one port can be reached."""
+    """The data connection's frames over gRPC: the fallback where only one port can be reached. The
+    messages are pieces of one byte stream, so a frame above the message limit is sent in several.
+    """
     Read: _aio.UnaryUnaryMultiCallable[_block_service_pb2.ReadRequest, _block_service_pb2.ReadResponse]  # type: ignore[assignment]
     """For hands: refused while a session is active, unless the region is read-only."""
     Write: _aio.UnaryUnaryMultiCallable[_block_service_pb2.WriteRequest, _block_service_pb2.WriteResponse]  # type: ignore[assignment]
@@ -82,7 +86,9 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_block_service_pb2.DataRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_block_service_pb2.DataResponse], _abc.AsyncIterator[_block_service_pb2.DataResponse]]:
-        """The data connection's frames over gRPC: the fallback where only one port can be reached."""
+        """The data connection's frames over gRPC: the fallback where only one port can be reached. The
+        messages are pieces of one byte stream, so a frame above the message limit is sent in several.
+        """
 
     @_abc_1.abstractmethod
     def Read(

@@ -1,0 +1,269 @@
+"""Negotiation, promotion, takeover and fencing, over real gRPC and a real data connection."""
+
+import asyncio
+import uuid
+
+import pytest
+from stairwell.downstairs.v1 import block_service_pb2 as block_pb
+from stairwell.downstairs.v1 import region_service_pb2 as region_pb
+
+from downstaird.store.memory import MemoryDisk
+from stairlib.model.errors import InvalidRequestError, StateError
+from stairlib.wire.frame import FrameKind, OpKind
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"data_versions": [99]}, "VERSION_MISMATCH"),
+        ({"region_id": str(uuid.UUID(int=5))}, "REGION_MISMATCH"),
+        (
+            {"geometry": region_pb.Geometry(block_size=512, extent_size=256, extent_count=8)},
+            "GEOMETRY_MISMATCH",
+        ),
+        ({"encrypted": True}, "ENCRYPTION_MISMATCH"),
+        ({"read_only": True}, "READ_ONLY_MISMATCH"),
+    ],
+)
+async def test_each_mismatch_is_refused_with_its_reason(serve, upstairs, changes, reason):
+    downstairs = await serve()
+    with pytest.raises(StateError) as caught:
+        await downstairs.open(upstairs, **changes)
+    assert caught.value.reason == reason
+    assert set(caught.value.metadata) >= {"requested", "actual"}
+    region = await downstairs.get()
+    assert (region.promoted_generation, region.owner_id) == (0, "")
+
+
+@pytest.mark.parametrize("field", ["upstairs_id", "session_id", "region_id"])
+async def test_a_field_that_is_no_uuid_is_named(serve, upstairs, field):
+    downstairs = await serve()
+    with pytest.raises(InvalidRequestError) as caught:
+        await downstairs.open(upstairs, **{field: "x"})
+    assert caught.value.violations[0].field == field
+
+
+async def test_a_session_is_told_all_about_the_region(serve, upstairs):
+    downstairs = await serve()
+    session = uuid.uuid4()
+    answer = await downstairs.open(upstairs, 3, session)
+    assert answer.region.promoted_generation == 3
+    assert answer.region.owner_id == str(upstairs)
+    assert answer.region.active_session_id == str(session)
+    assert answer.data_version == 1
+    assert len(answer.token) == 32
+    assert list(answer.extent_generations) == list(answer.extent_flushes) == [0] * 8
+    assert answer.extent_flags == bytes(8)
+    assert answer.data_address == f"127.0.0.1:{downstairs.daemon.data.port}"
+
+
+async def test_a_newer_generation_takes_over_and_the_older_session_is_told(serve, upstairs):
+    downstairs = await serve()
+    old = await downstairs.session(upstairs, 1)
+    new = await downstairs.session(upstairs, 2)
+    assert (await old.wait_ended()).startswith("NO_LONGER_ACTIVE")
+    await new.write(0, bytes(4096))
+    assert (await downstairs.get()).promoted_generation == 2
+
+
+async def test_the_end_of_the_old_connection_leaves_the_new_session(serve, upstairs):
+    downstairs = await serve()
+    old = await downstairs.session(upstairs, 1)
+    session = uuid.uuid4()
+    new = await downstairs.session(upstairs, 2, session)
+    await old.wait_ended()
+    await old.close()
+    assert (await downstairs.get()).active_session_id == str(session)
+    await new.write(0, bytes(4096))
+
+
+async def test_a_refused_proposal_leaves_the_session_that_is(serve, upstairs):
+    downstairs = await serve()
+    session = uuid.uuid4()
+    client = await downstairs.session(upstairs, 5, session)
+    for who, generation, reason in (
+        (upstairs, 4, "GENERATION_TOO_LOW"),
+        (upstairs, 5, "GENERATION_TOO_LOW"),
+        (uuid.uuid4(), 6, "REGION_IN_USE"),
+    ):
+        with pytest.raises(StateError) as caught:
+            await downstairs.open(who, generation)
+        assert caught.value.reason == reason
+    await client.write(0, bytes(4096))
+    assert (await downstairs.get()).active_session_id == str(session)
+
+
+async def test_the_same_session_may_come_back_in_its_generation(serve, upstairs):
+    downstairs = await serve()
+    session = uuid.uuid4()
+    old = await downstairs.session(upstairs, 1, session)
+    new = await downstairs.session(upstairs, 1, session)
+    await old.wait_ended()
+    await new.write(0, bytes(4096))
+
+
+async def test_an_older_generation_is_fenced_over_a_restart(serve, upstairs):
+    disk = MemoryDisk()
+    first = await serve(disk)
+    await first.session(upstairs, 7)
+    await first.daemon.stop()
+    again = await serve(disk)
+    with pytest.raises(StateError) as caught:
+        await again.open(upstairs, 7)
+    assert caught.value.reason == "GENERATION_TOO_LOW"
+    with pytest.raises(StateError) as caught:
+        await again.open(uuid.uuid4(), 8)
+    assert caught.value.reason == "REGION_IN_USE"
+    await again.session(upstairs, 8)
+
+
+async def test_release_gives_the_region_to_another_owner(serve, upstairs):
+    downstairs = await serve()
+    client = await downstairs.session(upstairs, 7)
+    release = region_pb.ReleaseRegionRequest(owner_id=str(upstairs))
+    with pytest.raises(StateError) as caught:
+        await downstairs.call(downstairs.region.ReleaseRegion, release)
+    assert caught.value.reason == "SESSION_ACTIVE"
+    await client.close()
+    wrong = region_pb.ReleaseRegionRequest(owner_id=str(uuid.uuid4()))
+    with pytest.raises(StateError) as caught:
+        await downstairs.call(downstairs.region.ReleaseRegion, wrong)
+    assert caught.value.reason == "OWNER_MISMATCH"
+    await downstairs.call(downstairs.region.ReleaseRegion, release)
+    await downstairs.call(downstairs.region.ReleaseRegion, release)
+    await downstairs.session(uuid.uuid4(), 1)
+
+
+async def test_a_token_is_good_once_and_a_made_up_one_never(serve, upstairs):
+    downstairs = await serve()
+    answer = await downstairs.open(upstairs)
+    await (await downstairs.dial(answer)).hello(answer.token)
+    for token in (answer.token, bytes(32), b""):
+        other = await downstairs.dial(answer)
+        with pytest.raises(Exception, match="TOKEN_UNKNOWN"):
+            await other.hello(token)
+
+
+async def test_an_unused_token_expires(serve, upstairs, monkeypatch):
+    monkeypatch.setattr("downstaird.core.session_table.TOKEN_SECONDS", 0.0)
+    downstairs = await serve()
+    answer = await downstairs.open(upstairs)
+    with pytest.raises(Exception, match="TOKEN_UNKNOWN"):
+        await (await downstairs.dial(answer)).hello(answer.token)
+    assert (await downstairs.get()).active_session_id == ""
+
+
+async def test_the_unix_socket_carries_a_session_too(serve, upstairs):
+    downstairs = await serve()
+    client = await downstairs.session(upstairs, unix=True)
+    await client.write(3, b"x" * 4096)
+    assert await client.read(3, 1) == b"x" * 4096
+    path = downstairs.daemon.data.unix_path
+    assert path.exists()
+    await downstairs.daemon.stop()
+    assert not path.exists()
+
+
+async def test_stopping_tells_the_session(serve, upstairs):
+    downstairs = await serve()
+    client = await downstairs.session(upstairs)
+    await downstairs.daemon.stop()
+    assert (await client.wait_ended()).startswith("SHUTTING_DOWN")
+
+
+async def test_readers_share_a_read_only_region(serve, tmp_path):
+    place = tmp_path / "shared"
+    writable = await serve(place)
+    client = await writable.session(uuid.uuid4())
+    await client.write(0, b"r" * 4096)
+    await client.flush(1)
+    await writable.daemon.stop()
+    downstairs = await serve(place, read_only=True)
+    readers = [
+        await downstairs.session(uuid.uuid4(), 0, read_only=True, geometry=None) for _ in range(3)
+    ]
+    for reader in readers:
+        assert await reader.read(0, 1) == b"r" * 4096
+        answer = await reader.one(OpKind.WRITE, offset=0, data=bytes(4096))
+        assert answer.status.name == "READ_ONLY"
+    mine = uuid.uuid4()
+    first = await downstairs.session(mine, 0, read_only=True)
+    await downstairs.session(mine, 0, read_only=True)
+    assert (await first.wait_ended()).startswith("NO_LONGER_ACTIVE")
+    assert await readers[0].read(0, 1) == b"r" * 4096
+
+
+async def test_hands_may_read_and_write_while_nobody_owns_the_region(serve, upstairs):
+    downstairs = await serve()
+    write = block_pb.WriteRequest(block=2, data=b"h" * 8192)
+    read = block_pb.ReadRequest(block=1, count=3)
+    await downstairs.call(downstairs.block.Write, write)
+    flushed = await downstairs.call(downstairs.block.Flush, block_pb.FlushRequest())
+    assert flushed.flush_number == 1
+    answer = await downstairs.call(downstairs.block.Read, read)
+    assert answer.data == bytes(4096) + b"h" * 8192
+    assert answer.contexts[:32] == bytes(32) != answer.contexts[32:64]
+    client = await downstairs.session(upstairs)
+    for method, request in (
+        (downstairs.block.Write, write),
+        (downstairs.block.Read, read),
+        (downstairs.block.Flush, block_pb.FlushRequest()),
+    ):
+        with pytest.raises(StateError) as caught:
+            await downstairs.call(method, request)
+        assert caught.value.reason == "SESSION_ACTIVE"
+    assert await client.read(2, 2) == b"h" * 8192
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (block_pb.ReadRequest(block=0, count=0), "count"),
+        (block_pb.ReadRequest(block=0, count=100_000), "count"),
+        (block_pb.ReadRequest(block=2047, count=2), "block"),
+        (block_pb.WriteRequest(block=0, data=b"x"), "data"),
+        (block_pb.WriteRequest(block=2048, data=bytes(4096)), "block"),
+    ],
+)
+async def test_hands_that_reach_too_far_are_told_the_field(serve, request_, field):
+    downstairs = await serve()
+    is_read = isinstance(request_, block_pb.ReadRequest)
+    method = downstairs.block.Read if is_read else downstairs.block.Write
+    with pytest.raises(InvalidRequestError) as caught:
+        await downstairs.call(method, request_)
+    assert caught.value.violations[0].field == field
+
+
+async def test_hands_cannot_write_encrypted_regions(serve):
+    downstairs = await serve(encrypted=True)
+    with pytest.raises(StateError) as caught:
+        await downstairs.call(
+            downstairs.block.Write, block_pb.WriteRequest(block=0, data=bytes(4096))
+        )
+    assert caught.value.reason == "REGION_ENCRYPTED"
+
+
+async def test_a_verification_finds_what_is_stored(serve, upstairs):
+    downstairs = await serve()
+    client = await downstairs.session(upstairs)
+    await client.write(100, b"v" * 4096 * 300)
+    answer = await downstairs.call(downstairs.region.VerifyRegion, region_pb.VerifyRegionRequest())
+    assert (answer.blocks_read, answer.blocks_bad) == (300, 0)
+
+
+async def test_a_peer_that_says_nothing_is_dropped(serve, upstairs, monkeypatch):
+    monkeypatch.setattr("downstaird.region_host.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("downstaird.conversation.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("downstaird.conversation.HELLO_SECONDS", 0.3)
+    downstairs = await serve()
+    answer = await downstairs.open(upstairs)
+    mute = await downstairs.dial(answer)
+    assert (await asyncio.wait_for(mute.read_frame(), 5)).blob(0).startswith(b"HELLO_TIMEOUT")
+    client = await downstairs.session(upstairs, 2)
+    for sequence in range(8):
+        client.send_frame(FrameKind.PING, sequence=sequence)
+        await asyncio.sleep(0.1)
+    assert client.pongs >= 7
+    assert not client.ended.done()
+    assert (await client.wait_ended()).startswith("SILENCE")
+    assert (await downstairs.get()).active_session_id == ""
