@@ -158,7 +158,8 @@ async def run_workload(disk: GuestDisk, spec: WorkloadSpec) -> AsyncGenerator[Wo
                 worker.result()
             if pending:
                 yield run.tally.report(finished=False)
-        await run.finish()
+        if run.flush_at_end:
+            await run.flush()
         yield run.tally.report(finished=True)
     finally:
         run.stopping = True
@@ -171,6 +172,8 @@ async def run_workload(disk: GuestDisk, spec: WorkloadSpec) -> AsyncGenerator[Wo
 class _Run(abc.ABC):
     """What the workers of one workload share."""
 
+    flush_at_end = False
+
     def __init__(self, disk: GuestDisk, spec: WorkloadSpec) -> None:
         self.disk = disk
         self.spec = spec
@@ -180,9 +183,6 @@ class _Run(abc.ABC):
     @abc.abstractmethod
     async def work(self) -> None:
         """One worker, to its end."""
-
-    async def finish(self) -> None:
-        """After all workers."""
 
     async def read(self, first: int, count: int) -> None:
         """A verified read, counted."""
@@ -220,6 +220,8 @@ class _Run(abc.ABC):
 class _Fill(_Run):
     """Large writes at even distances over the whole disk, then a flush."""
 
+    flush_at_end = True
+
     def __init__(self, disk: GuestDisk, spec: WorkloadSpec) -> None:
         super().__init__(disk, spec)
         blocks = min((spec.io_bytes or _LARGE_IO_BYTES) // disk.block_size, disk.blocks_max)
@@ -241,9 +243,6 @@ class _Fill(_Run):
                 await asyncio.sleep(_BUSY_POLL_SECONDS)
             else:
                 await self.write(first, count)
-
-    async def finish(self) -> None:
-        await self.flush()
 
 
 class _ReadBack(_Run):
