@@ -342,11 +342,14 @@ class RegionSet:
     def drop_member(self, member: Member, reason: str) -> None:
         """Removes a member for good: one that was replaced."""
         was_complete = member.complete
-        if member.state is SlotState.STOPPING:
+        if member.state is not SlotState.WAIT_CONNECT:
             self._by_link.pop(member.link, None)
-        elif member.state is not SlotState.WAIT_CONNECT:
-            self._by_link.pop(member.link, None)
-            self.effects.append(Disconnect(member.link, reason))
+            if member.state is not SlotState.STOPPING:
+                self.effects.append(Disconnect(member.link, reason))
+            # Whoever still holds the member sees that it has left.
+            member.move(SlotMove.LOST)
+        member.mode = SlotMode.NEW
+        member.last_error = reason
         self.members.remove(member)
         self.refresh()
         self.control.lose(member)

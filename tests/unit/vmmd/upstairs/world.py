@@ -328,7 +328,8 @@ class World:
 
     def flush(self) -> Request:
         token = next(self._tokens)
-        marks = [len(block.values) - 1 for block in self.blocks]
+        # Of a block whose value is not known since a loss, a flush makes durable whatever it is.
+        marks = [len(block.values) - 1 if block.exact else 0 for block in self.blocks]
         blocks = list(self.blocks)
         bases = [id(block.values) for block in blocks]
 

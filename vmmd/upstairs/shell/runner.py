@@ -1,0 +1,437 @@
+"""`RegionUpstairs`: the upstairs' core with a clock, sockets, futures and spans around it.
+
+Everything runs on one loop. Guest submissions of one loop turn become one event; effects are carried out in order as
+soon as a step returns. Events that come up while effects are carried out are queued: steps never nest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, Status, StatusCode
+
+from stairlib.model.construction import RegionSpec
+from stairlib.model.errors import InvalidRequestError, UnavailableError, UnsupportedError
+from stairlib.rpc.channel import open_channel
+from stairlib.rpc.errors import translated
+from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.tracing import Tracing, traceparent
+from stairlib.wire.frame import Frame
+from stairwell.downstairs.v1 import region_service_pb2 as region_pb
+from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
+from vmmd.block.backend import BackendInfo, Done, Request
+from vmmd.upstairs.core import events, limits
+from vmmd.upstairs.core.events import Replacement, SessionInfo
+from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.status import RegionStatus
+from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
+from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
+
+_log = get_logger(__name__)
+
+TICK_SECONDS = 0.1
+# Between two messages to one watcher: ten a second is more than anybody reads.
+WATCH_SECONDS = 0.1
+# Reading back 100 GiB at 100 MiB/s, rounded up.
+VERIFY_DATA_SECONDS = 1800.0
+ReplaceOutcome = Replacement
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentDifference:
+    """`digests` by slot; zero where the slot did not answer."""
+
+    extent: int
+    digests: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """`bad_blocks` and `blocks_read` are counted only when the data was read too."""
+
+    equal: bool
+    extents_compared: int
+    members_compared: int
+    differences: tuple[ExtentDifference, ...]
+    bad_blocks: int = 0
+    blocks_read: int = 0
+
+
+def check_supported(spec: RegionSpec) -> None:
+    """UnsupportedError names what this version does not offer; InvalidRequestError what cannot be."""
+    options = spec.options
+    if options.key is not None:
+        raise UnsupportedError("encrypted regions are not offered by this version: leave out `key`")
+    if options.read_only:
+        raise UnsupportedError("read-only regions are not offered by this version")
+    if options.cert_pem or options.key_pem or options.root_cert_pem:
+        raise UnsupportedError("TLS to the downstairs is not offered by this version")
+    if len(options.targets) != limits.SLOT_COUNT or len(set(options.targets)) != limits.SLOT_COUNT:
+        raise InvalidRequestError("a region has exactly three different targets")
+    problems = spec.geometry.problems()
+    if problems:
+        raise InvalidRequestError("; ".join(f"{field}: {text}" for field, text in problems))
+
+
+class RegionUpstairs:
+    """One region set as a block backend. `stream_only` forces the gRPC transport."""
+
+    def __init__(self, spec: RegionSpec, *, tracing: Tracing, stream_only: bool = False) -> None:
+        check_supported(spec)
+        options = spec.options
+        timeout = options.flush_timeout
+        self._geometry = spec.geometry
+        targets = options.targets
+        self._core = Upstairs(
+            UpstairsConfig(
+                upstairs_id=str(options.id),
+                session_id=str(uuid.uuid4()),
+                generation=spec.generation,
+                geometry=spec.geometry,
+                targets=(targets[0], targets[1], targets[2]),
+                flush_timeout_seconds=limits.FLUSH_TIMEOUT_SECONDS if timeout is None else timeout,
+            )
+        )
+        self._tracing = tracing
+        self._stream_only = stream_only
+        self._links: dict[int, SlotLink] = {}
+        self._events: deque[events.Event] = deque()
+        self._stepping = False
+        self._submissions: list[tuple[object, Sequence[Request]]] = []
+        self._ticking: asyncio.TimerHandle | None = None
+        self._watchers: set[asyncio.Event] = set()
+        self._replace_contexts: dict[int, Context] = {}
+        self._repair_spans: dict[int, Span] = {}
+        self._peers: dict[str, None] = dict.fromkeys(targets)
+        self._closed = False
+        self._info = BackendInfo(
+            spec.geometry.block_size,
+            spec.geometry.block_count,
+            read_only=False,
+            supports_discard=True,
+        )
+        self._carriers: dict[type[Any], Callable[[Any], None]] = {
+            events.SendFrame: self._send,
+            events.CompleteGuest: self._complete,
+            events.Connect: self._connect,
+            events.Disconnect: self._disconnect,
+            events.Answer: self._answer,
+            events.Changed: self._changed,
+            events.RepairStarted: self._repair_started,
+            events.RepairEnded: self._repair_ended,
+            events.SlotLeft: self._slot_left,
+        }
+
+    # ---- backend
+
+    @property
+    def info(self) -> BackendInfo:
+        """Size and abilities."""
+        return self._info
+
+    def submit(self, batch: Sequence[Request], done: Done) -> None:
+        """As `Backend.submit`; the batch starts at the end of this loop turn, with all others of the turn."""
+        if not self._submissions:
+            asyncio.get_running_loop().call_soon(self._start_submissions)
+        self._submissions.append((done, batch))
+
+    def _start_submissions(self) -> None:
+        submissions, self._submissions = self._submissions, []
+        self._feed(events.GuestBatch(submissions))
+
+    # ---- operations
+
+    async def activate(
+        self, generation: int | None = None, *, timeout_seconds: float | None = None
+    ) -> None:
+        """Returns when active. After `timeout_seconds` UnavailableError names what is missing; the upstairs
+        goes on trying, so that a replacement can still rescue it."""
+        self._start_ticking()
+        with self._tracing.tracer.start_as_current_span("upstairs.activate"):
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._ask(lambda key: events.Activate(key, generation))
+            except TimeoutError:
+                raise UnavailableError(self._missing(), reason="ACTIVATION_PENDING") from None
+
+    def _missing(self) -> str:
+        slots = [
+            f"slot {slot.slot} ({slot.address}) is {slot.state.name}"
+            + (f": {slot.last_error}" if slot.last_error else "")
+            for slot in self.status().slots
+            if slot.state is not SlotState.WAIT_QUORUM
+        ]
+        return "not active yet: " + "; ".join(slots or ["all members are connected"])
+
+    async def deactivate(self) -> None:
+        """Flushes and lets all members go; always ends. DataError when the last flush failed."""
+        await self._ask(events.Deactivate)
+
+    async def replace(self, old: str, new: str, replacement_id: str = "") -> Replacement:
+        """Starts replacing `old` by `new`, or says how far that is. StateError, ConflictError when refused."""
+        with self._tracing.tracer.start_as_current_span(
+            "upstairs.replace",
+            attributes={"replacement_id": replacement_id, "old": old, "new": new},
+        ) as span:
+            context = trace.set_span_in_context(span)
+            for slot in self.status().slots:
+                if slot.address == old:
+                    self._replace_contexts[slot.slot] = context
+            outcome = cast(
+                "Replacement", await self._ask(lambda key: events.Replace(key, old, new))
+            )
+            span.set_attribute("result", outcome.result.name)
+            self._peers[new] = None
+            return outcome
+
+    async def verify(self, *, read_data: bool = False) -> VerifyResult:
+        """Compares the active members at one place in the order of writes; with `read_data` each also reads all
+        of its data and checks it."""
+        with self._tracing.tracer.start_as_current_span("upstairs.verify"):
+            digests = cast("events.Digests", await self._ask(events.Verify))
+            bad = read = 0
+            if read_data:
+                active = [s.address for s in self.status().slots if s.state is SlotState.ACTIVE]
+                for blocks_read, blocks_bad in await asyncio.gather(
+                    *(self._verify_data(address) for address in active)
+                ):
+                    read += blocks_read
+                    bad += blocks_bad
+        return _compared(digests, bad, read)
+
+    async def _verify_data(self, address: str) -> tuple[int, int]:
+        async with open_channel(address, tracing=self._tracing) as channel:
+            with translated(address):
+                report = await region_grpc.RegionServiceStub(channel).VerifyRegion(
+                    region_pb.VerifyRegionRequest(), timeout=VERIFY_DATA_SECONDS
+                )
+        return report.blocks_read, report.blocks_bad
+
+    def set_repair_limit(self, bytes_per_second: int) -> None:
+        """Bounds repair traffic from now on; 0 is no bound."""
+        if bytes_per_second < 0:
+            raise InvalidRequestError("a repair limit is 0 (none) or bytes per second")
+        self._feed(events.SetRepairLimit(bytes_per_second))
+
+    def status(self) -> RegionStatus:
+        """The status now."""
+        return self._core.status()
+
+    def peers(self) -> tuple[str, ...]:
+        """Every downstairs it talks or talked to."""
+        return tuple(self._peers)
+
+    async def watch(self) -> AsyncIterator[RegionStatus]:
+        """The status now, and again after changes, coalesced; ends when the upstairs is closed."""
+        changed = asyncio.Event()
+        self._watchers.add(changed)
+        try:
+            while not self._closed:
+                yield self.status()
+                await changed.wait()
+                changed.clear()
+                await asyncio.sleep(WATCH_SECONDS)
+        finally:
+            self._watchers.discard(changed)
+
+    async def close(self) -> None:
+        """Lets everything go, flushed or not; deactivate first to keep unflushed writes."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._ticking is not None:
+            self._ticking.cancel()
+        links = list(self._links.values())
+        for link in links:
+            link.close("the upstairs is closed")
+        await asyncio.gather(*(link.wait_closed() for link in links))
+        for span in self._repair_spans.values():
+            span.end()
+        self._repair_spans = {}
+        self._wake()
+
+    # ---- the loop
+
+    async def _ask(self, make: Callable[[object], events.Event]) -> object:
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._feed(make(future))
+        return await future
+
+    def _feed(self, event: events.Event) -> None:
+        self._events.append(event)
+        if self._stepping:
+            return
+        self._stepping = True
+        now = asyncio.get_running_loop().time()
+        try:
+            while self._events:
+                for effect in self._core.apply(self._events.popleft(), now):
+                    self._carriers[type(effect)](effect)
+        finally:
+            self._stepping = False
+
+    def _start_ticking(self) -> None:
+        if self._ticking is None and not self._closed:
+            self._tick()
+
+    def _tick(self) -> None:
+        self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+        self._feed(events.Tick())
+        if self._core.repairing:
+            self._wake()
+
+    def _wake(self) -> None:
+        for watcher in self._watchers:
+            watcher.set()
+
+    # ---- effects
+
+    def _send(self, effect: events.SendFrame) -> None:
+        for number in effect.links:
+            link = self._links.get(number)
+            if link is not None:
+                link.send(effect.buffers)
+
+    def _complete(self, effect: events.CompleteGuest) -> None:
+        cast("Done", effect.key)(effect.completions)
+
+    def _connect(self, effect: events.Connect) -> None:
+        status = self._core.status()
+        wish = SessionWish(
+            link=effect.link,
+            address=effect.address,
+            upstairs_id=status.upstairs_id,
+            session_id=status.session_id,
+            generation=effect.generation,
+            region_id=effect.region_id,
+            geometry=self._geometry,
+            stream_only=self._stream_only,
+        )
+        # Attempts that nobody asked for, every few seconds, would fill the span store.
+        asked = trace.get_current_span().is_recording()
+        self._links[effect.link] = SlotLink(wish, self, self._tracing if asked else None)
+
+    def _disconnect(self, effect: events.Disconnect) -> None:
+        link = self._links.get(effect.link)
+        if link is not None:
+            link.close(effect.reason)
+
+    def _answer(self, effect: events.Answer) -> None:
+        future = cast("asyncio.Future[object]", effect.key)
+        if future.done():
+            return
+        if effect.error is not None:
+            future.set_exception(effect.error)
+        else:
+            future.set_result(effect.value)
+
+    def _changed(self, _effect: events.Changed) -> None:
+        self._wake()
+
+    def _slot_left(self, effect: events.SlotLeft) -> None:
+        _log.warning(
+            "slot left service",
+            slot=effect.slot,
+            address=effect.address,
+            mode=effect.mode,
+            reason=effect.reason,
+        )
+
+    def _repair_started(self, effect: events.RepairStarted) -> None:
+        _log.info("live repair started", slot=effect.slot, address=effect.address)
+        span = self._tracing.tracer.start_span(
+            "upstairs.live_repair",
+            context=self._replace_contexts.get(effect.slot),
+            attributes={
+                "slot": effect.slot,
+                "address": effect.address,
+                "attempt": effect.attempt,
+            },
+        )
+        self._repair_spans[effect.slot] = span
+        with trace.use_span(span, end_on_exit=False):
+            parent = traceparent()
+        if parent:
+            self._feed(events.RepairTrace(effect.slot, parent))
+
+    def _repair_ended(self, effect: events.RepairEnded) -> None:
+        _log.info(
+            "live repair ended",
+            slot=effect.slot,
+            error=effect.error,
+            extents=effect.extents,
+            bytes_copied=effect.bytes_copied,
+        )
+        span = self._repair_spans.pop(effect.slot, None)
+        if span is None:
+            return
+        span.set_attribute("extents", effect.extents)
+        span.set_attribute("bytes_copied", effect.bytes_copied)
+        if effect.error:
+            span.set_status(Status(StatusCode.ERROR, effect.error))
+        else:
+            self._replace_contexts.pop(effect.slot, None)
+        span.end()
+
+    # ---- LinkOwner
+
+    def link_up(self, link: int, session: SessionInfo) -> None:
+        """A session stands."""
+        self._feed(events.Connected(link, session))
+
+    def link_frame(self, link: int, frame: Frame) -> None:
+        """A reply has come."""
+        self._feed(events.SlotReply(link, frame))
+
+    def link_notice(self, link: int, text: str) -> None:
+        """A daemon says why it ends the session."""
+        self._feed(events.Notice(link, text))
+
+    def link_down(self, link: int, reason: str, code: str) -> None:
+        """A link is gone."""
+        self._links.pop(link, None)
+        if not self._closed:
+            self._feed(events.Disconnected(link, reason, code))
+
+
+def _compared(digests: events.Digests, bad_blocks: int, blocks_read: int) -> VerifyResult:
+    arrays = list(digests.by_slot.values())
+    differs = np.zeros(len(arrays[0]), dtype=np.bool_)
+    for array in arrays[1:]:
+        differs |= array != arrays[0]
+    differences = tuple(
+        ExtentDifference(
+            extent,
+            tuple(
+                int(digests.by_slot[slot][extent]) if slot in digests.by_slot else 0
+                for slot in range(limits.SLOT_COUNT)
+            ),
+        )
+        for extent in np.flatnonzero(differs).tolist()
+    )
+    return VerifyResult(
+        equal=not differences and not bad_blocks,
+        extents_compared=len(arrays[0]),
+        members_compared=len(arrays),
+        differences=differences,
+        bad_blocks=bad_blocks,
+        blocks_read=blocks_read,
+    )
+
+
+__all__ = [
+    "ExtentDifference",
+    "RegionUpstairs",
+    "ReplaceOutcome",
+    "SlotState",
+    "UpstairsState",
+    "VerifyResult",
+]

@@ -1,0 +1,197 @@
+"""One attempt to reach one downstairs: OpenSession, then the data connection, until either ends.
+
+Whatever happens, the owner hears `link_down` exactly once, and nothing after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+import numpy as np
+
+from stairlib.model.errors import StairwellError, StateError, UnavailableError
+from stairlib.model.geometry import Geometry
+from stairlib.rpc.channel import open_channel
+from stairlib.rpc.errors import translated
+from stairlib.telemetry.tracing import Tracing
+from stairlib.wire.frame import DATA_VERSION, Bytes, Frame
+from stairwell.downstairs.v1 import block_service_pb2 as block_pb
+from stairwell.downstairs.v1 import block_service_pb2_grpc as block_grpc
+from stairwell.downstairs.v1 import region_service_pb2 as region_pb
+from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
+from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
+from vmmd.upstairs.shell.transport import DataConnection, connect, not_reached
+
+RPC_SECONDS = 10.0
+WELCOME_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionWish:
+    """What is asked of the daemon. `region_id` empty where any region will do."""
+
+    link: int
+    address: str
+    upstairs_id: str
+    session_id: str
+    generation: int
+    region_id: str
+    geometry: Geometry
+    stream_only: bool = False
+
+
+class LinkOwner(Protocol):
+    """Who is told."""
+
+    def link_up(self, link: int, session: SessionInfo) -> None:
+        """The session stands."""
+        ...
+
+    def link_frame(self, link: int, frame: Frame) -> None:
+        """A reply has come."""
+        ...
+
+    def link_notice(self, link: int, text: str) -> None:
+        """The daemon says why it ends the session."""
+        ...
+
+    def link_down(self, link: int, reason: str, code: str) -> None:
+        """The end. `code` is a refusal's reason, empty otherwise."""
+        ...
+
+
+class SlotLink:
+    """See the module; also the `ConnectionEvents` of its data connection."""
+
+    def __init__(self, wish: SessionWish, owner: LinkOwner, tracing: Tracing | None) -> None:
+        self._wish = wish
+        self._owner = owner
+        self._tracing = tracing
+        self._loop = asyncio.get_running_loop()
+        self._connection: DataConnection | None = None
+        self._welcome: asyncio.Future[None] = self._loop.create_future()
+        self._up = False
+        self._down = False
+        self._reason = ""
+        self._task = self._loop.create_task(self._open())
+
+    # ---- opening
+
+    async def _open(self) -> None:
+        wish = self._wish
+        reason, code = "", ""
+        try:
+            async with open_channel(wish.address, tracing=self._tracing) as channel:
+                session = await self._negotiate(channel)
+                self._owner.link_up(wish.link, session)
+                # The channel carries the stream transport: it lives as long as the connection.
+                await self._ended()
+        except StateError as error:
+            reason, code = error.message, error.reason
+        except StairwellError as error:
+            reason = error.message
+        except TimeoutError:
+            reason = not_reached(wish.address, "open the data connection").message
+        except OSError as error:
+            reason = f"{wish.address}: {error}"
+        except asyncio.CancelledError:
+            reason = self._reason or "closed"
+        finally:
+            self._finish(reason, code)
+
+    async def _negotiate(self, channel: grpc.aio.Channel) -> SessionInfo:
+        wish = self._wish
+        geometry = wish.geometry
+        with translated(wish.address):
+            before = await region_grpc.RegionServiceStub(channel).GetRegion(
+                region_pb.GetRegionRequest(), timeout=RPC_SECONDS
+            )
+            opened = await block_grpc.BlockServiceStub(channel).OpenSession(
+                block_pb.OpenSessionRequest(
+                    upstairs_id=wish.upstairs_id,
+                    session_id=wish.session_id,
+                    generation=wish.generation,
+                    geometry=region_pb.Geometry(
+                        block_size=geometry.block_size,
+                        extent_size=geometry.blocks_per_extent,
+                        extent_count=geometry.extent_count,
+                    ),
+                    data_versions=[DATA_VERSION],
+                    region_id=wish.region_id,
+                ),
+                timeout=RPC_SECONDS,
+            )
+        self._connection = await connect(opened, channel, self, stream_only=wish.stream_only)
+        async with asyncio.timeout(WELCOME_SECONDS):
+            await self._welcome
+        self._up = True
+        return session_info(opened, owned_before=before.region.owner_id == wish.upstairs_id)
+
+    async def _ended(self) -> None:
+        await self._loop.create_future()
+
+    def _finish(self, reason: str, code: str) -> None:
+        if self._down:
+            return
+        self._down = True
+        if self._connection is not None:
+            self._connection.close(reason)
+        if self._welcome.done() and not self._welcome.cancelled():
+            # Retrieved here, where nobody waits for it any more.
+            self._welcome.exception()
+        self._owner.link_down(self._wish.link, self._reason or reason, code)
+
+    # ---- use
+
+    def send(self, buffers: Sequence[Bytes]) -> None:
+        """Sends one frame."""
+        if self._connection is not None and not self._down:
+            self._connection.send(buffers)
+
+    def close(self, reason: str) -> None:
+        """Ends the link; `link_down` follows in a later turn."""
+        if not self._reason:
+            self._reason = reason
+            self._task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Until everything of the link is gone."""
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # ---- ConnectionEvents
+
+    def welcomed(self) -> None:
+        """The daemon has accepted the token."""
+        if not self._welcome.done():
+            self._welcome.set_result(None)
+
+    def received(self, frame: Frame) -> None:
+        """A reply."""
+        if self._up and not self._down:
+            self._owner.link_frame(self._wish.link, frame)
+
+    def noticed(self, text: str) -> None:
+        """The daemon ends the session."""
+        if not self._down:
+            self._owner.link_notice(self._wish.link, text)
+
+    def lost(self, reason: str) -> None:
+        """The data connection is gone, and with it the session."""
+        if not self._welcome.done():
+            self._welcome.set_exception(UnavailableError(f"{self._wish.address}: {reason}"))
+        elif not self._down:
+            self.close(reason)
+
+
+def session_info(opened: block_pb.OpenSessionResponse, *, owned_before: bool) -> SessionInfo:
+    """The answer's stamps as arrays."""
+    stamps = ExtentStamps(
+        np.array(opened.extent_generations, dtype=np.uint64),
+        np.array(opened.extent_flushes, dtype=np.uint64),
+        np.frombuffer(opened.extent_flags, dtype=np.uint8),
+    )
+    return SessionInfo(opened.region.id, stamps, owned_before)
