@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ DEFAULT_CONTROL = "127.0.0.1:9998"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    # Children only ever exec: gRPC's own fork handlers would do nothing but write a line for each.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args([_hyphened(argument) for argument in given])
     try:
@@ -88,7 +91,6 @@ def _local(options: argparse.Namespace) -> int:
     from stairlib.runtime import process
     from stairlib.telemetry import logs
 
-    logs.configure("dsc", level="warning")
     starting = options.command == "start"
     if starting and options.cleanup and not options.create:
         _parser().error("--cleanup deletes regions, so it needs --create to make new ones")
@@ -108,6 +110,7 @@ def _local(options: argparse.Namespace) -> int:
         create=_creation(options) if not starting or options.create else None,
         control=options.control if starting else "",
     )
+    logs.configure("dsc", level="warning")
     main = start.start if starting else start.create
     return process.run(lambda stop: main(dsc, stop))
 
