@@ -100,7 +100,7 @@ class ChunkMap:
         cache[physical] = home
 
     def take(self, count: int) -> list[int]:
-        """Physical chunks to write to. The data file reaches over all of them. DataError NO_SPACE."""
+        """Physical chunks to write to, all within the data file. DataError NO_SPACE."""
         taken = self.space.take(count)
         if self.space.end > self._data_chunks:
             chunks = -(-self.space.end // _GROWTH_CHUNKS) * _GROWTH_CHUNKS
@@ -135,7 +135,7 @@ class ChunkMap:
         self.fresh[physical] = zero_home(self._layout.chunk_blocks)
 
     def empty(self, chunk: int, physical: int) -> None:
-        """A checkpoint found that nothing is left in `chunk`: its home is given back by the commit."""
+        """A checkpoint found nothing left in `chunk`: the commit gives its home back."""
         self.durable[chunk] = 0
         self.live[chunk] = 0
         self._cache.pop(physical, None)

@@ -228,7 +228,7 @@ class LogReader:
             name = self._files[index].name
             raise DataError(
                 f"{name} is damaged at byte {offset}: flushed record {sequence} cannot be read, "
-                "though a later one is there. Replace this region by repair from the other replicas",
+                "though a later one is there: replace this region by repair from other replicas",
                 reason="DATA_LOSS",
                 file=name,
                 offset=str(offset),

@@ -53,7 +53,9 @@ from downstaird.core.region_files import (
     FORMAT_VERSION,
     OWNER_NAME,
     VOID_MAX,
+    VOID_NAME,
     OwnerFile,
+    VoidFile,
     read_definition,
     refuse_existing,
     region_tag,
@@ -67,7 +69,7 @@ from downstaird.core.state_file import STATE_NAMES, State, encode_state
 from stairlib.model.context import ContextArray, written
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError, StateError
 
-_FILE_NAMES = (*STATE_NAMES, *LOG_NAMES, DATA_NAME, *CONTEXT_NAMES, OWNER_NAME)
+_FILE_NAMES = (*STATE_NAMES, *LOG_NAMES, DATA_NAME, *CONTEXT_NAMES, OWNER_NAME, VOID_NAME)
 
 
 class Region:
@@ -80,7 +82,6 @@ class Region:
         definition: RegionDefinition,
         layout: Layout,
         files: dict[str, File],
-        owner: OwnerFile,
         *,
         read_only: bool,
         tuning: Tuning,
@@ -93,7 +94,8 @@ class Region:
         self.layout = layout
         self.tuning = tuning
         self.tag = region_tag(definition.id)
-        self.owner = owner
+        self._owner = OwnerFile(files[OWNER_NAME])
+        self.void = VoidFile(files[VOID_NAME])
         self.state_files = [files[name] for name in STATE_NAMES]
         self.state_count = 0
         self.state_at = 0
@@ -167,8 +169,9 @@ class Region:
             definition, layout = read_definition(disk)
             for name in _FILE_NAMES:
                 files[name] = disk.open(name, read_only=read_only)
-            owner = OwnerFile.load(files[OWNER_NAME])
-            region = cls(disk, definition, layout, files, owner, read_only=read_only, tuning=tuning)
+            region = cls(disk, definition, layout, files, read_only=read_only, tuning=tuning)
+            region._owner.load()
+            region.void.load()
             recover(region)
         except BaseException:
             _close_all(disk, files)
@@ -183,7 +186,7 @@ class Region:
     @property
     def ownership(self) -> Ownership:
         """Who was promoted last."""
-        return self.owner.ownership
+        return self._owner.ownership
 
     # --- blocks
 
@@ -310,7 +313,7 @@ class Region:
         """Stores the new owner durably before it returns."""
         if self._read_only:
             raise StateError("the region is open read-only", reason="READ_ONLY")
-        self.owner.promote(ownership)
+        self._owner.store(ownership)
 
     # --- flush
 
@@ -318,7 +321,7 @@ class Region:
         """Freezes what has changed so far; see Engine.begin_flush."""
         self._check_idle("a flush")
         self._check_writable()
-        if len(self.owner.void) >= VOID_MAX:
+        if len(self.void.records) >= VOID_MAX:
             self._checkpoint_now()
         if self.log.active_bytes >= self.tuning.log_bytes_max:
             self._checkpoint_now()
@@ -336,7 +339,7 @@ class Region:
             remaps=remaps,
             homes=[self.chunks.fresh[physical] for physical in remaps.values() if physical],
             discards=self.overlay.take_discards(),
-            void=self.owner.void_record,
+            void=self.void.add_record,
         )
         self._job = job
         return job
@@ -455,7 +458,7 @@ class Region:
             remaps={},
             homes=[],
             discards={},
-            void=self.owner.void_record,
+            void=self.void.add_record,
         )
         self._job = job
         return job
@@ -534,7 +537,9 @@ def _create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> N
                 file.pwritev([encode_state(state, tag)], 0)
                 file.datasync()
             elif name == OWNER_NAME:
-                OwnerFile.create(file)
+                OwnerFile(file).store(Ownership(None, None, 0))
+            elif name == VOID_NAME:
+                VoidFile(file).store()
         finally:
             file.close()
     write_definition(disk, definition, layout)

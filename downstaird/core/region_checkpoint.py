@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Seal:
-    """A sealed log. sequence, chain: of the first record after it, and what that one is chained to."""
+    """A sealed log. sequence, chain: what the first record after it has, and is chained to."""
 
     log: int
     epochs: int
@@ -207,7 +207,7 @@ def next_job(region: Region, seal: Seal) -> CheckpointJob:
         tag=region.tag,
         chunk_bytes=chunks.chunk_bytes,
         punch=punch,
-        void=region.owner.void_state,
+        void=region.void.set_checkpoint,
     )
 
 
@@ -283,7 +283,7 @@ def finish_commit(region: Region, seal: Seal, job: CommitJob) -> None:
     region.state_at = job.state.file
     region.overlay.drop_logged(seal.epochs)
     region.log.retire(seal.log, region.tuning.log_bytes)
-    region.owner.forget_void(seal.sequence)
+    region.void.forget(seal.sequence)
     for physical in job.punch:
         region.chunks.release(physical)
 

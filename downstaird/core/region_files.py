@@ -1,15 +1,14 @@
-"""The two small files of a region: what it is (`region.json`), and who was promoted last (`owner`).
+"""The small files of a region: what it is (`region.json`), who was promoted last (`owner`), and
+what does not count because it could not be synced (`void`).
 
 `region.json` is readable by hand; its `checksum` is the xxh3-64 of the other fields as compact
-JSON with sorted keys. `owner` has two slots of 4096 bytes, written in turn and synced, the valid
-one with the higher count being true.
+JSON with sorted keys.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-import threading
 import uuid
 
 import xxhash
@@ -17,23 +16,26 @@ import xxhash
 from downstaird.core.disk import Disk, File
 from downstaird.core.engine import Ownership, RegionDefinition
 from downstaird.core.layout import Layout
+from downstaird.core.slot_file import SlotFile
 from stairlib.model.errors import AlreadyExistsError, DataError, InvalidRequestError
 from stairlib.model.geometry import Geometry
 
 DEFINITION_NAME = "region.json"
 OWNER_NAME = "owner"
+VOID_NAME = "void"
 FORMAT_VERSION = 1
 _FORMAT_NAME = "stairwell-region"
 _DEFINITION_BYTES_MAX = 4096
 
 _OWNER_MAGIC = 0x4E4F5753  # "SWON"
-_OWNER_VERSION = 1
-_SLOT_BYTES = 4096
-# Records that failed to be made durable and are skipped at recovery; more are refused.
+# owner id, session id (all zero: nobody), generation
+_OWNER = struct.Struct("<16s16sQ")
+_VOID_MAGIC = 0x44565753  # "SWVD"
+# Records that failed to be made durable and are skipped at recovery; a checkpoint makes room for
+# more.
 VOID_MAX = 16
-# magic, version, void count, count of writes, owner id, session id, generation, void checkpoint,
-# void sequences
-_OWNER = struct.Struct(f"<IHHQ16s16sQQ{VOID_MAX}Q")
+# how many are void, void checkpoint, void sequences
+_VOID = struct.Struct(f"<QQ{VOID_MAX}Q")
 _NOBODY = uuid.UUID(int=0)
 
 
@@ -146,108 +148,63 @@ def _damaged(name: str, why: str) -> DataError:
 
 
 class OwnerFile:
-    """The durable ownership; and which records and checkpoints are void.
+    """The durable ownership. For the loop's thread."""
 
-    Void is what could not be synced: the page cache may show it although the medium does not
-    have it, so that it must not count when the region is opened again. Methods may be called on
-    any thread.
+    def __init__(self, file: File) -> None:
+        self._slots = SlotFile(file, _OWNER_MAGIC, _OWNER.size)
+        self.ownership = Ownership(owner_id=None, session_id=None, generation=0)
+
+    def load(self) -> None:
+        """Reads it back. DataError."""
+        owner, session, generation = _OWNER.unpack(self._slots.load())
+        self.ownership = Ownership(
+            owner_id=None if owner == _NOBODY.bytes else uuid.UUID(bytes=owner),
+            session_id=None if session == _NOBODY.bytes else uuid.UUID(bytes=session),
+            generation=generation,
+        )
+
+    def store(self, ownership: Ownership) -> None:
+        """Returns once it is durable. DataError; the ownership is then as before."""
+        owner = (ownership.owner_id or _NOBODY).bytes
+        session = (ownership.session_id or _NOBODY).bytes
+        self._slots.store(_OWNER.pack(owner, session, ownership.generation))
+        self.ownership = ownership
+
+
+class VoidFile:
+    """What could not be synced, and so must not count when the region is opened again: the page
+    cache may show it although the medium does not have it. Stored by the worker's thread.
+
+    records: log sequences. checkpoint: count of a state file whose header could not be synced; 0
+    when there is none.
     """
 
     def __init__(self, file: File) -> None:
-        self._file = file
-        self._lock = threading.Lock()
-        self._count = 0
-        self.ownership = Ownership(owner_id=None, session_id=None, generation=0)
-        self.void: tuple[int, ...] = ()
-        # Count of a checkpoint whose header could not be synced; 0 when there is none.
-        self.void_checkpoint = 0
+        self._slots = SlotFile(file, _VOID_MAGIC, _VOID.size)
+        self.records: tuple[int, ...] = ()
+        self.checkpoint = 0
 
-    @classmethod
-    def create(cls, file: File) -> OwnerFile:
-        """A region nobody owns yet."""
-        owner = cls(file)
-        owner.promote(owner.ownership)
-        return owner
+    def load(self) -> None:
+        """Reads it back. DataError."""
+        count, self.checkpoint, *records = _VOID.unpack(self._slots.load())
+        self.records = tuple(records[:count])
 
-    @classmethod
-    def load(cls, file: File) -> OwnerFile:
-        """DataError when neither slot is whole."""
-        owner = cls(file)
-        for offset in (0, _SLOT_BYTES):
-            if file.size() >= offset + _OWNER.size + 8:
-                owner._take(file.pread(_OWNER.size + 8, offset), offset)
-        if not owner._count:
-            raise DataError(
-                f"{file.name} is damaged at byte 0: neither copy of the ownership is whole",
-                file=file.name,
-                offset="0",
-            )
-        return owner
+    def add_record(self, sequence: int) -> None:
+        """The record with that sequence does not count. DataError when that cannot be stored
+        either."""
+        self.records = (*self.records, sequence)[-VOID_MAX:]
+        self.store()
 
-    def _take(self, raw: bytes, offset: int) -> None:
-        body = raw[: _OWNER.size]
-        (checksum,) = struct.unpack_from("<Q", raw, _OWNER.size)
-        fields = _OWNER.unpack(body)
-        if fields[0] != _OWNER_MAGIC or xxhash.xxh3_64_intdigest(body) != checksum:
-            return
-        if fields[1] != _OWNER_VERSION:
-            raise DataError(
-                f"{self._file.name} has version {fields[1]} at byte {offset}; this program reads "
-                f"version {_OWNER_VERSION}: run the newer one",
-                reason="FORMAT_VERSION",
-                file=self._file.name,
-                offset=str(offset),
-            )
-        if fields[3] <= self._count:
-            return
-        self._count = fields[3]
-        owner, session = uuid.UUID(bytes=fields[4]), uuid.UUID(bytes=fields[5])
-        self.ownership = Ownership(
-            owner_id=None if owner == _NOBODY else owner,
-            session_id=None if session == _NOBODY else session,
-            generation=fields[6],
-        )
-        self.void_checkpoint = fields[7]
-        self.void = tuple(fields[8 : 8 + fields[2]])
+    def set_checkpoint(self, count: int) -> None:
+        """The state file with that count does not count. DataError."""
+        self.checkpoint = count
+        self.store()
 
-    def promote(self, ownership: Ownership) -> None:
-        """Returns once it is durable. DataError; the copy before is then still there."""
-        with self._lock:
-            self._store(ownership)
-            self.ownership = ownership
-
-    def void_record(self, sequence: int) -> None:
-        """The record with that sequence does not count."""
-        with self._lock:
-            self.void = (*self.void, sequence)[-VOID_MAX:]
-            self._store(self.ownership)
-
-    def void_state(self, count: int) -> None:
-        """The state file with that count does not count."""
-        with self._lock:
-            self.void_checkpoint = count
-            self._store(self.ownership)
-
-    def forget_void(self, before: int) -> None:
+    def forget(self, before: int) -> None:
         """Records before that sequence are not read any more: the next store leaves them out."""
-        with self._lock:
-            self.void = tuple(each for each in self.void if each >= before)
+        self.records = tuple(each for each in self.records if each >= before)
 
-    def _store(self, ownership: Ownership) -> None:
-        self._count += 1
-        body = _OWNER.pack(
-            _OWNER_MAGIC,
-            _OWNER_VERSION,
-            len(self.void),
-            self._count,
-            (ownership.owner_id or _NOBODY).bytes,
-            (ownership.session_id or _NOBODY).bytes,
-            ownership.generation,
-            self.void_checkpoint,
-            *self.void,
-            *[0] * (VOID_MAX - len(self.void)),
-        )
-        raw = body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
-        offset = self._count % 2 * _SLOT_BYTES
-        self._file.pwritev([raw.ljust(512, b"\0")], offset)
-        self._file.datasync()
+    def store(self) -> None:
+        """Returns once it is durable. DataError."""
+        rest = [0] * (VOID_MAX - len(self.records))
+        self._slots.store(_VOID.pack(len(self.records), self.checkpoint, *self.records, *rest))

@@ -36,18 +36,18 @@ class _Replay:
 def recover(region: Region) -> None:
     """Fills a region whose files have just been opened. DataError."""
     layout = region.layout
-    state = load_state(region.state_files, layout, region.tag, region.owner.void_checkpoint)
+    state = load_state(region.state_files, layout, region.tag, region.void.checkpoint)
     reader = LogReader(
         region.log.files,
         tag=region.tag,
         block_size=layout.geometry.block_size,
-        void=region.owner.void,
+        void=region.void.records,
     )
     chain = reader.replay(state.log, state.sequence, state.chain)
     replay = _Replay(state, {})
     for replayed in chain.found:
         _apply(region, replay, replayed)
-    region.state_count = max(state.count, region.owner.void_checkpoint)
+    region.state_count = max(state.count, region.void.checkpoint)
     region.state_at = state.file
     region.chunks.adopt(state.chunks, state.sides, replay.fresh)
     region.extents.adopt(state.extents)

@@ -13,7 +13,7 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def data_error(action: str, name: str, offset: int, error: OSError) -> DataError:
-    """The typed error for a failed system call on file `name`; `action` is a verb ("read", "sync")."""
+    """The typed error for a failed system call on file `name`; `action`: "read", "sync", ..."""
     if error.errno in _NO_SPACE:
         return DataError(
             f"no space left to {action} {name} at byte {offset}: free space on its file system, "
