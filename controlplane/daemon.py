@@ -16,6 +16,7 @@ from uuid import UUID
 from controlplane.answers import AnswerBook
 from controlplane.core.records import InstanceRecord
 from controlplane.core.replacement import Replacement
+from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.machines import MachineFollower
@@ -110,11 +111,13 @@ class ControlPlane:
         def disk_changed(key: UUID) -> None:
             disk_news.publish(key, None)
 
+        detached = Detached()
         traces = TraceKeeper(store, vmmd, tracing)
         driver = ReplacementDriver(
-            store, vmmd, traces, replacement_news, tracing,
+            store, vmmd, traces, replacement_news, detached, tracing,
             disk_changed=disk_changed, pace=self._pace,
         )  # fmt: skip
+        stack.push_async_callback(detached.drain)
         stack.push_async_callback(driver.stop)
         follower = MachineFollower(store, vmmd, instance_news)
         stack.push_async_callback(follower.stop)
@@ -124,9 +127,9 @@ class ControlPlane:
         answers = AnswerBook(store)
         replacements = Replacements(store, driver, traces, replacement_news)
         replacing = Replacing(
-            store, fleet, driver, replacements, tracing, disk_changed=disk_changed
+            store, fleet, driver, replacements, detached, tracing, disk_changed=disk_changed
         )
-        instances = Instances(store, vmmd, follower, driver, instance_news)
+        instances = Instances(store, vmmd, follower, driver, detached, instance_news)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
             DiskServicer(Disks(store, vmmd, disk_news), replacing, answers),
@@ -136,6 +139,7 @@ class ControlPlane:
         )
         server = RpcServer(self._wanted, services, tracing)
         await server.start()
+        stack.push_async_callback(detached.drain)
         stack.push_async_callback(server.stop, self._grace_seconds)
         for feed in (instance_news, replacement_news, disk_news):
             stack.callback(feed.close)

@@ -24,6 +24,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from controlplane.core import replacement as core
 from controlplane.core.replacement import Effect, Event, Replacement
+from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.peers.vmmd import Vmmd
 from controlplane.repair_watch import RepairWatch
@@ -62,6 +63,7 @@ class ReplacementDriver:
         vmmd: Vmmd,
         traces: TraceKeeper,
         news: Feed[Replacement],
+        detached: Detached,
         tracing: Tracing,
         *,
         disk_changed: Callable[[UUID], None] = lambda _key: None,
@@ -74,6 +76,7 @@ class ReplacementDriver:
         self._vmmd = vmmd
         self._traces = traces
         self._news = news
+        self._detached = detached
         self._tracing = tracing
         self._disk_changed = disk_changed
         self._watch = watch or RepairWatch(vmmd, clock)
@@ -161,7 +164,7 @@ class ReplacementDriver:
 
     async def _advance(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         """Takes one step and stores it. A caller that is cancelled leaves a whole step behind."""
-        return await asyncio.shield(asyncio.ensure_future(self._step(run, event)))
+        return await self._detached.run(self._step(run, event))
 
     async def _step(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         async with run.lock:

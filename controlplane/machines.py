@@ -21,7 +21,13 @@ from controlplane.feed import Feed
 from controlplane.machine_spec import machine_spec, state_of
 from controlplane.peers.vmmd import Vmmd
 from controlplane.store.base import Store
-from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
+from stairlib.model.errors import (
+    AlreadyExistsError,
+    LimitError,
+    NotFoundError,
+    StairwellError,
+    UnavailableError,
+)
 from stairlib.telemetry.logs import get_logger
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
 
@@ -42,6 +48,9 @@ class MachineFollower:
         self._vmmd = vmmd
         self._news = news
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        # The newest state generation heard of each machine: news of it come on two ways, the
+        # stream and the answers to requests, and the older must not overtake the newer.
+        self._heard: dict[UUID, int] = {}
 
     async def start(self) -> None:
         """Follows every recorded instance that has not ended."""
@@ -71,10 +80,14 @@ class MachineFollower:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        self._heard.pop(instance_id, None)
 
     async def saw(self, machine: pb.Machine) -> None:
-        """Takes over what vmmd says of a machine."""
-        await self._set(UUID(machine.id), state_of(machine), machine.reason)
+        """Takes over what vmmd says of a machine, unless something newer was heard."""
+        instance_id = UUID(machine.id)
+        if machine.state_generation >= self._heard.get(instance_id, 0):
+            self._heard[instance_id] = machine.state_generation
+            await self._set(instance_id, state_of(machine), machine.reason)
 
     async def _set(self, instance_id: UUID, state: InstanceState, reason: str) -> None:
         changed = await self._store.set_instance_state(instance_id, state, reason)
@@ -102,15 +115,20 @@ class MachineFollower:
 
     async def _watch(self, instance_id: UUID) -> bool:
         """Follows the machine to the end of the stream; whether anything was heard."""
-        heard = False
         try:
-            async with aclosing(self._vmmd.watch_machine(instance_id, 0)) as machines:
-                async for machine in machines:
-                    heard = True
-                    await self._confirm(instance_id)
-                    await self.saw(machine)
+            machine = await self._vmmd.get_machine(instance_id)
         except NotFoundError:
+            self._heard.pop(instance_id, None)
             await self._make_again(instance_id)
+            return True
+        await self._confirm(instance_id)
+        await self.saw(machine)
+        heard = False
+        watched = self._vmmd.watch_machine(instance_id, machine.state_generation)
+        async with aclosing(watched) as machines:
+            async for machine in machines:
+                heard = True
+                await self.saw(machine)
         return heard
 
     async def _confirm(self, instance_id: UUID) -> None:
@@ -147,7 +165,7 @@ class MachineFollower:
                 machine = await self._vmmd.set_machine_state(
                     instance_id, pb.MACHINE_REQUESTED_STATE_RUN
                 )
-        except UnavailableError:
+        except (UnavailableError, AlreadyExistsError, LimitError):
             raise
         except StairwellError as error:
             why = f"vmmd has restarted and cannot make the machine again: {error.message}"

@@ -30,7 +30,7 @@ def as_event(error: StairwellError, at: float, instance_ended: str) -> Event:
         return core.GaveUp(at=at, error=f"{instance_ended}: {error.message}")
     if isinstance(error, UnavailableError) and error.reason != "DEADLINE_EXCEEDED":
         return core.Blocked(at=at, on=error.message)
-    if isinstance(error, NotFoundError):
+    if isinstance(error, NotFoundError) and error.reason == "MACHINE_NOT_FOUND":
         return core.Blocked(at=at, on=f"{error.message}; waiting until the machine is made")
     if isinstance(error, InvalidRequestError | UnsupportedError | RefusedError):
         return core.GaveUp(at=at, error=error.message)

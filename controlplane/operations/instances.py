@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 from controlplane.core.instance_check import DiskRequest, check_instance
 from controlplane.core.records import Desired, DiskRecord, InstanceRecord, InstanceState
+from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.machine_spec import machine_spec
@@ -60,6 +61,7 @@ class Instances:
         vmmd: Vmmd,
         follower: MachineFollower,
         driver: ReplacementDriver,
+        detached: Detached,
         news: Feed[InstanceRecord],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -67,11 +69,15 @@ class Instances:
         self._vmmd = vmmd
         self._follower = follower
         self._driver = driver
+        self._detached = detached
         self._news = news
         self._clock = clock
 
     async def create(self, wish: CreateInstance) -> InstanceRecord:
         """Records the instance and makes its machine; when it cannot be made, nothing is left."""
+        return await self._detached.run(self._create(wish))
+
+    async def _create(self, wish: CreateInstance) -> InstanceRecord:
         instance, disks = self._checked(wish)
         if len(await self._store.list_instances(limit=INSTANCES_MAX)) >= INSTANCES_MAX:
             raise LimitError(f"there are {INSTANCES_MAX} instances already; delete one first")
@@ -179,6 +185,9 @@ class Instances:
 
     async def set_state(self, name: str, desired: Desired | None) -> InstanceRecord:
         """Asks the machine to run or stop, or to reboot (None); vmmd judges."""
+        return await self._detached.run(self._set_state(name, desired))
+
+    async def _set_state(self, name: str, desired: Desired | None) -> InstanceRecord:
         instance = await self.find(name)
         request = _REQUESTS[desired] if desired else machine_pb.MACHINE_REQUESTED_STATE_REBOOT
         machine = await self._vmmd.set_machine_state(instance.id, request)
@@ -210,7 +219,9 @@ class Instances:
             raise InvalidRequestError(
                 f"the name of the instance {text}", (FieldViolation("name", text, "NAME_NEEDED"),)
             )
-        instance = await self._store.instance(name)
+        await self._detached.run(self._delete(await self._store.instance(name)))
+
+    async def _delete(self, instance: InstanceRecord) -> None:
         try:
             await self._vmmd.delete_machine(instance.id)
         except NotFoundError:

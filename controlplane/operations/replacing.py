@@ -22,6 +22,7 @@ from controlplane.core.progress import Progress
 from controlplane.core.records import DiskRecord, Role, region_at
 from controlplane.core.replace_decision import Begin, RaiseGeneration, Repeat, decide
 from controlplane.core.replacement import Replacement, State
+from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.operations.replacements import Replacements
 from controlplane.peers.downstairs import Fleet
@@ -78,6 +79,7 @@ class Replacing:
         fleet: Fleet,
         driver: ReplacementDriver,
         replacements: Replacements,
+        detached: Detached,
         tracing: Tracing,
         *,
         disk_changed: Callable[[UUID], None] = lambda _key: None,
@@ -87,6 +89,7 @@ class Replacing:
         self._fleet = fleet
         self._driver = driver
         self._replacements = replacements
+        self._detached = detached
         self._tracing = tracing
         self._disk_changed = disk_changed
         self._clock = clock
@@ -94,6 +97,9 @@ class Replacing:
 
     async def replace(self, wish: ReplaceWish) -> ReplaceAnswer:
         """The answer; every refusal leaves everything as it was."""
+        return await self._detached.run(self._replace(wish))
+
+    async def _replace(self, wish: ReplaceWish) -> ReplaceAnswer:
         disk = await self._find(wish)
         async with self._locks.setdefault(disk.key, asyncio.Lock()):
             disk = await self._store.disk(str(disk.volume_id))
@@ -148,13 +154,16 @@ class Replacing:
         record = self._draft(disk, wish.wanted, changed)
         record, _ = core.step(record, core.Validated(at=self._clock()))
         with self._step("preflight", disk, record):
-            await self._preflight(disk, wish, changed)
+            region_ids = await self._preflight(disk, wish, changed)
         if wish.validate_only:
             return ReplaceAnswer(Result.STARTED, changed=changed)
         record, _ = core.step(record, core.Preflighted(at=self._clock()))
         with self._step("record", disk, record):
             record, _ = core.step(record, core.Recorded(at=self._clock()))
             await self._store.begin_replacement(record)
+        self._driver.begin(record)
+        for address, region_id in region_ids.items():
+            await self._store.note_region(address, region_id)
         _log.info(
             "replacement recorded",
             replacement=str(record.id),
@@ -163,7 +172,6 @@ class Replacing:
             old=record.old_target,
             new=record.new_target,
         )
-        self._driver.begin(record)
         return ReplaceAnswer(Result.STARTED, record, changed)
 
     def _draft(self, disk: DiskRecord, wanted: Construction, changed: ChangedTarget) -> Replacement:
@@ -195,8 +203,13 @@ class Replacing:
             ),
         )
 
-    async def _preflight(self, disk: DiskRecord, wish: ReplaceWish, changed: ChangedTarget) -> None:
-        """Asks the new downstairs what it is; raises unless it fits and is free."""
+    async def _preflight(
+        self, disk: DiskRecord, wish: ReplaceWish, changed: ChangedTarget
+    ) -> dict[str, UUID]:
+        """Asks the new downstairs what it is; raises unless it fits and is free.
+
+        The answer is the regions found behind the addresses of all members.
+        """
         field = f"{wish.field}.{changed.path}"
         region = region_at(wish.wanted, changed.region_path)
         known = await self._store.downstairs(changed.new)
@@ -205,17 +218,13 @@ class Replacing:
         siblings = [address for address in region.options.targets if address != changed.new]
         facts = await self._fleet.region(changed.new, field=field)
         answers = await asyncio.gather(*(self._region_id(each, field) for each in siblings))
-        judge(
-            target=changed.new,
-            field=field,
-            region=region,
-            facts=facts,
-            siblings={
-                address: found
-                for address, found in zip(siblings, answers, strict=True)
-                if found is not None
-            },
-        )
+        known_ids = {
+            address: found
+            for address, found in zip(siblings, answers, strict=True)
+            if found is not None
+        }
+        judge(target=changed.new, field=field, region=region, facts=facts, siblings=known_ids)
+        return {**known_ids, changed.new: facts.region_id}
 
     async def _refuse_member(
         self, disk: DiskRecord, holder: UUID | None, target: str, field: str
@@ -232,7 +241,6 @@ class Replacing:
         except StairwellError:
             known = await self._store.downstairs(address)
             return known.region_id if known is not None else None
-        await self._store.note_region(address, facts.region_id)
         return facts.region_id
 
     @contextmanager

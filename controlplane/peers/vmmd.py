@@ -72,6 +72,14 @@ class Vmmd:
         machine: machine_pb.Machine = answer.machine
         return machine
 
+    async def get_machine(self, machine_id: UUID) -> machine_pb.Machine:
+        """The machine now; NotFoundError when vmmd does not know it."""
+        request = machine_pb.GetMachineRequest(id=str(machine_id))
+        with translated(self.peer):
+            answer = await self._machines.GetMachine(request, timeout=ASK_SECONDS)
+        machine: machine_pb.Machine = answer.machine
+        return machine
+
     async def set_machine_state(
         self, machine_id: UUID, state: machine_pb.MachineRequestedState.ValueType
     ) -> machine_pb.Machine:

@@ -1,0 +1,310 @@
+"""Peers of the control plane that answer what a test tells them to, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from stairlib.model.errors import NotFoundError, StairwellError
+from stairlib.rpc.server import RpcServer, Service
+from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
+from stairlib.telemetry.tracing import Tracing
+from stairwell.downstairs.v1 import region_service_pb2 as region_pb
+from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
+from stairwell.telemetry.v1 import trace_service_pb2_grpc as trace_grpc
+from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
+from stairwell.vmmd.v1 import guest_service_pb2_grpc as guest_grpc
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
+from stairwell.vmmd.v1 import machine_service_pb2_grpc as machine_grpc
+from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from stairwell.vmmd.v1 import volume_service_pb2_grpc as pb_grpc
+
+
+@dataclass
+class ScriptedVmmd:
+    """A vmmd whose machines do nothing by themselves. `calls` logs (method, request)."""
+
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    machines: dict[str, machine_pb.Machine] = field(default_factory=dict)
+    specs: dict[str, machine_pb.MachineSpec] = field(default_factory=dict)
+    volumes: dict[str, pb.VolumeInfo] = field(default_factory=dict)
+    reports: list[pb.VerifyReport] = field(default_factory=list)
+    failures: dict[str, list[StairwellError]] = field(default_factory=dict)
+    limits: list[int] = field(default_factory=list)
+    # Whether a repair is finished the moment it is asked for.
+    quick: bool = False
+    workloads_running: int = 0
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        self.changed = asyncio.Condition()
+        self.tracing = Tracing("vmmd", "scripted")
+
+    def count(self, method: str) -> int:
+        return sum(1 for name, _ in self.calls if name == method)
+
+    def heard(self, method: str, request: Any) -> None:
+        """Logs a call, and fails it when the test said so."""
+        self.calls.append((method, request))
+        if self.failures.get(method):
+            raise self.failures[method].pop(0)
+
+    async def set_machine(self, machine_id: str, state: str, reason: str = "") -> None:
+        machine = self.machines[machine_id]
+        machine.state = machine_pb.MachineState.Value(f"MACHINE_STATE_{state}")
+        machine.state_generation += 1
+        machine.reason = reason
+        await self.tell()
+
+    async def tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    def slot(self, disk: str, number: int) -> pb.SlotInfo:
+        return self.volumes[disk].regions[0].slots[number]
+
+    async def set_volume(self, disk: str, state: str) -> None:
+        self.volumes[disk].state = pb.VolumeState.Value(f"VOLUME_STATE_{state}")
+        self.volumes[disk].regions[0].state = self.volumes[disk].state
+        for slot in self.volumes[disk].regions[0].slots:
+            slot.state = pb.SLOT_STATE_ACTIVE
+        await self.tell()
+
+    async def progress(self, disk: str, number: int, done: int, total: int) -> None:
+        slot = self.slot(disk, number)
+        slot.state = pb.SLOT_STATE_LIVE_REPAIR
+        slot.repair.bytes_done, slot.repair.bytes_total = done, total
+        slot.repair.bytes_copied = done
+        await self.tell()
+
+    async def finish(self, disk: str, number: int) -> None:
+        slot = self.slot(disk, number)
+        slot.state = pb.SLOT_STATE_ACTIVE
+        slot.ClearField("repair")
+        await self.tell()
+
+    def make(self, spec: machine_pb.MachineSpec) -> None:
+        self.specs[spec.id] = spec
+        self.machines[spec.id] = machine_pb.Machine(
+            id=spec.id, name=spec.name, state=machine_pb.MACHINE_STATE_CREATING,
+            state_generation=1, engine="none",
+        )  # fmt: skip
+        for disk in spec.disks:
+            vcr = disk.volume_construction_request
+            region = vcr.sub_volumes[0]
+            self.volumes[disk.name] = pb.VolumeInfo(
+                machine_id=spec.id, disk=disk.name, volume_id=vcr.id,
+                state=pb.VOLUME_STATE_INITIALIZING, nbd_uri="nbd+unix:///block2",
+                regions=[
+                    pb.RegionInfo(
+                        path="sub_volumes[0]", generation=region.gen,
+                        state=pb.VOLUME_STATE_INITIALIZING,
+                        slots=[
+                            pb.SlotInfo(slot=number, address=address,
+                                        state=pb.SLOT_STATE_WAIT_CONNECT)
+                            for number, address in enumerate(region.opts.target)
+                        ],
+                    )
+                ],
+            )  # fmt: skip
+
+    def volume(self, request: Any) -> pb.VolumeInfo:
+        if request.machine_id not in self.machines:
+            raise NotFoundError("machine", request.machine_id)
+        return self.volumes[request.disk]
+
+
+class Machines(machine_grpc.MachineServiceServicer):
+    def __init__(self, script: ScriptedVmmd) -> None:
+        self.script = script
+
+    def find(self, machine_id: str) -> machine_pb.Machine:
+        if machine_id not in self.script.machines:
+            raise NotFoundError("machine", machine_id)
+        return self.script.machines[machine_id]
+
+    async def EnsureMachine(self, request, context):
+        self.script.heard("EnsureMachine", request)
+        if request.spec.id not in self.script.machines:
+            self.script.make(request.spec)
+        return machine_pb.EnsureMachineResponse(machine=self.find(request.spec.id))
+
+    async def GetMachine(self, request, context):
+        self.script.heard("GetMachine", request)
+        return machine_pb.GetMachineResponse(machine=self.find(request.id))
+
+    async def SetMachineState(self, request, context):
+        self.script.heard("SetMachineState", request)
+        machine = self.find(request.id)
+        if request.state == machine_pb.MACHINE_REQUESTED_STATE_RUN:
+            await self.script.set_machine(request.id, "STARTING")
+        return machine_pb.SetMachineStateResponse(machine=machine)
+
+    async def WatchMachine(self, request, context):
+        self.script.heard("WatchMachine", request)
+        seen = request.after_generation
+        while True:
+            machine = self.find(request.id)
+            if machine.state_generation > seen:
+                seen = machine.state_generation
+                yield machine_pb.WatchMachineResponse(machine=machine)
+                if machine.state >= machine_pb.MACHINE_STATE_FAILED:
+                    return
+            async with self.script.changed:
+                if machine.state_generation == seen:
+                    await self.script.changed.wait()
+
+    async def DeleteMachine(self, request, context):
+        self.script.heard("DeleteMachine", request)
+        self.find(request.id)
+        del self.script.machines[request.id]
+        await self.script.tell()
+        return machine_pb.DeleteMachineResponse()
+
+
+class Volumes(pb_grpc.VolumeServiceServicer):
+    def __init__(self, script: ScriptedVmmd) -> None:
+        self.script = script
+
+    async def GetVolumeInfo(self, request, context):
+        self.script.heard("GetVolumeInfo", request)
+        return pb.GetVolumeInfoResponse(volume=self.script.volume(request))
+
+    async def WatchVolume(self, request, context):
+        self.script.heard("WatchVolume", request)
+        seen = None
+        while True:
+            info = self.script.volume(request)
+            if info != seen:
+                seen = pb.VolumeInfo()
+                seen.CopyFrom(info)
+                yield pb.WatchVolumeResponse(volume=info)
+            async with self.script.changed:
+                if self.script.volume(request) == seen:
+                    await self.script.changed.wait()
+
+    async def ReplaceVcr(self, request, context):
+        self.script.heard("ReplaceVcr", request)
+        info = self.script.volume(request)
+        new = request.replacement.sub_volumes[0].opts.target
+        result = pb.VCR_REPLACE_RESULT_STARTED_ALREADY
+        for slot in info.regions[0].slots:
+            if slot.address != new[slot.slot]:
+                slot.address = new[slot.slot]
+                slot.state = pb.SLOT_STATE_ACTIVE if self.script.quick else (
+                    pb.SLOT_STATE_WAIT_CONNECT)  # fmt: skip
+                slot.mode = pb.SLOT_MODE_REPLACED
+                result = pb.VCR_REPLACE_RESULT_STARTED
+        await self.script.tell()
+        return pb.ReplaceVcrResponse(result=result)
+
+    async def VerifyVolume(self, request, context):
+        self.script.heard("VerifyVolume", request)
+        if self.script.reports:
+            return pb.VerifyVolumeResponse(report=self.script.reports.pop(0))
+        report = pb.VerifyReport(equal=True, extents_compared=128, members_compared=3)
+        return pb.VerifyVolumeResponse(report=report)
+
+    async def SetRepairLimits(self, request, context):
+        self.script.heard("SetRepairLimits", request)
+        self.script.volume(request)
+        self.script.limits.append(request.bytes_per_second_max)
+        return pb.SetRepairLimitsResponse()
+
+
+class Guests(guest_grpc.GuestServiceServicer):
+    def __init__(self, script: ScriptedVmmd) -> None:
+        self.script = script
+
+    async def RunWorkload(self, request, context):
+        self.script.heard("RunWorkload", request)
+        self.script.workloads_running += 1
+        try:
+            for number in range(1, 1000):
+                yield guest_pb.RunWorkloadResponse(report=guest_pb.WorkloadReport(ios=number))
+                async with self.script.changed:
+                    await self.script.changed.wait()
+        finally:
+            self.script.workloads_running -= 1
+            await self.script.tell()
+
+
+@asynccontextmanager
+async def serving_vmmd(script: ScriptedVmmd, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    """Serves the script until the block ends; gives the address."""
+    machines, volumes, guests = Machines(script), Volumes(script), Guests(script)
+    traces = TraceServicer(script.tracing)
+    server = RpcServer(
+        address,
+        [
+            Service(
+                "stairwell.vmmd.v1.MachineService",
+                lambda s: machine_grpc.add_MachineServiceServicer_to_server(machines, s),
+            ),
+            Service(
+                "stairwell.vmmd.v1.VolumeService",
+                lambda s: pb_grpc.add_VolumeServiceServicer_to_server(volumes, s),
+            ),
+            Service(
+                "stairwell.vmmd.v1.GuestService",
+                lambda s: guest_grpc.add_GuestServiceServicer_to_server(guests, s),
+            ),
+            Service(
+                SERVICE_NAME, lambda s: trace_grpc.add_TraceServiceServicer_to_server(traces, s)
+            ),
+        ],
+        script.tracing,
+    )
+    await server.start()
+    try:
+        yield server.address
+    finally:
+        await server.stop(0)
+
+
+class ScriptedDownstairs(region_grpc.RegionServiceServicer):
+    """A downstairs that says what its `region` says."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.region = region_pb.Region(
+            id=str(uuid4()),
+            geometry=region_pb.Geometry(block_size=4096, extent_size=16384, extent_count=128),
+            version="test",
+        )
+        self.address = ""
+        self.asked = 0
+        for name, value in changes.items():
+            setattr(self.region, name, value)
+
+    @property
+    def id(self) -> UUID:
+        return UUID(self.region.id)
+
+    async def GetRegion(self, request, context):
+        self.asked += 1
+        return region_pb.GetRegionResponse(region=self.region)
+
+
+@asynccontextmanager
+async def serving_downstairs(downstairs: ScriptedDownstairs) -> AsyncIterator[ScriptedDownstairs]:
+    """Serves it until the block ends."""
+    server = RpcServer(
+        "127.0.0.1:0",
+        [
+            Service(
+                "stairwell.downstairs.v1.RegionService",
+                lambda s: region_grpc.add_RegionServiceServicer_to_server(downstairs, s),
+            )
+        ],
+        Tracing("downstairs", "scripted"),
+    )
+    await server.start()
+    downstairs.address = server.address
+    try:
+        yield downstairs
+    finally:
+        await server.stop(0)
