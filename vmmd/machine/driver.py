@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
@@ -75,7 +75,7 @@ class Driver:
         if self._queue.submit(kind) is Decision.QUEUE:
             self._wake.set()
 
-    async def replace(self, perform: Callable[[], object]) -> object:
+    async def replace(self, perform: Perform) -> Any:
         """Queues a replacement and returns what it answered; StateError when the machine has
         ended."""
         replacement = Replacement(perform)
@@ -133,7 +133,7 @@ class Driver:
             await self._reboot()
         else:
             assert isinstance(request.token, Replacement)
-            _perform(request.token)
+            await _perform(request.token)
             self._queue.completed(request.kind)
 
     async def _started(self, task: asyncio.Task[None]) -> None:
@@ -188,10 +188,15 @@ class Driver:
                 )
 
 
-def _perform(replacement: Replacement) -> None:
+async def _perform(replacement: Replacement) -> None:
     if replacement.answer.done():
         return
-    try:
-        replacement.answer.set_result(replacement.perform())
-    except Exception as error:  # noqa: BLE001 - the caller gets it, the machine goes on
+    task = asyncio.create_task(replacement.perform(), context=replacement.context)
+    await asyncio.wait({task})
+    if replacement.answer.done():
+        return
+    error = task.exception()
+    if error is None:
+        replacement.answer.set_result(task.result())
+    else:
         replacement.answer.set_exception(error)

@@ -72,7 +72,8 @@ class Machine:
         volume = Volume(disk.construction, tracing=tracing, read_only=disk.read_only)
         controller = NvmeController(volume, serial=disk.name, namespace_uuid=disk.construction.id)
         self._topology.attach(disk.pci_path, controller)
-        export = NbdExport(volume, disk.name, socket=directory / f"{disk.name}.nbd")
+        # Named by place, not by name: a disk's name may hold anything.
+        export = NbdExport(volume, disk.name, socket=directory / f"nbd-{disk.pci_path}.sock")
         return Disk(disk, volume, controller, export)
 
     def _build_host_devices(self, config: ServerConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 
 from stairlib.model.errors import StateError
+from stairlib.rpc.channel import open_channel
 from stairlib.telemetry.tracing import Tracing
 from vmmd.core.machine import MachineRecord, MachineSpec
 from vmmd.core.request_queue import RequestKind
@@ -27,6 +28,7 @@ class MachineHost:
         self._engine = ""
         self._configured = asyncio.Event()
         self._run: asyncio.Task[None] | None = None
+        self._channels: dict[str, grpc.aio.Channel] = {}
 
     def configure(self, spec: MachineSpec, config: ServerConfig, directory: Path) -> MachineRecord:
         """Builds the machine; StateError when there is one."""
@@ -79,12 +81,17 @@ class MachineHost:
 
     def downstairs(self) -> Iterable[tuple[str, grpc.aio.Channel]]:
         """Channels to every downstairs the volumes talk to, or talked to."""
-        if self._machine is None:
-            return []
-        return [pair for volume in self._machine.volumes() for pair in volume.channels()]
+        if self._machine is not None:
+            for volume in self._machine.volumes():
+                for address in volume.peers():
+                    if address not in self._channels:
+                        self._channels[address] = open_channel(address)
+        return list(self._channels.items())
 
     async def close(self) -> None:
         """After the end: nothing is left running."""
         if self._run is not None:
             self._run.cancel()
             await asyncio.gather(self._run, return_exceptions=True)
+        for channel in self._channels.values():
+            await channel.close()

@@ -37,6 +37,10 @@ class ScriptedParts:
         self.calls.append("halt")
 
 
+async def late() -> str:
+    return "late"
+
+
 async def states(driver: Driver) -> list[str]:
     return [published.state.value async for published in driver.watch()]
 
@@ -108,7 +112,7 @@ async def test_a_replacement_is_served_while_the_start_hangs() -> None:
     driver.request(RequestKind.RUN)
     await until(driver, MachineState.STARTING)
 
-    def unblock() -> str:
+    async def unblock() -> str:
         parts.let_go.set()
         return "started"
 
@@ -122,7 +126,7 @@ async def test_an_error_of_a_replacement_reaches_its_caller_only() -> None:
     driver = Driver(ScriptedParts())
     run = asyncio.create_task(driver.run())
 
-    def refuse() -> object:
+    async def refuse() -> object:
         raise StateError("no such target")
 
     with pytest.raises(StateError, match="no such target"):
@@ -130,13 +134,13 @@ async def test_an_error_of_a_replacement_reaches_its_caller_only() -> None:
     driver.request(RequestKind.STOP)
     await run
     with pytest.raises(StateError, match="has stopped"):
-        await driver.replace(lambda: None)
+        await driver.replace(late)
 
 
 async def test_whoever_waits_at_the_end_is_answered() -> None:
     driver = Driver(ScriptedParts())
     driver.request(RequestKind.STOP)
-    waiting = asyncio.create_task(driver.replace(lambda: "late"))
+    waiting = asyncio.create_task(driver.replace(late))
     await asyncio.sleep(0)
     await driver.run()
     with pytest.raises(StateError, match="ended"):
