@@ -243,6 +243,9 @@ class _Client(asyncio.BufferedProtocol):
                     break
                 batch, self._requests = self._requests, []
                 self._attachment.submit(batch, self._completed)
+                # Within the loop: a client that does not read its replies is noticed here, before
+                # more of them are made.
+                self._send()
         finally:
             self._working = False
         self._send()
