@@ -1,5 +1,9 @@
-"""The data connection's frames over a gRPC stream: the fallback where only one port can be
-reached."""
+"""The data connection's frames over a gRPC stream: the fallback where only one port can be reached.
+
+The messages are pieces of the byte stream a socket would carry: gRPC's message limit is below the
+largest frame. Invariants: what is held of a peer is bounded by a frame and a message; frames out
+wait in a bounded queue.
+"""
 
 from __future__ import annotations
 

@@ -9,11 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stairwell.downstairs.v1 import block_service_pb2 as block_pb
-from stairwell.downstairs.v1 import block_service_pb2_grpc as block_grpc
-from stairwell.downstairs.v1 import region_service_pb2 as region_pb
-from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
-from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 
 from downstaird.config import RunOptions
 from downstaird.core.engine import RegionDefinition
@@ -31,6 +26,11 @@ from stairlib.runtime.addresses import Address
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire import frame as wire
 from stairlib.wire.frame import FrameKind, OpKind, OpStatus
+from stairwell.downstairs.v1 import block_service_pb2 as block_pb
+from stairwell.downstairs.v1 import block_service_pb2_grpc as block_grpc
+from stairwell.downstairs.v1 import region_service_pb2 as region_pb
+from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
+from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 
 GEOMETRY = Geometry(block_size=4096, blocks_per_extent=256, extent_count=8)
 SECONDS = 20
@@ -52,7 +52,7 @@ class Answer:
     data: bytes = b""
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """The daemon ended the session; the text is its notice, empty when there was none."""
 
 
@@ -87,7 +87,7 @@ class DataClient:
         )
         frame = await asyncio.wait_for(self.read_frame(), SECONDS)
         if frame.kind is FrameKind.NOTICE:
-            raise Ended(frame.blob(0).decode())
+            raise EndedError(frame.blob(0).decode())
         assert frame.kind is FrameKind.WELCOME
         return await self.start()
 
@@ -105,7 +105,7 @@ class DataClient:
             pass
         for future in self.waiting.values():
             if not future.done():
-                future.set_exception(Ended(self.notice))
+                future.set_exception(EndedError(self.notice))
         self.ended.set_result(self.notice)
 
     def _reply(self, frame):
@@ -127,7 +127,8 @@ class DataClient:
             self.waiting.pop(int(op["job"])).set_result(answer)
 
     def start_ops(self, *ops, deps=()):
-        """Sends the ops in one frame; their futures. Each op is (kind, fields); `data` is a field."""
+        """Sends the ops in one frame; their futures. Each op is (kind, fields); `data` is a
+        field."""
         table, blobs, contexts, payload, futures = [], [], [], [], []
         for kind, fields in ops:
             fields = dict(fields)
@@ -203,6 +204,7 @@ class Downstairs:
         self.region = region_grpc.RegionServiceStub(self.channel)
         self.repair = repair_grpc.RepairServiceStub(self.channel)
         self.clients = []
+        self.place = None
 
     async def call(self, method, request):
         """A unary call; raises the domain's errors."""
@@ -275,28 +277,29 @@ def options(directory, **changes):
 
 @pytest.fixture
 async def serve(tmp_path, monkeypatch):
-    """`await serve(disk=None, ...)` starts a daemon; all are stopped at the end. The disk is a new
-    one in memory unless given; a Path is a directory (made a region if it is none)."""
+    """`await serve(disk=None, ...)` starts a daemon; all are stopped at the end. The disk is a
+    directory, a new one unless given, or a MemoryDisk; it is made a region if it is none."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     running = []
 
     async def start(disk=None, *, geometry=GEOMETRY, encrypted=False, **changes):
-        place = disk if disk is not None else MemoryDisk()
+        place = disk if disk is not None else tmp_path / f"region-{len(running)}"
         definition = RegionDefinition(uuid.uuid4(), geometry, encrypted, FORMAT_VERSION)
         read_only = changes.get("read_only", False)
         if isinstance(place, Path):
             if not (place / "region.json").exists():
                 Region.create(FileDisk(place), definition).close()
             engine = Region.open(FileDisk(place), read_only=read_only)
-        elif place.exists("region.json"):
+        elif isinstance(place, MemoryDisk) and place.exists("region.json"):
             engine = Region.open(place, read_only=read_only)
         else:
             engine = Region.create(place, definition)
         tracing = Tracing("downstairs", f"test-{len(running)}")
-        directory = tmp_path / f"region-{len(running)}-{uuid.uuid4()}"
+        directory = place if isinstance(place, Path) else tmp_path / f"memory-{len(running)}"
         daemon = Daemon(engine, options(directory, **changes), tracing)
         await daemon.start()
         downstairs = Downstairs(daemon, tracing)
+        downstairs.place = place
         running.append(downstairs)
         return downstairs
 

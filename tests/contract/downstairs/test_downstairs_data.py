@@ -1,4 +1,5 @@
-"""Blocks over a real data connection: what is written is read, and what goes wrong stays where it was."""
+"""Blocks over a real data connection: what is written is read, and what goes wrong stays where it
+was."""
 
 import asyncio
 import struct
@@ -6,13 +7,13 @@ import uuid
 
 import numpy as np
 import pytest
-from stairwell.downstairs.v1 import block_service_pb2 as block_pb
 
 from downstaird.faults import FaultPlan
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.wire import frame as wire
 from stairlib.wire.frame import FrameKind, OpKind, OpStatus
+from stairwell.downstairs.v1 import block_service_pb2 as block_pb
 
 BLOCK = 4096
 
@@ -29,7 +30,9 @@ async def test_what_is_written_is_read_and_discard_forgets_it(serve, upstairs):
     assert await client.read(100, 600) == data
     await client.one(OpKind.DISCARD, offset=110, length=5)
     answer = await client.one(OpKind.READ, offset=109, length=7)
-    assert answer.data == data[9 * BLOCK : 10 * BLOCK] + bytes(5 * BLOCK) + data[15 * BLOCK :][:BLOCK]
+    assert (
+        answer.data == data[9 * BLOCK : 10 * BLOCK] + bytes(5 * BLOCK) + data[15 * BLOCK :][:BLOCK]
+    )
     assert [row.any() for row in answer.contexts] == [True, *[False] * 5, True]
     await client.one(OpKind.WRITE_UNWRITTEN, offset=109, data=b"u" * 7 * BLOCK)
     assert (await client.read(109, 7))[:BLOCK] == data[9 * BLOCK : 10 * BLOCK]

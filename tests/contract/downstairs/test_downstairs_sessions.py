@@ -4,12 +4,12 @@ import asyncio
 import uuid
 
 import pytest
-from stairwell.downstairs.v1 import block_service_pb2 as block_pb
-from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.errors import InvalidRequestError, StateError
 from stairlib.wire.frame import FrameKind, OpKind
+from stairwell.downstairs.v1 import block_service_pb2 as block_pb
+from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 
 
 @pytest.mark.parametrize(
