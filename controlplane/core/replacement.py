@@ -321,12 +321,13 @@ class Replacement:
 
 def step(record: Replacement, event: Event) -> tuple[Replacement, tuple[Effect, ...]]:
     """The record after the event and what to do then; IllegalTransitionError for a wrong event."""
-    if isinstance(event, StepFailed | Unapplied | MemberLost) and record.attempt >= ATTEMPTS_MAX:
-        error = event.error if isinstance(event, StepFailed) else event.detail
-        event = GaveUp(at=event.at, error=error)
     allowed = TRANSITIONS[record.state].get(type(event))
     if allowed is None:
         raise IllegalTransitionError(record.state, event)
+    if isinstance(event, StepFailed | Unapplied | MemberLost) and record.attempt >= ATTEMPTS_MAX:
+        error = event.error if isinstance(event, StepFailed) else event.detail
+        event = GaveUp(at=event.at, error=error)
+        allowed = TRANSITIONS[record.state][GaveUp]
     target = allowed[0]
     if isinstance(event, Retried):
         assert record.failed_in is not None

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from controlplane.core.preflight import RegionFacts, judge
+from stairlib.model.errors import StateError
+from stairlib.model.geometry import Geometry
+from tests.unit.controlplane.core.records_made import GEOMETRY, VOLUME, region
+
+FACTS = RegionFacts(
+    region_id=UUID(int=40), geometry=GEOMETRY, encrypted=False, read_only=False, owner_id=None,
+    active_session_id=None,
+)  # fmt: skip
+SIBLINGS = {"a:1": UUID(int=41), "b:2": UUID(int=42)}
+
+
+def judged(facts: RegionFacts, **changes: Any) -> str:
+    """The reason of the refusal, empty when there is none."""
+    try:
+        judge(target="n:4", field="vcr.f", region=region(**changes), facts=facts, siblings=SIBLINGS)
+    except StateError as caught:
+        refusal = caught
+    else:
+        return ""
+    assert refusal.metadata["target"] == "n:4"
+    assert refusal.metadata["field"] == "vcr.f"
+    assert "n:4" in refusal.message
+    return refusal.reason
+
+
+def test_one_that_fits_and_is_free() -> None:
+    assert judged(FACTS) == ""
+    assert judged(replace(FACTS, owner_id=VOLUME)) == "", "it was ours before"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"geometry": Geometry(512, 131072, 128)}, "TARGET_GEOMETRY_MISMATCH"),
+        ({"geometry": Geometry(4096, 16384, 127)}, "TARGET_GEOMETRY_MISMATCH"),
+        ({"encrypted": True}, "TARGET_ENCRYPTION_MISMATCH"),
+        ({"read_only": True}, "TARGET_READ_ONLY_MISMATCH"),
+        ({"region_id": UUID(int=42)}, "TARGET_IN_USE"),
+        ({"owner_id": UUID(int=1)}, "TARGET_IN_USE"),
+        ({"active_session_id": UUID(int=1)}, "TARGET_IN_USE"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], reason: str) -> None:
+    assert judged(replace(FACTS, **changes)) == reason
+
+
+def test_a_volume_with_a_key_wants_an_encrypted_one() -> None:
+    assert judged(FACTS, key="k" * 44) == "TARGET_ENCRYPTION_MISMATCH"
+    assert judged(replace(FACTS, encrypted=True), key="k" * 44) == ""
+
+
+def test_read_only_regions_are_shared() -> None:
+    shared = replace(FACTS, read_only=True, owner_id=UUID(int=1), active_session_id=UUID(int=2))
+    assert judged(shared, read_only=True) == ""
+    again = replace(shared, region_id=UUID(int=41))
+    assert judged(again, read_only=True) == "TARGET_IN_USE", "but no member is counted twice"
