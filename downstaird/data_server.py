@@ -16,7 +16,7 @@ import stat
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from downstaird.conversation import HELLO_FRAME_BYTES_MAX, Conversation
 from downstaird.region_host import RegionHost
@@ -59,13 +59,13 @@ class DataConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A peer has connected."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not asserted: uvloop's transports do not derive from asyncio's.
+        made = self._transport = cast("asyncio.Transport", transport)
         if not self._server.admit(self):
             _log.warning("too many data connections", limit=CONNECTIONS_MAX)
-            transport.abort()
+            made.abort()
             return
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        made.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
         raw: Any = transport.get_extra_info("socket")
         if raw is not None:
             if raw.family != socket.AF_UNIX:
