@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -36,6 +37,10 @@ INSTANCE = "demo"
 SLOT = 2
 # Long enough for some thousand commands, short enough for a demo.
 BEFORE_SECONDS = 3.0
+# Past these a step is stuck: a machine activates its disk in a second or two, and the whole job
+# takes under a minute on two cores.
+START_SECONDS = 60.0
+JOB_SECONDS = 300.0
 FILL_QUEUE_DEPTH = 8
 LOAD_QUEUE_DEPTH = 4
 FILL_SEED = 1
@@ -68,7 +73,7 @@ async def main_job(
     try:
         async with Session(replace(settings, server=house.controlplane, port=None), tracing) as one:
             return await Job(one, house, narrator, fill_bytes).run()
-    except (StairwellError, CommandError) as error:
+    except (StairwellError, CommandError, TimeoutError) as error:
         for daemon in processes.ended():
             raise daemon.failed(f"ended in the middle of the job ({error})") from error
         complaints = processes.complaints()
@@ -76,6 +81,11 @@ async def main_job(
             narrator.step("what the daemons complained of:")
             for line in complaints:
                 narrator.show(f"  {line}")
+        if isinstance(error, TimeoutError):
+            raise CommandError(
+                f"not done after {narrator.elapsed:.0f} s; the last step above never ended",
+                "run it again with --keep and read the logs",
+            ) from None
         raise
 
 
@@ -89,8 +99,17 @@ class Job:
         self._fill_bytes = fill_bytes
 
     async def run(self) -> Outcome:
-        """All steps; the figures say whether they prove what they should."""
-        await self._start_machine()
+        """All steps; the figures say whether they prove what they should.
+
+        Raises TimeoutError when a step takes so long that it can only be stuck.
+        """
+        async with asyncio.timeout(START_SECONDS):
+            await self._start_machine()
+        async with asyncio.timeout(JOB_SECONDS):
+            return await self._job()
+
+    async def _job(self) -> Outcome:
+        """What comes after the machine runs."""
         fill = await self._fill()
         load = Load(self._session, INSTANCE, seed=LOAD_SEED, queue_depth=LOAD_QUEUE_DEPTH)
         async with load:
