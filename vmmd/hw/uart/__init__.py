@@ -1,0 +1,1 @@
+"""A serial port."""
