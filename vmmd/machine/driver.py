@@ -13,8 +13,9 @@ answered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+import contextvars
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol, TypeAlias
 
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
@@ -40,13 +41,17 @@ class Parts(Protocol):
         ...
 
 
+Perform: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
+
+
 class Replacement:
     """A replacement that waits for its turn: `perform` does it, `answer` is what the caller
-    awaits."""
+    awaits. It runs in the caller's context, and so in its trace."""
 
-    def __init__(self, perform: Callable[[], object]) -> None:
+    def __init__(self, perform: Perform) -> None:
         self.perform = perform
-        self.answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.context = contextvars.copy_context()
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
 class Driver:
