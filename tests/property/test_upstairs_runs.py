@@ -28,6 +28,8 @@ class Run:
         self.rng = self.world.rng
         self.activate_key: object = None
         self.verifications: list[object] = []
+        self.replaced_slot: int | None = None
+        self.replaced_address = ""
         self.hostility = self.rng.choice([0.05, 0.15, 0.3])
 
     # ---- what may happen
@@ -93,11 +95,18 @@ class Run:
             return
         slot = self.rng.choice(slots)
         new = self.rng.choice(spares)
+        # As the control plane does: one replacement at a time, over restarts of the upstairs too.
+        if world.healthy():
+            self.replaced_slot = None
+        if self.replaced_slot not in (None, slot.slot):
+            return
         key = world.ask(lambda key: events.Replace(key, slot.address, new))
         answer = world.answers[key]
         world.note(f"replace {slot.address} by {new}: {answer.value or answer.error}")
         if answer.error is None:
             world.targets[slot.slot] = new
+            self.replaced_slot = slot.slot
+            self.replaced_address = slot.address
             again = world.ask(lambda key: events.Replace(key, slot.address, new))
             assert world.answers[again].value.result.name == "STARTED_ALREADY"
 
@@ -148,7 +157,11 @@ class Run:
         world.run_until(lambda: False, 0.5)
         for _ in range(3):
             if world.upstairs.state in (UpstairsState.DISABLED, UpstairsState.INITIALIZING):
-                assert "whole copy" not in world.upstairs.status().reason
+                if "whole copy" in world.upstairs.status().reason:
+                    # The one whole copy was replaced while it was away: the volume refused to go on
+                    # without it, and comes back with it.
+                    assert self.replaced_slot is not None
+                    world.targets[self.replaced_slot] = self.replaced_address
                 self.restart_upstairs()
             if world.run_until(
                 lambda: world.healthy() or world.upstairs.state is UpstairsState.DISABLED, 120

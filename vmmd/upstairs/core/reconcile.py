@@ -50,13 +50,29 @@ class ReconcilePlan:
         """All members are equal."""
         return not any(len(extents) for extents in self.extents)
 
+    def is_source(self, member: Member) -> bool:
+        """Another member is filled from this one."""
+        row = self.members.index(member)
+        needed = [self.source[extents] for extents in self.extents if len(extents)]
+        return any(bool((sources == row).any()) for sources in needed)
+
 
 def trust_regions(members: list[Member]) -> None:
-    """Decides whose stamps count: regions that were ours, or all of them when none was (a new set)."""
+    """Decides whose stamps count: regions that were ours, or all of them when none was (a new set).
+
+    A region that holds no stamp at all beside one that does is not believed either: it may have been promoted
+    for a replacement that went no further, and must not win over extents that are marked incomplete.
+    """
     any_owned = any(m.owned_before or m.trusted_region == m.region_id for m in members)
+    any_written = any(_written(m) for m in members if m.owned_before)
     for member in members:
-        if member.owned_before or not any_owned:
+        blank = any_written and not _written(member)
+        if not any_owned or (member.owned_before and not blank):
             member.trusted_region = member.region_id
+
+
+def _written(member: Member) -> bool:
+    return member.stamps is not None and bool(member.stamps.generations.any())
 
 
 def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
@@ -151,6 +167,11 @@ class Reconciliation:
     def done(self) -> bool:
         """All members are equal and durable."""
         return self._phase is _Phase.DONE
+
+    @property
+    def plan(self) -> ReconcilePlan:
+        """What is done."""
+        return self._plan
 
     @property
     def members(self) -> list[Member]:

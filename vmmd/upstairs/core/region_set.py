@@ -326,6 +326,7 @@ class RegionSet:
         """Bookkeeping for a member that has become active."""
         member.mode = SlotMode.NEW
         member.joined = True
+        member.replacing = False
         member.trusted_region = member.region_id
         member.suspect_extents.clear()
         member.repair_attempts = 0

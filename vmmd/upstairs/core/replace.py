@@ -11,14 +11,16 @@ In order, with O the slot whose address is `old` and N the one whose address is 
  D5  otherwise STARTED. A member that is active keeps serving beside the new one until that one is filled, so
      that there are never fewer good copies than at the start; any other is let go at once.
 
-Another slot being away does not block. Before the set is active nothing can be lost: the new member takes part in
-the quorum, and a reconciliation that is running begins anew with it.
+Another slot being away does not block. Before the set is active the new member takes part in the quorum, and a
+reconciliation that is running begins anew with it. D4 holds there too, and a connected member can only go when
+the others are known to hold all that it holds: a reconciliation's source may be the one whole copy left.
 """
 
 from __future__ import annotations
 
 from stairlib.model.errors import ConflictError, StateError
 from vmmd.upstairs.core.events import Replacement, ReplaceResult
+from vmmd.upstairs.core.reconcile import ReconcilePlan
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
@@ -26,7 +28,9 @@ from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 _IN_REPAIR = frozenset({SlotState.LIVE_REPAIR, SlotState.LIVE_REPAIR_READY, SlotState.RECONCILE})
 
 
-def decide(region: RegionSet, old: str, new: str) -> Replacement:
+def decide(
+    region: RegionSet, old: str, new: str, reconciling: ReconcilePlan | None = None
+) -> Replacement:
     """Carries the table out. ConflictError or StateError when refused; nothing has changed then."""
     slots = region.slots
     leaving = next((m for m in slots if m.address == old), None)
@@ -54,6 +58,8 @@ def decide(region: RegionSet, old: str, new: str) -> Replacement:
         return Replacement(ReplaceResult.MISSING, -1)
     if region.state is UpstairsState.ACTIVE:
         _check_others(region, leaving)
+    else:
+        _check_before_active(region, leaving, reconciling)
     _swap(region, leaving, new)
     return Replacement(ReplaceResult.STARTED, leaving.slot)
 
@@ -77,6 +83,28 @@ def _check_others(region: RegionSet, leaving: Member) -> None:
         )
 
 
+def _check_before_active(
+    region: RegionSet, leaving: Member, reconciling: ReconcilePlan | None
+) -> None:
+    for member in region.slots:
+        if member is not leaving and member.replacing:
+            raise ConflictError(
+                f"slot {member.slot} ({member.address}) was replaced and is not filled yet: "
+                "activate the volume first",
+                reason="REPLACEMENT_RUNNING",
+                slot=str(member.slot),
+            )
+    if leaving.state not in (SlotState.WAIT_QUORUM, SlotState.RECONCILE):
+        return
+    if reconciling is None or reconciling.is_source(leaving):
+        raise ConflictError(
+            f"slot {leaving.slot} ({leaving.address}) is connected and may hold the only current "
+            "copy of some extents: replace it when the volume is active",
+            reason="ONLY_COPY",
+            slot=str(leaving.slot),
+        )
+
+
 def _swap(region: RegionSet, leaving: Member, new: str) -> None:
     running = region.state is UpstairsState.ACTIVE
     if running and leaving.complete:
@@ -93,3 +121,4 @@ def _swap(region: RegionSet, leaving: Member, new: str) -> None:
     # Should the new address serve the same region, what it misses can be told from its stamps.
     member.trusted_region = leaving.trusted_region
     member.retry_at = region.now
+    member.replacing = True

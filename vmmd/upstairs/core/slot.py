@@ -37,6 +37,7 @@ class Member:
         "repair_attempts",
         "repairs_aborted",
         "repairs_completed",
+        "replacing",
         "retry_at",
         "retry_delay",
         "slot",
@@ -62,6 +63,8 @@ class Member:
         self.synced_job = 0
         self.joined = False
         self.departing = False
+        # Came by a replacement and has not been a full member yet.
+        self.replacing = False
         self.region_id = ""
         # The region whose stamps may be compared with the others': one that was part of this set.
         self.trusted_region = ""

@@ -502,11 +502,11 @@ class Upstairs:
             return
         region.reason = error.message
         region.move(UpstairsMove.FAIL)
+        self._answer_all(self._activate_keys, error)
         self._stop_work(error.message)
         self._let_go(error.message)
         self._guest.abort()
         region.flushes.forget()
-        self._answer_all(self._activate_keys, error)
         self._answer_all(self._deactivate_keys, error)
 
     def _stop_work(self, reason: str) -> None:
@@ -543,7 +543,8 @@ class Upstairs:
     def _on_replace(self, event: events.Replace) -> None:
         region = self._region
         try:
-            value = decide(region, event.old, event.new)
+            run = self._activation.running
+            value = decide(region, event.old, event.new, run.plan if run is not None else None)
         except StateError as error:
             region.effects.append(events.Answer(event.key, error=error))
         except ConflictError as error:

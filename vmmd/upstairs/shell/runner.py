@@ -30,7 +30,7 @@ from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from vmmd.block.backend import BackendInfo, Done, Request
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.events import Replacement, SessionInfo
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
 from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
@@ -337,7 +337,9 @@ class RegionUpstairs:
         self._wake()
 
     def _slot_left(self, effect: events.SlotLeft) -> None:
-        _log.warning(
+        # At deactivation, and while a set is being assembled, members come and go without harm.
+        log = _log.info if effect.mode == SlotMode.NEW.name else _log.warning
+        log(
             "slot left service",
             slot=effect.slot,
             address=effect.address,

@@ -44,6 +44,8 @@ BUFFER_BYTES = 256 << 10
 SOCKET_BUFFER_BYTES = 1 << 20
 # Frames waiting for the gRPC stream; admission bounds their bytes long before.
 STREAM_FRAMES_MAX = 8192
+# gRPC's message limit is below the largest frame: the stream carries pieces of the byte stream.
+STREAM_PIECE_BYTES = 2 << 20
 
 
 class ConnectionEvents(Protocol):
@@ -235,6 +237,7 @@ class StreamConnection:
         self._conversation = _Conversation(self, events, token)
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._received = b""
         self._reason = ""
         self._call = block_grpc.BlockServiceStub(channel).Data(self._requests())
         self._conversation.begin()
@@ -242,14 +245,15 @@ class StreamConnection:
 
     async def _requests(self) -> AsyncIterator[block_pb.DataRequest]:
         while (data := await self._queue.get()) is not None:
-            yield block_pb.DataRequest(frame=data)
+            for at in range(0, len(data), STREAM_PIECE_BYTES):
+                yield block_pb.DataRequest(frame=data[at : at + STREAM_PIECE_BYTES])
 
     async def _receive(self) -> None:
         reason = "the daemon ended the stream"
         try:
             async for response in self._call:
                 self._conversation.last_received = self._loop.time()
-                self._conversation.frame(decode(response.frame))
+                self._take(response.frame)
         except grpc.aio.AioRpcError as error:
             reason = from_rpc_error(error).message
         except FrameError as error:
@@ -261,6 +265,17 @@ class StreamConnection:
             self._call.cancel()
             self._queue.put_nowait(None)
             self._conversation.end(self._reason or reason)
+
+    def _take(self, piece: bytes) -> None:
+        received = self._received + piece if self._received else piece
+        at = 0
+        while len(received) - at >= HEADER_BYTES and not self._reason:
+            length = frame_length(received[at : at + HEADER_BYTES])
+            if len(received) - at < length:
+                break
+            self._conversation.frame(decode(received[at : at + length]))
+            at += length
+        self._received = received[at:]
 
     def send(self, buffers: Sequence[Bytes]) -> None:
         """Sends one frame."""

@@ -1,0 +1,74 @@
+"""Real downstairs daemons with real regions in this process, for tests of what drives them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from downstaird.config import CreateOptions, RunOptions
+from downstaird.daemon import Daemon
+from downstaird.faults import FaultPlan
+from downstaird.regions import create_region, open_region
+from stairlib.model.construction import RegionOptions, RegionSpec
+from stairlib.model.geometry import Geometry
+from stairlib.runtime.addresses import parse_address
+from stairlib.telemetry.tracing import Tracing
+
+
+class DownstairsSet:
+    """`count` daemons; each keeps its address and directory over restarts."""
+
+    def __init__(self, root: Path, geometry: Geometry, count: int) -> None:
+        self.geometry = geometry
+        self.directories = [root / f"region-{number}" for number in range(count)]
+        self.ids = [uuid.uuid4() for _ in range(count)]
+        self.addresses = ["127.0.0.1:0"] * count
+        self.daemons: list[Daemon | None] = [None] * count
+        self.tracings: list[Tracing] = []
+        for number, directory in enumerate(self.directories):
+            create_region(CreateOptions(directory, self.ids[number], geometry, encrypted=False))
+
+    async def start(self, number: int) -> None:
+        tracing = Tracing(f"downstairs-{number}", "test")
+        self.tracings.append(tracing)
+        options = RunOptions(
+            directory=self.directories[number],
+            address=parse_address(self.addresses[number]),
+            data_port=None,
+            advertise="",
+            read_only=False,
+            faults=FaultPlan(),
+            create=None,
+        )
+        daemon = Daemon(open_region(self.directories[number]), options, tracing)
+        await daemon.start()
+        self.addresses[number] = f"127.0.0.1:{daemon.rpc.port}"
+        self.daemons[number] = daemon
+
+    async def start_all(self) -> None:
+        for number in range(len(self.directories)):
+            await self.start(number)
+
+    async def stop(self, number: int) -> None:
+        daemon, self.daemons[number] = self.daemons[number], None
+        if daemon is not None:
+            await daemon.stop()
+
+    async def close(self) -> None:
+        for number in range(len(self.daemons)):
+            await self.stop(number)
+        for tracing in self.tracings:
+            tracing.shutdown()
+
+    def spec(self, volume_id: uuid.UUID, generation: int = 1) -> RegionSpec:
+        options = RegionOptions(id=volume_id, targets=tuple(self.addresses[:3]))
+        return RegionSpec(self.geometry, options, generation)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for something that comes without an event of its own."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
