@@ -293,7 +293,7 @@ class _Client(asyncio.BufferedProtocol):
                 assert isinstance(token, tuple)
                 job, offset = token
                 further = job.completed(offset, completion)
-                # A client that left needs no more of its request done, but a job must end.
+                # Also for a client that has left: a request begun is carried out.
                 self._requests.extend(further)
                 if job.outstanding == 0:
                     self._finish(job)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from dataclasses import dataclass
 
 from vmmd.guest.disk_model import DiskModel
-from vmmd.guest.nvme_driver import NvmeDriver, status_text
+from vmmd.guest.nvme_driver import IoSlot, NvmeDriver, status_text
 from vmmd.hw.nvme import bits
 
 _RANGE = struct.Struct("<IIQ")
@@ -67,7 +68,7 @@ class GuestDisk:
     async def write(self, first: int, count: int) -> IoResult:
         """Writes the next version of the blocks, none of which may be busy."""
         driver, model = self.driver, self.model
-        slot = await driver.acquire()
+        slot = await self._claimed_slot(first, count)
         length = count * self.block_size
         model.begin_write(first, count, slot.buffer[:length])
 
@@ -122,7 +123,7 @@ class GuestDisk:
     async def discard(self, first: int, count: int) -> IoResult:
         """Deallocates the blocks, none of which may be busy."""
         driver, model = self.driver, self.model
-        slot = await driver.acquire()
+        slot = await self._claimed_slot(first, count)
         model.begin_discard(first, count)
         _RANGE.pack_into(slot.buffer, 0, 0, count, first)
 
@@ -142,6 +143,15 @@ class GuestDisk:
         finally:
             driver.release(slot)
         return _GOOD if status == bits.OK else _failed("discard", first, count, status)
+
+    async def _claimed_slot(self, first: int, count: int) -> IoSlot:
+        """A slot for a change of the blocks, which are claimed before there is time to wait."""
+        self.model.claim(first, count)
+        try:
+            return await self.driver.acquire()
+        except asyncio.CancelledError:
+            self.model.disclaim(first, count)
+            raise
 
 
 def _failed(what: str, first: int, count: int, status: int) -> IoResult:

@@ -44,11 +44,20 @@ class DiskModel:
         """Whether a write or discard of any of these blocks is in flight."""
         return bool(self._busy[first : first + count].any())
 
-    def begin_write(self, first: int, count: int, buffer: memoryview) -> None:
-        """Gives the blocks their next version and puts its content into `buffer`."""
+    def claim(self, first: int, count: int) -> None:
+        """Makes the blocks busy, before a write or discard of them is begun."""
         blocks = slice(first, first + count)
         assert not self._busy[blocks].any()
         self._busy[blocks] = True
+
+    def disclaim(self, first: int, count: int) -> None:
+        """The blocks were claimed, but nothing was begun."""
+        self._busy[first : first + count] = False
+
+    def begin_write(self, first: int, count: int, buffer: memoryview) -> None:
+        """Gives the claimed blocks their next version and puts its content into `buffer`."""
+        blocks = slice(first, first + count)
+        assert self._busy[blocks].all()
         self._newest[blocks] += np.uint32(1)
         self._pattern.fill(buffer, first, self._newest[blocks])
 
@@ -61,10 +70,9 @@ class DiskModel:
             self._may_be_zero[blocks] = False
 
     def begin_discard(self, first: int, count: int) -> None:
-        """From now on the blocks may read as zeros."""
+        """From now on the claimed blocks may read as zeros."""
         blocks = slice(first, first + count)
-        assert not self._busy[blocks].any()
-        self._busy[blocks] = True
+        assert self._busy[blocks].all()
         self._may_be_zero[blocks] = True
 
     def end_discard(self, first: int, count: int) -> None:

@@ -278,8 +278,11 @@ class NvmeDriver:
     # --- block I/O ---
 
     async def read(self, lba: int, count: int) -> bytes:
-        """`count` blocks from `lba`; NvmeError when any part fails."""
+        """`count` >= 1 blocks from `lba`; NvmeError when any part fails."""
+        assert count >= 1
         size = self.identity.block_size
+        if count * size <= self.transfer_bytes_max:
+            return await self._read_part(lba, count)
         parts = await asyncio.gather(
             *(self._read_part(a, n) for a, n in self._parts(lba, count, size))
         )
@@ -288,6 +291,7 @@ class NvmeDriver:
     async def write(self, lba: int, data: bytes | memoryview, *, fua: bool = False) -> None:
         """Writes whole blocks; `fua` makes them durable before this returns."""
         size = self.identity.block_size
+        assert data
         assert len(data) % size == 0
         view = memoryview(data)
         await asyncio.gather(

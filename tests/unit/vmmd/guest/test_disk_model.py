@@ -17,6 +17,7 @@ def model() -> DiskModel:
 def write(model: DiskModel, first: int, count: int, *, succeeded: bool | None = True) -> bytes:
     """The content; with None the write stays in flight."""
     buffer = bytearray(count * SIZE)
+    model.claim(first, count)
     model.begin_write(first, count, memoryview(buffer))
     if succeeded is not None:
         model.end_write(first, count, succeeded=succeeded)
@@ -82,6 +83,7 @@ def test_a_write_that_ends_during_a_read_makes_both_right(model: DiskModel) -> N
 
 def test_a_discarded_block_is_zero_or_as_before_until_written(model: DiskModel) -> None:
     old = write(model, 0, 2)
+    model.claim(0, 1)
     model.begin_discard(0, 1)
     model.end_discard(0, 1)
     assert wrong(model, 0, bytes(SIZE)) == []

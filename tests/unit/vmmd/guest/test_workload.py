@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from stairlib.model.errors import InvalidRequestError, NotFoundError, StateError
@@ -84,6 +86,27 @@ async def test_two_loads_at_once_agree(machine: Machine) -> None:
     await mixed.aclose()
     assert last.mismatches == 0
     assert (await run(machine, WorkloadKind.READ_BACK)).mismatches == 0
+
+
+async def test_loads_that_share_few_commands_agree() -> None:
+    machine = Machine(blocks=64, memory=8 << 20)
+    disk = await machine.start()
+    depth = disk.driver.slots
+    assert depth <= 4
+    specs = [
+        WorkloadSpec(WorkloadKind.MIXED, "block2", seconds=0.3, seed=seed, queue_depth=depth)
+        for seed in range(4)
+    ]
+
+    async def last(spec: WorkloadSpec) -> WorkloadReport:
+        reports = [report async for report in machine.guest.run_workload(spec)]
+        return reports[-1]
+
+    for report in await asyncio.gather(*map(last, specs)):
+        assert (report.finished, report.errors, report.mismatches) == (True, 0, 0)
+        assert report.writes > 0
+    assert (await run(machine, WorkloadKind.READ_BACK)).mismatches == 0
+    await machine.guest.stop()
 
 
 @pytest.mark.parametrize(
