@@ -70,5 +70,5 @@ class DownstairsSet:
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Waits for something that comes without an event of its own."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - it has none
             await asyncio.sleep(0.005)

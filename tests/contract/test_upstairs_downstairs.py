@@ -1,5 +1,5 @@
-"""The upstairs against real daemons in one process: the guest's view, loss and return of a member, replacement
-under load, takeover, typed refusals, both kinds of transport."""
+"""The upstairs against real daemons in one process: the guest's view, loss and return of a member,
+replacement under load, takeover, typed refusals, both kinds of transport."""
 
 from __future__ import annotations
 
@@ -259,8 +259,10 @@ async def test_a_third_member_away_does_not_block_a_replacement(make, daemons):
     outcome = await upstairs.replace(daemons.addresses[2], daemons.addresses[3])
     assert outcome.result is ReplaceResult.STARTED
     await until(
-        lambda: upstairs.status().slots[2].state is SlotState.ACTIVE
-        and not upstairs.status().slots[2].departing_address
+        lambda: (
+            upstairs.status().slots[2].state is SlotState.ACTIVE
+            and not upstairs.status().slots[2].departing_address
+        )
     )
     await daemons.start(0)
     await until(lambda: all_active(upstairs))

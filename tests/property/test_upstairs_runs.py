@@ -1,9 +1,10 @@
-"""The upstairs' core in seeded random worlds: daemons crash and come back, links break, members are replaced, the
-upstairs itself dies and a newer one takes over, while a guest writes, discards, reads and flushes.
+"""The upstairs' core in seeded random worlds: daemons crash and come back, links break, members are
+replaced, the upstairs itself dies and a newer one takes over, while a guest writes, discards, reads
+and flushes.
 
-Checked from outside: no flushed write is lost, a read gives the value written last (after a loss: one that
-it may have, and from then on the same), replicas are equal when all is repaired, and every run comes to its end.
-STAIRWELL_SEEDS=first:count runs other seeds."""
+Checked from outside: no flushed write is lost, a read gives the value written last (after a loss:
+one that it may have, and from then on the same), replicas are equal when all is repaired, and every
+run comes to its end. STAIRWELL_SEEDS=first:count runs other seeds."""
 
 from __future__ import annotations
 
@@ -163,9 +164,12 @@ class Run:
                     assert self.replaced_slot is not None
                     world.targets[self.replaced_slot] = self.replaced_address
                 self.restart_upstairs()
-            if world.run_until(
-                lambda: world.healthy() or world.upstairs.state is UpstairsState.DISABLED, 120
-            ) and world.healthy():
+            if (
+                world.run_until(
+                    lambda: world.healthy() or world.upstairs.state is UpstairsState.DISABLED, 120
+                )
+                and world.healthy()
+            ):
                 break
         assert world.healthy(), f"no end: {world.upstairs.status()}"
         assert world.run_until(lambda: not world.in_flight, 30), "guest requests hang"

@@ -1,14 +1,15 @@
 """A volume: the region sets of a construction request, one after another, as one block backend.
 
-A request that lies in one region goes there as it is; one that spans two is cut and put together again; one that
-passes the end is refused whole. A flush goes to every region. Paths name regions as the request does (`sub_volumes[0]`).
+A request that lies in one region goes there as it is; one that spans two is cut and put together
+again; one that passes the end is refused whole. A flush goes to every region. Paths name regions as
+the request does (`sub_volumes[0]`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -28,7 +29,8 @@ _CHANGING = frozenset({BlockOp.WRITE, BlockOp.DISCARD})
 
 @dataclass(slots=True)
 class VolumeCounters:
-    """Since the volume was built. A request counts when it is submitted, a failure when it completes."""
+    """Since the volume was built. A request counts when it is submitted, a failure when it
+    completes."""
 
     reads: int = 0
     writes: int = 0
@@ -63,7 +65,8 @@ class RegionDifference:
 
 @dataclass(frozen=True, slots=True)
 class VolumeVerification:
-    """The outcome of comparing all members of all regions. `members_compared` is the fewest of any region."""
+    """The outcome of comparing all members of all regions. `members_compared` is the fewest of any
+    region."""
 
     equal: bool
     extents_compared: int
@@ -290,8 +293,9 @@ class Volume:
             dict.fromkeys(peer for region in self._regions for peer in region.upstairs.peers())
         )
 
-    async def watch(self) -> AsyncIterator[VolumeStatus]:
-        """The status now and after changes of any region, coalesced; ends when the volume is closed."""
+    async def watch(self) -> AsyncGenerator[VolumeStatus, None]:
+        """The status now and after changes of any region, coalesced; ends when the volume is
+        closed."""
         changed = asyncio.Event()
         open_watches = len(self._regions)
 

@@ -1,7 +1,8 @@
 """From connected members to a serving set: quorum, generation check, reconciliation.
 
-Two situations need all members compared before any serves: activation, and an active set of which no member is
-left that holds everything (each failed in turn). Both end in `Reconciliation`, or at once when all are equal.
+Two situations need all members compared before any serves: activation, and an active set of which
+no member is left that holds everything (each failed in turn). Both end in `Reconciliation`, or at
+once when all are equal.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 
 
 class Activation:
-    """Watches for a quorum; runs at most one reconciliation. `failure` is set when the set cannot serve."""
+    """Watches for a quorum; runs at most one reconciliation. `failure` is set when the set cannot
+    serve."""
 
     def __init__(self, region: RegionSet) -> None:
         self._region = region
@@ -90,7 +92,8 @@ class Activation:
             return False
         for member in work.members:
             if member.state is SlotState.LIVE_REPAIR_READY:
-                # The table knows no way from there but through a comparison, which has just been made.
+                # The table knows no way from there but through a comparison, which has just been
+                # made.
                 self.running = Reconciliation(self._region, work, self.limit)
                 return False
         self._serve(work.members)
@@ -105,7 +108,8 @@ class Activation:
         region.trim()
 
     def _abort(self, run: Reconciliation) -> None:
-        """Everybody connects again and is compared anew; the delay keeps a broken member from spinning us."""
+        """Everybody connects again and is compared anew; the delay keeps a broken member from
+        spinning us."""
         self.running = None
         region = self._region
         going = region.state is UpstairsState.GO_ACTIVE

@@ -1,7 +1,7 @@
 """Extent copies into one member: a few in flight, another source when one fails.
 
-Used by live repair and by reconciliation. Who may be the source of an extent is the caller's rule, asked anew for
-every attempt, because sources come and go meanwhile.
+Used by live repair and by reconciliation. Who may be the source of an extent is the caller's rule,
+asked anew for every attempt, because sources come and go meanwhile.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What goes into the core and what comes out. Plain data: no sockets, no clock.
 
-A *link* is one attempt to connect to one downstairs, numbered by the core and never used again; events
-for a link that the core has given up are ignored, so that late news cannot harm. A *key* is opaque to
-the core: the shell puts in what it wants back with the answer.
+A *link* is one attempt to connect to one downstairs, numbered by the core and never used again;
+events for a link that the core has given up are ignored, so that late news cannot harm. A *key* is
+opaque to the core: the shell puts in what it wants back with the answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ExtentStamps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionInfo:
-    """What an opened session tells. `owned_before`: the region belonged to this upstairs id already."""
+    """What an opened session tells. `owned_before`: the region belonged to this upstairs id
+    already."""
 
     region_id: str
     stamps: ExtentStamps
@@ -46,7 +47,8 @@ class SessionInfo:
 
 
 class GuestBatch(NamedTuple):
-    """The guest requests of one loop turn: (key, requests) as submitted. Unordered among themselves."""
+    """The guest requests of one loop turn: (key, requests) as submitted. Unordered among
+    themselves."""
 
     submissions: Sequence[tuple[object, Sequence[Request]]]
 
@@ -68,7 +70,8 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The link is gone, or never came about. `code` is the typed refusal's reason, if it was refused."""
+    """The link is gone, or never came about. `code` is the typed refusal's reason, if it was
+    refused."""
 
     link: int
     reason: str
@@ -90,7 +93,8 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Activate:
-    """Answered when active, or with the error that prevents it. None keeps the present generation."""
+    """Answered when active, or with the error that prevents it. None keeps the present
+    generation."""
 
     key: object
     generation: int | None = None

@@ -1,7 +1,8 @@
 """What is unflushed, when a flush is due, and how one is judged.
 
-A flush succeeds with two acknowledgements. While two or more members are active, these must be two active
-ones: a member under repair holds an incomplete copy and must not stand in for a slow good one.
+A flush succeeds with two acknowledgements. While two or more members are active, these must be two
+active ones: a member under repair holds an incomplete copy and must not stand in for a slow good
+one.
 """
 
 from __future__ import annotations

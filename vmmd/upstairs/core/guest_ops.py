@@ -1,9 +1,9 @@
 """Guest requests: admission, and the frames that carry them.
 
-Writes and discards are encoded once, sent to every usable member as the same bytes, and acknowledged at once (the
-volume is a disk with a volatile write cache). Requests above the admission limits wait in order, and never fail
-for that. A batch is unordered in itself; its writes go first, then its flush, then its reads, so that a
-flush covers at least what it has to.
+Writes and discards are encoded once, sent to every usable member as the same bytes, and
+acknowledged at once (the volume is a disk with a volatile write cache). Requests above the
+admission limits wait in order, and never fail for that. A batch is unordered in itself; its writes
+go first, then its flush, then its reads, so that a flush covers at least what it has to.
 """
 
 from __future__ import annotations
@@ -200,7 +200,8 @@ class GuestOps:
             pack_op(first + index, kind, offset=offset, length=length)
             for index, (kind, offset, length) in enumerate(frame.ops)
         ]
-        # The one copy: the guest may reuse its memory once it is answered, the frame is kept for replay.
+        # The one copy: the guest may reuse its memory once it is answered, the frame is kept for
+        # replay.
         only = frame.data[0] if len(frame.data) == 1 else None
         payload = only if isinstance(only, bytes) else b"".join(frame.data)
         if payload:

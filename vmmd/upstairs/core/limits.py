@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 SLOT_COUNT = 3
-# A fourth member exists only while a good one is being replaced: the leaving one stays until the new is filled.
+# A fourth member exists only while a good one is being replaced: the leaving one stays until the
+# new is filled.
 MEMBER_COUNT_MAX = 4
 
-# Guest requests wait above these, per slot. 1.5 times what an offline slot may hold, so that an offline
-# slot reaches its own limit before the guest is blocked by it.
+# Guest requests wait above these, per slot. 1.5 times what an offline slot may hold, so that an
+# offline slot reaches its own limit before the guest is blocked by it.
 ADMITTED_JOBS_MAX = 1500
 ADMITTED_BYTES_MAX = 75 << 20
-# Held for an offline slot before it is given up for replay: beyond, a repair is cheaper than the memory.
+# Held for an offline slot before it is given up for replay: beyond, a repair is cheaper than the
+# memory.
 OFFLINE_JOBS_MAX = 1000
 OFFLINE_BYTES_MAX = 50 << 20
-# A flush waits for offline slots when too few others are there; this gives that wait an end, below the
-# 30 s after which Linux guests reset an NVMe controller.
+# A flush waits for offline slots when too few others are there; this gives that wait an end, below
+# the 30 s after which Linux guests reset an NVMe controller.
 OFFLINE_SECONDS_MAX = 20.0
 # The upstairs flushes by itself when this much would have to be sent again.
 REPLAY_JOBS_FLUSH = 10_000
 REPLAY_BYTES_FLUSH = 64 << 20
-# Guest writes wait above these: a member that answers writes but hangs in a flush must not fill the memory.
+# Guest writes wait above these: a member that answers writes but hangs in a flush must not fill the
+# memory.
 REPLAY_JOBS_MAX = 2 * REPLAY_JOBS_FLUSH
 REPLAY_BYTES_MAX = 2 * REPLAY_BYTES_FLUSH
 # Devices have bounded queues (NVMe: 64 queues of 1024); more waiting than this is a device's bug.
@@ -30,13 +33,15 @@ FLUSH_TIMEOUT_SECONDS = 0.5
 
 RECONNECT_SECONDS_MIN = 0.2
 RECONNECT_SECONDS_MAX = 10.0
-# A connection that lasted this long was a good one: the next reconnect starts from the shortest delay.
+# A connection that lasted this long was a good one: the next reconnect starts from the shortest
+# delay.
 CONNECTION_GOOD_SECONDS = 10.0
 DEACTIVATE_SECONDS_MAX = 10.0
 
 COPIES_IN_FLIGHT = 4
-# A copy is asked of other sources after a failure; after this many the repair is given up and begun anew.
+# A copy is asked of other sources after a failure; after this many the repair is given up and begun
+# anew.
 COPY_ATTEMPTS_MAX = 4
-# One digest op reads the contexts of this many blocks on the daemon's loop, a few milliseconds' work; daemons
-# refuse more than eight times as many.
+# One digest op reads the contexts of this many blocks on the daemon's loop, a few milliseconds'
+# work; daemons refuse more than eight times as many.
 DIGEST_BLOCKS_PER_OP = 1 << 20

@@ -1,24 +1,28 @@
 """Live repair: a member is filled while the guest goes on, and then serves.
 
-The member that is to be repaired gets every mutation from one position J0 on, in order, like the others. What
-came before J0 is copied from an active member, block by block where they differ, except blocks that were written
-since J0: the member itself knows these. So the guest never waits, and no extent is ever closed.
+The member that is to be repaired gets every mutation from one position J0 on, in order, like the
+others. What came before J0 is copied from an active member, block by block where they differ,
+except blocks that were written since J0: the member itself knows these. So the guest never waits,
+and no extent is ever closed.
 
- SURVEY  (only when the member's region was one of this set)  Which extents differ? FLUSH to all, then the source's
-         extent states; together with the extents that are written meanwhile (`touched`) these are the ones to repair.
-         The member gets no mutations yet. A wholly strange region needs all extents, without a survey.
- BEGIN   J0: the member streams. REPAIR_BEGIN marks the extents incomplete, durably; FLUSH F0 to all. A
-         member can be a source once it has acknowledged F0: it then holds everything from before J0.
+ SURVEY  (only when the member's region was one of this set)  Which extents differ? FLUSH to all,
+         then the source's extent states; together with the extents that are written meanwhile
+         (`touched`) these are the ones to repair. The member gets no mutations yet. A wholly
+         strange region needs all extents, without a survey.
+ BEGIN   J0: the member streams. REPAIR_BEGIN marks the extents incomplete, durably; FLUSH F0 to
+         all. A member can be a source once it has acknowledged F0: it then holds everything from
+         before J0.
  COPY    EXTENT_COPY for each extent, a few in flight, from any such source.
  FINAL   FLUSH F1 to all: the member's copies become durable.
  END     REPAIR_END: no extent is incomplete any more; the member becomes active.
 
-Why REPAIR_BEGIN goes first at J0: a flush that stamped an extent in which older blocks are still missing would make it
-look equal to the source's. An incomplete extent has no stamp that counts.
+Why REPAIR_BEGIN goes first at J0: a flush that stamped an extent in which older blocks are still
+missing would make it look equal to the source's. An incomplete extent has no stamp that counts.
 
-Failures: the member lost, or a copy that no source can serve: the repair ends, the member is faulted, connects
-again and a new repair begins; extents that are equal by then cost a comparison. Losing one source only moves its
-copies to another. Losing all of them during the survey starts the survey again.
+Failures: the member lost, or a copy that no source can serve: the repair ends, the member is
+faulted, connects again and a new repair begins; extents that are equal by then cost a comparison.
+Losing one source only moves its copies to another. Losing all of them during the survey starts the
+survey again.
 """
 
 from __future__ import annotations
@@ -171,7 +175,8 @@ class LiveRepair:
                 return
             if self._begin.outcome is Outcome.PENDING:
                 return
-            # Marked durably: the region's stamps are to be believed from now on, also after a failure.
+            # Marked durably: the region's stamps are to be believed from now on, also after a
+            # failure.
             self.target.trusted_region = self.target.region_id
             self.target.suspect_extents.clear()
         if self._source_of(0, 0) is not None:

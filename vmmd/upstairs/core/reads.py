@@ -1,9 +1,9 @@
 """Reads: one member each, checked against their contexts, another member on any doubt.
 
-The reads of a guest batch travel in few frames, each to the member with the least outstanding. A frame whose
-reply is whole and right, the usual case, is completed as one. Anything else is looked at read by read, and what
-failed goes to a member that has not been tried for it; with none left the guest gets FAILED. Data that does not match its
-context is never given to the guest.
+The reads of a guest batch travel in few frames, each to the member with the least outstanding. A
+frame whose reply is whole and right, the usual case, is completed as one. Anything else is looked
+at read by read, and what failed goes to a member that has not been tried for it; with none left the
+guest gets FAILED. Data that does not match its context is never given to the guest.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Read(NamedTuple):
 
 
 class ReadFrame:
-    """The reads of one frame, sent to one member. `answered` marks ops of a reply that came in parts."""
+    """The reads of one frame, sent to one member. `answered` marks ops of a reply that came in
+    parts."""
 
     __slots__ = ("answered", "blocks", "first_job", "left", "member", "reads", "tried")
 
@@ -60,7 +61,8 @@ class ReadFrame:
 
 
 class ReadBook:
-    """All reads in flight. Reads wait in `_parked` while only members away for a short time could serve them."""
+    """All reads in flight. Reads wait in `_parked` while only members away for a short time could
+    serve them."""
 
     def __init__(self, region: RegionSet) -> None:
         self._region = region
@@ -184,14 +186,16 @@ class ReadBook:
     # ---- replies
 
     def whole(self, member: Member, first_job: int, count: int) -> ReadFrame | None:
-        """The frame that a reply starting at `first_job` with `count` ops answers exactly; else None."""
+        """The frame that a reply starting at `first_job` with `count` ops answers exactly; else
+        None."""
         frame = self._frames.get(first_job)
         if frame is None or frame.member is not member or frame.answered:
             return None
         return frame if len(frame.reads) == count else None
 
     def finish(self, frame: ReadFrame, reply: Frame) -> bool:
-        """Takes a whole reply whose statuses are all OK. False when its sizes are not what was asked."""
+        """Takes a whole reply whose statuses are all OK. False when its sizes are not what was
+        asked."""
         size = self._block_size
         payload, contexts = reply.payload, reply.contexts
         if len(contexts) != frame.blocks or len(payload) != frame.blocks * size:
@@ -231,8 +235,8 @@ class ReadBook:
     def answer(
         self, frame: ReadFrame, job: int, data: memoryview | None, contexts: ContextArray | None
     ) -> bool:
-        """Takes one op of a reply; no data means that it failed. False when the op was answered before,
-        or its size is not what was asked."""
+        """Takes one op of a reply; no data means that it failed. False when the op was answered
+        before, or its size is not what was asked."""
         index = job - frame.first_job
         if index in frame.answered:
             return False

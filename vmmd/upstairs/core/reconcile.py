@@ -1,17 +1,17 @@
 """Reconciliation: three members that may differ become equal before they serve.
 
-Per extent the best copy wins: a whole one before one with a failed write, then the higher generation, the higher
-flush number, dirty before clean, the lower slot. Copies that are not equal to it, and all others of a dirty
-one, are filled from it:
+Per extent the best copy wins: a whole one before one with a failed write, then the higher
+generation, the higher flush number, dirty before clean, the lower slot. Copies that are not equal
+to it, and all others of a dirty one, are filled from it:
 
- 1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from here on can not
-    make one a source;
+ 1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from
+    here on can not make one a source;
  2. FLUSH to all: the sources' dirty extents get a stamp;
  3. EXTENT_COPY per destination and extent;
  4. FLUSH to all, then REPAIR_END to the destinations.
 
-The loss of any member ends it; everybody connects again and the stamps are compared anew. Extents that were done are
-equal by then.
+The loss of any member ends it; everybody connects again and the stamps are compared anew. Extents
+that were done are equal by then.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class ReconcilePlan:
 def trust_regions(members: list[Member]) -> None:
     """Decides whose stamps count: regions that were ours, or all of them when none was (a new set).
 
-    A region that holds no stamp at all beside one that does is not believed either: it may have been promoted
-    for a replacement that went no further, and must not win over extents that are marked incomplete.
+    A region that holds no stamp at all beside one that does is not believed either: it may have
+    been promoted for a replacement that went no further, and must not win over extents that are
+    marked incomplete.
     """
     any_owned = any(m.owned_before or m.trusted_region == m.region_id for m in members)
     any_written = any(_written(m) for m in members if m.owned_before)

@@ -1,8 +1,10 @@
-"""What the parts of the upstairs share: the members, the jobs in flight, and the few ways to change them.
+"""What the parts of the upstairs share: the members, the jobs in flight, and the few ways to change
+them.
 
-The parts (guest operations, reads, activation, repair, ...) hold a `RegionSet` and act on it; effects are
-collected in `effects` in the order in which they are to be carried out. Membership changes set `changed`, and the
-apply loop lets every part look at the new situation until nothing changes any more.
+The parts (guest operations, reads, activation, repair, ...) hold a `RegionSet` and act on it;
+effects are collected in `effects` in the order in which they are to be carried out. Membership
+changes set `changed`, and the apply loop lets every part look at the new situation until nothing
+changes any more.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from vmmd.upstairs.core.states import (
 
 @dataclass(frozen=True, slots=True)
 class UpstairsConfig:
-    """What an upstairs is for its whole life, except for targets and generation, which may move on."""
+    """What an upstairs is for its whole life, except for targets and generation, which may move
+    on."""
 
     upstairs_id: str
     session_id: str
@@ -115,7 +118,8 @@ class RegionSet:
         self.usable_count = sum(m.usable for m in self.members)
 
     def touch(self) -> None:
-        """Notes a membership change: derived values are right at once, the parts look again later."""
+        """Notes a membership change: derived values are right at once, the parts look again
+        later."""
         self.refresh()
         if not self.changed:
             self.changed = True
@@ -135,7 +139,8 @@ class RegionSet:
     # ---- sending
 
     def send_mutation(self, record: Mutation) -> None:
-        """To every member that streams; held for those away, which are given up when it gets too much."""
+        """To every member that streams; held for those away, which are given up when it gets too
+        much."""
         self.log.append(record, self.receivers)
         if self.links:
             self.effects.append(SendFrame(self.links, record.buffers))
@@ -169,7 +174,8 @@ class RegionSet:
         number: int = 0,
         blob: bytes = b"",
     ) -> ControlJob:
-        """One job to one member, in a frame of its own; the returned record fills with its outcome."""
+        """One job to one member, in a frame of its own; the returned record fills with its
+        outcome."""
         assert member.streams
         job = self.take_jobs(1)
         op = pack_op(

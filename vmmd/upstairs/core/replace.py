@@ -2,18 +2,22 @@
 
 In order, with O the slot whose address is `old` and N the one whose address is `new`:
 
- D0  `new` is the good member that is leaving this very slot: the replacement is taken back, it stays.
+ D0  `new` is the good member that is leaving this very slot: the replacement is taken back, it
+     stays.
  D1  O and N both exist: refused, TARGET_IN_USE. Covers new == old and new == a sibling.
- D2  only N exists: done before. COMPLETED_ALREADY once it has been a full member, STARTED_ALREADY before.
+ D2  only N exists: done before. COMPLETED_ALREADY once it has been a full member, STARTED_ALREADY
+     before.
  D3  neither exists: MISSING.
  D4  the set is active and another slot is being replaced or repaired: refused, REPLACEMENT_RUNNING;
      or no active member would be left to copy from: refused, NO_SOURCE.
- D5  otherwise STARTED. A member that is active keeps serving beside the new one until that one is filled, so
-     that there are never fewer good copies than at the start; any other is let go at once.
+ D5  otherwise STARTED. A member that is active keeps serving beside the new one until that one is
+     filled, so that there are never fewer good copies than at the start; any other is let go at
+     once.
 
-Another slot being away does not block. Before the set is active the new member takes part in the quorum, and a
-reconciliation that is running begins anew with it. D4 holds there too, and a connected member can only go when
-the others are known to hold all that it holds: a reconciliation's source may be the one whole copy left.
+Another slot being away does not block. Before the set is active the new member takes part in the
+quorum, and a reconciliation that is running begins anew with it. D4 holds there too, and a
+connected member can only go when the others are known to hold all that it holds: a reconciliation's
+source may be the one whole copy left.
 """
 
 from __future__ import annotations
@@ -45,7 +49,8 @@ def decide(
         coming = departing
     if leaving is not None and coming is not None:
         raise StateError(
-            f"{new} is slot {coming.slot} of this volume already: name a downstairs that is not in use",
+            f"{new} is slot {coming.slot} of this volume already: name a downstairs "
+            "that is not in use",
             reason="TARGET_IN_USE",
             target=new,
             slot=str(coming.slot),
@@ -70,15 +75,16 @@ def _check_others(region: RegionSet, leaving: Member) -> None:
             continue
         if member.state in _IN_REPAIR or member.mode is SlotMode.REPLACED:
             raise ConflictError(
-                f"slot {member.slot} ({member.address}) is {member.state.name}, mode {member.mode.name}: "
-                "one member at a time can be replaced; wait until it is active",
+                f"slot {member.slot} ({member.address}) is {member.state.name}, mode "
+                f"{member.mode.name}: one member at a time is replaced; wait until it is active",
                 reason="REPLACEMENT_RUNNING",
                 slot=str(member.slot),
                 state=member.state.name,
             )
     if not any(member.complete for member in region.members):
         raise StateError(
-            "no member of this volume is active: there is nothing a new member could be filled from",
+            "no member of this volume is active: there is nothing a new member could be "
+            "filled from",
             reason="NO_SOURCE",
         )
 

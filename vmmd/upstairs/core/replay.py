@@ -1,10 +1,13 @@
-"""The replay log: every mutation frame since the last flush that all members in service acknowledged.
+"""The replay log: every mutation frame since the last flush that all members in service
+acknowledged.
 
-A frame is kept as it was encoded; a member that comes back after a short absence is sent the frames after its
-own last acknowledged flush again, in order. One record per frame, never one per operation.
+A frame is kept as it was encoded; a member that comes back after a short absence is sent the frames
+after its own last acknowledged flush again, in order. One record per frame, never one per
+operation.
 
-Invariants: records are in job order and their jobs are contiguous within a record. `pending` has a member's bit
-while a reply is owed by it (or held back for it); a member's `jobs` and `bytes` are the sums over its pending records.
+Invariants: records are in job order and their jobs are contiguous within a record. `pending` has a
+member's bit while a reply is owed by it (or held back for it); a member's `jobs` and `bytes` are
+the sums over its pending records.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from vmmd.upstairs.core.slot import Member
 
 
 class Mutation:
-    """One frame of writes and discards, or of one flush. `waiters` are the (key, token) of guest flushes."""
+    """One frame of writes and discards, or of one flush. `waiters` are the (key, token) of guest
+    flushes."""
 
     __slots__ = (
         "acked",
@@ -92,7 +96,8 @@ class ReplayLog:
         return self._records[at]
 
     def settle(self, member: Member, record: Mutation, count: int) -> bool:
-        """`count` more jobs of the record were answered. False when these are more than were asked."""
+        """`count` more jobs of the record were answered. False when these are more than were
+        asked."""
         if not record.pending & member.bit:
             return False
         done = record.done[member.index] + count
@@ -133,7 +138,8 @@ class ReplayLog:
         return again
 
     def trim(self, floor_job: int) -> None:
-        """Drops the records up to and including `floor_job`, which every member in service has flushed."""
+        """Drops the records up to and including `floor_job`, which every member in service has
+        flushed."""
         end = bisect_right(self._first_jobs, floor_job)
         if not end:
             return
@@ -144,11 +150,13 @@ class ReplayLog:
         del self._first_jobs[:end]
 
     def vacate(self, bit: int) -> None:
-        """A member's place gets a new holder: what the old one acknowledged counts no more for the place."""
+        """A member's place gets a new holder: what the old one acknowledged counts no more for the
+        place."""
         for record in self._records:
             record.pending &= ~bit
             if record.acked & bit and not record.judged:
-                # The old holder's copy is gone with it: its acknowledgement must not make a flush durable.
+                # The old holder's copy is gone with it: its acknowledgement must not make a flush
+                # durable.
                 record.acked &= ~bit
             record.done[bit.bit_length() - 1] = 0
 

@@ -1,7 +1,7 @@
 """One member: a downstairs that fills a slot, or is about to leave it.
 
-Only `move` changes `state`. What the upstairs has in flight on the member is counted here (jobs, bytes);
-the frames themselves are in the replay log.
+Only `move` changes `state`. What the upstairs has in flight on the member is counted here (jobs,
+bytes); the frames themselves are in the replay log.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmmd.upstairs.core import limits
-from vmmd.upstairs.core.events import FLAG_DIRTY, ExtentStamps
+from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.states import SlotMode, SlotMove, SlotState, move_slot
 
 _STREAMING = frozenset({SlotState.ACTIVE, SlotState.LIVE_REPAIR, SlotState.RECONCILE})
@@ -112,22 +112,14 @@ class Member:
         return self.state is SlotState.ACTIVE or self.held
 
     def unproven_extents(self, extent_count: int) -> npt.NDArray[np.bool_]:
-        """Extents whose stamp cannot be believed: unclean, or with a failed write; all of a strange region."""
+        """Extents whose stamp cannot be believed: unclean, or with a failed write; all of a strange
+        region."""
         if self.region_id != self.trusted_region or self.stamps is None:
             return np.ones(extent_count, dtype=np.bool_)
-        unproven = self.stamps.flags != 0
+        unproven: npt.NDArray[np.bool_] = np.asarray(self.stamps.flags != 0)
         if self.suspect_extents:
             unproven[sorted(self.suspect_extents)] = True
         return unproven
-
-    def damaged_extents(self, extent_count: int) -> npt.NDArray[np.bool_]:
-        """As `unproven_extents`, but an extent that is only dirty is whole and may be a source."""
-        if self.region_id != self.trusted_region or self.stamps is None:
-            return np.ones(extent_count, dtype=np.bool_)
-        damaged = (self.stamps.flags & ~np.uint8(FLAG_DIRTY)) != 0
-        if self.suspect_extents:
-            damaged[sorted(self.suspect_extents)] = True
-        return damaged
 
     @property
     def joined_now(self) -> bool:

@@ -1,7 +1,7 @@
 """The states of an upstairs and of a slot: every legal move, and nothing else.
 
-House rules: every change of state goes through `move_upstairs` or `move_slot`; what is not in a table is
-an `IllegalMoveError` naming state and event. The tables know no socket, clock or job.
+House rules: every change of state goes through `move_upstairs` or `move_slot`; what is not in a
+table is an `IllegalMoveError` naming state and event. The tables know no socket, clock or job.
 
 An upstairs (one region set):
 
@@ -15,15 +15,17 @@ An upstairs (one region set):
 
 A slot's member (one downstairs), as seen by the upstairs:
 
-    WAIT_CONNECT --connect--> NEGOTIATING --join----> WAIT_QUORUM --reconcile--> RECONCILE --activate--+
-         ^                        |  |                     +----------activate-------------------------+
-         |                        |  +--------replayed (mode OFFLINE)------------------------------> ACTIVE
-         |                        +--ready--> LIVE_REPAIR_READY --repair--> LIVE_REPAIR --activate-----+
-         |                                        +--reconcile--> RECONCILE
-         +--lost-- any of them; STOPPING is entered by `stop` from any connected state, left by `lost`
+    WAIT_CONNECT --connect--> NEGOTIATING --join----> WAIT_QUORUM --reconcile--> RECONCILE
+         --activate--+ ^                        |  |
+         +----------activate-------------------------+ |                        |  +--------replayed
+         (mode OFFLINE)------------------------------> ACTIVE |                        +--ready-->
+         LIVE_REPAIR_READY --repair--> LIVE_REPAIR --activate-----+ |
+         +--reconcile--> RECONCILE +--lost-- any of them; STOPPING is entered by `stop` from any
+         connected state, left by `lost`
 
-The mode says why a member is connecting: NEW joins by quorum and reconciliation; OFFLINE was active and
-gets the frames it missed again; FAULTED needs a live repair; REPLACED too, and its region may be another one.
+The mode says why a member is connecting: NEW joins by quorum and reconciliation; OFFLINE was active
+and gets the frames it missed again; FAULTED needs a live repair; REPLACED too, and its region may
+be another one.
 """
 
 from __future__ import annotations

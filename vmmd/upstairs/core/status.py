@@ -1,4 +1,5 @@
-"""What an upstairs tells about itself: plain values, mirroring VolumeService.RegionInfo and SlotInfo."""
+"""What an upstairs tells about itself: plain values, mirroring VolumeService.RegionInfo and
+SlotInfo."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 
 @dataclass(frozen=True, slots=True)
 class RepairProgress:
-    """Of one member's repair. `bytes_done` counts bytes of extents looked at, `bytes_copied` those sent."""
+    """Of one member's repair. `bytes_done` counts bytes of extents looked at, `bytes_copied` those
+    sent."""
 
     extents_done: int
     extents_total: int
@@ -26,7 +28,8 @@ class RepairProgress:
 
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
-    """`departing_address` is the good member that still serves while this slot's new one is being filled."""
+    """`departing_address` is the good member that still serves while this slot's new one is being
+    filled."""
 
     slot: int
     address: str

@@ -1,16 +1,15 @@
 """The upstairs of one region set: `apply(event, now)` does one step and returns what is to be done.
 
-One task owns an `Upstairs` and is the only caller. A step is synchronous and complete: it takes the event, lets
-every part look at the new situation until nothing changes, and returns the effects in the order in which they have to be
-carried out. Frames come before the completions that they allow, so that the guest's next requests find them sent.
+One task owns an `Upstairs` and is the only caller. A step is synchronous and complete: it takes the
+event, lets every part look at the new situation until nothing changes, and returns the effects in
+the order in which they have to be carried out. Frames come before the completions that they allow,
+so that the guest's next requests find them sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from stairlib.model.errors import (
     ConflictError,
@@ -19,7 +18,7 @@ from stairlib.model.errors import (
     StairwellError,
     StateError,
 )
-from stairlib.wire.frame import HEADER_BYTES, Frame, OpKind, OpStatus
+from stairlib.wire.frame import OpKind
 from vmmd.block.backend import BlockStatus
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.activation import Activation
@@ -30,6 +29,7 @@ from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.replace import decide
 from vmmd.upstairs.core.replay import Mutation
+from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import (
     IllegalMoveError,
@@ -64,6 +64,7 @@ class Upstairs:
         self._region = RegionSet(config)
         self._reads = ReadBook(self._region)
         self._guest = GuestOps(self._region, self._reads)
+        self._replies = ReplyRouter(self._region, self._reads)
         self._activation = Activation(self._region)
         self._repair: LiveRepair | None = None
         self._verifications: list[Verification] = []
@@ -181,96 +182,9 @@ class Upstairs:
         self._guest.submit(event.submissions)
 
     def _on_reply(self, event: events.SlotReply) -> None:
-        region = self._region
-        member = region.member_of(event.link)
-        if member is None or not member.streams:
-            return
-        frame = event.frame
-        ops = frame.ops
-        count = len(ops)
-        if not count:
-            return
-        jobs = ops["job"]
-        first, last = int(jobs[0]), int(jobs[-1])
-        if last - first + 1 == count and not ops["status"].any():
-            reads = self._reads.whole(member, first, count)
-            if reads is not None:
-                if not self._reads.finish(reads, frame):
-                    self._break(member, "a read reply of the wrong size")
-                return
-            record = region.log.find(first)
-            if record is not None and record.last_job >= last:
-                self._settled(member, record, count)
-                return
-        self._reply_in_parts(member, frame)
-
-    def _settled(self, member: Member, record: Mutation, count: int) -> None:
-        if not self._region.log.settle(member, record, count):
-            self._break(member, f"more answers to job {record.first_job} than were asked")
-        elif record.is_flush:
-            self._region.flush_acked(member, record)
-
-    def _reply_in_parts(self, member: Member, frame: Frame) -> None:
-        region = self._region
-        size = region.config.geometry.block_size
-        ops = frame.ops
-        jobs = ops["job"].tolist()
-        statuses = ops["status"].tolist()
-        kinds = ops["kind"].tolist()
-        lengths = ops["length"].tolist()
-        at = 0
-        for index, job in enumerate(jobs):
-            if not member.streams:
-                return
-            good = statuses[index] == OpStatus.OK
-            blocks = lengths[index] if good and kinds[index] == OpKind.READ else 0
-            start, at = at, at + blocks
-            reads = self._reads.find(member, job)
-            if reads is not None:
-                data = frame.payload[start * size : at * size] if good else None
-                if not good:
-                    member.last_error = _describe(frame, index)
-                if not self._reads.answer(reads, job, data, frame.contexts[start:at]):
-                    self._break(member, f"a wrong answer to the read {job}")
-            elif region.control.answer(member, frame, index, job):
-                continue
-            else:
-                self._mutation_answered(member, frame, index, job, good=good)
-
-    def _mutation_answered(
-        self, member: Member, frame: Frame, index: int, job: int, *, good: bool
-    ) -> None:
-        region = self._region
-        record = region.log.find(job)
-        if record is None:
-            if job > region.last_job:
-                self._break(member, f"an answer to job {job}, which was never asked")
-            return
-        if good:
-            self._settled(member, record, 1)
-            return
-        op = frame.ops[index]
-        if not record.is_flush:
-            per_extent = region.config.geometry.blocks_per_extent
-            table = np.frombuffer(
-                record.buffers[0], dtype=frame.ops.dtype, count=record.count, offset=_TABLE_OFFSET
-            )
-            asked = table[job - record.first_job]
-            first = int(asked["offset"])
-            last = first + int(asked["length"]) - 1
-            member.suspect_extents.update(range(first // per_extent, last // per_extent + 1))
-        if int(op["status"]) == OpStatus.NOT_ACTIVE:
-            self._fail(_taken_over(member, _describe(frame, index)))
-            return
-        region.fault(member, _describe(frame, index))
-
-    def _break(self, member: Member, reason: str) -> None:
-        """The member broke the protocol: the connection is ended; what it missed is sent again later."""
-        mode = SlotMode.OFFLINE if member.active else SlotMode.FAULTED
-        if mode is SlotMode.FAULTED:
-            self._region.fault(member, f"protocol: {reason}")
-        else:
-            self._region.stop(member, mode, f"protocol: {reason}")
+        error = self._replies.take(event.link, event.frame)
+        if error is not None:
+            self._fail(error)
 
     # ---- members
 
@@ -338,7 +252,7 @@ class Upstairs:
                 )
             )
         elif state is UpstairsState.ACTIVE and member.joined:
-            self._fail(_taken_over(member, reason))
+            self._fail(taken_over(member, reason))
 
     def _on_notice(self, event: events.Notice) -> None:
         member = self._region.member_of(event.link)
@@ -349,7 +263,7 @@ class Upstairs:
             "NO_LONGER_ACTIVE" in event.text
             and self._region.state is not UpstairsState.INITIALIZING
         ):
-            self._fail(_taken_over(member, event.text))
+            self._fail(taken_over(member, event.text))
 
     def _on_tick(self, _event: events.Tick) -> None:
         region = self._region
@@ -419,7 +333,8 @@ class Upstairs:
         elif region.state in (UpstairsState.ACTIVE, UpstairsState.GO_ACTIVE):
             if generation != region.generation:
                 error = StateError(
-                    f"active with generation {region.generation}: deactivate to activate with another",
+                    f"active with generation {region.generation}: deactivate to activate "
+                    "with another",
                     reason="GENERATION_INVALID",
                 )
                 answer(events.Answer(event.key, error=error))
@@ -490,7 +405,8 @@ class Upstairs:
         region.flushes.forget()
         region.move(UpstairsMove.STOPPED)
         error = DataError(
-            "the last flush did not reach two members: what was written since the flush before may be lost",
+            "the last flush did not reach two members: what was written since the flush before "
+            "may be lost",
             reason="FLUSH_FAILED",
         )
         self._answer_all(self._deactivate_keys, error if failed else None)
@@ -576,26 +492,6 @@ class Upstairs:
     def _on_trace(self, event: events.RepairTrace) -> None:
         if self._repair is not None and self._repair.target.slot == event.slot:
             self._repair.set_trace(event.traceparent)
-
-
-_TABLE_OFFSET = HEADER_BYTES
-
-
-def _taken_over(member: Member, text: str) -> StateError:
-    return StateError(
-        f"another upstairs has taken over {member.address}: {text}", reason="NO_LONGER_ACTIVE"
-    )
-
-
-def _describe(frame: Frame, index: int) -> str:
-    op = frame.ops[index]
-    try:
-        status = OpStatus(int(op["status"])).name
-        kind = OpKind(int(op["kind"])).name
-    except ValueError:
-        status, kind = str(op["status"]), str(op["kind"])
-    text = frame.blob(index).decode("utf-8", "replace") if int(op["blob_bytes"]) else ""
-    return f"{kind} ended {status}" + (f": {text}" if text else "")
 
 
 __all__ = ["IllegalMoveError", "Upstairs", "UpstairsConfig"]

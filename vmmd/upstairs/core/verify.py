@@ -1,7 +1,8 @@
 """Comparing the members while the volume is in use.
 
-A flush, and then a digest of every extent's contexts, asked of all active members at the same place in the order
-of writes: each daemon handles these at once when it comes to them, so equal members give equal digests under any load.
+A flush, and then a digest of every extent's contexts, asked of all active members at the same place
+in the order of writes: each daemon handles these at once when it comes to them, so equal members
+give equal digests under any load.
 """
 
 from __future__ import annotations

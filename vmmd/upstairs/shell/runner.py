@@ -1,7 +1,8 @@
 """`RegionUpstairs`: the upstairs' core with a clock, sockets, futures and spans around it.
 
-Everything runs on one loop. Guest submissions of one loop turn become one event; effects are carried out in order as
-soon as a step returns. Events that come up while effects are carried out are queued: steps never nest.
+Everything runs on one loop. Guest submissions of one loop turn become one event; effects are
+carried out in order as soon as a step returns. Events that come up while effects are carried out
+are queued: steps never nest.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -66,7 +67,8 @@ class VerifyResult:
 
 
 def check_supported(spec: RegionSpec) -> None:
-    """UnsupportedError names what this version does not offer; InvalidRequestError what cannot be."""
+    """UnsupportedError names what this version does not offer; InvalidRequestError what cannot
+    be."""
     options = spec.options
     if options.key is not None:
         raise UnsupportedError("encrypted regions are not offered by this version: leave out `key`")
@@ -138,7 +140,8 @@ class RegionUpstairs:
         return self._info
 
     def submit(self, batch: Sequence[Request], done: Done) -> None:
-        """As `Backend.submit`; the batch starts at the end of this loop turn, with all others of the turn."""
+        """As `Backend.submit`; the batch starts at the end of this loop turn, with all others of
+        the turn."""
         if not self._submissions:
             asyncio.get_running_loop().call_soon(self._start_submissions)
         self._submissions.append((done, batch))
@@ -152,8 +155,8 @@ class RegionUpstairs:
     async def activate(
         self, generation: int | None = None, *, timeout_seconds: float | None = None
     ) -> None:
-        """Returns when active. After `timeout_seconds` UnavailableError names what is missing; the upstairs
-        goes on trying, so that a replacement can still rescue it."""
+        """Returns when active. After `timeout_seconds` UnavailableError names what is missing; the
+        upstairs goes on trying, so that a replacement can still rescue it."""
         self._start_ticking()
         with self._tracing.tracer.start_as_current_span("upstairs.activate"):
             try:
@@ -176,7 +179,8 @@ class RegionUpstairs:
         await self._ask(events.Deactivate)
 
     async def replace(self, old: str, new: str, replacement_id: str = "") -> Replacement:
-        """Starts replacing `old` by `new`, or says how far that is. StateError, ConflictError when refused."""
+        """Starts replacing `old` by `new`, or says how far that is. StateError, ConflictError when
+        refused."""
         with self._tracing.tracer.start_as_current_span(
             "upstairs.replace",
             attributes={"replacement_id": replacement_id, "old": old, "new": new},
@@ -193,8 +197,8 @@ class RegionUpstairs:
             return outcome
 
     async def verify(self, *, read_data: bool = False) -> VerifyResult:
-        """Compares the active members at one place in the order of writes; with `read_data` each also reads all
-        of its data and checks it."""
+        """Compares the active members at one place in the order of writes; with `read_data` each
+        also reads all of its data and checks it."""
         with self._tracing.tracer.start_as_current_span("upstairs.verify"):
             digests = cast("events.Digests", await self._ask(events.Verify))
             bad = read = 0
@@ -229,7 +233,7 @@ class RegionUpstairs:
         """Every downstairs it talks or talked to."""
         return tuple(self._peers)
 
-    async def watch(self) -> AsyncIterator[RegionStatus]:
+    async def watch(self) -> AsyncGenerator[RegionStatus, None]:
         """The status now, and again after changes, coalesced; ends when the upstairs is closed."""
         changed = asyncio.Event()
         self._watchers.add(changed)

@@ -1,15 +1,15 @@
 """The data connection of one session: frames over a unix socket, TCP, or a gRPC stream.
 
-All three look alike from outside: `send` takes a frame's buffers, frames come by callback, `lost` is called exactly
-once at the end. A frame's buffers are views of the receive buffer, valid until the callback returns.
-Invariants: a PING every 5 s; 20 s without a byte end the connection; bad bytes end it; nothing is written after the end.
+All three look alike from outside: `send` takes a frame's buffers, frames come by callback, `lost`
+is called exactly once at the end. A frame's buffers are views of the receive buffer, valid until
+the callback returns. Invariants: a PING every 5 s; 20 s without a byte end the connection; bad
+bytes end it; nothing is written after the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, cast
@@ -190,7 +190,8 @@ class SocketConnection(asyncio.BufferedProtocol):
         size = len(self._buffer)
         while size < length:
             size *= 2
-        # A new buffer, because views of the old one may still be looked at by whoever handles a frame.
+        # A new buffer, because views of the old one may still be looked at by whoever handles a
+        # frame.
         fresh = memoryview(bytearray(size))
         fresh[:kept] = self._buffer[self._start : self._end]
         self._buffer, self._start, self._end = fresh, 0, kept
@@ -300,12 +301,14 @@ async def connect(
     *,
     stream_only: bool = False,
 ) -> DataConnection:
-    """The quickest transport that can be reached: the unix socket when it is on this host, TCP, the stream."""
+    """The quickest transport that can be reached: the unix socket when it is on this host, TCP, the
+    stream."""
     loop = asyncio.get_running_loop()
     if stream_only:
         return StreamConnection(channel, events, opened.token)
     path = opened.data_unix_path
-    if path and os.path.exists(path):
+    if path:
+        # On another host, or in another container, the path is simply not there.
         with contextlib.suppress(OSError):
             async with asyncio.timeout(CONNECT_SECONDS):
                 _transport, unix = await loop.create_unix_connection(

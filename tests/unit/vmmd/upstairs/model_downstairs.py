@@ -1,5 +1,6 @@
-"""A downstairs as a model: dictionaries instead of files, the frame contract as written, nothing shared with
-the real daemon. What was not flushed is gone after a crash; flushes, repair begins and copies take time."""
+"""A downstairs as a model: dictionaries instead of files, the frame contract as written, nothing
+shared with the real daemon. What was not flushed is gone after a crash; flushes, repair begins and
+copies take time."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Extents:
 
 @dataclass
 class Pending:
-    """An asynchronous op under way; `finish` is run when its time has come, then the reply is sent."""
+    """An asynchronous op under way; `finish` is run when its time has come, then the reply is
+    sent."""
 
     job: int
     kind: OpKind
@@ -53,7 +55,8 @@ class Session:
 
 
 class ModelDownstairs:
-    """One daemon with its region. `later(seconds, call)` schedules; `resolve(address)` finds other daemons."""
+    """One daemon with its region. `later(seconds, call)` schedules; `resolve(address)` finds other
+    daemons."""
 
     def __init__(
         self,
@@ -189,9 +192,7 @@ class ModelDownstairs:
             table = np.frombuffer(b"".join(contexts), dtype="<u8").reshape(-1, 4)
             session.send(
                 b"".join(
-                    encode(
-                        FrameKind.REPLY, entries, blobs=blobs, contexts=table, payload=payload
-                    )
+                    encode(FrameKind.REPLY, entries, blobs=blobs, contexts=table, payload=payload)
                 )
             )
 

@@ -1,5 +1,5 @@
-"""A seeded world around the upstairs' core: model downstairs, a network that delays and breaks, a guest, and
-checkers that stand outside. Simulated time only; the same seed gives the same run."""
+"""A seeded world around the upstairs' core: model downstairs, a network that delays and breaks, a
+guest, and checkers that stand outside. Simulated time only; the same seed gives the same run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Link:
 
 @dataclass
 class BlockHistory:
-    """Values that a block may have: `values[floor:]`; the last one is what a healthy set must give."""
+    """Values that a block may have: `values[floor:]`; the last one is what a healthy set must
+    give."""
 
     values: list[bytes] = field(default_factory=list)
     floor: int = 0
@@ -157,9 +158,7 @@ class World:
             link = Link(effect.link, self.daemons[effect.address])
             self.links[effect.link] = link
             upstairs = self.upstairs
-            self.later(
-                self.rng.uniform(0, self.delay), lambda: self._open(upstairs, link, effect)
-            )
+            self.later(self.rng.uniform(0, self.delay), lambda: self._open(upstairs, link, effect))
         elif isinstance(effect, events.Disconnect):
             self.note(f"disconnect {effect.link}: {effect.reason}")
             self.cut(self.links[effect.link], effect.reason)
@@ -213,9 +212,7 @@ class World:
         link.to_client_at = at
         self.later(
             at - self.now,
-            lambda: self._if_current(
-                upstairs, link, events.SlotReply(link.number, decode(data))
-            ),
+            lambda: self._if_current(upstairs, link, events.SlotReply(link.number, decode(data))),
         )
 
     def _cut(self, link: Link) -> None:
@@ -286,8 +283,7 @@ class World:
             values = [bytes(size)] * length
         else:
             values = [
-                self.rng.getrandbits(64).to_bytes(8, "little") * (size // 8)
-                for _ in range(length)
+                self.rng.getrandbits(64).to_bytes(8, "little") * (size // 8) for _ in range(length)
             ]
         token = next(self._tokens)
         self._occupy(offset, length, 1)

@@ -1,0 +1,142 @@
+"""Replies: which jobs a frame answers, and what follows.
+
+A frame that answers exactly one frame of ours, all OK, is the usual case and is handled as one.
+Anything else, parts, errors, several asynchronous jobs together, is looked at op by op.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stairlib.model.errors import StateError
+from stairlib.wire.frame import HEADER_BYTES, Frame, OpKind, OpStatus
+from vmmd.upstairs.core.reads import ReadBook
+from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.replay import Mutation
+from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.states import SlotMode
+
+_TABLE_OFFSET = HEADER_BYTES
+
+
+class ReplyRouter:
+    """Takes the members' replies to where their jobs are kept."""
+
+    def __init__(self, region: RegionSet, reads: ReadBook) -> None:
+        self._region = region
+        self._reads = reads
+
+    def take(self, link: int, frame: Frame) -> StateError | None:
+        """Takes a REPLY frame; late ones are ignored. An error means that the set was taken
+        over."""
+        region = self._region
+        member = region.member_of(link)
+        if member is None or not member.streams:
+            return None
+        ops = frame.ops
+        count = len(ops)
+        if not count:
+            return None
+        jobs = ops["job"]
+        first, last = int(jobs[0]), int(jobs[-1])
+        if last - first + 1 == count and not ops["status"].any():
+            reads = self._reads.whole(member, first, count)
+            if reads is not None:
+                if not self._reads.finish(reads, frame):
+                    self._break(member, "a read reply of the wrong size")
+                return None
+            record = region.log.find(first)
+            if record is not None and record.last_job >= last:
+                self._settled(member, record, count)
+                return None
+        return self._in_parts(member, frame)
+
+    def _settled(self, member: Member, record: Mutation, count: int) -> None:
+        if not self._region.log.settle(member, record, count):
+            self._break(member, f"more answers to job {record.first_job} than were asked")
+        elif record.is_flush:
+            self._region.flush_acked(member, record)
+
+    def _in_parts(self, member: Member, frame: Frame) -> StateError | None:
+        region = self._region
+        size = region.config.geometry.block_size
+        ops = frame.ops
+        jobs = ops["job"].tolist()
+        statuses = ops["status"].tolist()
+        kinds = ops["kind"].tolist()
+        lengths = ops["length"].tolist()
+        at = 0
+        for index, job in enumerate(jobs):
+            if not member.streams:
+                return None
+            good = statuses[index] == OpStatus.OK
+            blocks = lengths[index] if good and kinds[index] == OpKind.READ else 0
+            start, at = at, at + blocks
+            reads = self._reads.find(member, job)
+            if reads is not None:
+                data = frame.payload[start * size : at * size] if good else None
+                if not good:
+                    member.last_error = _describe(frame, index)
+                if not self._reads.answer(reads, job, data, frame.contexts[start:at]):
+                    self._break(member, f"a wrong answer to the read {job}")
+            elif region.control.answer(member, frame, index, job):
+                continue
+            else:
+                error = self._mutation_answered(member, frame, index, job, good=good)
+                if error is not None:
+                    return error
+        return None
+
+    def _mutation_answered(
+        self, member: Member, frame: Frame, index: int, job: int, *, good: bool
+    ) -> StateError | None:
+        region = self._region
+        record = region.log.find(job)
+        if record is None:
+            if job > region.last_job:
+                self._break(member, f"an answer to job {job}, which was never asked")
+            return None
+        if good:
+            self._settled(member, record, 1)
+            return None
+        op = frame.ops[index]
+        if not record.is_flush:
+            per_extent = region.config.geometry.blocks_per_extent
+            table = np.frombuffer(
+                record.buffers[0], dtype=frame.ops.dtype, count=record.count, offset=_TABLE_OFFSET
+            )
+            asked = table[job - record.first_job]
+            first = int(asked["offset"])
+            last = first + int(asked["length"]) - 1
+            member.suspect_extents.update(range(first // per_extent, last // per_extent + 1))
+        if int(op["status"]) == OpStatus.NOT_ACTIVE:
+            return taken_over(member, _describe(frame, index))
+        region.fault(member, _describe(frame, index))
+        return None
+
+    def _break(self, member: Member, reason: str) -> None:
+        """The member broke the protocol: the connection is ended; what it missed is sent again
+        later."""
+        mode = SlotMode.OFFLINE if member.active else SlotMode.FAULTED
+        if mode is SlotMode.FAULTED:
+            self._region.fault(member, f"protocol: {reason}")
+        else:
+            self._region.stop(member, mode, f"protocol: {reason}")
+
+
+def taken_over(member: Member, text: str) -> StateError:
+    """What ends an upstairs whose place a newer one has taken."""
+    return StateError(
+        f"another upstairs has taken over {member.address}: {text}", reason="NO_LONGER_ACTIVE"
+    )
+
+
+def _describe(frame: Frame, index: int) -> str:
+    op = frame.ops[index]
+    try:
+        status = OpStatus(int(op["status"])).name
+        kind = OpKind(int(op["kind"])).name
+    except ValueError:
+        status, kind = str(op["status"]), str(op["kind"])
+    text = frame.blob(index).decode("utf-8", "replace") if int(op["blob_bytes"]) else ""
+    return f"{kind} ended {status}" + (f": {text}" if text else "")
