@@ -92,10 +92,14 @@ class ReplacementDriver:
 
     async def stop(self) -> None:
         """Ends the tasks; the records stay where they are."""
-        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        runs = list(self._runs.values())
+        tasks = [run.task for run in runs if run.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for run in runs:
+            # The spans of steps cut short have ended by now, and this process forgets them soon.
+            await self._traces.keep_own(run.record.trace_id)
 
     def begin(self, record: Replacement) -> None:
         """Drives a replacement that was just recorded."""
@@ -153,6 +157,7 @@ class ReplacementDriver:
             while not run.record.state.ended:
                 try:
                     effects = await self._advance(run, event)
+                    await self._traces.keep_own(run.record.trace_id)
                     event = await self._perform(run, effects)
                 except Exception:  # noqa: BLE001 - a replacement is never dropped by a failure
                     _log.exception("replacement stumbled", replacement=str(run.record.id))
@@ -218,7 +223,6 @@ class ReplacementDriver:
         with self._span(run.record) as span:
             event = await self._outcome(run, work[effect](run))
             _mark(span, event)
-        await self._traces.keep_own(run.record.trace_id)
         return event
 
     async def _outcome(self, run: _Run, work: Awaitable[Event]) -> Event:

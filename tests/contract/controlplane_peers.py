@@ -33,6 +33,7 @@ class ScriptedVmmd:
     specs: dict[str, machine_pb.MachineSpec] = field(default_factory=dict)
     volumes: dict[str, pb.VolumeInfo] = field(default_factory=dict)
     reports: list[pb.VerifyReport] = field(default_factory=list)
+    gates: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, list[StairwellError]] = field(default_factory=dict)
     limits: list[int] = field(default_factory=list)
     # Whether a repair is finished the moment it is asked for.
@@ -47,9 +48,11 @@ class ScriptedVmmd:
     def count(self, method: str) -> int:
         return sum(1 for name, _ in self.calls if name == method)
 
-    def heard(self, method: str, request: Any) -> None:
-        """Logs a call, and fails it when the test said so."""
+    async def heard(self, method: str, request: Any) -> None:
+        """Logs a call, and holds or fails it when the test said so."""
         self.calls.append((method, request))
+        if method in self.gates:
+            await self.gates[method].wait()
         if self.failures.get(method):
             raise self.failures[method].pop(0)
 
@@ -128,24 +131,24 @@ class Machines(machine_grpc.MachineServiceServicer):
         return self.script.machines[machine_id]
 
     async def EnsureMachine(self, request, context):
-        self.script.heard("EnsureMachine", request)
+        await self.script.heard("EnsureMachine", request)
         if request.spec.id not in self.script.machines:
             self.script.make(request.spec)
         return machine_pb.EnsureMachineResponse(machine=self.find(request.spec.id))
 
     async def GetMachine(self, request, context):
-        self.script.heard("GetMachine", request)
+        await self.script.heard("GetMachine", request)
         return machine_pb.GetMachineResponse(machine=self.find(request.id))
 
     async def SetMachineState(self, request, context):
-        self.script.heard("SetMachineState", request)
+        await self.script.heard("SetMachineState", request)
         machine = self.find(request.id)
         if request.state == machine_pb.MACHINE_REQUESTED_STATE_RUN:
             await self.script.set_machine(request.id, "STARTING")
         return machine_pb.SetMachineStateResponse(machine=machine)
 
     async def WatchMachine(self, request, context):
-        self.script.heard("WatchMachine", request)
+        await self.script.heard("WatchMachine", request)
         seen = request.after_generation
         while True:
             machine = self.find(request.id)
@@ -159,7 +162,7 @@ class Machines(machine_grpc.MachineServiceServicer):
                     await self.script.changed.wait()
 
     async def DeleteMachine(self, request, context):
-        self.script.heard("DeleteMachine", request)
+        await self.script.heard("DeleteMachine", request)
         self.find(request.id)
         del self.script.machines[request.id]
         await self.script.tell()
@@ -171,11 +174,11 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         self.script = script
 
     async def GetVolumeInfo(self, request, context):
-        self.script.heard("GetVolumeInfo", request)
+        await self.script.heard("GetVolumeInfo", request)
         return pb.GetVolumeInfoResponse(volume=self.script.volume(request))
 
     async def WatchVolume(self, request, context):
-        self.script.heard("WatchVolume", request)
+        await self.script.heard("WatchVolume", request)
         seen = None
         while True:
             info = self.script.volume(request)
@@ -188,7 +191,7 @@ class Volumes(pb_grpc.VolumeServiceServicer):
                     await self.script.changed.wait()
 
     async def ReplaceVcr(self, request, context):
-        self.script.heard("ReplaceVcr", request)
+        await self.script.heard("ReplaceVcr", request)
         info = self.script.volume(request)
         new = request.replacement.sub_volumes[0].opts.target
         result = pb.VCR_REPLACE_RESULT_STARTED_ALREADY
@@ -203,14 +206,14 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         return pb.ReplaceVcrResponse(result=result)
 
     async def VerifyVolume(self, request, context):
-        self.script.heard("VerifyVolume", request)
+        await self.script.heard("VerifyVolume", request)
         if self.script.reports:
             return pb.VerifyVolumeResponse(report=self.script.reports.pop(0))
         report = pb.VerifyReport(equal=True, extents_compared=128, members_compared=3)
         return pb.VerifyVolumeResponse(report=report)
 
     async def SetRepairLimits(self, request, context):
-        self.script.heard("SetRepairLimits", request)
+        await self.script.heard("SetRepairLimits", request)
         self.script.volume(request)
         self.script.limits.append(request.bytes_per_second_max)
         return pb.SetRepairLimitsResponse()
@@ -221,7 +224,7 @@ class Guests(guest_grpc.GuestServiceServicer):
         self.script = script
 
     async def RunWorkload(self, request, context):
-        self.script.heard("RunWorkload", request)
+        await self.script.heard("RunWorkload", request)
         self.script.workloads_running += 1
         try:
             for number in range(1, 1000):
