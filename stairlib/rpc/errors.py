@@ -85,8 +85,6 @@ def as_domain_error(error: BaseException) -> StairwellError | None:
     """
     if isinstance(error, grpc.aio.AioRpcError):
         error = from_rpc_error(error)
-    if isinstance(error, NotImplementedError):
-        return UnsupportedError("this method is not offered by this daemon")
     if isinstance(error, StairwellError) and _code_of(error) is not None:
         return error
     return None

@@ -21,6 +21,7 @@ import grpc
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
+from stairlib.model.errors import UnsupportedError
 from stairlib.rpc.errors import rpc_failure
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, context_from
@@ -196,6 +197,13 @@ class LoggingInterceptor(_Around):
             )
 
 
+def _meant(error: Exception, context: _Context) -> Exception:
+    """A generated method nobody overrode sets its code, then raises something that says less."""
+    if code_number(context.code()) == code_number(grpc.StatusCode.UNIMPLEMENTED):
+        return UnsupportedError("this daemon does not offer this method")
+    return error
+
+
 class ErrorInterceptor(_Around):
     """Ends a call that raised with the status of `stairlib.rpc.errors`."""
 
@@ -212,7 +220,7 @@ class ErrorInterceptor(_Around):
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: everything is mapped here
-            failure = rpc_failure(error)
+            failure = rpc_failure(_meant(error, context))
             if failure.expected:
                 _log.info(
                     "call refused",
