@@ -175,7 +175,7 @@ def _add_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--data", type=Path, required=True, help="the region's directory")
 
 
-def _add_definition(parser: argparse.ArgumentParser) -> None:
+def _add_definition(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("-u", "--uuid", help="the region's UUID, another one for each copy")
     parser.add_argument(
         "--block-size",
@@ -262,6 +262,11 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         default="auto",
         help="auto: human on a terminal, JSON lines otherwise",
     )
+    _add_creation(run)
+    _add_faults(run)
+
+
+def _add_creation(run: argparse.ArgumentParser) -> None:
     creation = run.add_argument_group("making the region on the first start")
     creation.add_argument(
         "--create",
@@ -269,7 +274,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action="store_true",
         help="make the region if the directory holds none; a region that is there must match",
     )
-    _add_definition(creation)  # type: ignore[arg-type]
+    _add_definition(creation)
+
+
+def _add_faults(run: argparse.ArgumentParser) -> None:
     faults = run.add_argument_group("trouble on purpose, for tests")
     faults.add_argument(
         "--lossy", action="store_true", help="hold back one request in four for 100 ms"

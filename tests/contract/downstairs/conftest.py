@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 
 from downstaird.config import RunOptions
 from downstaird.core.engine import RegionDefinition
@@ -311,3 +312,8 @@ async def serve(tmp_path, monkeypatch):
 @pytest.fixture
 def upstairs():
     return uuid.uuid4()
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """The daemon runs on uvloop; asyncio's own loop is stricter in places, so both are tried."""
+    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
