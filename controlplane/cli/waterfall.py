@@ -99,7 +99,13 @@ def _row(node: Node, depth: int, origin: int) -> Row:
     status = span.status if span.status == "ERROR" else ""
     if status and span.status_message:
         status = f"{status}: {span.status_message}"
-    return Row(depth, span.name, _where(span), start, node.nanoseconds / 1e9, status)
+    return Row(depth, short_name(span.name), _where(span), start, node.nanoseconds / 1e9, status)
+
+
+def short_name(name: str) -> str:
+    """A method without its package: "stairwell.x.v1.DiskService/GetDisk" → "DiskService/GetDisk"."""
+    service, slash, method = name.rpartition("/")
+    return f"{service.rpartition('.')[2]}/{method}" if slash else name
 
 
 def _where(span: Span) -> str:
@@ -141,7 +147,7 @@ def _fold_row(group: list[Node], depth: int, origin: int) -> Row:
     failed = sum(map(_failed, group))
     span = group[0].span
     status = f"mean {format_seconds(mean)}" + (f", {failed} ERROR" if failed else "")
-    name = f"{len(group)} more {span.name}"
+    name = f"{len(group)} more {short_name(span.name)}"
     return Row(
         depth, name, span.service, (first - origin) / 1e9, (last - first) / 1e9, status, len(group)
     )

@@ -63,6 +63,11 @@ def test_the_picture():
     assert "services: controlplane, vmmd, downstairs" in lines[-1]
 
 
+def test_methods_are_named_without_their_package():
+    assert waterfall.short_name("stairwell.vmmd.v1.VolumeService/Verify") == "VolumeService/Verify"
+    assert waterfall.short_name("repair.copy_extent") == "repair.copy_extent"
+
+
 def test_a_trace_that_is_gone_says_so():
     assert "no spans" in text_of(waterfall.waterfall("t", []))
 
