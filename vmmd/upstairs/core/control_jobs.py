@@ -67,8 +67,11 @@ class ControlBook:
         self._jobs[job.job] = job
         return job
 
-    def answer(self, member: Member, frame: Frame, index: int, job_id: int) -> bool:
-        """Takes op `index` of a reply; False when no such job was asked of the member."""
+    def answer(
+        self, member: Member, frame: Frame, index: int, job_id: int, payload: memoryview
+    ) -> bool:
+        """Takes op `index` of a reply, whose part of the frame's payload is `payload`; False when
+        no such job was asked of the member."""
         job = self._jobs.get(job_id)
         if job is None or job.member is not member:
             return False
@@ -81,8 +84,7 @@ class ControlBook:
         ok = job.status is OpStatus.OK
         job.outcome = Outcome.OK if ok else Outcome.FAILED
         if ok and job.kind in _PAYLOAD_KINDS:
-            # Such a job is sent in a frame of its own, so that the payload is wholly its own.
-            job.payload = bytes(frame.payload)
+            job.payload = bytes(payload)
         return True
 
     def lose(self, member: Member) -> None:

@@ -17,6 +17,8 @@ from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMode
 
 _TABLE_OFFSET = HEADER_BYTES
+# Bytes for each extent in the payload of these: (generation, flush, flags), and the digest.
+_ARRAY_ENTRY_BYTES = {int(OpKind.EXTENT_STATES): 24, int(OpKind.EXTENT_DIGEST): 8}
 
 
 class ReplyRouter:
@@ -65,21 +67,26 @@ class ReplyRouter:
         statuses = ops["status"].tolist()
         kinds = ops["kind"].tolist()
         lengths = ops["length"].tolist()
-        at = 0
+        at = end = 0
         for index, job in enumerate(jobs):
             if not member.streams:
                 return None
             good = statuses[index] == OpStatus.OK
             blocks = lengths[index] if good and kinds[index] == OpKind.READ else 0
             start, at = at, at + blocks
+            # A daemon answers jobs that waited for the same flush together: each has its own part.
+            entry = _ARRAY_ENTRY_BYTES.get(kinds[index], 0) if good else 0
+            begin, end = end, end + blocks * size + entry * lengths[index]
+            data = frame.payload[begin:end]
             reads = self._reads.find(member, job)
             if reads is not None:
-                data = frame.payload[start * size : at * size] if good else None
                 if not good:
                     member.last_error = _describe(frame, index)
-                if not self._reads.answer(reads, job, data, frame.contexts[start:at]):
+                if not self._reads.answer(
+                    reads, job, data if good else None, frame.contexts[start:at]
+                ):
                     self._break(member, f"a wrong answer to the read {job}")
-            elif region.control.answer(member, frame, index, job):
+            elif region.control.answer(member, frame, index, job, data):
                 continue
             else:
                 error = self._mutation_answered(member, frame, index, job, good=good)
