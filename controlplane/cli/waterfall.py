@@ -103,7 +103,7 @@ def _row(node: Node, depth: int, origin: int) -> Row:
 
 
 def short_name(name: str) -> str:
-    """A method without its package: "stairwell.x.v1.DiskService/GetDisk" → "DiskService/GetDisk"."""
+    """A method without its package: "x.v1.DiskService/GetDisk" → "DiskService/GetDisk"."""
     service, slash, method = name.rpartition("/")
     return f"{service.rpartition('.')[2]}/{method}" if slash else name
 
