@@ -25,7 +25,7 @@ from stairlib.model.errors import DataError
 
 DATA_NAME = "data"
 # The data file's size is raised this much at a time, as each change of size costs a journal commit.
-_GROWTH_CHUNKS = 4096
+_GROWTH_BYTES = 1 << 30
 
 U32Array = npt.NDArray[np.uint32]
 
@@ -103,7 +103,8 @@ class ChunkMap:
         """Physical chunks to write to, all within the data file. DataError NO_SPACE."""
         taken = self.space.take(count)
         if self.space.end > self._data_chunks:
-            chunks = -(-self.space.end // _GROWTH_CHUNKS) * _GROWTH_CHUNKS
+            step = max(1, _GROWTH_BYTES // self.chunk_bytes)
+            chunks = -(-self.space.end // step) * step
             try:
                 self.data.truncate(chunks * self.chunk_bytes)
             except DataError:

@@ -34,8 +34,7 @@ class SlotFile:
         self._count = 0
 
     def load(self) -> bytes:
-        """The body stored last. DataError when neither slot is whole, or a newer version wrote one.
-        """
+        """The body stored last. DataError when neither slot is whole, or of a newer version."""
         newest: bytes | None = None
         for offset in (0, _SLOT_BYTES):
             if self._file.size() < offset + self._length:

@@ -7,8 +7,7 @@ Invariants as in downstaird.core.disk. Failures are injected through `MemoryDisk
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
 from downstaird.store.base import Buffer, data_error
 from stairlib.model.errors import DataError, StateError
@@ -17,22 +16,91 @@ SECTOR_BYTES = 512
 _PAGE_BYTES = 4096
 
 
-@dataclass(slots=True)
+class _Pages:
+    """Sparse content: only pages that were written are there."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytearray] = {}
+        self.size = 0
+
+    def copy(self) -> _Pages:
+        """A copy of its own."""
+        other = _Pages()
+        other.pages = {number: bytearray(page) for number, page in self.pages.items()}
+        other.size = self.size
+        return other
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes, fewer at the end."""
+        end = min(offset + size, self.size)
+        parts = []
+        while offset < end:
+            number, at = divmod(offset, _PAGE_BYTES)
+            here = min(end - offset, _PAGE_BYTES - at)
+            page = self.pages.get(number)
+            parts.append(bytes(here) if page is None else page[at : at + here])
+            offset += here
+        return b"".join(parts)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Grows as needed."""
+        self.size = max(self.size, offset + len(data))
+        done = 0
+        while done < len(data):
+            number, at = divmod(offset + done, _PAGE_BYTES)
+            here = min(len(data) - done, _PAGE_BYTES - at)
+            page = self.pages.get(number)
+            if page is None:
+                page = self.pages[number] = bytearray(_PAGE_BYTES)
+            page[at : at + here] = data[done : done + here]
+            done += here
+
+    def cut(self, size: int) -> None:
+        """Forgets what is at and after `size`."""
+        last, at = divmod(size, _PAGE_BYTES)
+        for number in [number for number in self.pages if number > last]:
+            del self.pages[number]
+        if last in self.pages:
+            self.pages[last][at:] = bytes(_PAGE_BYTES - at)
+        self.size = size
+
+
 class _Node:
-    """A file's content: as reads see it, and as of the last sync; and the sectors that differ."""
+    """A file: content as reads see it, content as of the last sync, and the sectors that differ."""
 
-    data: bytearray = field(default_factory=bytearray)
-    durable: bytearray = field(default_factory=bytearray)
-    unsynced: set[int] = field(default_factory=set)
+    def __init__(self, content: _Pages | None = None) -> None:
+        self.now = content or _Pages()
+        self.durable = self.now.copy()
+        self.unsynced: set[int] = set()
 
-    def grow(self, size: int) -> None:
-        """Adds a hole up to `size`. What an earlier, longer file left there on the medium counts as
+    def mark(self, start: int, end: int) -> None:
+        """These bytes differ from what is durable."""
+        self.unsynced.update(range(start // SECTOR_BYTES, -(-end // SECTOR_BYTES)))
+
+    def resize(self, size: int) -> None:
+        """Cuts off, or adds a hole. What an earlier, longer file left there on the medium counts as
         unsynced."""
-        have = len(self.data)
-        if size > have:
-            self.data.extend(bytes(size - have))
-            stale = min(size, len(self.durable))
-            self.unsynced.update(range(have // SECTOR_BYTES, -(-stale // SECTOR_BYTES)))
+        if size < self.now.size:
+            self.now.cut(size)
+            last = -(-size // SECTOR_BYTES)
+            self.unsynced = {sector for sector in self.unsynced if sector < last}
+        elif size > self.now.size:
+            self.mark(self.now.size, min(size, self.durable.size))
+            self.now.size = size
+
+    def sync(self) -> None:
+        """Makes everything durable."""
+        if self.durable.size > self.now.size:
+            self.durable.cut(self.now.size)
+        self.durable.size = self.now.size
+        self.keep(self.unsynced, self.durable)
+        self.unsynced.clear()
+
+    def keep(self, sectors: Iterable[int], target: _Pages) -> None:
+        """Copies sectors of the present content to `target`."""
+        for sector in sectors:
+            at = sector * SECTOR_BYTES
+            target.write(at, self.now.read(at, SECTOR_BYTES))
 
 
 class MemoryFile:
@@ -51,11 +119,11 @@ class MemoryFile:
 
     def size(self) -> int:
         """Bytes, holes included."""
-        return len(self._node.data)
+        return self._node.now.size
 
     def pread(self, size: int, offset: int) -> bytes:
         """Exactly `size` bytes."""
-        data = bytes(self._node.data[offset : offset + size])
+        data = self._node.now.read(offset, size)
         if len(data) != size:
             raise DataError(
                 f"{self.name} ends at byte {offset + len(data)}, {size - len(data)} bytes short",
@@ -72,64 +140,45 @@ class MemoryFile:
         assert not self._read_only
         node = self._node
         end = offset + len(whole)
-        node.grow(end)
-        node.data[offset:end] = whole
-        node.unsynced.update(range(offset // SECTOR_BYTES, -(-end // SECTOR_BYTES)))
+        if offset > node.now.size:
+            node.resize(offset)
+        node.now.write(offset, whole)
+        node.mark(offset, end)
         self._disk.after_write(self._name)
 
     def datasync(self) -> None:
         """Makes it all durable, or raises when a failure is injected."""
         self._disk.before_sync(self._name)
-        node = self._node
-        _grow_to(node.durable, len(node.data))
-        for sector in node.unsynced:
-            at = sector * SECTOR_BYTES
-            node.durable[at : at + SECTOR_BYTES] = node.data[at : at + SECTOR_BYTES]
-        node.unsynced.clear()
+        if not self._disk.lie_about_sync(self._name):
+            self._node.sync()
 
     def start_writeback(self) -> None:
         """Nothing to do."""
 
     def truncate(self, size: int) -> None:
         """Sets the size."""
-        node = self._node
-        if size < len(node.data):
-            del node.data[size:]
-            last = -(-size // SECTOR_BYTES)
-            node.unsynced = {sector for sector in node.unsynced if sector < last}
-        node.grow(size)
+        self._node.resize(size)
 
     def punch(self, offset: int, length: int) -> None:
         """Zeros the range."""
-        end = min(offset + length, len(self._node.data))
+        end = min(offset + length, self._node.now.size)
         if end > offset:
             self.pwritev([bytes(end - offset)], offset)
 
     def stored_bytes(self) -> int:
         """Pages that are not all zero."""
-        data = self._node.data
-        zero = bytes(_PAGE_BYTES)
-        pages = range(0, len(data), _PAGE_BYTES)
-        return sum(
-            _PAGE_BYTES for at in pages if data[at : at + _PAGE_BYTES] != zero[: len(data) - at]
-        )
+        return sum(_PAGE_BYTES for page in self._node.now.pages.values() if any(page))
 
     def close(self) -> None:
         """Nothing to do."""
 
 
-def _grow_to(data: bytearray, size: int) -> None:
-    if len(data) < size:
-        data.extend(bytes(size - len(data)))
-    else:
-        del data[size:]
-
-
 class MemoryDisk:
     """A directory in memory.
 
-    fail_sync, fail_write: called with the file's name; true makes that call fail. capacity:
-    bytes all files together may have been written, None for no limit.
+    fail_sync, fail_write, lie_about_sync: called with the file's name; true makes that call
+    fail, or makes the sync return without having made anything durable. capacity: bytes all
+    files together may have been written, None for no limit.
     """
 
     def __init__(self, name: str = "memory") -> None:
@@ -138,6 +187,7 @@ class MemoryDisk:
         self._locked = False
         self.fail_sync: Callable[[str], bool] = lambda _: False
         self.fail_write: Callable[[str], bool] = lambda _: False
+        self.lie_about_sync: Callable[[str], bool] = lambda _: False
         self.capacity: int | None = None
         self.written = 0
         self.syncs: list[str] = []
@@ -207,13 +257,8 @@ class MemoryDisk:
         `survives(file, sector)`."""
         other = MemoryDisk(self._name)
         for name, node in self._nodes.items():
-            content = bytearray(node.durable)
-            for sector in sorted(node.unsynced):
-                if survives(name, sector):
-                    at = sector * SECTOR_BYTES
-                    part = node.data[at : at + SECTOR_BYTES]
-                    if len(content) < at + len(part):
-                        content.extend(bytes(at + len(part) - len(content)))
-                    content[at : at + len(part)] = part
-            other._nodes[name] = _Node(content, bytearray(content), set())
+            content = node.durable.copy()
+            kept = [sector for sector in sorted(node.unsynced) if survives(name, sector)]
+            node.keep(kept, content)
+            other._nodes[name] = _Node(content)
         return other

@@ -1,0 +1,247 @@
+"""Power cuts under a region: a seeded world that writes, discards, flushes and checkpoints on a
+MemoryDisk, and looks at what any write or sync could leave behind.
+
+At chosen moments the disk is rebuilt as a power cut could leave it: what was synced, plus any
+subset of the unsynced 512-byte sectors. The region must open there, and hold exactly the state
+of the last flush that was acknowledged or of the one in progress, block for block, context for
+context, stamp for stamp. While a flush or checkpoint step runs, more writes are made in between,
+as the daemon's loop does.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+
+import numpy as np
+
+from downstaird.core.engine import RegionDefinition
+from downstaird.core.layout import Tuning
+from downstaird.core.region import Region
+from downstaird.store.memory import MemoryDisk
+from stairlib.model.context import block_hashes, plain_contexts
+from stairlib.model.geometry import Geometry
+
+BLOCK = 512
+# A context block is then two sectors, so that it can tear.
+CHUNK_BLOCKS = 16
+CHUNK_BYTES = CHUNK_BLOCKS * BLOCK
+TUNING = Tuning(
+    large_bytes=CHUNK_BYTES,
+    arena_bytes=40 * BLOCK,
+    log_bytes=7 * 4096,
+    log_bytes_max=20 * 4096,
+    fresh_context_bytes=12 * CHUNK_BLOCKS * 32,
+    cached_context_bytes=3 * CHUNK_BLOCKS * 32,
+    step_blocks=6,
+    log_zero_bytes=4096,
+)
+# Uneven: the last chunk of an extent is short; even; and an extent smaller than a chunk.
+GEOMETRIES = (Geometry(BLOCK, 40, 3), Geometry(BLOCK, 32, 4), Geometry(BLOCK, 10, 9))
+
+# Per block its content, None = never written; and (generation, flush) per extent.
+State = tuple[tuple[bytes | None, ...], tuple[tuple[int, int], ...]]
+
+
+class ViolationError(AssertionError):
+    """The region broke its promise."""
+
+
+class CrashWorld:
+    """One seeded run. `disk_type` and what the caller patches make mutants."""
+
+    def __init__(self, seed: int, disk_type: Callable[[], MemoryDisk] = MemoryDisk) -> None:
+        self.rng = random.Random(seed)
+        self.geometry = self.rng.choice(GEOMETRIES)
+        self.disk = disk_type()
+        definition = RegionDefinition(
+            uuid.UUID(int=self.rng.getrandbits(128)),
+            self.geometry,
+            encrypted=False,
+            format_version=1,
+        )
+        self.region = Region.create(self.disk, definition, tuning=TUNING, chunk_bytes=CHUNK_BYTES)
+        self.blocks: list[bytes | None] = [None] * self.geometry.block_count
+        self.dirty: set[int] = set()
+        self.stamps = [(0, 0)] * self.geometry.extent_count
+        self.flushed: State = self.state()
+        self.in_flight: State | None = None
+        self.number = 0
+        self.crashes = 0
+        self.cut_chance = self.rng.choice((0.02, 0.1, 0.3))
+        self.inside = False
+        self.disk.observer = self.observed
+
+    def state(self) -> State:
+        """As it would be if everything so far were flushed now, stamps as they are."""
+        return tuple(self.blocks), tuple(self.stamps)
+
+    # --- what happens
+
+    def run(self, steps: int) -> None:
+        """Random steps; ViolationError at the first broken promise."""
+        for _ in range(steps):
+            action = self.rng.random()
+            if action < 0.55:
+                self.change()
+            elif action < 0.75:
+                self.flush()
+            elif action < 0.93:
+                if self.region.wants_checkpoint() or self.rng.random() < 0.1:
+                    self.checkpoint_step()
+            elif action < 0.97:
+                self.check_reads()
+            else:
+                self.go_on_after_a_cut()
+
+    def change(self) -> None:
+        """One write or discard."""
+        rng = self.rng
+        total = self.geometry.block_count
+        count = rng.choice((1, 1, 1, 2, 3, 10, 16, 16, 24, 40))
+        offset = rng.randrange(max(1, total - count + 1))
+        if count >= 10 and rng.random() < 0.7:
+            offset -= offset % min(CHUNK_BLOCKS, self.geometry.blocks_per_extent)
+        count = min(count, total - offset)
+        if rng.random() < 0.18:
+            self.region.discard(offset, count)
+            self.blocks[offset : offset + count] = [None] * count
+        else:
+            data = rng.randbytes(count * BLOCK)
+            self.region.write(offset, plain_contexts(data, BLOCK), data)
+            for index in range(count):
+                self.blocks[offset + index] = data[index * BLOCK : (index + 1) * BLOCK]
+        size = self.geometry.blocks_per_extent
+        self.dirty.update(range(offset // size, (offset + count - 1) // size + 1))
+
+    def flush(self) -> None:
+        """A whole flush, with changes in between."""
+        self.number += 1
+        # A checkpoint that the log's size forces happens within begin_flush, before the freeze.
+        work = self.region.begin_flush(self.number, 1)
+        for extent in self.dirty:
+            self.stamps[extent] = (1, self.number)
+        self.dirty = set()
+        self.in_flight = self.state()
+        work.run()
+        self.region.finish_flush(work, None)
+        self.flushed = self.in_flight
+        self.in_flight = None
+
+    def checkpoint_step(self) -> None:
+        """One step, with changes in between."""
+        work = self.region.begin_checkpoint()
+        work.run()
+        self.region.finish_checkpoint(work, None)
+
+    def observed(self, _action: str, _name: str) -> None:
+        """After each write, before each sync."""
+        if self.inside:
+            return
+        self.inside = True
+        try:
+            if self.rng.random() < self.cut_chance:
+                self.cut()
+            if self.region_is_working() and self.rng.random() < 0.15:
+                self.change()
+        finally:
+            self.inside = False
+
+    def region_is_working(self) -> bool:
+        """Whether a flush or checkpoint step runs, so that the loop may change blocks meanwhile."""
+        return self.region._job is not None
+
+    # --- power cuts
+
+    def image(self) -> MemoryDisk:
+        """The disk as a power cut may leave it."""
+        rng = self.rng
+        chance = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+        # Often only one file's writes get out, which is what hurts where an order matters.
+        only = rng.choice((None, None, "log", "data", "contexts", "state"))
+
+        def survives(name: str, _sector: int) -> bool:
+            if only is not None and not name.startswith(only):
+                return False
+            return rng.random() < chance
+
+        return self.disk.image(survives)
+
+    def cut(self) -> tuple[MemoryDisk, Region, State]:
+        """Opens what is left, and checks it."""
+        self.crashes += 1
+        disk = self.image()
+        try:
+            region = Region.open(disk, tuning=TUNING)
+        except Exception as error:
+            raise ViolationError(f"cannot be opened: {error}") from error
+        allowed = [self.flushed] if self.in_flight is None else [self.flushed, self.in_flight]
+        found = found_state(region)
+        if found not in allowed:
+            raise ViolationError(difference(found, allowed[-1]))
+        if (region.extent_states().flags != 0).any():
+            raise ViolationError("an extent is flagged after a power cut")
+        return disk, region, found
+
+    def go_on_after_a_cut(self) -> None:
+        """The power cut happens; the region found is used from now on."""
+        disk, region, found = self.cut()
+        self.disk.observer = lambda _action, _name: None
+        self.disk, self.region = disk, region
+        disk.observer = self.observed
+        self.blocks, self.stamps = list(found[0]), list(found[1])
+        self.dirty = set()
+        self.flushed, self.in_flight = found, None
+
+    def check_reads(self) -> None:
+        """What the session reads is what it wrote."""
+        found = found_blocks(self.region)
+        if found != self.blocks:
+            raise ViolationError("a read differs from what was written")
+        live, durable = self.region.chunks.live, self.region.chunks.durable
+        apart = set(np.flatnonzero(live != durable).tolist())
+        if not apart <= set(self.region.chunks.active_remaps):
+            raise ViolationError("the maps differ in a chunk that was not remapped")
+
+
+def found_blocks(region: Region) -> list[bytes | None]:
+    """Every block's content, checked against its context."""
+    count = region.definition.geometry.block_count
+    contexts, buffers = region.read(0, count)
+    data = b"".join(bytes(part) for part in buffers)
+    hashes = block_hashes(data, BLOCK)
+    found: list[bytes | None] = []
+    for index in range(count):
+        block = data[index * BLOCK : (index + 1) * BLOCK]
+        if contexts[index].any():
+            if int(contexts[index, 0]) != hashes[index]:
+                raise ViolationError(f"block {index} does not match its context")
+            found.append(block)
+        else:
+            if any(block):
+                raise ViolationError(f"block {index} is not zero though never written")
+            found.append(None)
+    return found
+
+
+def found_state(region: Region) -> State:
+    """What an opened region holds."""
+    states = region.extent_states()
+    stamps = zip(states.generations.tolist(), states.flushes.tolist(), strict=True)
+    return tuple(found_blocks(region)), tuple(stamps)
+
+
+def difference(found: State, wanted: State) -> str:
+    """For people: which blocks and stamps are not as in the newest allowed state."""
+    blocks = [
+        index
+        for index, pair in enumerate(zip(found[0], wanted[0], strict=True))
+        if pair[0] != pair[1]
+    ]
+    stamps = [
+        index
+        for index, pair in enumerate(zip(found[1], wanted[1], strict=True))
+        if pair[0] != pair[1]
+    ]
+    return f"blocks {blocks} and stamps {stamps} are those of no allowed state"
