@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from controlplane.core import replacement as core
 from controlplane.core.records import with_target
 from controlplane.core.replacement import Event, Replacement
@@ -97,16 +95,6 @@ async def original_as_running(vmmd: Vmmd, record: Replacement) -> Construction:
     if found is None or found[1].address in ("", record.old_target, record.new_target):
         return record.original
     return with_target(record.original, record.region_path, record.slot, found[1].address)
-
-
-def region_ids(info: pb.VolumeInfo) -> dict[str, UUID]:
-    """The region behind each address that the machine has seen one of."""
-    return {
-        slot.address: UUID(slot.region_id)
-        for region in info.regions
-        for slot in region.slots
-        if slot.region_id
-    }
 
 
 def _slot(record: Replacement, info: pb.VolumeInfo) -> tuple[pb.RegionInfo, pb.SlotInfo] | None:

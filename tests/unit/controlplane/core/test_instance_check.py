@@ -1,3 +1,5 @@
+"""What a request for an instance may not say."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Which downstairs may become a member."""
+
 from __future__ import annotations
 
 from dataclasses import replace

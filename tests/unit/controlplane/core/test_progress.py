@@ -1,3 +1,5 @@
+"""Progress that never falls and is full only at the end."""
+
 from __future__ import annotations
 
 import pytest

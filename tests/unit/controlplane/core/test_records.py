@@ -1,3 +1,5 @@
+"""Constructions as the records look at them."""
+
 from __future__ import annotations
 
 from uuid import UUID

@@ -1,3 +1,5 @@
+"""What a request comes to, seen from what is recorded."""
+
 from __future__ import annotations
 
 import pytest

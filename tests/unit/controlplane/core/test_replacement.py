@@ -1,3 +1,5 @@
+"""The replacement table, move by move."""
+
 from __future__ import annotations
 
 from dataclasses import replace

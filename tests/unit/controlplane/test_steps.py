@@ -1,0 +1,110 @@
+"""What peers' answers mean to a replacement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controlplane.core import replacement as core
+from controlplane.steps import as_event, look, verified
+from stairlib.model.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    StairwellError,
+    StateError,
+    UnavailableError,
+)
+from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from tests.unit.controlplane.core.records_made import GEOMETRY, TARGETS, replacement
+
+RECORD = replacement()
+NEW = RECORD.new_target
+
+
+def info(
+    slot_state: Any = pb.SLOT_STATE_LIVE_REPAIR, state: Any = pb.VOLUME_STATE_ACTIVE, **slot: Any
+) -> pb.VolumeInfo:
+    third = pb.SlotInfo(**{"slot": 2, "address": NEW, "state": slot_state, **slot})
+    others = [
+        pb.SlotInfo(slot=number, address=TARGETS[number], state=pb.SLOT_STATE_ACTIVE)
+        for number in (0, 1)
+    ]
+    region = pb.RegionInfo(path="sub_volumes[0]", state=state, slots=[*others, third])
+    return pb.VolumeInfo(state=state, regions=[region])
+
+
+@pytest.mark.parametrize(
+    ("error", "ended", "expected"),
+    [
+        (UnavailableError("away"), "", core.Blocked(at=1, on="away")),
+        (UnavailableError("slow", reason="DEADLINE_EXCEEDED"), "", core.StepFailed),
+        (NotFoundError("machine", "x"), "", core.Blocked),
+        (NotFoundError("target", "x"), "", core.StepFailed),
+        (StateError("not now"), "", core.StepFailed(at=1, error="not now")),
+        (ConflictError("busy"), "", core.StepFailed),
+        (InvalidRequestError("wrong"), "", core.GaveUp(at=1, error="wrong")),
+        (StairwellError("?"), "", core.StepFailed),
+        (NotFoundError("machine", "x"), "it is gone", core.GaveUp),
+        (StateError("no"), "it is gone", core.GaveUp(at=1, error="it is gone: no")),
+        (UnavailableError("away"), "it is gone", core.Blocked),
+    ],
+)
+def test_what_a_failure_means(error: StairwellError, ended: str, expected: Any) -> None:
+    event = as_event(error, 1, ended)
+    if isinstance(expected, type):
+        assert type(event) is expected
+    else:
+        assert event == expected
+
+
+def test_a_member_that_is_active_is_repaired() -> None:
+    assert type(look(RECORD, info(pb.SLOT_STATE_ACTIVE), 1)) is core.Repaired
+    not_yet = look(RECORD, info(pb.SLOT_STATE_ACTIVE, pb.VOLUME_STATE_GO_ACTIVE), 1)
+    assert isinstance(not_yet, core.Observed)
+    assert "GO_ACTIVE" in not_yet.blocked_on
+
+
+def test_extents_that_need_no_repair_count_as_done() -> None:
+    repair = pb.RepairProgress(
+        bytes_done=10, bytes_total=100, bytes_copied=7, extents_done=1, extents_total=5
+    )
+    event = look(RECORD, info(repair=repair), 1)
+    assert event == core.Observed(
+        at=1, bytes_done=GEOMETRY.total_bytes - 90, bytes_copied=7, extents_done=124
+    )
+
+
+def test_what_it_waits_for() -> None:
+    waiting = look(RECORD, info(pb.SLOT_STATE_WAIT_CONNECT, last_error="refused"), 1)
+    assert waiting == core.Observed(at=1, blocked_on=f"slot 2 ({NEW}) is WAIT_CONNECT: refused")
+    idle = look(RECORD, info(pb.SLOT_STATE_WAIT_CONNECT, pb.VOLUME_STATE_INITIALIZING), 1)
+    assert isinstance(idle, core.Observed)
+    assert "when the instance runs" in idle.blocked_on
+
+
+def test_a_machine_with_another_target_or_none() -> None:
+    other = look(RECORD, info(address=TARGETS[2]), 1)
+    assert isinstance(other, core.Unapplied)
+    assert isinstance(look(RECORD, pb.VolumeInfo(), 1), core.StepFailed)
+    assert isinstance(look(RECORD, info(state=pb.VOLUME_STATE_DISABLED), 1), core.StepFailed)
+
+
+@pytest.mark.parametrize(
+    ("report", "slot_state", "kind"),
+    [
+        ({"equal": True, "members_compared": 3}, pb.SLOT_STATE_ACTIVE, core.Verified),
+        ({"equal": True, "members_compared": 2}, pb.SLOT_STATE_ACTIVE, core.Verified),
+        ({"equal": True, "members_compared": 1}, pb.SLOT_STATE_ACTIVE, core.StepFailed),
+        ({"equal": False, "members_compared": 3}, pb.SLOT_STATE_ACTIVE, core.StepFailed),
+        ({"equal": True, "members_compared": 2}, pb.SLOT_STATE_WAIT_CONNECT, core.MemberLost),
+        (
+            {"members_compared": 3, "differences": [pb.ExtentDifference(extent=3)]},
+            pb.SLOT_STATE_ACTIVE, core.GaveUp,
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_comparison_says(report: dict[str, Any], slot_state: Any, kind: type) -> None:
+    event = verified(RECORD, pb.VerifyReport(**report), info(slot_state), 1)
+    assert type(event) is kind
