@@ -13,6 +13,7 @@ import uvloop
 
 from downstaird.config import RunOptions
 from downstaird.core.engine import RegionDefinition
+from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
 from downstaird.core.region_files import FORMAT_VERSION
 from downstaird.daemon import Daemon
@@ -283,18 +284,20 @@ async def serve(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     running = []
 
-    async def start(disk=None, *, geometry=GEOMETRY, encrypted=False, **changes):
+    async def start(
+        disk=None, *, geometry=GEOMETRY, encrypted=False, tuning=DEFAULT_TUNING, **changes
+    ):
         place = disk if disk is not None else tmp_path / f"region-{len(running)}"
         definition = RegionDefinition(uuid.uuid4(), geometry, encrypted, FORMAT_VERSION)
         read_only = changes.get("read_only", False)
         if isinstance(place, Path):
             if not (place / "region.json").exists():
                 Region.create(FileDisk(place), definition).close()
-            engine = Region.open(FileDisk(place), read_only=read_only)
+            engine = Region.open(FileDisk(place), read_only=read_only, tuning=tuning)
         elif isinstance(place, MemoryDisk) and place.exists("region.json"):
             engine = Region.open(place, read_only=read_only)
         else:
-            engine = Region.create(place, definition)
+            engine = Region.create(place, definition, tuning=tuning)
         tracing = Tracing("downstairs", f"test-{len(running)}")
         directory = place if isinstance(place, Path) else tmp_path / f"memory-{len(running)}"
         daemon = Daemon(engine, options(directory, **changes), tracing)
