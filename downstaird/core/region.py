@@ -170,6 +170,8 @@ class Region:
             for name in _FILE_NAMES:
                 files[name] = disk.open(name, read_only=read_only)
             region = cls(disk, definition, layout, files, read_only=read_only, tuning=tuning)
+            if not read_only:
+                _sync_all(files)
             region._owner.load()
             region.void.load()
             recover(region)
@@ -543,6 +545,12 @@ def _create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> N
         finally:
             file.close()
     write_definition(disk, definition, layout)
+
+
+def _sync_all(files: dict[str, File]) -> None:
+    """What a killed daemon left may be in the page cache alone, and is built upon from now on."""
+    for file in files.values():
+        file.datasync()
 
 
 def _close_all(disk: Disk, files: dict[str, File]) -> None:

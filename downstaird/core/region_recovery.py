@@ -1,5 +1,6 @@
 """Opening a region: the state of the last checkpoint, then the log's records on top. Writes
-nothing.
+nothing. A region that is to be written has had all its files synced before, so that what is read
+here is durable.
 
 Afterwards the region is exactly as the last flush that is found whole left it; unflushed writes
 are gone, so no extent is dirty.

@@ -148,7 +148,12 @@ class MemoryFile:
 
     def datasync(self) -> None:
         """Makes it all durable, or raises when a failure is injected."""
-        self._disk.before_sync(self._name)
+        try:
+            self._disk.before_sync(self._name)
+        except DataError:
+            # As Linux does: reads go on seeing what was written, and no later sync makes it durable.
+            self._node.unsynced.clear()
+            raise
         if not self._disk.lie_about_sync(self._name):
             self._node.sync()
 

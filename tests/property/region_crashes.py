@@ -10,17 +10,21 @@ as the daemon's loop does.
 
 from __future__ import annotations
 
+import itertools
 import random
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from downstaird.core.engine import RegionDefinition
 from downstaird.core.layout import Tuning
 from downstaird.core.region import Region
+from downstaird.core.region_checkpoint import CommitJob
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import block_hashes, plain_contexts
+from stairlib.model.errors import DataError
 from stairlib.model.geometry import Geometry
 
 BLOCK = 512
@@ -48,6 +52,10 @@ class ViolationError(AssertionError):
     """The region broke its promise."""
 
 
+class KilledError(Exception):
+    """The daemon is killed in the middle of what it does."""
+
+
 class CrashWorld:
     """One seeded run. `disk_type` and what the caller patches make mutants."""
 
@@ -71,6 +79,8 @@ class CrashWorld:
         self.crashes = 0
         self.cut_chance = self.rng.choice((0.02, 0.1, 0.3))
         self.inside = False
+        # Counts down to a kill; 0 = none is due.
+        self.calls_to_live = 0
         self.disk.observer = self.observed
 
     def state(self) -> State:
@@ -116,7 +126,7 @@ class CrashWorld:
         self.dirty.update(range(offset // size, (offset + count - 1) // size + 1))
 
     def flush(self) -> None:
-        """A whole flush, with changes in between."""
+        """A whole flush, with changes in between; now and then one that fails or ends in a kill."""
         self.number += 1
         # A checkpoint that the log's size forces happens within begin_flush, before the freeze.
         work = self.region.begin_flush(self.number, 1)
@@ -124,21 +134,82 @@ class CrashWorld:
             self.stamps[extent] = (1, self.number)
         self.dirty = set()
         self.in_flight = self.state()
-        work.run()
-        self.region.finish_flush(work, None)
-        self.flushed = self.in_flight
-        self.in_flight = None
+        if self.carried_through(work, self.region.finish_flush):
+            self.flushed = self.in_flight
+            self.in_flight = None
 
     def checkpoint_step(self) -> None:
-        """One step, with changes in between."""
+        """One step, with changes in between; now and then one that fails or ends in a kill."""
         work = self.region.begin_checkpoint()
-        work.run()
-        self.region.finish_checkpoint(work, None)
+        self.carried_through(work, self.region.finish_checkpoint)
+
+    def carried_through(self, work: Any, finish: Callable[[Any, Exception | None], None]) -> bool:
+        """Runs and finishes it. False when the daemon had to be started again over it."""
+        # A commit is rare, and the sync that matters most is its last.
+        doom = self.rng.random() * (0.3 if isinstance(work, CommitJob) else 1.0)
+        if doom < 0.04:
+            self.calls_to_live = self.rng.randrange(1, 12)
+        elif doom < 0.08:
+            countdown = itertools.count(self.rng.randrange(0, 5), -1)
+            self.disk.fail_sync = lambda _name: next(countdown) == 0
+        try:
+            work.run()
+        except KilledError:
+            self.start_again([self.flushed] + ([self.in_flight] if self.in_flight else []))
+            return False
+        except DataError as error:
+            self.disk.fail_sync = lambda _name: False
+            finish(work, error)
+            self.check_refusal()
+            self.start_again([self.flushed])
+            return False
+        finally:
+            self.calls_to_live = 0
+            self.disk.fail_sync = lambda _name: False
+        finish(work, None)
+        return True
+
+    def check_refusal(self) -> None:
+        """After a failure blocks can be read, and neither written nor flushed."""
+        found_blocks(self.region)
+        for change in (
+            lambda: self.region.discard(0, 1),
+            lambda: self.region.begin_flush(self.number, 1),
+        ):
+            try:
+                change()
+            except DataError:
+                continue
+            raise ViolationError("a failed sync was followed by a change")
+
+    def start_again(self, allowed: list[State]) -> None:
+        """The daemon ends and comes back; the page cache is as it was."""
+        self.region.close()
+        disk = self.disk
+        disk.observer = lambda _action, _name: None
+        try:
+            region = Region.open(disk, tuning=TUNING)
+        except Exception as error:
+            raise ViolationError(f"cannot be opened: {error}") from error
+        self.take_over(disk, region, checked(region, allowed))
+
+    def take_over(self, disk: MemoryDisk, region: Region, found: State) -> None:
+        """Goes on with another region."""
+        self.disk.observer = lambda _action, _name: None
+        self.disk, self.region = disk, region
+        disk.observer = self.observed
+        self.blocks, self.stamps = list(found[0]), list(found[1])
+        self.dirty = set()
+        self.flushed, self.in_flight = found, None
 
     def observed(self, _action: str, _name: str) -> None:
         """After each write, before each sync."""
         if self.inside:
             return
+        if self.calls_to_live:
+            self.calls_to_live -= 1
+            if not self.calls_to_live:
+                raise KilledError
         self.inside = True
         try:
             if self.rng.random() < self.cut_chance:
@@ -177,22 +248,11 @@ class CrashWorld:
         except Exception as error:
             raise ViolationError(f"cannot be opened: {error}") from error
         allowed = [self.flushed] if self.in_flight is None else [self.flushed, self.in_flight]
-        found = found_state(region)
-        if found not in allowed:
-            raise ViolationError(difference(found, allowed[-1]))
-        if (region.extent_states().flags != 0).any():
-            raise ViolationError("an extent is flagged after a power cut")
-        return disk, region, found
+        return disk, region, checked(region, allowed)
 
     def go_on_after_a_cut(self) -> None:
         """The power cut happens; the region found is used from now on."""
-        disk, region, found = self.cut()
-        self.disk.observer = lambda _action, _name: None
-        self.disk, self.region = disk, region
-        disk.observer = self.observed
-        self.blocks, self.stamps = list(found[0]), list(found[1])
-        self.dirty = set()
-        self.flushed, self.in_flight = found, None
+        self.take_over(*self.cut())
 
     def check_reads(self) -> None:
         """What the session reads is what it wrote."""
@@ -222,6 +282,16 @@ def found_blocks(region: Region) -> list[bytes | None]:
             if any(block):
                 raise ViolationError(f"block {index} is not zero though never written")
             found.append(None)
+    return found
+
+
+def checked(region: Region, allowed: list[State]) -> State:
+    """What an opened region holds; ViolationError unless that is one of the allowed states."""
+    found = found_state(region)
+    if found not in allowed:
+        raise ViolationError(difference(found, allowed[-1]))
+    if (region.extent_states().flags != 0).any():
+        raise ViolationError("an extent is flagged after a power cut")
     return found
 
 

@@ -9,9 +9,11 @@ import os
 import pytest
 
 from downstaird.core import log, log_record, region_checkpoint
+from downstaird.core import region as region_module
 from downstaird.core.chunk_map import ChunkMap
 from downstaird.core.log import LogReader
 from downstaird.core.region_checkpoint import CommitJob
+from downstaird.core.region_files import VoidFile
 from downstaird.core.region_flush import FlushJob
 from downstaird.core.region_io import RegionBlocks
 from downstaird.store.memory import MemoryDisk
@@ -193,6 +195,21 @@ def context_blocks_written_in_place(monkeypatch):
     return MemoryDisk
 
 
+def no_sync_at_opening(monkeypatch):
+    monkeypatch.setattr(region_module, "_sync_all", lambda _files: None)
+    return MemoryDisk
+
+
+def failed_records_count(monkeypatch):
+    monkeypatch.setattr(VoidFile, "add_record", lambda _self, _sequence: None)
+    return MemoryDisk
+
+
+def failed_checkpoints_count(monkeypatch):
+    monkeypatch.setattr(VoidFile, "set_checkpoint", lambda _self, _count: None)
+    return MemoryDisk
+
+
 MUTANTS = [
     no_log_sync,
     no_context_sync,
@@ -204,6 +221,9 @@ MUTANTS = [
     state_header_before_its_pages,
     checkpoint_ignores_later_remaps,
     context_blocks_written_in_place,
+    no_sync_at_opening,
+    failed_records_count,
+    failed_checkpoints_count,
 ]
 
 
