@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from google.protobuf.wrappers_pb2 import FloatValue, StringValue
+
 from stairlib.model.construction import (
     DEPTH_MAX,
     Construction,
@@ -172,14 +174,20 @@ def _options_message(options: RegionOptions, secrets: bool) -> RegionOptionsMess
         id=str(options.id),
         target=options.targets,
         lossy=options.lossy,
-        flush_timeout=options.flush_timeout,
-        key=_key(options, secrets),
-        cert_pem=_pem_path(options.cert_pem, secrets),
-        key_pem=_pem_path(options.key_pem, secrets),
-        root_cert_pem=_pem_path(options.root_cert_pem, secrets),
-        control=options.control,
+        flush_timeout=(
+            None if options.flush_timeout is None else FloatValue(value=options.flush_timeout)
+        ),
+        key=_nullable(_key(options, secrets)),
+        cert_pem=_nullable(_pem_path(options.cert_pem, secrets)),
+        key_pem=_nullable(_pem_path(options.key_pem, secrets)),
+        root_cert_pem=_nullable(_pem_path(options.root_cert_pem, secrets)),
+        control=_nullable(options.control),
         read_only=options.read_only,
     )
+
+
+def _nullable(text: str | None) -> StringValue | None:
+    return None if text is None else StringValue(value=text)
 
 
 def _options_object(options: RegionOptions, secrets: bool) -> dict[str, object]:
@@ -218,11 +226,16 @@ def _message_object(message: VolumeConstructionRequest, depth: int) -> dict[str,
             found[name] = getattr(message, name)
     if message.sub_volumes or message.type == "volume":
         found["sub_volumes"] = [_message_object(sub, depth + 1) for sub in message.sub_volumes]
-    if message.HasField("read_only_parent"):
+    # An empty message is what command-line tools make of a null.
+    if message.read_only_parent.ByteSize():
         found["read_only_parent"] = _message_object(message.read_only_parent, depth + 1)
     if message.HasField("opts"):
         options: dict[str, object] = {"target": list(message.opts.target)}
-        options |= {f.name: v for f, v in message.opts.ListFields() if f.name != "target"}
+        for field, value in message.opts.ListFields():
+            if isinstance(value, (FloatValue, StringValue)):
+                options[field.name] = value.value or None
+            elif field.name != "target":
+                options[field.name] = value
         found["opts"] = options
     return found
 

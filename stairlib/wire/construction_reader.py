@@ -237,9 +237,12 @@ class _Fields:
         return "" if value is None else self._as_text(name, value)
 
     def nullable_text(self, name: str) -> str | None:
-        """A string, or None for null or missing."""
+        """A string, or None for null or missing. An empty one is refused: it means nothing, and on
+        the wire it is what command-line tools make of a null."""
         value = self._values.get(name)
-        return None if value is None else self._as_text(name, value)
+        if value == "":
+            self._refuse(name, "EMPTY", "is empty; write null, or leave it out")
+        return None if value is None or value == "" else self._as_text(name, value)
 
     def uuid(self, name: str) -> UUID:
         """A UUID in any of its usual spellings."""
@@ -279,6 +282,9 @@ class _Fields:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool):
             self._refuse(name, "WRONG_TYPE", f"must be a number of seconds, not {_kind(value)}")
+            return None
+        if value == 0:
+            self._refuse(name, "OUT_OF_RANGE", "is 0, must be above 0 seconds, or null for 0.5")
             return None
         try:
             return as_f32(value)

@@ -40,7 +40,7 @@ u64 = st.integers(0, U64_MAX)
 # A few values that meet often, so that comparisons get past the first difference.
 sizes = st.sampled_from([512, 4096]) | u64
 text = st.text(max_size=12)
-maybe_text = st.none() | text
+maybe_text = st.none() | st.text(min_size=1, max_size=12)
 hosts = st.one_of(
     st.sampled_from(["a", "b", "node-1.example"]),
     st.ip_addresses(v=4).map(str),
@@ -52,8 +52,9 @@ options = st.builds(
     id=st.uuids(),
     targets=st.lists(addresses, max_size=4).map(tuple),
     lossy=st.booleans(),
-    flush_timeout=st.none() | st.floats(allow_nan=False, allow_infinity=False, width=32),
-    key=st.none() | text.map(Secret),
+    flush_timeout=st.none()
+    | st.floats(allow_nan=False, allow_infinity=False, width=32).filter(bool),
+    key=st.none() | st.text(min_size=1, max_size=12).map(Secret),
     cert_pem=maybe_text,
     key_pem=maybe_text,
     root_cert_pem=maybe_text,

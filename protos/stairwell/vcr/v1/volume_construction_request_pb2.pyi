@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import wrappers_pb2 as _wrappers_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -115,7 +116,9 @@ Global___VolumeConstructionRequest: _TypeAlias = VolumeConstructionRequest  # no
 
 @_typing.final
 class RegionOptions(_message.Message):
-    """What one region set is reached and kept by. `key` is a secret."""
+    """What one region set is reached and kept by. `key` is a secret. What the JSON may write as null is
+    a wrapper message, since command-line tools take null for messages only.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -131,73 +134,58 @@ class RegionOptions(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     lossy: _builtins.bool
-    flush_timeout: _builtins.float
-    """Seconds without a flush before one is made; absent means 0.5."""
-    key: _builtins.str
-    """Base64 of 32 bytes; absent means not encrypted."""
-    cert_pem: _builtins.str
-    """File paths, not PEM text."""
-    key_pem: _builtins.str
-    root_cert_pem: _builtins.str
-    control: _builtins.str
     read_only: _builtins.bool
     @_builtins.property
     def target(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Three addresses, one per slot, in slot order: "ip:port", "[ipv6]:port" or "name:port"."""
 
+    @_builtins.property
+    def flush_timeout(self) -> _wrappers_pb2.FloatValue:
+        """Seconds without a flush before one is made; absent means 0.5."""
+
+    @_builtins.property
+    def key(self) -> _wrappers_pb2.StringValue:
+        """Base64 of 32 bytes; absent means not encrypted."""
+
+    @_builtins.property
+    def cert_pem(self) -> _wrappers_pb2.StringValue:
+        """File paths, not PEM text."""
+
+    @_builtins.property
+    def key_pem(self) -> _wrappers_pb2.StringValue: ...
+    @_builtins.property
+    def root_cert_pem(self) -> _wrappers_pb2.StringValue: ...
+    @_builtins.property
+    def control(self) -> _wrappers_pb2.StringValue: ...
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
         target: _abc.Iterable[_builtins.str] | None = ...,
         lossy: _builtins.bool | None = ...,
-        flush_timeout: _builtins.float | None = ...,
-        key: _builtins.str | None = ...,
-        cert_pem: _builtins.str | None = ...,
-        key_pem: _builtins.str | None = ...,
-        root_cert_pem: _builtins.str | None = ...,
-        control: _builtins.str | None = ...,
+        flush_timeout: _wrappers_pb2.FloatValue | None = ...,
+        key: _wrappers_pb2.StringValue | None = ...,
+        cert_pem: _wrappers_pb2.StringValue | None = ...,
+        key_pem: _wrappers_pb2.StringValue | None = ...,
+        root_cert_pem: _wrappers_pb2.StringValue | None = ...,
+        control: _wrappers_pb2.StringValue | None = ...,
         read_only: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cert_pem", b"_cert_pem", "_control", b"_control", "_flush_timeout", b"_flush_timeout", "_id", b"_id", "_key", b"_key", "_key_pem", b"_key_pem", "_lossy", b"_lossy", "_read_only", b"_read_only", "_root_cert_pem", b"_root_cert_pem", "cert_pem", b"cert_pem", "control", b"control", "flush_timeout", b"flush_timeout", "id", b"id", "key", b"key", "key_pem", b"key_pem", "lossy", b"lossy", "read_only", b"read_only", "root_cert_pem", b"root_cert_pem"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_lossy", b"_lossy", "_read_only", b"_read_only", "cert_pem", b"cert_pem", "control", b"control", "flush_timeout", b"flush_timeout", "id", b"id", "key", b"key", "key_pem", b"key_pem", "lossy", b"lossy", "read_only", b"read_only", "root_cert_pem", b"root_cert_pem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cert_pem", b"_cert_pem", "_control", b"_control", "_flush_timeout", b"_flush_timeout", "_id", b"_id", "_key", b"_key", "_key_pem", b"_key_pem", "_lossy", b"_lossy", "_read_only", b"_read_only", "_root_cert_pem", b"_root_cert_pem", "cert_pem", b"cert_pem", "control", b"control", "flush_timeout", b"flush_timeout", "id", b"id", "key", b"key", "key_pem", b"key_pem", "lossy", b"lossy", "read_only", b"read_only", "root_cert_pem", b"root_cert_pem", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_lossy", b"_lossy", "_read_only", b"_read_only", "cert_pem", b"cert_pem", "control", b"control", "flush_timeout", b"flush_timeout", "id", b"id", "key", b"key", "key_pem", b"key_pem", "lossy", b"lossy", "read_only", b"read_only", "root_cert_pem", b"root_cert_pem", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__cert_pem: _TypeAlias = _typing.Literal["cert_pem"]  # noqa: Y015
-    _WhichOneofArgType__cert_pem: _TypeAlias = _typing.Literal["_cert_pem", b"_cert_pem"]  # noqa: Y015
-    _WhichOneofReturnType__control: _TypeAlias = _typing.Literal["control"]  # noqa: Y015
-    _WhichOneofArgType__control: _TypeAlias = _typing.Literal["_control", b"_control"]  # noqa: Y015
-    _WhichOneofReturnType__flush_timeout: _TypeAlias = _typing.Literal["flush_timeout"]  # noqa: Y015
-    _WhichOneofArgType__flush_timeout: _TypeAlias = _typing.Literal["_flush_timeout", b"_flush_timeout"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
-    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
-    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
-    _WhichOneofReturnType__key_pem: _TypeAlias = _typing.Literal["key_pem"]  # noqa: Y015
-    _WhichOneofArgType__key_pem: _TypeAlias = _typing.Literal["_key_pem", b"_key_pem"]  # noqa: Y015
     _WhichOneofReturnType__lossy: _TypeAlias = _typing.Literal["lossy"]  # noqa: Y015
     _WhichOneofArgType__lossy: _TypeAlias = _typing.Literal["_lossy", b"_lossy"]  # noqa: Y015
     _WhichOneofReturnType__read_only: _TypeAlias = _typing.Literal["read_only"]  # noqa: Y015
     _WhichOneofArgType__read_only: _TypeAlias = _typing.Literal["_read_only", b"_read_only"]  # noqa: Y015
-    _WhichOneofReturnType__root_cert_pem: _TypeAlias = _typing.Literal["root_cert_pem"]  # noqa: Y015
-    _WhichOneofArgType__root_cert_pem: _TypeAlias = _typing.Literal["_root_cert_pem", b"_root_cert_pem"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__cert_pem) -> _WhichOneofReturnType__cert_pem | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__control) -> _WhichOneofReturnType__control | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__flush_timeout) -> _WhichOneofReturnType__flush_timeout | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__key_pem) -> _WhichOneofReturnType__key_pem | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lossy) -> _WhichOneofReturnType__lossy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__read_only) -> _WhichOneofReturnType__read_only | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__root_cert_pem) -> _WhichOneofReturnType__root_cert_pem | None: ...
 
 Global___RegionOptions: _TypeAlias = RegionOptions  # noqa: Y015

@@ -171,6 +171,8 @@ def test_required_fields_of_a_volume(name: str) -> None:
         (region(opts=options(lossy=0)), "opts.lossy", "WRONG_TYPE"),
         (region(opts=options(read_only="no")), "opts.read_only", "WRONG_TYPE"),
         (region(opts=options(flush_timeout="1")), "opts.flush_timeout", "WRONG_TYPE"),
+        (region(opts=options(flush_timeout=0)), "opts.flush_timeout", "OUT_OF_RANGE"),
+        (region(opts=options(key="")), "opts.key", "EMPTY"),
         (region(opts=options(flush_timeout=True)), "opts.flush_timeout", "WRONG_TYPE"),
         (region(opts=options(flush_timeout=1e39)), "opts.flush_timeout", "OUT_OF_RANGE"),
         (region(opts=options(flush_timeout=10**400)), "opts.flush_timeout", "OUT_OF_RANGE"),
@@ -291,18 +293,32 @@ def test_seconds_survive_the_32_bits_of_the_wire() -> None:
     assert from_message(to_message(made)) == from_json(to_json(made)) == made
 
 
+def test_a_null_that_a_tool_sent_as_an_empty_message_is_a_null() -> None:
+    plain = to_message(from_object(region()))
+    sent = to_message(from_object(region()))
+    sent.opts.key.SetInParent()
+    sent.opts.control.SetInParent()
+    sent.opts.flush_timeout.SetInParent()
+    assert sent != plain
+    assert from_message(sent) == from_message(plain)
+    volume = VolumeConstructionRequest(type="volume", id=ID, block_size=4096, sub_volumes=[plain])
+    same = from_message(volume)
+    volume.read_only_parent.SetInParent()
+    assert from_message(volume) == same
+
+
 def test_secrets_go_out_only_when_asked_for() -> None:
     pem = "-----BEGIN PRIVATE KEY-----\nhush"
     made = from_object(region(opts=options(key=KEY, key_pem=pem, cert_pem="/cert.pem")))
     assert isinstance(made, RegionSpec)
     assert made.options.key == Secret(KEY)
     shown = to_message(made, secrets=False)
-    assert shown.opts.key == shown.opts.key_pem == REDACTED
-    assert shown.opts.cert_pem == "/cert.pem"
+    assert shown.opts.key.value == shown.opts.key_pem.value == REDACTED
+    assert shown.opts.cert_pem.value == "/cert.pem"
     text = to_json(made, secrets=False)
     assert KEY not in text
     assert "hush" not in text
-    assert to_message(made).opts.key == KEY
+    assert to_message(made).opts.key.value == KEY
     assert to_message(from_object(region()), secrets=False).opts.HasField("key") is False
 
 
