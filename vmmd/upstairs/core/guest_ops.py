@@ -29,6 +29,7 @@ from vmmd.upstairs.core.events import CompleteGuest
 from vmmd.upstairs.core.reads import Read, ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
+from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import UpstairsState
 
 WRITES_NEEDED = 2
@@ -59,8 +60,11 @@ class GuestOps:
         self._frame = _WriteFrame()
         self._new_reads: list[Read] = []
         self._flush_waiters: list[tuple[object, object]] = []
+        # What may be started now: mutations go to every member, a read to the least busy one.
         self._room_jobs = 0
         self._room_bytes = 0
+        self._read_jobs = 0
+        self._read_bytes = 0
 
     @property
     def waiting(self) -> int:
@@ -74,7 +78,7 @@ class GuestOps:
         for key, requests in submissions:
             completions: list[Completion] = []
             for request in requests:
-                if self._waiting or (self._room_jobs <= 0 or self._room_bytes <= 0):
+                if self._waiting or not self._fits(request):
                     self._wait(key, request, completions)
                 else:
                     self._start(key, request, completions)
@@ -89,7 +93,7 @@ class GuestOps:
             return
         self._measure_room()
         done: list[CompleteGuest] = []
-        while self._waiting and self._room_jobs > 0 and self._room_bytes > 0:
+        while self._waiting and self._fits(self._waiting[0][1]):
             key, request = self._waiting.popleft()
             completions: list[Completion] = []
             self._start(key, request, completions)
@@ -118,8 +122,19 @@ class GuestOps:
         for member in region.receivers:
             jobs = min(jobs, limits.ADMITTED_JOBS_MAX - member.jobs)
             size = min(size, limits.ADMITTED_BYTES_MAX - member.bytes)
-        self._room_jobs = jobs - self._reads.parked_jobs()
+        self._room_jobs = jobs
         self._room_bytes = size
+        least = min(region.active, key=_load, default=None)
+        self._read_jobs = limits.ADMITTED_JOBS_MAX - self._reads.parked_jobs()
+        self._read_bytes = limits.ADMITTED_BYTES_MAX
+        if least is not None:
+            self._read_jobs -= least.jobs
+            self._read_bytes -= least.bytes
+
+    def _fits(self, request: Request) -> bool:
+        if request.op is BlockOp.READ:
+            return self._read_jobs > 0 and self._read_bytes > 0
+        return self._room_jobs > 0 and self._room_bytes > 0
 
     def _start(self, key: object, request: Request, completions: list[Completion]) -> None:
         op, token, offset, length, data = request
@@ -138,8 +153,8 @@ class GuestOps:
                 Completion(token, BlockStatus.OK, b"" if op is BlockOp.READ else None)
             )
         elif op is BlockOp.READ:
-            self._room_jobs -= 1
-            self._room_bytes -= length * self._block_size
+            self._read_jobs -= 1
+            self._read_bytes -= length * self._block_size
             self._new_reads.extend(self._reads.split(key, token, offset, length))
         elif region.usable_count < WRITES_NEEDED:
             completions.append(Completion(token, BlockStatus.FAILED))
@@ -238,3 +253,7 @@ class GuestOps:
             region.complete(waiters, BlockStatus.OK)
         else:
             last.waiters.extend(waiters)
+
+
+def _load(member: Member) -> tuple[int, int]:
+    return member.bytes, member.jobs

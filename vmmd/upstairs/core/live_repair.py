@@ -124,7 +124,9 @@ class LiveRepair:
             self._flush = region.send_flush()
         assert self._flush is not None
         if self._states is None and self._source.synced_job >= self._flush.last_job:
-            self._states = region.send_control(self._source, OpKind.EXTENT_STATES)
+            self._states = region.send_control(
+                self._source, OpKind.EXTENT_STATES, length=self._extent_count
+            )
         if self._states is not None and self._states.outcome is Outcome.OK:
             self._start(self._differing(self._states.payload))
         elif self._states is not None and self._states.outcome is Outcome.FAILED:

@@ -316,6 +316,9 @@ class RegionSet:
 
     def _drop_stream(self, member: Member, *, was_complete: bool) -> None:
         self.refresh()
+        # An unanswered write may have failed, and a flush behind it may still stamp its extent.
+        per_extent = self.config.geometry.blocks_per_extent
+        member.suspect_extents |= self.log.owed_extents(member, per_extent)
         for record in self.log.skip(member):
             self.judge_flush(record)
         still_complete = any(m.complete for m in self.members)

@@ -15,7 +15,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from stairlib.wire.frame import Bytes
+import numpy as np
+
+from stairlib.wire.frame import HEADER_BYTES, OP, Bytes, OpArray
 from vmmd.upstairs.core.limits import MEMBER_COUNT_MAX
 from vmmd.upstairs.core.slot import Member
 
@@ -60,6 +62,10 @@ class Mutation:
         self.waiters: list[tuple[object, object]] = []
         self.judged = False
         self.succeeded = False
+
+    def ops(self) -> OpArray:
+        """The table of the frame's ops."""
+        return np.frombuffer(self.buffers[0], dtype=OP, count=self.count, offset=HEADER_BYTES)
 
 
 class ReplayLog:
@@ -109,6 +115,18 @@ class ReplayLog:
             record.pending &= ~member.bit
             member.bytes -= record.payload_bytes
         return True
+
+    def owed_extents(self, member: Member, blocks_per_extent: int) -> set[int]:
+        """Extents in which the member has not answered for a write or discard."""
+        extents: set[int] = set()
+        for record in self._records:
+            if record.pending & member.bit and not record.is_flush:
+                table = record.ops()
+                firsts = table["offset"].astype(np.int64)
+                lasts = firsts + table["length"].astype(np.int64) - 1
+                for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                    extents.update(range(first // blocks_per_extent, last // blocks_per_extent + 1))
+        return extents
 
     def skip(self, member: Member) -> list[Mutation]:
         """The member owes nothing any more. Returns the flushes that it owed, for judgement."""

@@ -6,17 +6,14 @@ Anything else, parts, errors, several asynchronous jobs together, is looked at o
 
 from __future__ import annotations
 
-import numpy as np
-
 from stairlib.model.errors import StateError
-from stairlib.wire.frame import HEADER_BYTES, Frame, OpKind, OpStatus
+from stairlib.wire.frame import Frame, OpKind, OpStatus
 from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMode
 
-_TABLE_OFFSET = HEADER_BYTES
 # Bytes for each extent in the payload of these: (generation, flush, flags), and the digest.
 _ARRAY_ENTRY_BYTES = {int(OpKind.EXTENT_STATES): 24, int(OpKind.EXTENT_DIGEST): 8}
 
@@ -106,17 +103,7 @@ class ReplyRouter:
         if good:
             self._settled(member, record, 1)
             return None
-        op = frame.ops[index]
-        if not record.is_flush:
-            per_extent = region.config.geometry.blocks_per_extent
-            table = np.frombuffer(
-                record.buffers[0], dtype=frame.ops.dtype, count=record.count, offset=_TABLE_OFFSET
-            )
-            asked = table[job - record.first_job]
-            first = int(asked["offset"])
-            last = first + int(asked["length"]) - 1
-            member.suspect_extents.update(range(first // per_extent, last // per_extent + 1))
-        if int(op["status"]) == OpStatus.NOT_ACTIVE:
+        if int(frame.ops["status"][index]) == OpStatus.NOT_ACTIVE:
             return taken_over(member, _describe(frame, index))
         region.fault(member, _describe(frame, index))
         return None

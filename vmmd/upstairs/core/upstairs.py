@@ -113,11 +113,13 @@ class Upstairs:
                 region.trim()
                 self._reads.pump()
             self._advance()
+            if region.changed or len(region.effects) != before:
+                continue
             if region.state is UpstairsState.ACTIVE:
                 self._guest.pump()
                 if region.flushes.forced():
                     region.send_flush()
-            if not region.changed and len(region.effects) == before:
+            if not region.changed:
                 return
         raise AssertionError("the upstairs did not come to rest")
 

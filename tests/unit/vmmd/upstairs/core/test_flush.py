@@ -1,0 +1,43 @@
+"""When a flush counts as durable."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmmd.upstairs.core.flush import FlushBook, judge
+from vmmd.upstairs.core.replay import Mutation
+
+
+@pytest.mark.parametrize(
+    ("acked", "pending", "active", "verdict"),
+    [
+        (0b011, 0b100, 0b111, True),
+        (0b001, 0b110, 0b111, None),
+        (0b001, 0b000, 0b111, False),
+        (0b011, 0b000, 0b111, True),
+        # One of the two is only under repair: the second active one is waited for.
+        (0b101, 0b010, 0b011, None),
+        # With one active member left, the one under repair is all there is.
+        (0b101, 0b010, 0b001, True),
+        (0b000, 0b000, 0b000, False),
+    ],
+)
+def test_judgement(acked, pending, active, verdict):
+    record = Mutation(1, 1, (), 0, is_flush=True)
+    record.acked, record.pending = acked, pending
+    assert judge(record, active) is verdict
+
+
+def test_a_flush_without_a_caller_is_due_after_the_timeout():
+    book = FlushBook(0.5)
+    assert not book.due(100.0)
+    book.mutated(Mutation(1, 3, (), 100), 1.0)
+    book.mutated(Mutation(4, 1, (), 100), 1.4)
+    assert not book.due(1.4)
+    assert book.due(1.5)
+    flush = Mutation(5, 1, (), 0, is_flush=True)
+    book.sent(flush)
+    assert not book.dirty
+    assert book.unproven
+    flush.succeeded = True
+    assert not book.unproven
