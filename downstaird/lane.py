@@ -18,9 +18,9 @@ from stairlib.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
 
-# Flushes that may go ahead of a checkpoint that is wanted. The engine asks well before the log is
-# full.
-PATIENCE_FLUSHES = 16
+# Flushes that may go ahead of each step of a checkpoint that is wanted. The engine asks well before
+# its log is full, and a step is no longer than a large flush.
+PATIENCE_FLUSHES = 2
 
 Done = Callable[[StairwellError | None], None]
 

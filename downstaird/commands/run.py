@@ -7,6 +7,7 @@ from downstaird.config import RunOptions
 from downstaird.core.engine import Engine
 from downstaird.daemon import Daemon
 from stairlib.runtime import process
+from stairlib.runtime.addresses import Address
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry import logs
 from stairlib.telemetry.tracing import Tracing
@@ -23,7 +24,8 @@ def run(options: RunOptions, *, level: str, log_format: str) -> int:
 
 async def _serve(options: RunOptions, stop: StopSignal) -> int:
     engine = _open(options)
-    tracing = Tracing.configure(SERVICE, options.advertise or str(options.address))
+    host = options.advertise or options.address.host
+    tracing = Tracing.configure(SERVICE, str(Address(host, options.address.port)))
     try:
         daemon = Daemon(engine, options, tracing)
         try:

@@ -68,7 +68,10 @@ class Reply:
     def read(
         self, job: int, kind: int, offset: int, contexts: ContextArray, data: Sequence[Bytes]
     ) -> None:
-        """Blocks that were read."""
+        """Blocks that were read. Their contexts are kept as they are now: a later op of the same
+        frame may change what they are a view of."""
+        if contexts.base is not None:
+            contexts = contexts.copy()
         self._entries.append(pack_op(job, kind, offset=offset, length=len(contexts)))
         self._contexts.append(contexts)
         self._payload.extend(data)
