@@ -26,7 +26,7 @@ from stairlib.model.errors import DataError
 from stairlib.wire.frame import OpKind
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
-from vmmd.upstairs.core.events import FLAG_DIRTY
+from vmmd.upstairs.core.events import FLAG_DIRTY, FLAG_INCOMPLETE
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
@@ -60,16 +60,23 @@ class ReconcilePlan:
 def trust_regions(members: list[Member]) -> None:
     """Decides whose stamps count: regions that were ours, or all of them when none was (a new set).
 
-    A region that holds no stamp at all beside one that does is not believed either: it may have
-    been promoted for a replacement that went no further, and must not win over extents that are
-    marked incomplete.
+    A blank region is not believed beside one that holds stamps, nor when all others are marked as
+    being filled: it may have been promoted for a replacement that went no further, and must not
+    win over extents that are marked incomplete.
     """
-    any_owned = any(m.owned_before or m.trusted_region == m.region_id for m in members)
-    any_written = any(_written(m) for m in members if m.owned_before)
+    ours = [m for m in members if m.owned_before or m.trusted_region == m.region_id]
     for member in members:
-        blank = any_written and not _written(member)
-        if not any_owned or (member.owned_before and not blank):
+        others = [m for m in ours if m is not member]
+        doubtful = not _written(member) and (
+            any(_written(m) for m in others)
+            or (len(others) == len(members) - 1 and all(_incomplete(m) for m in others))
+        )
+        if not ours or (member in ours and not doubtful):
             member.trusted_region = member.region_id
+
+
+def _incomplete(member: Member) -> bool:
+    return member.stamps is not None and bool((member.stamps.flags & FLAG_INCOMPLETE).any())
 
 
 def _written(member: Member) -> bool:

@@ -304,7 +304,7 @@ class ModelDownstairs:
         fails = self.poisoned or self.rng.random() < self.flush_error_rate
 
         def finish() -> tuple[OpStatus, int, str]:
-            if fails:
+            if fails or self.poisoned:
                 self.poisoned = True
                 for extent in dirty:
                     self.dirty[extent] = True

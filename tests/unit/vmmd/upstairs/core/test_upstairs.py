@@ -120,7 +120,7 @@ def test_requests_of_any_size_are_cut_and_put_together():
 
 
 def test_requests_above_the_limits_wait_and_are_done_in_the_end(world):
-    requests = [world.write(number % 8, 1) for number in range(0, 8)]
+    requests = [world.write(number % 8, 1) for number in range(8)]
     batch = requests * 1 + [world.read(number % 24, 1) for number in range(3 * 1500)]
     world.submit(batch)
     assert world.upstairs.status().guest_waiting > 0
