@@ -28,7 +28,7 @@ from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.peers.vmmd import Vmmd
 from controlplane.repair_watch import RepairWatch
-from controlplane.steps import as_event, original_as_running, verified
+from controlplane.steps import as_event, original_as_running, region_ids, verified
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
 from stairlib.model.errors import NotFoundError, StairwellError, StateError
@@ -274,11 +274,14 @@ class ReplacementDriver:
 
     async def _apply(self, run: _Run) -> Event:
         record = run.record
-        original = await original_as_running(self._vmmd, record)
+        info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
+        # The last chance to learn which region the old member serves.
+        for address, region_id in region_ids(info).items():
+            await self._store.note_region(address, region_id)
         answer = await self._vmmd.replace_vcr(
             record.instance_id,
             record.disk,
-            original=original,
+            original=original_as_running(record, info),
             replacement=record.replacement,
             replacement_id=record.id,
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from controlplane.core import replacement as core
 from controlplane.core.records import with_target
 from controlplane.core.replacement import Event, Replacement
-from controlplane.peers.vmmd import Vmmd
 from stairlib.model.construction import Construction
 from stairlib.model.errors import (
     InvalidRequestError,
@@ -80,21 +81,26 @@ def verified(record: Replacement, report: pb.VerifyReport, info: pb.VolumeInfo, 
     return core.Verified(at=at, extents=report.extents_compared, members=report.members_compared)
 
 
-async def original_as_running(vmmd: Vmmd, record: Replacement) -> Construction:
+def original_as_running(record: Replacement, info: pb.VolumeInfo) -> Construction:
     """The request the machine has now, but for what the replacement changes.
 
     They are the same unless an earlier replacement of the slot was recorded and never reached the
     machine: then its target is neither the old nor the new one, and is the one to replace.
     """
-    try:
-        info = await vmmd.get_volume_info(record.instance_id, record.disk)
-    except StateError:
-        # A machine that has no volume yet; it was made from the recorded request.
-        return record.original
     found = _slot(record, info)
     if found is None or found[1].address in ("", record.old_target, record.new_target):
         return record.original
     return with_target(record.original, record.region_path, record.slot, found[1].address)
+
+
+def region_ids(info: pb.VolumeInfo) -> dict[str, UUID]:
+    """The region behind each address that the machine has a session with."""
+    return {
+        slot.address: UUID(slot.region_id)
+        for region in info.regions
+        for slot in region.slots
+        if slot.region_id
+    }
 
 
 def _slot(record: Replacement, info: pb.VolumeInfo) -> tuple[pb.RegionInfo, pb.SlotInfo] | None:

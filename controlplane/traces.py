@@ -12,7 +12,7 @@ from controlplane.store.base import StoredSpan, TraceStore
 from stairlib.telemetry.tracing import Tracing
 from stairwell.telemetry.v1 import trace_service_pb2 as pb
 
-# A spans table entry is bounded by the collector's answer; this bounds what is kept of one trace.
+# Kept and shown of one trace: about 2 MiB, below the limit of a message.
 SPANS_MAX = 5_000
 
 
@@ -39,7 +39,7 @@ class TraceKeeper:
         found = {span.span_id: span for span in collected}
         for stored in await self._store.spans(trace_id):
             found.setdefault(stored.span_id, pb.Span.FromString(stored.body))
-        return sorted(found.values(), key=lambda span: span.start_time_unix_nano)
+        return sorted(found.values(), key=lambda span: span.start_time_unix_nano)[:SPANS_MAX]
 
     async def _collected(self, trace_id: str) -> list[pb.Span]:
         theirs = await self._vmmd.collect_trace(trace_id, GLANCE_SECONDS)

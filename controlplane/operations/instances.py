@@ -24,6 +24,8 @@ from stairlib.model.errors import (
     LimitError,
     NotFoundError,
     StairwellError,
+    StateError,
+    UnavailableError,
 )
 from stairlib.telemetry.logs import get_logger
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
@@ -189,8 +191,26 @@ class Instances:
 
     async def _set_state(self, name: str, desired: Desired | None) -> InstanceRecord:
         instance = await self.find(name)
+        if instance.state.ended:
+            if desired is Desired.STOPPED:
+                return instance
+            raise StateError(
+                f"instance {instance.name!r} is {instance.state} and takes no other state; delete"
+                " it and create it again to run it",
+                reason="INSTANCE_ENDED",
+                instance=instance.name,
+                state=instance.state,
+            )
         request = _REQUESTS[desired] if desired else machine_pb.MACHINE_REQUESTED_STATE_REBOOT
-        machine = await self._vmmd.set_machine_state(instance.id, request)
+        try:
+            machine = await self._vmmd.set_machine_state(instance.id, request)
+        except NotFoundError as error:
+            raise UnavailableError(
+                f"vmmd was restarted, and the machine of {instance.name!r} is being made again; try"
+                " again in a moment",
+                reason="MACHINE_BEING_MADE",
+                instance=instance.name,
+            ) from error
         if desired is not None:
             await self._store.set_desired(instance.id, desired)
         await self._follower.saw(machine)

@@ -7,6 +7,7 @@ synchronous=FULL); a store made by a newer version is refused, not guessed at.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from controlplane.store.sealing import Sealer, load_sealer
-from stairlib.model.errors import StateError
+from stairlib.model.errors import DataError, StateError
 
 DATABASE_FILE = "controlplane.sqlite"
 LOCK_FILE = "lock"
@@ -57,7 +59,17 @@ def open_directory(directory: Path) -> Opened:
     try:
         _lock(lock, directory)
         engine = sqlite_engine(directory / DATABASE_FILE)
-        migrate(engine)
+        try:
+            migrate(engine)
+        except BaseException as error:
+            engine.dispose()
+            if not isinstance(error, DBAPIError):
+                raise
+            raise DataError(
+                f"{directory / DATABASE_FILE} cannot be read or written: {error.orig}",
+                reason="STORE_UNREADABLE",
+                directory=str(directory),
+            ) from error
         return Opened(engine, load_sealer(directory), lock)
     except BaseException:
         os.close(lock)
@@ -79,6 +91,8 @@ def sqlite_engine(path: Path) -> Engine:
 
 def migrate(engine: Engine) -> None:
     """Brings the schema to this version's; StateError when it is newer than this program."""
+    # Its notes on each start are of no use to an operator.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}

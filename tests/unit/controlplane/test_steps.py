@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from controlplane.core import replacement as core
-from controlplane.steps import as_event, look, verified
+from controlplane.steps import as_event, look, original_as_running, region_ids, verified
+from stairlib.model.construction import regions
 from stairlib.model.errors import (
     ConflictError,
     InvalidRequestError,
@@ -108,3 +109,17 @@ def test_a_machine_with_another_target_or_none() -> None:
 def test_what_a_comparison_says(report: dict[str, Any], slot_state: Any, kind: type) -> None:
     event = verified(RECORD, pb.VerifyReport(**report), info(slot_state), 1)
     assert type(event) is kind
+
+
+def test_regions_that_the_machine_has_seen() -> None:
+    assert region_ids(info()) == {}
+    found = region_ids(info(region_id="00000000-0000-0000-0000-000000000009"))
+    assert {address: each.int for address, each in found.items()} == {NEW: 9}
+
+
+def test_what_the_machine_has_in_the_slot_is_what_is_replaced() -> None:
+    for address in ("", RECORD.old_target, NEW):
+        assert original_as_running(RECORD, info(address=address)) == RECORD.original
+    other = original_as_running(RECORD, info(address="127.0.0.1:9999"))
+    ((_, region),) = regions(other)
+    assert region.options.targets == (*TARGETS[:2], "127.0.0.1:9999")

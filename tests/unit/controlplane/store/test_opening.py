@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 
 from controlplane.store import opening
 from controlplane.store.schema import metadata
-from stairlib.model.errors import StateError
+from stairlib.model.errors import DataError, StateError
 
 
 def test_the_migrations_lead_to_the_schema(tmp_path: Path) -> None:
@@ -55,6 +55,13 @@ def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
         opening.open_directory(tmp_path / "file" / "below")
     assert caught.value.reason == "BAD_DATA_DIRECTORY"
     assert "--data" in caught.value.message
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / opening.DATABASE_FILE).write_bytes(b"something else entirely" * 100)
+    with pytest.raises(DataError) as caught:
+        opening.open_directory(tmp_path)
+    assert opening.DATABASE_FILE in caught.value.message
 
 
 def test_downgrade_leaves_nothing(tmp_path: Path) -> None:
