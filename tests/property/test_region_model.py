@@ -1,0 +1,299 @@
+"""A Region against a model of a few dicts, whatever the order of writes, flushes, checkpoints,
+repairs and reopenings that hypothesis comes up with."""
+
+from __future__ import annotations
+
+import uuid
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from downstaird.core.engine import (
+    FLAG_DIRTY,
+    FLAG_INCOMPLETE,
+    Ownership,
+    RegionDefinition,
+)
+from downstaird.core.layout import Tuning
+from downstaird.core.region import Region
+from downstaird.store.memory import MemoryDisk
+from stairlib.model.context import plain_contexts
+from stairlib.model.errors import StateError
+from stairlib.model.geometry import Geometry
+from tests.property.region_crashes import BLOCK, found_blocks
+
+CHUNK_BLOCKS = 4
+TUNING = Tuning(
+    large_bytes=CHUNK_BLOCKS * BLOCK,
+    arena_bytes=7 * BLOCK,
+    log_bytes=3 * 4096,
+    log_bytes_max=8 * 4096,
+    fresh_context_bytes=6 * CHUNK_BLOCKS * 32,
+    cached_context_bytes=2 * CHUNK_BLOCKS * 32,
+    step_blocks=3,
+    log_zero_bytes=4096,
+)
+GEOMETRIES = st.sampled_from(
+    [Geometry(BLOCK, 10, 4), Geometry(BLOCK, 8, 4), Geometry(BLOCK, 3, 12)]
+)
+OFFSETS = st.integers(0, 39)
+COUNTS = st.integers(1, 14)
+EXTENTS = st.sets(st.integers(0, 3), min_size=1)
+
+
+class RegionMachine(RuleBasedStateMachine):
+    """`blocks`, `stamps`, `incomplete` are as callers must see them; `durable` as a reopening must
+    find them."""
+
+    @initialize(geometry=GEOMETRIES)
+    def create(self, geometry):
+        self.geometry = geometry
+        self.disk = MemoryDisk()
+        definition = RegionDefinition(uuid.uuid4(), geometry, encrypted=False, format_version=1)
+        chunk_bytes = CHUNK_BLOCKS * BLOCK
+        self.region = Region.create(self.disk, definition, tuning=TUNING, chunk_bytes=chunk_bytes)
+        self.blocks = [None] * geometry.block_count
+        self.stamps = [(0, 0)] * geometry.extent_count
+        self.incomplete = set()
+        self.dirty = set()
+        self.frozen = set()
+        self.copied = set()
+        self.clearing = set()
+        self.tracked = None
+        self.work = None
+        self.on_success = None
+        self.number = 0
+        self.ownership = Ownership(None, None, 0)
+        self.count = 0
+        self.durable = self.snapshot()
+
+    def snapshot(self):
+        return list(self.blocks), list(self.stamps), set(self.incomplete)
+
+    def span(self, offset, count):
+        offset %= self.geometry.block_count
+        return offset, min(count, self.geometry.block_count - offset)
+
+    def content(self, count):
+        self.count += 1
+        data = b"".join(
+            f"{self.count}/{index}".encode().ljust(BLOCK, b".") for index in range(count)
+        )
+        return data, plain_contexts(data, BLOCK)
+
+    def note(self, offset, count):
+        size = self.geometry.blocks_per_extent
+        for block in range(offset, offset + count):
+            self.dirty.add(block // size)
+            if self.tracked is not None and block // size in self.tracked:
+                self.tracked[block // size].add(block)
+
+    # --- blocks
+
+    @rule(offset=OFFSETS, count=COUNTS, aligned=st.booleans())
+    def write(self, offset, count, aligned):
+        if aligned:
+            offset -= offset % CHUNK_BLOCKS
+        offset, count = self.span(offset, count)
+        data, contexts = self.content(count)
+        self.region.write(offset, contexts, data)
+        for index in range(count):
+            self.blocks[offset + index] = data[index * BLOCK : (index + 1) * BLOCK]
+        self.note(offset, count)
+
+    @rule(offset=OFFSETS, count=COUNTS)
+    def write_unwritten(self, offset, count):
+        offset, count = self.span(offset, count)
+        data, contexts = self.content(count)
+        self.region.write_unwritten(offset, contexts, data)
+        for index in range(count):
+            if self.blocks[offset + index] is None:
+                self.blocks[offset + index] = data[index * BLOCK : (index + 1) * BLOCK]
+                self.dirty.add((offset + index) // self.geometry.blocks_per_extent)
+
+    @rule(offset=OFFSETS, count=COUNTS)
+    def discard(self, offset, count):
+        offset, count = self.span(offset, count)
+        self.region.discard(offset, count)
+        self.blocks[offset : offset + count] = [None] * count
+        self.note(offset, count)
+
+    @rule(offset=OFFSETS, count=COUNTS)
+    def read(self, offset, count):
+        offset, count = self.span(offset, count)
+        contexts, buffers = self.region.read(offset, count)
+        wanted = b"".join(block or bytes(BLOCK) for block in self.blocks[offset : offset + count])
+        assert b"".join(map(bytes, buffers)) == wanted
+        assert (contexts == self.region.contexts(offset, count)).all()
+
+    @rule(extent=st.integers(0, 3))
+    def digest(self, extent):
+        size = self.geometry.blocks_per_extent
+        contexts = np.zeros((size, 4), dtype=np.uint64)
+        for index, block in enumerate(self.blocks[extent * size : (extent + 1) * size]):
+            if block is not None:
+                contexts[index] = plain_contexts(block, BLOCK)[0]
+        assert self.region.digest(extent) == xxhash.xxh3_64_intdigest(contexts.tobytes())
+
+    # --- flushes and checkpoints, in two halves
+
+    @precondition(lambda self: self.work is None)
+    @rule()
+    def begin_flush(self):
+        self.number += 1
+        self.work = self.region.begin_flush(self.number, 1)
+        self.frozen, self.dirty = self.dirty, set()
+        self.clearing, self.copied = self.copied, set()
+        blocks, stamps, incomplete = self.snapshot()
+        for extent in self.frozen:
+            stamps[extent] = (1, self.number)
+        self.ahead = (blocks, stamps, incomplete - self.clearing)
+        self.on_success = self.end_flush
+
+    def end_flush(self):
+        for extent in self.frozen:
+            own = self.stamps[extent] if extent in self.copied else (0, 0)
+            self.stamps[extent] = max(own, self.ahead[1][extent])
+        self.incomplete -= self.clearing
+        self.frozen = set()
+
+    @precondition(lambda self: self.work is None and self.region.wants_checkpoint())
+    @rule()
+    def checkpoint_step(self):
+        work = self.region.begin_checkpoint()
+        work.run()
+        self.region.finish_checkpoint(work, None)
+
+    @precondition(lambda self: self.work is None)
+    @rule()
+    def begin_checkpoint(self):
+        self.work = self.region.begin_checkpoint()
+        self.ahead = self.durable
+        self.on_success = None
+
+    @precondition(lambda self: self.work is not None)
+    @rule(reopen_instead=st.sampled_from([False, False, False, True]))
+    def finish(self, reopen_instead):
+        self.work.run()
+        self.durable = self.ahead
+        if reopen_instead:
+            self.reopen()
+            return
+        if self.on_success is None:
+            self.region.finish_checkpoint(self.work, None)
+        else:
+            self.region.finish_flush(self.work, None)
+            self.on_success()
+        self.work = None
+
+    @rule()
+    def reopen(self):
+        self.region.close()
+        self.region = Region.open(self.disk, tuning=TUNING)
+        self.blocks, self.stamps, self.incomplete = (
+            list(self.durable[0]),
+            list(self.durable[1]),
+            set(self.durable[2]),
+        )
+        self.dirty, self.frozen, self.copied, self.clearing = set(), set(), set(), set()
+        self.tracked = None
+        self.work = None
+
+    @rule(generation=st.integers(0, 9))
+    def promote(self, generation):
+        self.ownership = Ownership(uuid.uuid4(), uuid.uuid4(), generation)
+        self.region.promote(self.ownership)
+
+    # --- repair
+
+    @precondition(lambda self: self.work is None)
+    @rule(extents=EXTENTS)
+    def repair_begin(self, extents):
+        self.work = self.region.repair_begin(np.array(sorted(extents), dtype=np.uint32))
+        self.tracked = {extent: set() for extent in extents}
+        self.incomplete |= extents
+        self.dirty -= extents
+        self.copied -= extents
+        for extent in extents:
+            self.stamps[extent] = (0, 0)
+        blocks, stamps, incomplete = (
+            list(self.durable[0]),
+            list(self.durable[1]),
+            set(self.durable[2]),
+        )
+        for extent in extents:
+            stamps[extent] = (0, 0)
+        self.ahead = (blocks, stamps, incomplete | extents)
+        self.on_success = lambda: None
+
+    @precondition(lambda self: self.tracked is not None)
+    @rule(offset=OFFSETS, count=COUNTS, holes=st.integers(0, 2**14 - 1), whole=st.booleans())
+    def merge(self, offset, count, holes, whole):
+        size = self.geometry.blocks_per_extent
+        extent = sorted(self.tracked)[offset % len(self.tracked)]
+        first = extent * size + (0 if whole else offset % size)
+        count = min(size if whole else count, (extent + 1) * size - first)
+        data, contexts = self.content(count)
+        mutable = bytearray(data)
+        for index in range(count):
+            if holes >> index & 1 and not whole:
+                contexts[index] = 0
+                mutable[index * BLOCK : (index + 1) * BLOCK] = bytes(BLOCK)
+        applied = self.region.repair_merge(first, contexts, bytes(mutable))
+        expected = 0
+        for index in range(count):
+            if first + index not in self.tracked[extent]:
+                expected += BLOCK
+                there = contexts[index].any()
+                block = bytes(mutable[index * BLOCK : (index + 1) * BLOCK])
+                self.blocks[first + index] = block if there else None
+        assert applied == expected
+
+    @precondition(lambda self: self.tracked is not None)
+    @rule(which=st.integers(0, 3), number=st.integers(0, 12))
+    def extent_copied(self, which, number):
+        extent = sorted(self.tracked)[which % len(self.tracked)]
+        self.region.repair_extent_copied(extent, 1, number)
+        self.stamps[extent] = max(self.stamps[extent], (1, number))
+        self.copied.add(extent)
+
+    @rule()
+    def repair_end(self):
+        if self.incomplete:
+            with pytest.raises(StateError, match="still incomplete"):
+                self.region.repair_end()
+        else:
+            self.region.repair_end()
+            self.tracked = None
+
+    # --- what always holds
+
+    @invariant()
+    def everything_is_as_it_should_be(self):
+        if not hasattr(self, "region"):
+            return
+        assert found_blocks(self.region) == self.blocks
+        states = self.region.extent_states()
+        stamps = list(zip(states.generations.tolist(), states.flushes.tolist(), strict=True))
+        assert stamps == self.stamps
+        dirty = set(np.flatnonzero(states.flags & FLAG_DIRTY).tolist())
+        assert dirty == self.dirty | self.frozen
+        assert set(np.flatnonzero(states.flags & FLAG_INCOMPLETE).tolist()) == self.incomplete
+        assert self.region.ownership == self.ownership
+
+    def teardown(self):
+        if hasattr(self, "region"):
+            self.region.close()
+
+
+TestRegion = RegionMachine.TestCase
+TestRegion.settings = settings(
+    max_examples=60,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
