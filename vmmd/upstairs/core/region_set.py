@@ -92,19 +92,14 @@ class RegionSet:
         self.links: tuple[int, ...] = ()
         self.active: list[Member] = []
         self.usable_count = 0
+        # The members that fill the three slots, by slot; and the good one that is being replaced
+        # and serves until its successor can.
+        self.slots: list[Member] = []
+        self.departing: Member | None = None
+        self.repair_wanted = False
         self.refresh()
 
     # ---- looking
-
-    @property
-    def slots(self) -> list[Member]:
-        """The members that fill the three slots, by slot."""
-        return sorted((m for m in self.members if not m.departing), key=lambda m: m.slot)
-
-    @property
-    def departing(self) -> Member | None:
-        """The good member that is being replaced and serves until the new one can."""
-        return next((m for m in self.members if m.departing), None)
 
     def member_of(self, link: int) -> Member | None:
         """The member behind a link; None for a link that was given up."""
@@ -116,6 +111,9 @@ class RegionSet:
         self.links = tuple(m.link for m in self.members if m.streams)
         self.active = [m for m in self.members if m.active]
         self.usable_count = sum(m.usable for m in self.members)
+        self.slots = sorted((m for m in self.members if not m.departing), key=lambda m: m.slot)
+        self.departing = next((m for m in self.members if m.departing), None)
+        self.repair_wanted = any(m.state is SlotState.LIVE_REPAIR_READY for m in self.slots)
 
     def touch(self) -> None:
         """Notes a membership change: derived values are right at once, the parts look again

@@ -38,7 +38,9 @@ class ReplyRouter:
             return None
         jobs = ops["job"]
         first, last = int(jobs[0]), int(jobs[-1])
-        if last - first + 1 == count and not ops["status"].any():
+        statuses = ops["status"]
+        bad = statuses[0] if count == 1 else statuses.any()
+        if last - first + 1 == count and not bad:
             reads = self._reads.whole(member, first, count)
             if reads is not None:
                 if not self._reads.finish(reads, frame):

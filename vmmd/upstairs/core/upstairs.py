@@ -131,8 +131,10 @@ class Upstairs:
         ):
             self._advance_activation()
         if state is UpstairsState.ACTIVE:
-            self._advance_repair()
-            self._advance_departing()
+            if self._repair is not None or region.repair_wanted:
+                self._advance_repair()
+            if region.departing is not None or self._leave_after is not None:
+                self._advance_departing()
         if state is UpstairsState.DEACTIVATING:
             self._advance_deactivation()
         if self._verifications:
