@@ -38,8 +38,6 @@ from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _log = get_logger(__name__)
 
-# How often progress is stored: a restart shows a bar that is this old at most.
-PROGRESS_STORED_SECONDS = 1.0
 # After a failure nobody foresaw (the store's disk is full, a bug), before the next try.
 UNEXPECTED_SECONDS = 5.0
 
@@ -51,7 +49,6 @@ class _Run:
     record: Replacement
     task: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    progress_stored_at: float = 0.0
 
 
 class ReplacementDriver:
@@ -175,9 +172,8 @@ class ReplacementDriver:
         async with run.lock:
             before = run.record
             record, effects = core.step(before, event)
-            if self._worth_storing(run, before, record):
+            if _worth_storing(before, record):
                 await self._store.save_replacement(record)
-                run.progress_stored_at = self._clock()
             run.record = record
         self._publish(record)
         if record.state is not before.state:
@@ -189,17 +185,6 @@ class ReplacementDriver:
                 error=record.last_error,
             )
         return effects
-
-    def _worth_storing(self, run: _Run, before: Replacement, after: Replacement) -> bool:
-        """All but progress and repeated polls, and those now and then."""
-        same = (
-            before.state is after.state
-            and before.attempt == after.attempt
-            and before.last_error == after.last_error
-            and before.blocked_on == after.blocked_on
-            and before.bytes_per_second_max == after.bytes_per_second_max
-        )
-        return not same or self._clock() - run.progress_stored_at >= PROGRESS_STORED_SECONDS
 
     def _publish(self, record: Replacement) -> None:
         self._news.publish(record.id, record)
@@ -311,6 +296,20 @@ class ReplacementDriver:
         await self._store.retire_member(run.record)
         await self._traces.keep_all(run.record.trace_id)
         return core.Retired(at=self._clock())
+
+
+def _worth_storing(before: Replacement, after: Replacement) -> bool:
+    """Whether more changed than times and rates: what was shown once must be there after a crash.
+
+    The machine tells progress a few times a second, which bounds the commits.
+    """
+    return any(
+        getattr(before, name) != getattr(after, name)
+        for name in ("state", "attempt", "last_error", "blocked_on", "bytes_per_second_max")
+    ) or any(
+        getattr(before.progress, name) != getattr(after.progress, name)
+        for name in ("bytes_done", "bytes_copied", "extents_done")
+    )
 
 
 def _mark(span: Span, event: Event) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from controlplane import driver
 from controlplane.core import replacement as core
 from controlplane.core.replacement import State, step
 from controlplane.store.sqlite import SqliteStore
@@ -127,10 +126,7 @@ async def move(home: House, state: State) -> None:
     await store.close()
 
 
-async def test_progress_does_not_fall_over_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(driver, "PROGRESS_STORED_SECONDS", 0.0)
+async def test_progress_does_not_fall_over_a_restart(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         home = await stack.enter_async_context(peers(tmp_path))
         answer = await home.replace(home.vcr())
