@@ -56,8 +56,8 @@ def test_no_difference() -> None:
 
 
 def test_all_violations_carry_the_prefix() -> None:
+    wanted = volume(region(("127.0.0.1:1", "127.0.0.1:2", TARGETS[2]), gen=4))
     with pytest.raises(InvalidRequestError) as caught:
-        wanted = volume(region(("127.0.0.1:1", "127.0.0.1:2", TARGETS[2]), gen=4))
         decided(wanted, recorded=volume(region(gen=5)))
     found = {each.field for each in caught.value.violations}
     assert {"vcr.sub_volumes[0].gen", "vcr.sub_volumes[0].opts.target[1]"} <= found
