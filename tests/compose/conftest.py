@@ -71,6 +71,10 @@ class Cluster:
         """The container's id; its name differs between versions of compose."""
         return self.compose("ps", "-q", service).stdout.strip()
 
+    def execute(self, service, *command):
+        """What a command in the service's container prints."""
+        return run("docker", "exec", self.container(service), *command).stdout.strip()
+
     def inspect(self, service):
         """What docker knows of the service's container."""
         return json.loads(run("docker", "inspect", self.container(service)).stdout)[0]

@@ -39,6 +39,28 @@ async def guest(cluster):
         )
 
 
+@asynccontextmanager
+async def loaded(call, reports):
+    """Keeps a workload running; it has reported before the block begins and when it ended."""
+
+    async def collect():
+        async for message in call:
+            reports.append(message.report)
+            arrived.set()
+
+    arrived = asyncio.Event()
+    collecting = asyncio.create_task(collect())
+    async with asyncio.timeout(60):
+        await arrived.wait()
+    yield
+    arrived.clear()
+    async with asyncio.timeout(60):
+        await arrived.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await collecting
+
+
 async def last_report(call):
     reports = [message.report async for message in call]
     assert reports[-1].finished
@@ -53,7 +75,7 @@ def slots(cluster):
 def test_every_program_is_healthy_and_no_root(cluster):
     for service in cluster.services:
         assert cluster.health(service) == "healthy"
-        assert cluster.compose("exec", "-T", service, "id", "-u").stdout.strip() == "10001"
+        assert cluster.execute(service, "id", "-u") == "10001"
     assert asyncio.run(health_check.check(f"127.0.0.1:{cluster.port}")) == "SERVING"
 
 
@@ -66,15 +88,13 @@ async def test_a_member_is_replaced_by_the_spare_under_load(cluster):
     async with guest(cluster) as start:
         filled = await last_report(start(FILL, bytes=FILL_BYTES, seed=7))
         assert filled.bytes_written >= FILL_BYTES
-        load = start(MIXED, queue_depth=4, seed=11)
-        assert (await load.read()).report.errors == 0
-        replaced = await asyncio.to_thread(
-            cluster.stairwell_json, "vcr", "-u", VOLUME, "--vcr-replace", REPLACE
-        )
-        report = (await load.read()).report
-        load.cancel()
-    assert (report.errors, report.mismatches) == (0, 0)
-    assert report.ios
+        reports = []
+        async with loaded(start(MIXED, queue_depth=4, seed=11), reports):
+            replaced = await asyncio.to_thread(
+                cluster.stairwell_json, "vcr", "-u", VOLUME, "--vcr-replace", REPLACE
+            )
+    assert (reports[-1].errors, reports[-1].mismatches) == (0, 0), reports[-1].first_error
+    assert reports[-1].ios > reports[0].ios
     assert replaced["result"].lower().endswith("started")
     text = json.dumps(replaced)
     assert "ds3:8830" in text
