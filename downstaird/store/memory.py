@@ -151,7 +151,8 @@ class MemoryFile:
         try:
             self._disk.before_sync(self._name)
         except DataError:
-            # As Linux does: reads go on seeing what was written, and no later sync makes it durable.
+            # As Linux does: reads go on seeing what was written, and no later sync makes it
+            # durable.
             self._node.unsynced.clear()
             raise
         if not self._disk.lie_about_sync(self._name):

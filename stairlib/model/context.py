@@ -51,7 +51,8 @@ def block_hashes(data: Buffer, block_size: int) -> list[int]:
 
 def written(contexts: ContextArray) -> npt.NDArray[np.bool_]:
     """Which blocks have been written (and not discarded since). Shape (n,)."""
-    return contexts.any(axis=1)
+    flags: npt.NDArray[np.bool_] = np.asarray(contexts.any(axis=1))
+    return flags
 
 
 def mismatches(

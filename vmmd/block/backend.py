@@ -1,7 +1,8 @@
 """The one interface between devices (NVMe, NBD, the built-in guest) and what stores their blocks.
 
-Everything is in blocks of `BackendInfo.block_size` bytes. Requests come and completions go in batches,
-on the loop's thread. A backend never raises out of `submit`: what cannot be done completes with a status.
+Everything is in blocks of `BackendInfo.block_size` bytes. Requests come and completions go in
+batches, on the loop's thread. A backend never raises out of `submit`: what cannot be done completes
+with a status.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """`data` is given for a READ that ended OK: length * block_size bytes, valid until the callback returns."""
+    """`data` is given for a READ that ended OK: length * block_size bytes, valid until the callback
+    returns."""
 
     token: object
     status: BlockStatus
@@ -81,6 +83,6 @@ class Backend(Protocol):
         ...
 
     def submit(self, batch: Sequence[Request], done: Done) -> None:
-        """Starts the requests; `done` is called with their completions, in any order and split in any
-        way, possibly before this returns. Requests of one batch that overlap are unordered."""
+        """Starts the requests; `done` is called with their completions, in any order and split in
+        any way, possibly before this returns. Requests of one batch that overlap are unordered."""
         ...

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import grpc
+import grpc.aio
 
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget, Outcome, compare
@@ -30,7 +31,7 @@ from vmmd.mapping import (
     spec_from_message,
 )
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class MachineProcessServicer(MachineProcessServiceServicer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import grpc
@@ -113,7 +113,7 @@ class Machines:
 
     async def watch(
         self, machine_id: str, after_generation: int
-    ) -> AsyncIterator[tuple[MachineRecord, Published]]:
+    ) -> AsyncGenerator[tuple[MachineRecord, Published], None]:
         """Each state newer than `after_generation`, until the machine has ended."""
         process = self.find(machine_id)
         seen = after_generation

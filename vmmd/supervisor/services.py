@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import grpc
+import grpc.aio
 
 from stairlib.rpc.errors import translated
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
@@ -18,12 +19,16 @@ from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer, Vol
 from vmmd.mapping import machine_with_state, record_to_message, requested_state
 from vmmd.supervisor.machines import Machines
 
+if TYPE_CHECKING:
+    from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceAsyncStub
+    from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceAsyncStub
+
 # What a call to a machine's process may take when the caller set no deadline.
 CALL_SECONDS = 30.0
 # Verifying reads every stored block of three members.
 VERIFY_SECONDS = 3600.0
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 def remaining(context: Context, default: float) -> float:
@@ -82,8 +87,10 @@ class VolumeServicer(VolumeServiceServicer):
     def __init__(self, machines: Machines) -> None:
         self._machines = machines
 
-    def _stub(self, machine_id: str) -> VolumeServiceStub:
-        return VolumeServiceStub(self._machines.channel(machine_id))
+    def _stub(self, machine_id: str) -> VolumeServiceAsyncStub:
+        # The generated class serves both kinds of channel; its type knows only the blocking one.
+        stub: Any = VolumeServiceStub(self._machines.channel(machine_id))
+        return cast("VolumeServiceAsyncStub", stub)
 
     async def GetVolumeInfo(
         self, request: volume_pb.GetVolumeInfoRequest, context: Context
@@ -135,6 +142,7 @@ class GuestServicer(GuestServiceServicer):
         self, request: guest_pb.RunWorkloadRequest, _context: Context
     ) -> AsyncIterator[guest_pb.RunWorkloadResponse]:
         with translated("machine process"):
-            stub = GuestServiceStub(self._machines.channel(request.machine_id))
+            made: Any = GuestServiceStub(self._machines.channel(request.machine_id))
+            stub = cast("GuestServiceAsyncStub", made)
             async for response in stub.RunWorkload(request):
                 yield response
