@@ -112,6 +112,11 @@ def test_the_disk_names_its_new_member(cluster):
     assert "ds3:8830" not in text
 
 
+def test_one_trace_covers_every_program_it_went_through(cluster):
+    trace = cluster.stairwell_json("trace")
+    assert {"controlplane", "vmmd", "machine", "downstairs"} <= set(trace["services"])
+
+
 async def test_the_new_member_alone_holds_every_block(cluster):
     cluster.compose("kill", "ds1", "ds2")
     async with guest(cluster) as start:
