@@ -27,6 +27,7 @@ from downstaird.core.work_queue import Claim, Order, WorkQueue
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import InvalidRequestError, StairwellError
 from stairlib.wire.frame import (
+    FLUSH_KEEPS_MARKS,
     OPS_MAX,
     PAYLOAD_BYTES_MAX,
     Bytes,
@@ -179,6 +180,10 @@ class Session:
         self._answers: deque[_Answer] = deque()
         self._frame: _Progress | None = None
         self._open_flush: RunWork | None = None
+        # Extents copied since the last flush that did not keep marks, with their stamps; used once
+        # the peer has sent a flush that does.
+        self._copied: list[tuple[int, int, int]] = []
+        self._keeps_marks = False
         self._last_flush = (0, 0)
         self._ended = False
         self.counters = Counters()
@@ -339,7 +344,12 @@ class Session:
 
     def _may_join(self, claim: Claim[_Op]) -> bool:
         """A flush right behind one that began in this turn shares its work."""
-        return self._queue.idle and not claim.dependencies and not claim.item.blob
+        return self._queue.idle and not claim.dependencies and self._may_share(claim.item)
+
+    def _may_share(self, op: _Op) -> bool:
+        """A flush that clears marks does so itself: one that began before it cannot."""
+        clears = bool(self._copied) and not op.row[3] & FLUSH_KEEPS_MARKS
+        return not op.blob and not clears
 
     def _claim(self, op: _Op) -> Claim[_Op]:
         row = op.row
@@ -355,7 +365,7 @@ class Session:
             held_bytes=_OP_HELD_BYTES + len(op.data) + len(op.blob),
             asynchronous=kind in _ASYNCHRONOUS and not self._read_only,
             needs_lane=kind in (FLUSH, REPAIR_BEGIN) and not self._read_only,
-            may_join=kind == FLUSH and not op.blob,
+            may_join=kind == FLUSH and self._may_share(op),
         )
 
     def _execute_claim(self, claim: Claim[_Op], reply: Reply, effects: list[Effect]) -> None:
@@ -471,6 +481,10 @@ class Session:
         try:
             if op.blob:
                 raise InvalidRequestError("snapshots are not offered by this version")
+            if row[3] & FLUSH_KEEPS_MARKS:
+                self._keeps_marks = True
+            else:
+                self._take_copied()
             work = self._region.begin_flush(row[9], row[8])
         except StairwellError as error:
             for job in jobs:
@@ -550,12 +564,21 @@ class Session:
         if self._ended:
             return
         generation, number = stamp if stamp <= self._last_flush else (0, 0)
-        try:
-            self._region.repair_extent_copied(effect.extent, generation, number)
-        except StairwellError as problem:
-            error = problem
+        if self._keeps_marks:
+            self._copied.append((effect.extent, generation, number))
+        else:
+            try:
+                self._region.repair_extent_copied(effect.extent, generation, number)
+            except StairwellError as problem:
+                error = problem
         self.counters.copied_bytes += copied
         self._finish_copy(effect, error, copied)
+
+    def _take_copied(self) -> None:
+        """The flush that begins now covers all that was copied, here as on the other members."""
+        copied, self._copied = self._copied, []
+        for extent, generation, number in copied:
+            self._region.repair_extent_copied(extent, generation, number)
 
     def copy_failed(self, effect: CopyExtent, error: StairwellError) -> None:
         """The copy was given up."""

@@ -13,7 +13,8 @@ and no extent is ever closed.
          all. A member can be a source once it has acknowledged F0: it then holds everything from
          before J0.
  COPY    EXTENT_COPY for each extent, a few in flight, from any such source.
- FINAL   FLUSH F1 to all: the member's copies become durable.
+ FINAL   FLUSH F1 to all: the member's copies become durable, and the extents whole. No earlier
+         flush may say so: a copy may hold writes that are newer than it.
  END     REPAIR_END: no extent is incomplete any more; the member becomes active.
 
 Why REPAIR_BEGIN goes first at J0: a flush that stamped an extent in which older blocks are still
@@ -193,7 +194,7 @@ class LiveRepair:
         if copies.error:
             self._abort(copies.error)
         elif copies.finished:
-            self._flush = self._region.send_flush()
+            self._flush = self._region.send_flush(clears_marks=True)
             self.phase = RepairPhase.FINAL
 
     def _final(self) -> None:

@@ -58,13 +58,16 @@ class ReconcilePlan:
 
 
 def trust_regions(members: list[Member]) -> None:
-    """Decides whose stamps count: regions that were ours, or all of them when none was (a new set).
+    """Decides whose stamps count: regions that were ours, or all of them in a new set.
 
     A blank region is not believed beside one that holds stamps, nor when all others are marked as
     being filled: it may have been promoted for a replacement that went no further, and must not
     win over extents that are marked incomplete.
     """
     ours = [m for m in members if m.owned_before or m.trusted_region == m.region_id]
+    if not any(_written(m) or _incomplete(m) for m in members):
+        # All blank, hence equal: a new set, however far its first activation came before.
+        ours = []
     for member in members:
         others = [m for m in ours if m is not member]
         doubtful = not _written(member) and (
@@ -208,7 +211,7 @@ class Reconciliation:
         if self._phase is _Phase.FIRST_FLUSH and self._flushed():
             self._phase = _Phase.COPY
         if self._phase is _Phase.COPY and self._copied():
-            self._flush = self._region.send_flush()
+            self._flush = self._region.send_flush(clears_marks=True)
             self._phase = _Phase.LAST_FLUSH
         if self._phase is _Phase.LAST_FLUSH and self._flushed():
             self._jobs = [

@@ -17,7 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stairlib.model.geometry import Geometry
-from stairlib.wire.frame import Bytes, FrameKind, OpKind, encode, pack_op
+from stairlib.wire.frame import (
+    FLUSH_KEEPS_MARKS,
+    Bytes,
+    FrameKind,
+    OpKind,
+    encode,
+    pack_op,
+)
 from vmmd.block.backend import BlockStatus, Completion
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.control_jobs import ControlBook, ControlJob
@@ -149,11 +156,15 @@ class RegionSet:
                         member, f"away with {member.jobs} jobs, {member.bytes} bytes held for it"
                     )
 
-    def send_flush(self, waiters: Sequence[tuple[object, object]] = ()) -> Mutation:
-        """A flush of everything sent so far, to all members."""
+    def send_flush(
+        self, waiters: Sequence[tuple[object, object]] = (), *, clears_marks: bool = False
+    ) -> Mutation:
+        """A flush of everything sent so far, to all members. With `clears_marks`, extents that were
+        copied by now are no longer incomplete after it."""
         job = self.take_jobs(1)
         number = self.flushes.number
-        op = pack_op(job, OpKind.FLUSH, generation=self.generation, number=number)
+        flags = 0 if clears_marks else FLUSH_KEEPS_MARKS
+        op = pack_op(job, OpKind.FLUSH, generation=self.generation, number=number, flags=flags)
         record = Mutation(job, 1, encode(FrameKind.REQUEST, [op], sequence=job), 0, is_flush=True)
         record.waiters.extend(waiters)
         self.flushes.sent(record)

@@ -13,7 +13,15 @@ import numpy as np
 import xxhash
 
 from stairlib.model.geometry import Geometry
-from stairlib.wire.frame import Frame, FrameKind, OpKind, OpStatus, encode, pack_op
+from stairlib.wire.frame import (
+    FLUSH_KEEPS_MARKS,
+    Frame,
+    FrameKind,
+    OpKind,
+    OpStatus,
+    encode,
+    pack_op,
+)
 from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 
 EMPTY = bytes(32)
@@ -257,7 +265,8 @@ class ModelDownstairs:
         self, kind: OpKind, op: np.void, job: int, blob: bytes
     ) -> Pending | None:
         if kind is OpKind.FLUSH:
-            return Pending(job, kind, self._flush(int(op["number"]), int(op["generation"])))
+            keeps = bool(int(op["flags"]) & FLUSH_KEEPS_MARKS)
+            return Pending(job, kind, self._flush(int(op["number"]), int(op["generation"]), keeps))
         if kind is OpKind.REPAIR_BEGIN:
             return Pending(job, kind, self._repair_begin(np.frombuffer(blob, "<u4").tolist()))
         if kind is OpKind.EXTENT_COPY:
@@ -294,13 +303,17 @@ class ModelDownstairs:
         )
         session.send(b"".join(encode(FrameKind.REPLY, [entry], blobs=[blob])))
 
-    def _flush(self, number: int, generation: int) -> Callable[[], tuple[OpStatus, int, str]]:
+    def _flush(
+        self, number: int, generation: int, keeps_marks: bool
+    ) -> Callable[[], tuple[OpStatus, int, str]]:
         changes = {block: self.memory.get(block) for block in self.changed}
         self.changed = set()
         dirty = [extent for extent, is_dirty in enumerate(self.dirty) if is_dirty]
         for extent in dirty:
             self.dirty[extent] = False
-        copied, self.copied = self.copied, set()
+        copied: set[int] = set()
+        if not keeps_marks:
+            copied, self.copied = self.copied, set()
         fails = self.poisoned or self.rng.random() < self.flush_error_rate
 
         def finish() -> tuple[OpStatus, int, str]:
@@ -330,6 +343,7 @@ class ModelDownstairs:
             self.extents.generation[extent] = self.extents.flush[extent] = 0
             self.since_begin[extent] = set()
             self.copied.discard(extent)
+            self.dirty[extent] = False
 
         def finish() -> tuple[OpStatus, int, str]:
             for extent in extents:
