@@ -92,7 +92,9 @@ class Driver:
         """The present state, then each later one, until the end."""
         seen = self.published.generation - 1
         while True:
-            for published in [p for p in self.history if p.generation > seen]:
+            # More may be published while one is being handed out, so look again before ending.
+            while seen < self.published.generation:
+                published = next(p for p in self.history if p.generation > seen)
                 seen = published.generation
                 yield published
             if self.ended:

@@ -118,7 +118,9 @@ class Machines:
         process = self.find(machine_id)
         seen = after_generation
         while True:
-            for published in [p for p in process.history if p.generation > seen]:
+            # More may be published while one is being handed out, so look again before ending.
+            while seen < process.published.generation:
+                published = next(p for p in process.history if p.generation > seen)
                 seen = published.generation
                 yield process.record, published
             if process.ended:

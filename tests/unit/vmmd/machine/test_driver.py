@@ -145,3 +145,18 @@ async def test_whoever_waits_at_the_end_is_answered() -> None:
     await driver.run()
     with pytest.raises(StateError, match="ended"):
         await waiting
+
+
+async def test_a_slow_watcher_still_sees_the_end() -> None:
+    """The last states are published in one go, while a watcher is busy with an earlier one."""
+    driver = Driver(ScriptedParts())
+    driver.request(RequestKind.STOP)
+    run: asyncio.Task[None] | None = None
+    seen = []
+    async for published in driver.watch():
+        seen.append(published.state.value)
+        if run is None:
+            run = asyncio.create_task(driver.run())
+        elif published.state is MachineState.STOPPING:
+            await run
+    assert seen == ["creating", "stopping", "stopped", "destroyed"]
