@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import uuid
 from contextlib import AbstractContextManager, aclosing, nullcontext
@@ -20,6 +21,8 @@ from stairwell.controlplane.v1 import instance_service_pb2 as pb
 
 # Making a machine starts a process and builds its devices.
 CREATE_SECONDS = 60.0
+# A machine runs within a second or two; past this, one of its disks' members is probably away.
+SLOW_SECONDS = 5.0
 
 Name = Annotated[str, typer.Argument(help="Instance; may be left out while there is only one.")]
 
@@ -105,12 +108,30 @@ async def state(
     instance = response.instance
     if wait:
         with spinner(session, f"waiting for {instance.name} to {wanted.value}"):
-            instance = await reach_state(session, wanted, instance)
+            instance = await _wait(session, wanted, instance)
         text = f"{instance.name} is {render.instance_word(instance.state)}"
     else:
         text = f"{instance.name}: {wanted.value} queued"
     session.show(plain(instance), text)
     return 0
+
+
+async def _wait(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:
+    """Waits as long as --timeout says, else for ever; says where to look when it takes long."""
+    loop = asyncio.get_running_loop()
+    look = f"`stairwell disk status` says what the disks of {queued.name} wait for"
+    slow = loop.call_later(SLOW_SECONDS, session.note, f"still waiting; {look}")
+    try:
+        async with asyncio.timeout(session.settings.timeout):
+            return await reach_state(session, wanted, queued)
+    except TimeoutError:
+        raise CommandError(
+            f"{queued.name} did not {wanted.value} within {session.settings.timeout:g} s; "
+            "the request stays queued",
+            look,
+        ) from None
+    finally:
+        slow.cancel()
 
 
 async def reach_state(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:

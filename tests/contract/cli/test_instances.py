@@ -117,6 +117,18 @@ def test_state_that_cannot_be_reached_says_why(plane, client):
     assert "crub is failed and did not run: 127.0.0.1:8830 is away" in err
 
 
+def test_a_wait_that_takes_long_says_where_to_look_and_may_be_bounded(plane, client, monkeypatch):
+    monkeypatch.setattr("controlplane.cli.commands.instance.SLOW_SECONDS", 0.05)
+    plane.answers["SetInstanceState"] = instance_pb.SetInstanceStateResponse(
+        instance=instance("CREATING")
+    )
+    plane.answers["WatchInstance"] = [*seen(instance("STARTING", 2)), plane.hang]
+    code, out, err = client("state", "run", "--wait", "--timeout", "0.5")
+    assert (code, out) == (1, "")
+    assert "still waiting; `stairwell disk status`" in err
+    assert "crub did not run within 0.5 s; the request stays queued" in err
+
+
 def test_a_state_change_that_is_refused(plane, client):
     plane.answers["SetInstanceState"] = StateError(
         "crub is destroyed; make it anew", reason="DESTROYED"
