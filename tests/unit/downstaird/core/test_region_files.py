@@ -1,0 +1,155 @@
+"""The small files: definition, ownership, voids."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from downstaird.core import slot_file
+from downstaird.core.engine import Ownership
+from downstaird.core.layout import Layout
+from downstaird.core.region_files import (
+    DEFINITION_NAME,
+    OWNER_NAME,
+    VOID_MAX,
+    VOID_NAME,
+    OwnerFile,
+    VoidFile,
+    read_definition,
+    refuse_existing,
+    write_definition,
+)
+from downstaird.store.memory import MemoryDisk
+from stairlib.model.errors import AlreadyExistsError, DataError, InvalidRequestError
+from stairlib.model.geometry import Geometry
+from tests.unit.downstaird.core.region_rig import definition_of
+
+
+@pytest.fixture
+def disk():
+    return MemoryDisk()
+
+
+def text_of(disk):
+    file = disk.open(DEFINITION_NAME)
+    return file.pread(file.size(), 0).decode()
+
+
+def replace_text(disk, text):
+    disk.open(DEFINITION_NAME, create=True).pwritev([text.encode()], 0)
+
+
+def test_a_definition_comes_back_and_can_be_read_by_hand(disk) -> None:
+    definition = definition_of(Geometry(4096, 100, 3), encrypted=True)
+    layout = Layout.for_geometry(definition.geometry)
+    write_definition(disk, definition, layout)
+    assert read_definition(disk) == (definition, layout)
+    fields = json.loads(text_of(disk))
+    assert fields["id"] == str(definition.id)
+    assert fields["blocks_per_extent"] == 100
+
+
+def test_a_directory_without_one_is_no_region(disk) -> None:
+    refuse_existing(disk)
+    with pytest.raises(InvalidRequestError) as refused:
+        read_definition(disk)
+    assert refused.value.reason == "NOT_A_REGION"
+    assert "memory" in refused.value.message
+
+
+def test_a_directory_with_one_is_taken(disk) -> None:
+    write_definition(disk, definition_of(), Layout.for_geometry(Geometry(512, 16, 4)))
+    with pytest.raises(AlreadyExistsError):
+        refuse_existing(disk)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"checksum": "x"}', '"\\ud800"'])
+def test_what_is_no_definition_is_damage(disk, text) -> None:
+    replace_text(disk, text)
+    with pytest.raises(DataError, match=r"region\.json is damaged at byte 0"):
+        read_definition(disk)
+
+
+def test_a_changed_field_is_damage(disk) -> None:
+    write_definition(disk, definition_of(), Layout.for_geometry(Geometry(512, 16, 4)))
+    replace_text(disk, text_of(disk).replace('"extent_count": 4', '"extent_count": 5'))
+    with pytest.raises(DataError, match="checksum"):
+        read_definition(disk)
+
+
+def test_a_newer_format_is_refused(disk) -> None:
+    write_definition(
+        disk, definition_of(format_version=2), Layout.for_geometry(Geometry(512, 16, 4))
+    )
+    with pytest.raises(DataError) as newer:
+        read_definition(disk)
+    assert newer.value.reason == "FORMAT_VERSION"
+
+
+def test_ownership_survives_and_is_forgotten_when_given_back(disk) -> None:
+    file = disk.open(OWNER_NAME, create=True)
+    owner = OwnerFile(file)
+    first = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
+    for ownership in (first, Ownership(None, None, 0), first):
+        owner.store(ownership)
+        again = OwnerFile(file)
+        again.load()
+        assert again.ownership == ownership == owner.ownership
+
+
+def test_a_torn_store_leaves_the_ownership_before(disk) -> None:
+    file = disk.open(OWNER_NAME, create=True)
+    owner = OwnerFile(file)
+    kept = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
+    owner.store(Ownership(uuid.uuid4(), uuid.uuid4(), 6))
+    owner.store(kept)
+    before = file.pread(512, 4096)
+    owner.store(Ownership(uuid.uuid4(), uuid.uuid4(), 8))
+    torn = file.pread(512, 4096)
+    file.pwritev([torn[:30] + before[30:]], 4096)
+    again = OwnerFile(file)
+    again.load()
+    assert again.ownership == kept
+
+
+def test_a_store_that_fails_changes_nothing(disk) -> None:
+    owner = OwnerFile(disk.open(OWNER_NAME, create=True))
+    kept = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
+    owner.store(kept)
+    disk.fail_sync = lambda _: True
+    with pytest.raises(DataError):
+        owner.store(Ownership(None, None, 9))
+    assert owner.ownership == kept
+
+
+def test_no_whole_copy_is_damage(disk) -> None:
+    with pytest.raises(DataError, match="owner is damaged at byte 0"):
+        OwnerFile(disk.open(OWNER_NAME, create=True)).load()
+
+
+def test_a_newer_slot_is_refused(disk, monkeypatch) -> None:
+    file = disk.open(OWNER_NAME, create=True)
+    monkeypatch.setattr(slot_file, "VERSION", 2)
+    OwnerFile(file).store(Ownership(None, None, 1))
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="version 2"):
+        OwnerFile(file).load()
+
+
+def test_voids_survive_until_they_are_forgotten(disk) -> None:
+    file = disk.open(VOID_NAME, create=True)
+    void = VoidFile(file)
+    for sequence in range(20):
+        void.add_record(sequence)
+    void.set_checkpoint(5)
+    again = VoidFile(file)
+    again.load()
+    assert again.records == tuple(range(20 - VOID_MAX, 20))
+    assert again.checkpoint == 5
+    again.forget(18)
+    again.store()
+    last = VoidFile(file)
+    last.load()
+    assert last.records == (18, 19)
