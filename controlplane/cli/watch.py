@@ -15,6 +15,7 @@ from stairwell.controlplane.v1.replacement_service_pb2 import Replacement, Repla
 
 PLAIN_SECONDS = 2.0
 BAR_CELLS = 24
+BAR_CELLS_MIN = 6
 
 ENDED = frozenset(
     {ReplacementState.REPLACEMENT_STATE_DONE, ReplacementState.REPLACEMENT_STATE_FAILED}
@@ -52,9 +53,13 @@ def bar(replacement: Replacement, cells: int = BAR_CELLS) -> str:
     return "━" * filled + "─" * (cells - filled)
 
 
-def live_line(replacement: Replacement) -> str:
-    """The one line of a terminal: the bar before the words."""
-    return f"{bar(replacement)}  {progress_line(replacement)}"
+def live_line(replacement: Replacement, columns: int | None = None) -> str:
+    """The one line of a terminal: the bar before the words, shorter where `columns` are few."""
+    words = progress_line(replacement)
+    cells = BAR_CELLS
+    if columns is not None:
+        cells = max(BAR_CELLS_MIN, min(BAR_CELLS, columns - len(words) - 3))
+    return f"{bar(replacement, cells)}  {words}"
 
 
 def closing_lines(replacement: Replacement) -> list[str]:

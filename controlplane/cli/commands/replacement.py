@@ -189,7 +189,12 @@ def _display(
         live = Live(
             Text("…"), console=session.out, refresh_per_second=REFRESHES_PER_SECOND, transient=True
         )
-        return (lambda one: live.update(Text(watch.live_line(one), overflow="ellipsis"))), live
+
+        def move(one: pb.Replacement) -> None:
+            text = watch.live_line(one, session.out.width)
+            live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+
+        return move, live
     pace = watch.Pace()
     loop = asyncio.get_running_loop()
 

@@ -66,7 +66,8 @@ async def replace(
     if validate_only:
         session.show(plain(response), f"would answer {text}; nothing was changed")
         return 0
-    if no_wait or not response.replacement_id:
+    ended = response.result == pb.ReplaceResult.REPLACE_RESULT_COMPLETED_ALREADY
+    if no_wait or ended or not response.replacement_id:
         session.show(plain(response), text)
         return 0
     if not session.is_json:

@@ -59,4 +59,6 @@ class Narrator:
             refresh_per_second=REFRESHES_PER_SECOND,
             transient=True,
         ) as live:
-            yield lambda text, _: live.update(Text(f"          {text}", overflow="ellipsis"))
+            yield lambda text, _: live.update(
+                Text(f"          {text}", no_wrap=True, overflow="ellipsis")
+            )

@@ -114,6 +114,7 @@ def test_sent_again_after_it(plane, client):
     code, out, _ = client("vcr", "-u", VOLUME, "--vcr-replace", REPLACE)
     assert code == 0
     assert out.startswith("completed_already: ")
+    assert plane.requests("WatchReplacement") == []
 
 
 def test_json_is_one_document_at_the_end(plane, client):

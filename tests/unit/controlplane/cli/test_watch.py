@@ -57,6 +57,13 @@ def test_the_bar_is_full_only_when_all_is_done(done, filled):
     assert len(watch.live_line(repairing(bytes_done=done)).split()[0]) == watch.BAR_CELLS
 
 
+@pytest.mark.parametrize(("columns", "cells"), [(200, 24), (100, 20), (40, 6)])
+def test_the_bar_gives_way_on_narrow_terminals(columns, cells):
+    line = watch.live_line(repairing(), columns)
+    assert len(line.split()[0]) == cells
+    assert len(line) < columns or cells == watch.BAR_CELLS_MIN
+
+
 def test_the_bar_of_an_unknown_total_is_empty():
     assert "━" not in watch.bar(Replacement())
 
