@@ -13,7 +13,7 @@ import numpy.typing as npt
 from downstaird.core.engine import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, ExtentStates
 from downstaird.core.log_record import EXTENT, ExtentEntries
 
-_DURABLE_FLAGS = FLAG_INCOMPLETE | FLAG_FAULTED
+_ALL_BUT_INCOMPLETE = np.uint32(0xFFFFFFFF ^ FLAG_INCOMPLETE)
 
 
 class ExtentTable:
@@ -22,11 +22,9 @@ class ExtentTable:
     def __init__(self, count: int) -> None:
         self.durable: ExtentEntries = np.zeros(count, dtype=EXTENT)
         self.durable["extent"] = np.arange(count, dtype=np.uint32)
-        self._generations = np.zeros(count, dtype=np.uint64)
-        self._flushes = np.zeros(count, dtype=np.uint64)
-        self._marks = np.zeros(count, dtype=np.uint8)
-        self._active = np.zeros(count, dtype=np.bool_)
-        self._frozen = np.zeros(count, dtype=np.bool_)
+        self._seen: ExtentEntries = self.durable.copy()
+        self._active: set[int] = set()
+        self._frozen: set[int] = set()
         # Copied by a repair: the next flush clears their incomplete mark and stores their stamp.
         self._copied: set[int] = set()
         self._cleared: set[int] = set()
@@ -36,103 +34,94 @@ class ExtentTable:
     def adopt(self, durable: ExtentEntries) -> None:
         """Takes over what recovery found."""
         self.durable = durable
-        self._generations[:] = durable["generation"]
-        self._flushes[:] = durable["flush"]
-        self._marks[:] = durable["flags"] & _DURABLE_FLAGS
-        self.damaged = set(np.flatnonzero(self._marks & FLAG_FAULTED).tolist())
+        self._seen = durable.copy()
+        self.damaged = set(np.flatnonzero(durable["flags"] & FLAG_FAULTED).tolist())
 
     def states(self) -> ExtentStates:
         """Copies, with the dirty bit put in."""
-        flags = self._marks.copy()
-        flags[self._active | self._frozen] |= FLAG_DIRTY
-        return ExtentStates(self._generations.copy(), self._flushes.copy(), flags)
+        flags = self._seen["flags"].astype(np.uint8)
+        flags[[*self._active, *self._frozen]] |= FLAG_DIRTY
+        return ExtentStates(
+            self._seen["generation"].astype(np.uint64),
+            self._seen["flush"].astype(np.uint64),
+            flags,
+        )
 
     def touch(self, extent: int) -> None:
         """The session changed something in the extent."""
-        self._active[extent] = True
+        self._active.add(extent)
 
     def fault(self, extent: int) -> None:
         """Something stored for the extent is damaged."""
-        self._marks[extent] |= FLAG_FAULTED
+        self._seen["flags"][extent] |= FLAG_FAULTED
         self.durable["flags"][extent] |= FLAG_FAULTED
         self.damaged.add(extent)
 
-    def is_incomplete(self, extent: int) -> bool:
-        """Whether a repair into it has begun and is not flushed to the end."""
-        return bool(self._marks[extent] & FLAG_INCOMPLETE)
-
     def incomplete_count(self) -> int:
-        """How many are."""
-        return int(np.count_nonzero(self._marks & FLAG_INCOMPLETE))
+        """How many have been marked by a repair that is not flushed to the end."""
+        return int(np.count_nonzero(self._seen["flags"] & FLAG_INCOMPLETE))
 
     def begin_repair(self, extents: npt.NDArray[np.uint32]) -> ExtentEntries:
         """Marks them incomplete and not dirty, stamps reset; returns the entries to store. What is
         not flushed yet of earlier writes to them is not to be stamped: the source decides what
         they hold."""
-        self._marks[extents] = FLAG_INCOMPLETE
-        self._generations[extents] = 0
-        self._flushes[extents] = 0
-        self._active[extents] = False
-        self._copied.difference_update(extents.tolist())
-        self.damaged.difference_update(extents.tolist())
-        return self._entries(extents)
+        entries: ExtentEntries = np.zeros(len(extents), dtype=EXTENT)
+        entries["extent"] = extents
+        entries["flags"] = FLAG_INCOMPLETE
+        self._seen[extents] = entries
+        numbers = extents.tolist()
+        self._active.difference_update(numbers)
+        self._copied.difference_update(numbers)
+        self.damaged.difference_update(numbers)
+        return entries
 
     def copied(self, extent: int, generation: int, number: int) -> None:
         """Raises the stamp to (generation, number) if that is later; the next flush clears the
         mark."""
-        own = (int(self._generations[extent]), int(self._flushes[extent]))
-        stamp = max(own, (generation, number))
-        self._generations[extent], self._flushes[extent] = stamp
+        self._raise_to(extent, (generation, number))
         self._copied.add(extent)
+
+    def _raise_to(self, extent: int, stamp: tuple[int, int]) -> None:
+        seen = self._seen[extent]
+        if stamp > (int(seen["generation"]), int(seen["flush"])):
+            seen["generation"], seen["flush"] = stamp
 
     def freeze(self, generation: int, number: int) -> ExtentEntries:
         """Begins a flush: the entries it is to store."""
-        assert not self._frozen.any()
-        self._frozen, self._active = self._active, self._frozen
+        assert not self._frozen
+        self._frozen, self._active = self._active, set()
         self._cleared, self._copied = self._copied, set()
-        extents = np.flatnonzero(self._frozen)
+        extents = sorted(self._frozen | self._cleared)
+        entries: ExtentEntries = self._seen[extents]
         if self._cleared:
-            extents = np.union1d(extents, np.fromiter(self._cleared, dtype=np.int64))
-        entries = self._entries(extents)
-        dirty = self._frozen[extents]
-        entries["generation"][dirty] = generation
-        entries["flush"][dirty] = number
-        if self._cleared:
-            done = np.isin(extents, np.fromiter(self._cleared, dtype=np.int64))
-            entries["flags"][done] &= np.uint32(~FLAG_INCOMPLETE & 0xFF)
+            dirty = [extent in self._frozen for extent in extents]
+            entries["generation"][dirty] = generation
+            entries["flush"][dirty] = number
+            done = [extent in self._cleared for extent in extents]
+            entries["flags"][done] &= _ALL_BUT_INCOMPLETE
+        else:
+            entries["generation"] = generation
+            entries["flush"] = number
         return entries
 
     def publish(self, entries: ExtentEntries) -> None:
         """The entries are durable. Stamps that a copy raised meanwhile stay."""
-        self.durable[entries["extent"]] = entries
-        stamped = entries[self._frozen[entries["extent"]]]
+        extents = entries["extent"]
         raised = {
-            extent: (int(self._generations[extent]), int(self._flushes[extent]))
+            extent: (int(self._seen["generation"][extent]), int(self._seen["flush"][extent]))
             for extent in self._copied
         }
-        self._generations[stamped["extent"]] = stamped["generation"]
-        self._flushes[stamped["extent"]] = stamped["flush"]
+        self.durable[extents] = entries
+        self._seen[extents] = entries
         for extent, stamp in raised.items():
-            if stamp > (int(self._generations[extent]), int(self._flushes[extent])):
-                self._generations[extent], self._flushes[extent] = stamp
-        if self._cleared:
-            done = np.fromiter(self._cleared, dtype=np.int64)
-            self._marks[done] &= np.uint8(~FLAG_INCOMPLETE & 0xFF)
+            self._raise_to(extent, stamp)
         self._end_freeze()
 
     def fail(self) -> None:
         """The flush failed: what it covered is flagged faulted, though it can still be read."""
-        self._marks[self._frozen] |= FLAG_FAULTED
+        self._seen["flags"][list(self._frozen)] |= FLAG_FAULTED
         self._end_freeze()
 
     def _end_freeze(self) -> None:
-        self._frozen[:] = False
+        self._frozen = set()
         self._cleared = set()
-
-    def _entries(self, extents: npt.NDArray[np.integer]) -> ExtentEntries:
-        entries = np.zeros(len(extents), dtype=EXTENT)
-        entries["extent"] = extents
-        entries["flags"] = self._marks[extents]
-        entries["generation"] = self._generations[extents]
-        entries["flush"] = self._flushes[extents]
-        return entries

@@ -14,6 +14,7 @@ record proves all that came earlier. docs/region-format.md has it byte by byte.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +26,17 @@ import xxhash
 from downstaird.core.disk import Buffer
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts
 
+# Arrays are stored as they are in memory.
+assert sys.byteorder == "little"
+
 MAGIC = 0x524C5753  # "SWLR"
 VERSION = 1
 # magic, version, flags, region tag, sequence, previous checksum, flush, generation, extents,
 # remaps, discards, blocks, remap contexts, zero, table bytes, data bytes, data hash, checksum
 HEADER = struct.Struct("<IHHQQQQQIIIIIIQQQQ")
 HEADER_BYTES = 128
-_CHECKSUM_AT = HEADER.size - 8
+_CHECKSUM = struct.Struct("<Q")
+_CHECKSUM_AT = HEADER.size - _CHECKSUM.size
 # Records begin at multiples of a page: a write to one never rewrites a sector of the record before.
 RECORD_ALIGN = 4096
 
@@ -94,33 +99,35 @@ def record_bytes(table_bytes: int, data_bytes: int, block_size: int) -> int:
 def encode(record: Record, data: Sequence[Buffer], *, tag: int, block_size: int) -> list[Buffer]:
     """The buffers to write, padding included. Fills in the record's checksum, hash and lengths."""
     hasher = xxhash.xxh3_64()
-    for part in data:
-        hasher.update(part)
+    for block in data:
+        hasher.update(block)
     table = b"".join(
-        (
-            record.extents.tobytes(),
-            np.ascontiguousarray(record.remaps, dtype="<u4").tobytes(),
-            np.ascontiguousarray(record.discards, dtype="<i8").tobytes(),
-            np.ascontiguousarray(record.addresses, dtype="<i8").tobytes(),
-            np.ascontiguousarray(record.contexts, dtype="<u8").tobytes(),
-            np.ascontiguousarray(record.remap_contexts, dtype="<u8").tobytes(),
+        part.tobytes()
+        for part in (
+            record.extents,
+            record.remaps,
+            record.discards,
+            record.addresses,
+            record.contexts,
+            record.remap_contexts,
         )
+        if len(part)
     )
     record.data_bytes = sum(map(len, data))
     record.data_hash = hasher.intdigest()
     record.table_bytes = len(table)
     assert record.data_bytes == len(record.addresses) * block_size
     head = bytearray(HEADER_BYTES)
-    _pack(head, record, tag, 0)
+    _pack(head, record, tag)
     record.checksum = _checksum(head, table)
-    _pack(head, record, tag, record.checksum)
+    _CHECKSUM.pack_into(head, _CHECKSUM_AT, record.checksum)
     start = data_start(len(table), block_size)
     end = record_bytes(len(table), record.data_bytes, block_size)
     front = b"".join((head, table, bytes(start - HEADER_BYTES - len(table))))
     return [front, *data, bytes(end - start - record.data_bytes)]
 
 
-def _pack(head: bytearray, record: Record, tag: int, checksum: int) -> None:
+def _pack(head: bytearray, record: Record, tag: int) -> None:
     HEADER.pack_into(
         head,
         0,
@@ -141,7 +148,7 @@ def _pack(head: bytearray, record: Record, tag: int, checksum: int) -> None:
         record.table_bytes,
         record.data_bytes,
         record.data_hash,
-        checksum,
+        0,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -230,6 +231,30 @@ class Overlay:
             arena = self.frozen
         slot = block_id - arena.start
         return arena.contexts[slot : slot + count].copy()
+
+    def gather(self, ids: I64Array) -> ContextArray:
+        """Contexts of any ids, in their order: one step per epoch, not per run of ids."""
+        found = empty_contexts(len(ids))
+        for arena in (self.active, self.frozen):
+            if arena is not None:
+                there = (ids >= arena.start) & (ids < arena.start + arena.used)
+                found[there] = arena.contexts[ids[there] - arena.start]
+        oldest = self.active.start if self.frozen is None else self.frozen.start
+        logged = np.flatnonzero(ids < oldest)
+        if not len(logged):
+            return found
+        epochs = np.searchsorted(self._starts, ids[logged], side="right") - 1
+        order = np.argsort(epochs, kind="stable")
+        logged, epochs = logged[order], epochs[order]
+        edges = [0, *(np.flatnonzero(np.diff(epochs)) + 1).tolist(), len(logged)]
+        for start, stop in pairwise(edges):
+            epoch = self.logged[int(epochs[start])]
+            places = logged[start:stop]
+            ranks = ids[places] - epoch.start
+            if epoch.slots is not None:
+                ranks = np.searchsorted(epoch.slots, ranks)
+            found[places] = epoch.contexts[ranks]
+        return found
 
     def _epoch_of(self, block_id: int) -> LoggedEpoch:
         epoch = self.logged[bisect_right(self._starts, block_id) - 1]

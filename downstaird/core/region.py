@@ -62,11 +62,11 @@ from downstaird.core.region_files import (
     write_definition,
 )
 from downstaird.core.region_flush import FlushJob
-from downstaird.core.region_io import RegionBlocks
+from downstaird.core.region_io import RegionBlocks, true_runs
 from downstaird.core.region_recovery import recover
 from downstaird.core.region_repair import RepairTracker
 from downstaird.core.state_file import STATE_NAMES, State, encode_state
-from stairlib.model.context import ContextArray, written
+from stairlib.model.context import CONTEXT_BYTES, ContextArray, written
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError, StateError
 
 _FILE_NAMES = (*STATE_NAMES, *LOG_NAMES, DATA_NAME, *CONTEXT_NAMES, OWNER_NAME, VOID_NAME)
@@ -91,6 +91,8 @@ class Region:
         self._disk = disk
         self._files = files
         self._read_only = read_only
+        self._block_size = geometry.block_size
+        self._per_extent = geometry.blocks_per_extent
         self.layout = layout
         self.tuning = tuning
         self.tag = region_tag(definition.id)
@@ -123,6 +125,8 @@ class Region:
         self._blocks = RegionBlocks(layout, self.chunks, self.overlay, tuning.large_bytes)
         self._job: FlushJob | CheckpointJob | None = None
         self._failure: DataError | None = None
+        # Of an extent without any context, once it was asked for.
+        self._digest_of_nothing: int | None = None
 
     @classmethod
     def create(
@@ -223,7 +227,7 @@ class Region:
         free = ~written(self.contexts(offset, count))
         view = memoryview(data)
         size = self.layout.geometry.block_size
-        for start, stop in _true_runs(free):
+        for start, stop in true_runs(free):
             self._touch(offset + start, stop - start)
             self._blocks.write(
                 self.layout.pieces(offset + start, stop - start),
@@ -242,13 +246,21 @@ class Region:
     def digest(self, extent: int) -> int:
         """xxh3-64 over the extent's contexts."""
         per_extent = self.layout.geometry.blocks_per_extent
+        chunks = self.layout.chunks_per_extent
+        if extent not in self.extents.damaged and self._blocks.untouched(extent * chunks, chunks):
+            if self._digest_of_nothing is None:
+                self._digest_of_nothing = xxhash.xxh3_64_intdigest(
+                    bytes(per_extent * CONTEXT_BYTES)
+                )
+            return self._digest_of_nothing
         contexts = self.contexts(extent * per_extent, per_extent)
         return xxhash.xxh3_64_intdigest(np.ascontiguousarray(contexts, dtype="<u8").data)
 
     def _check_change(self, offset: int, count: int, data_bytes: int | None) -> None:
         self.layout.check(offset, count)
-        self._check_writable()
-        size = self.layout.geometry.block_size
+        if self._failure is not None or self._read_only:
+            self._check_writable()
+        size = self._block_size
         if data_bytes is not None and data_bytes != count * size:
             raise InvalidRequestError(
                 f"{count} contexts came with {data_bytes} bytes; blocks have {size} bytes",
@@ -278,10 +290,13 @@ class Region:
                 )
 
     def _touch(self, offset: int, count: int) -> None:
-        per_extent = self.layout.geometry.blocks_per_extent
+        per_extent = self._per_extent
         first = offset // per_extent
-        self.extents.touch(first)
-        for extent in range(first + 1, (offset + count - 1) // per_extent + 1):
+        last = (offset + count - 1) // per_extent
+        if first == last:
+            self.extents.touch(first)
+            return
+        for extent in range(first, last + 1):
             self.extents.touch(extent)
 
     def _note(self, offset: int, count: int) -> None:
@@ -477,14 +492,13 @@ class Region:
                 raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
             wanted = self._repair.untouched(extent, first, here)
             there = written(contexts[before : before + here])
-            for start, stop in _true_runs(wanted & there):
-                at = before + start
-                self._blocks.write(
-                    self.layout.pieces(offset + at, stop - start),
-                    contexts[at : before + stop],
-                    view[at * size : (before + stop) * size],
-                )
-            for start, stop in _true_runs(wanted & ~there):
+            self._blocks.merge(
+                self.layout.pieces(offset + before, here),
+                wanted & there,
+                contexts[before : before + here],
+                view[before * size : (before + here) * size],
+            )
+            for start, stop in true_runs(wanted & ~there):
                 self._blocks.discard(self.layout.pieces(offset + before + start, stop - start))
             applied += int(np.count_nonzero(wanted)) * size
         return applied
@@ -558,11 +572,3 @@ def _close_all(disk: Disk, files: dict[str, File]) -> None:
         with contextlib.suppress(StairwellError, OSError):
             file.close()
     disk.close()
-
-
-def _true_runs(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(start, stop) of each run of True."""
-    if bool(mask.all()):
-        return [(0, len(mask))] if len(mask) else []
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))

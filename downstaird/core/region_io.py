@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from downstaird.core.chunk_contexts import Home
 from downstaird.core.chunk_map import ChunkMap
 from downstaird.core.disk import Buffer
 from downstaird.core.layout import Layout, Piece
 from downstaird.core.overlay import DISCARDED, HOME, I64Array, Overlay
-from stairlib.model.context import ContextArray, empty_contexts
+from stairlib.model.context import ContextArray, empty_contexts, written
+
+Mask = npt.NDArray[np.bool_]
 
 
 class RegionBlocks:
@@ -120,27 +123,40 @@ class RegionBlocks:
 
     def contexts(self, pieces: Sequence[Piece]) -> ContextArray:
         """Contexts alone."""
-        parts = [self._piece_contexts(*piece) for piece in pieces]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        live, tables = self._chunks.live, self._overlay.tables
+        found = empty_contexts(sum(count for _, _, count in pieces))
+        parts: list[I64Array] = []
+        starts: list[int] = []
+        at = 0
+        for chunk, first, count in pieces:
+            physical = int(live[chunk])
+            if physical:
+                home = self._chunks.home(chunk, physical)
+                found[at : at + count] = home.contexts[first : first + count]
+            table = tables.get(chunk)
+            if table is not None:
+                parts.append(table[first : first + count])
+                starts.append(at)
+            at += count
+        if parts:
+            self._lay_over(found, parts, starts)
+        return found
 
-    def _piece_contexts(self, chunk: int, first: int, count: int) -> ContextArray:
-        table = self._overlay.tables.get(chunk)
-        physical = int(self._chunks.live[chunk])
-        if physical:
-            contexts = self._chunks.home(chunk, physical).contexts[first : first + count]
-            if table is None:
-                return contexts
-            contexts = contexts.copy()
-        else:
-            contexts = empty_contexts(count)
-            if table is None:
-                return contexts
-        for place, start, length in _places(table[first : first + count]):
-            if place >= 0:
-                contexts[start : start + length] = self._overlay.contexts(place, length)
-            elif place == DISCARDED:
-                contexts[start : start + length] = 0
-        return contexts
+    def _lay_over(self, found: ContextArray, parts: list[I64Array], starts: list[int]) -> None:
+        """Puts what the tables' `parts` say into `found`, where they begin at `starts`."""
+        places = np.concatenate(parts)
+        lengths = [len(part) for part in parts]
+        before = np.cumsum([0, *lengths[:-1]])
+        indexes = np.arange(len(places)) + np.repeat(np.array(starts) - before, lengths)
+        found[indexes[places == DISCARDED]] = 0
+        here = places >= 0
+        found[indexes[here]] = self._overlay.gather(places[here])
+
+    def untouched(self, first: int, count: int) -> bool:
+        """Whether nothing is stored of these chunks."""
+        if self._chunks.live[first : first + count].any():
+            return False
+        return self._overlay.tables.keys().isdisjoint(range(first, first + count))
 
     # --- changing
 
@@ -156,21 +172,13 @@ class RegionBlocks:
             ]
             blocks = sum(pieces[index][2] for index in whole)
             if blocks * self._size >= self._large_bytes:
-                self._write_large(pieces, set(whole), contexts, view)
+                self._write_pieces(pieces, set(whole), contexts, view)
                 return
-        at = 0
-        for chunk, first, count in pieces:
-            if count == len(contexts):
-                self._write_small(chunk, first, contexts, data)
-                return
-            view = memoryview(data)
-            self._write_small(
-                chunk,
-                first,
-                contexts[at : at + count],
-                view[at * self._size : (at + count) * self._size],
-            )
-            at += count
+        if len(pieces) == 1:
+            chunk, first, _ = pieces[0]
+            self._write_small(chunk, first, contexts, data)
+            return
+        self._write_pieces(pieces, set(), contexts, memoryview(data))
 
     def _write_small(self, chunk: int, first: int, contexts: ContextArray, data: Buffer) -> None:
         if self._overlay.room() >= len(contexts):
@@ -178,9 +186,10 @@ class RegionBlocks:
         else:
             self._write_through(chunk, first, contexts, data)
 
-    def _write_large(
+    def _write_pieces(
         self, pieces: Sequence[Piece], whole: set[int], contexts: ContextArray, view: memoryview
     ) -> None:
+        """The pieces whose index is in `whole` go straight to their places."""
         at = 0
         chunks: list[tuple[int, int, int]] = []
         for index, (chunk, first, count) in enumerate(pieces):
@@ -190,13 +199,19 @@ class RegionBlocks:
                 part = view[at * self._size : (at + count) * self._size]
                 self._write_small(chunk, first, contexts[at : at + count], part)
             at += count
-        self._write_chunks(chunks, contexts, view)
+        if chunks:
+            self._write_chunks(chunks, contexts, view)
 
     def _write_chunks(
-        self, chunks: Sequence[tuple[int, int, int]], contexts: ContextArray, view: memoryview
+        self,
+        chunks: Sequence[tuple[int, int, int]],
+        contexts: ContextArray,
+        view: memoryview,
+        *,
+        full: bool = True,
     ) -> None:
         """Writes (chunk, first block in `view`, blocks) to fresh places, consecutive ones in one
-        go."""
+        go. `full`: every block has a context."""
         size = self._size
         taken = self._chunks.take(len(chunks))
         try:
@@ -215,7 +230,7 @@ class RegionBlocks:
             raise
         kept = contexts.copy()
         for (chunk, at, count), physical in zip(chunks, taken, strict=True):
-            self._remap(chunk, physical, kept[at : at + count], full=True)
+            self._remap(chunk, physical, kept[at : at + count], full=full)
 
     def _follows(
         self, chunks: Sequence[tuple[int, int, int]], taken: Sequence[int], index: int
@@ -259,6 +274,46 @@ class RegionBlocks:
         if table is not None:
             self._overlay.forget(chunk, first, len(contexts))
 
+    def merge(
+        self, pieces: Sequence[Piece], wanted: Mask, contexts: ContextArray, data: Buffer
+    ) -> None:
+        """Takes the `wanted` ones of the blocks. A chunk that gets half of its blocks or more goes
+        to a fresh place at once, together with what it holds: by the log, all would be written
+        twice. DataError."""
+        view = memoryview(data)
+        at = 0
+        for chunk, first, count in pieces:
+            here = wanted[at : at + count]
+            part = view[at * self._size : (at + count) * self._size]
+            if 2 * np.count_nonzero(here) >= self._layout.blocks_in(chunk):
+                self._merge_chunk(chunk, first, here, contexts[at : at + count], part)
+            else:
+                for start, stop in true_runs(here):
+                    self._write_small(
+                        chunk,
+                        first + start,
+                        contexts[at + start : at + stop],
+                        part[start * self._size : stop * self._size],
+                    )
+            at += count
+
+    def _merge_chunk(
+        self, chunk: int, first: int, wanted: Mask, contexts: ContextArray, part: memoryview
+    ) -> None:
+        blocks = self._layout.blocks_in(chunk)
+        stop = first + len(wanted)
+        if len(wanted) == blocks and wanted.all():
+            self._write_chunks([(chunk, 0, blocks)], contexts, part)
+            return
+        before, buffers = self._read_piece(chunk, 0, blocks)
+        merged = before.copy()
+        merged[first:stop][wanted] = contexts[wanted]
+        data = np.frombuffer(bytearray().join(buffers), dtype=np.uint8).reshape(blocks, self._size)
+        fresh = np.frombuffer(part, dtype=np.uint8).reshape(-1, self._size)
+        data[first:stop][wanted] = fresh[wanted]
+        full = bool(written(merged).all())
+        self._write_chunks([(chunk, 0, blocks)], merged, data.reshape(-1).data, full=full)
+
     def discard(self, pieces: Sequence[Piece]) -> None:
         """Makes the blocks never-written."""
         for chunk, first, count in pieces:
@@ -288,3 +343,11 @@ def _places(locations: I64Array) -> list[tuple[int, int, int]]:
         (place, start, stop - start)
         for place, start, stop in zip(firsts, starts, stops, strict=True)
     ]
+
+
+def true_runs(mask: Mask) -> list[tuple[int, int]]:
+    """(start, stop) of each run of True."""
+    if bool(mask.all()):
+        return [(0, len(mask))] if len(mask) else []
+    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
