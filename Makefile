@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml scripts/check_python.py
 	@echo "== making $(VENV) and installing; the first time takes a minute"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --editable . --group dev
 	@touch $(STAMP)
 
 .PHONY: demo
