@@ -17,7 +17,7 @@ readonly LOCAL_BASE=stairwell/base:bookworm
 readonly SUITE=bookworm
 readonly MIRROR=${STAIRWELL_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 readonly PACKAGES=ca-certificates,python3,python3-pip,python3-venv
-readonly CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/stairwell
+readonly CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/stairwell
 readonly STATE=${STAIRWELL_DOCKER_STATE:-/run/stairwell-docker}
 readonly START_SECONDS=60
 
