@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 from controlplane.cli.demo.processes import LOOPBACK, Processes
 from controlplane.cli.failure import CommandError
@@ -44,6 +45,12 @@ class House:
     def spare(self) -> str:
         """The downstairs that will replace a member."""
         return self.downstairs[MEMBERS]
+
+    def lose_members(self) -> None:
+        """The members at first die as by a power cut, and their data is thrown away."""
+        for number, address in enumerate(self.members):
+            self.processes.kill(address)
+            self.processes.discard(region_folder(self.processes, number))
 
     def disk(self) -> DiskSpec:
         """The machine's disk as a crucible-disks file has it."""
@@ -108,8 +115,13 @@ async def build(processes: Processes) -> House:
     return House(processes, addresses, vmmd, controlplane.address, str(uuid.uuid4()))
 
 
+def region_folder(processes: Processes, number: int) -> Path:
+    """Where the region of that downstairs is kept."""
+    return processes.folder / f"downstairs{number}"
+
+
 async def _downstairs(processes: Processes, number: int) -> str:
-    folder = processes.folder / f"downstairs{number}"
+    folder = region_folder(processes, number)
     geometry = [
         "--block-size", str(BLOCK_SIZE),
         "--extent-size", str(BLOCKS_PER_EXTENT),

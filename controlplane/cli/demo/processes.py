@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ PORT_ATTEMPTS = 3
 STOP_SECONDS = 5.0
 LOG_LINES_SHOWN = 15
 LOG_LINES_OF_ONE = 5
+_IGNORE = {"ignore_errors": True}
 _TROUBLE = frozenset({"warning", "error", "critical"})
 _NOISE = frozenset({"level", "timestamp", "service", "logger", "exception", "span_id", "trace_id"})
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
@@ -111,6 +113,7 @@ class Processes:
         self.keep = keep
         self.daemons: list[Daemon] = []
         self._sockets: Path | None = None
+        self._removals: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -127,6 +130,8 @@ class Processes:
                 daemon.signal_group(signal.SIGKILL)
             for daemon in self.daemons:
                 daemon.process.wait()
+            for removal in self._removals:
+                removal.join()
             if self._sockets is not None:
                 shutil.rmtree(self._sockets, ignore_errors=True)
             if not self.keep:
@@ -188,6 +193,16 @@ class Processes:
     def ended(self) -> list[Daemon]:
         """Daemons that are gone though nobody asked them to; the demo's own kills leave first."""
         return [daemon for daemon in self.daemons if not daemon.is_running]
+
+    def discard(self, folder: Path) -> None:
+        """Begins to remove a part of the folder that is needed no more: that takes seconds for
+        gigabytes, and the demo has other things to wait for meanwhile. Does nothing with `keep`.
+        """
+        if self.keep:
+            return
+        removal = threading.Thread(target=shutil.rmtree, args=(folder,), kwargs=_IGNORE)
+        self._removals.append(removal)
+        removal.start()
 
     def kill(self, address: str) -> None:
         """SIGKILLs the daemon at an address and forgets it."""

@@ -240,8 +240,7 @@ class Job:
 
     async def _read_back(self) -> WorkloadReport:
         """Kills all members but the new one, and has the guest read everything it ever wrote."""
-        for address in self._house.members:
-            self._house.processes.kill(address)
+        self._house.lose_members()
         self._narrator.step(
             f"killed {', '.join(self._house.members)}; only {self._house.spare} is left"
         )

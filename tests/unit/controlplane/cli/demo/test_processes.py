@@ -181,6 +181,18 @@ def test_a_command_that_is_not_installed_is_named(tmp_path):
         module.Daemon("x", ["no-such-command-anywhere"], tmp_path / "x.log")
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_not_needed_any_more_is_removed_on_the_way(tmp_path, keep):
+    with Processes(tmp_path / "demo", keep=keep) as processes:
+        part = tmp_path / "demo" / "part"
+        part.mkdir()
+        (part / "data").write_bytes(b"x")
+        processes.discard(part)
+        if not keep:
+            assert eventually(lambda: not part.exists())
+    assert part.exists() == keep
+
+
 def test_a_free_port_is_free():
     port = free_port()
     assert not listens(f"127.0.0.1:{port}")
