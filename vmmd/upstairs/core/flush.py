@@ -69,10 +69,15 @@ class FlushBook:
         self.last = None
 
 
-def judge(record: Mutation, active_mask: int) -> bool | None:
-    """True: durable on enough members. False: all have finished and it is not. None: wait."""
+def judge(record: Mutation, active_mask: int, departing_mask: int = 0) -> bool | None:
+    """True: durable on enough members. False: all have finished and it is not. None: wait.
+
+    A member that is being replaced will not be asked at the next activation: beside it, an active
+    one that stays must have the data too.
+    """
     acks = record.acked.bit_count()
-    if acks >= FLUSH_ACKS_NEEDED:
+    stays = not departing_mask or bool(record.acked & active_mask & ~departing_mask)
+    if acks >= FLUSH_ACKS_NEEDED and stays:
         needed = min(FLUSH_ACKS_NEEDED, active_mask.bit_count())
         if not record.pending or (record.acked & active_mask).bit_count() >= needed:
             return True

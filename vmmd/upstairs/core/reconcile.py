@@ -60,9 +60,8 @@ class ReconcilePlan:
 def trust_regions(members: list[Member]) -> None:
     """Decides whose stamps count: regions that were ours, or all of them in a new set.
 
-    A blank region is not believed beside one that holds stamps, nor when all others are marked as
-    being filled: it may have been promoted for a replacement that went no further, and must not
-    win over extents that are marked incomplete.
+    A blank region is not believed beside one that holds stamps: it may have been promoted for a
+    replacement that went no further, and must not win over extents that are marked incomplete.
     """
     ours = [m for m in members if m.owned_before or m.trusted_region == m.region_id]
     if not any(_written(m) or _incomplete(m) for m in members):
@@ -70,10 +69,7 @@ def trust_regions(members: list[Member]) -> None:
         ours = []
     for member in members:
         others = [m for m in ours if m is not member]
-        doubtful = not _written(member) and (
-            any(_written(m) for m in others)
-            or (len(others) == len(members) - 1 and all(_incomplete(m) for m in others))
-        )
+        doubtful = not _written(member) and any(_written(m) for m in others)
         if not ours or (member in ours and not doubtful):
             member.trusted_region = member.region_id
 

@@ -215,7 +215,8 @@ class RegionSet:
         """Answers the flush's waiters once its outcome is certain."""
         if record.judged:
             return
-        verdict = judge(record, sum(m.bit for m in self.active))
+        departing = self.departing.bit if self.departing is not None else 0
+        verdict = judge(record, sum(m.bit for m in self.active), departing)
         if verdict is None:
             return
         record.judged = True

@@ -92,6 +92,7 @@ class ModelDownstairs:
         self.flush_error_rate = 0.0
         self.corrupt_rate = 0.0
         self.poisoned = False
+        self.write_failed = False
         self._restart()
 
     def _restart(self) -> None:
@@ -123,6 +124,7 @@ class ModelDownstairs:
             self.session = None
         self.since_begin = {}
         self.copied = set()
+        self.write_failed = False
 
     def open_session(
         self, upstairs_id: str, session_id: str, generation: int, region_id: str
@@ -217,6 +219,8 @@ class ModelDownstairs:
         elif kind in (OpKind.WRITE, OpKind.DISCARD):
             if self.poisoned or self.rng.random() < self.write_error_rate:
                 status, text = OpStatus.IO_ERROR, "injected"
+                # What a later flush of this session would stamp is not what was asked.
+                self.write_failed = True
             else:
                 for index in range(length):
                     self._change(offset + index, data[index] if data else None)
@@ -314,7 +318,7 @@ class ModelDownstairs:
         copied: set[int] = set()
         if not keeps_marks:
             copied, self.copied = self.copied, set()
-        fails = self.poisoned or self.rng.random() < self.flush_error_rate
+        fails = self.poisoned or self.write_failed or self.rng.random() < self.flush_error_rate
 
         def finish() -> tuple[OpStatus, int, str]:
             if fails or self.poisoned:

@@ -28,6 +28,16 @@ def test_judgement(acked, pending, active, verdict):
     assert judge(record, active) is verdict
 
 
+def test_a_departing_member_and_one_under_repair_are_not_enough():
+    record = Mutation(1, 1, (), 0, is_flush=True)
+    record.acked = 0b1100
+    assert judge(record, 0b1000, 0b1000) is False
+    record.pending = 0b0001
+    assert judge(record, 0b1000, 0b1000) is None
+    record.acked, record.pending = 0b1001, 0
+    assert judge(record, 0b1001, 0b1000) is True
+
+
 def test_a_flush_without_a_caller_is_due_after_the_timeout():
     book = FlushBook(0.5)
     assert not book.due(100.0)
