@@ -136,7 +136,7 @@ class ExtentCopier:
                 ((run.first_block - first, run.contexts) for run in answer.runs), count
             )
             base = extent * self._blocks_per_extent + first
-            difference = compare(self._engine.contexts(base, count), theirs)
+            difference = compare(self._engine.contexts(base, count), theirs, self._block_size)
             await self._clear(base, difference.clear)
             if difference.fetch:
                 wanted = [Run(first + run.first, run.count) for run in difference.fetch]

@@ -15,10 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, written
+from stairlib.model.context import (
+    CONTEXT_BYTES,
+    ContextArray,
+    differing,
+    empty_contexts,
+    written,
+)
 from stairlib.model.errors import DataError, FieldViolation, InvalidRequestError
 
-# One step of a copy on either end: the loop is held for a few hundred microseconds at most.
+# One step of a copy on either end: the loop is held for a few hundred microseconds at most. Steps
+# begin at multiples of it, as the engine's chunks do: a whole chunk is written once, parts of one
+# twice, to the log and home.
 STEP_BYTES = 256 << 10
 # Contexts asked for at once: 2 MiB of them, below any message limit; an extent of 512-byte blocks
 # may have 1M.
@@ -105,19 +113,34 @@ class Difference:
     clear: list[Run]
 
 
-def compare(own: ContextArray, source: ContextArray) -> Difference:
-    """Blocks to fetch, and blocks to make never-written again."""
-    differs = (own != source).any(axis=1)
+def compare(own: ContextArray, source: ContextArray, block_size: int) -> Difference:
+    """Blocks to fetch, and blocks to make never-written again. The arrays begin at a step's start.
+
+    Of a step with many blocks to fetch all stored ones are: cut by blocks that the session wrote
+    meanwhile, it would be taken in small parts. The merge leaves those blocks alone."""
+    differs = differing(own, source)
     stored = written(source)
-    return Difference(runs(differs & stored), runs(differs & ~stored))
+    fetch = differs & stored
+    blocks = _step_blocks(block_size)
+    starts = np.arange(0, len(fetch), blocks)
+    many = 2 * np.add.reduceat(fetch, starts, dtype=np.int64) >= blocks
+    fetch |= stored & np.repeat(many, blocks)[: len(fetch)]
+    return Difference(runs(fetch), runs(differs & ~stored))
 
 
 def steps(parts: Iterable[Run], block_size: int) -> Iterator[Run]:
-    """The same blocks in pieces of at most STEP_BYTES."""
-    blocks = max(1, STEP_BYTES // block_size)
+    """The same blocks in pieces of at most STEP_BYTES, cut at multiples of it."""
+    blocks = _step_blocks(block_size)
     for part in parts:
-        for first in range(part.first, part.first + part.count, blocks):
-            yield Run(first, min(blocks, part.first + part.count - first))
+        first, end = part.first, part.first + part.count
+        while first < end:
+            stop = min(end, (first // blocks + 1) * blocks)
+            yield Run(first, stop - first)
+            first = stop
+
+
+def _step_blocks(block_size: int) -> int:
+    return max(1, STEP_BYTES // block_size)
 
 
 def checksum(contexts: bytes, data: Iterable[bytes | bytearray | memoryview]) -> int:

@@ -62,20 +62,37 @@ def test_contexts_that_do_not_fit_are_the_sources_fault(part):
 
 def test_only_what_differs_is_fetched_and_what_the_source_never_wrote_is_cleared():
     own, source = contexts(1, 2, 0, 4, 5, 0), contexts(1, 9, 3, 0, 5, 0)
-    difference = compare(own, source)
+    difference = compare(own, source, 4096)
     assert difference.fetch == [Run(1, 2)]
     assert difference.clear == [Run(3, 1)]
-    assert compare(source, source).fetch == compare(source, source).clear == []
+    assert compare(source, source, 4096).fetch == compare(source, source, 4096).clear == []
 
 
-def test_steps_are_bounded_in_bytes():
+def test_a_step_with_many_blocks_to_fetch_is_not_cut_by_equal_ones():
+    blocks = STEP_BYTES // 4096
+    source = contexts(*range(1, 2 * blocks + 11))
+    source[blocks // 4] = 0
+    own = source.copy()
+    own[: blocks // 2 + 1] = 0
+    own[blocks : blocks + blocks // 2 - 1] = 0
+    own[2 * blocks] = 0
+    assert compare(own, source, 4096).fetch == [
+        Run(0, blocks // 4),
+        Run(blocks // 4 + 1, blocks - blocks // 4 - 1 + blocks // 2 - 1),
+        Run(2 * blocks, 1),
+    ]
+    assert compare(empty_contexts(0), empty_contexts(0), 4096).fetch == []
+
+
+def test_steps_are_bounded_in_bytes_and_cut_where_chunks_are():
     blocks = STEP_BYTES // 4096
     assert list(steps([Run(3, 2 * blocks + 1), Run(500, 1)], 4096)) == [
-        Run(3, blocks),
-        Run(3 + blocks, blocks),
-        Run(3 + 2 * blocks, 1),
+        Run(3, blocks - 3),
+        Run(blocks, blocks),
+        Run(2 * blocks, 4),
         Run(500, 1),
     ]
+    assert list(steps([Run(1, 2)], 2 * STEP_BYTES)) == [Run(1, 1), Run(2, 1)]
 
 
 def test_a_copy_source_is_read_and_a_wrong_one_named():
