@@ -92,7 +92,7 @@ class Daemon:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
             return ()
-        return tuple(lines[-LOG_LINES_SHOWN:])
+        return tuple(map(condensed, lines[-LOG_LINES_SHOWN:]))
 
     def failed(self, what: str) -> CommandError:
         """The error for a daemon that did not do what was asked, with the end of its log."""
@@ -231,10 +231,21 @@ def troubled_lines(lines: Sequence[str]) -> list[str]:
                 found.append(line)
             continue
         if isinstance(entry, dict) and entry.get("level") in _TROUBLE:
-            kept = {key: value for key, value in entry.items() if key not in _NOISE}
-            words = [f"{key}={value}" for key, value in kept.items() if key != "event"]
-            found.append(" ".join([str(kept.get("event", "")), *words]))
+            found.append(condensed(line))
     return found[-LOG_LINES_OF_ONE:]
+
+
+def condensed(line: str) -> str:
+    """A structured log line as its event and fields, without what a person can spare."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(entry, dict):
+        return line
+    kept = {key: value for key, value in entry.items() if key not in _NOISE}
+    words = [f"{key}={value}" for key, value in kept.items() if key != "event"]
+    return " ".join([str(kept.get("event", "")), *words])
 
 
 async def _serves(daemon: Daemon) -> bool:

@@ -24,7 +24,7 @@ from controlplane.cli.session import Session
 from controlplane.cli.settings import Settings
 from controlplane.cli.units import format_bytes, format_rate
 from controlplane.cli.waterfall import services
-from stairlib.model.errors import StairwellError
+from stairlib.model.errors import StairwellError, UnavailableError
 from stairlib.telemetry.tracing import Tracing
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -208,7 +208,7 @@ class Job:
             replacement_pb.WatchReplacementRequest(id=answer.replacement_id),
             replacement_pb.WatchReplacementResponse,
             until=lambda update: watch.has_ended(update.replacement),
-            on_away=lambda error: self._narrator.step(error.message),
+            on_away=self._on_away,
         )
         with self._narrator.progress() as show:
             async with aclosing(updates) as messages:
@@ -221,6 +221,12 @@ class Job:
             raise CommandError(f"the replacement failed: {last.last_error}")
         self._narrator.step(watch.closing_lines(last)[0])
         return last
+
+    def _on_away(self, error: UnavailableError) -> None:
+        """A watch broke off: worth waiting for only while the control plane's process lives."""
+        if self._house.processes.ended():
+            raise error
+        self._narrator.step(error.message)
 
     async def _compare(self) -> VerifyReport:
         session = self._session

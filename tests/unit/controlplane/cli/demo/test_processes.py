@@ -165,6 +165,13 @@ def test_the_complaints_of_a_log_are_found():
     assert len(module.troubled_lines(lines * 10)) == module.LOG_LINES_OF_ONE
 
 
+def test_log_lines_are_shown_without_what_a_person_can_spare():
+    line = '{"event": "ready", "level": "info", "timestamp": "t", "port": 7, "span_id": "s"}'
+    assert module.condensed(line) == "ready port=7"
+    assert module.condensed("plain text") == "plain text"
+    assert module.condensed("[1]") == "[1]"
+
+
 def test_daemons_put_their_sockets_where_they_are_cleaned_up(tmp_path):
     with Processes(tmp_path / "demo", keep=True) as processes:
         script = "import tempfile; print(tempfile.gettempdir())"
