@@ -31,7 +31,8 @@ VERSION = 1
 HEADER = struct.Struct("<IHHIIIIQ")
 HEADER_BYTES = HEADER.size
 assert HEADER_BYTES == 32
-_CHECKSUM_AT = HEADER_BYTES - 8
+_CHECKSUM = struct.Struct("<Q")
+_CHECKSUM_AT = HEADER_BYTES - _CHECKSUM.size
 _SECTOR = 512
 
 
@@ -45,10 +46,15 @@ class Home:
     contexts: ContextArray
     full: bool
 
+    def __post_init__(self) -> None:
+        self.contexts.setflags(write=False)
+
     @classmethod
     def of(cls, contexts: ContextArray, blocks: int) -> Home:
         """`blocks`: how many of the entries belong to the chunk (the others are padding)."""
-        return cls(contexts, bool(written(contexts[:blocks]).all()))
+        # Most blocks have something in their first word; the others are looked at twice.
+        full = bool(contexts[:blocks, 0].all()) or bool(written(contexts[:blocks]).all())
+        return cls(contexts, full)
 
 
 class ContextFiles:
@@ -73,7 +79,7 @@ class ContextFiles:
         magic, version, _, logical, place, tag, _, checksum = HEADER.unpack_from(raw)
         if magic != MAGIC or tag != self._tag:
             raise self._damaged(file, offset, "there is no context block of this region there")
-        if _checksum(raw) != checksum:
+        if xxhash.xxh3_64_intdigest(raw[:_CHECKSUM_AT] + raw[HEADER_BYTES:]) != checksum:
             raise self._damaged(file, offset, "the checksum does not match")
         if version != VERSION:
             raise self._damaged(file, offset, f"its version is {version}, not {VERSION}")
@@ -81,8 +87,7 @@ class ContextFiles:
             raise self._damaged(
                 file, offset, f"it is of chunk {logical} at {place}, not of {chunk} at {physical}"
             )
-        contexts = np.frombuffer(raw, dtype="<u8", offset=HEADER_BYTES).reshape(-1, 4)
-        return contexts.astype(np.uint64, copy=False)
+        return np.frombuffer(raw, dtype=np.uint64, offset=HEADER_BYTES).reshape(-1, 4)
 
     def store(self, side: int, blocks: Sequence[tuple[int, int, ContextArray]]) -> None:
         """Writes (logical chunk, physical chunk, contexts), runs of physical chunks in one go. Not
@@ -98,12 +103,11 @@ class ContextFiles:
             start = stop
 
     def _encode(self, chunk: int, physical: int, contexts: ContextArray) -> bytes:
-        raw = bytearray(self.stride)
-        HEADER.pack_into(raw, 0, MAGIC, VERSION, 0, chunk, physical, self._tag, 0, 0)
-        raw[HEADER_BYTES : self._length] = np.ascontiguousarray(contexts, dtype="<u8").tobytes()
-        checksum = _checksum(memoryview(raw)[: self._length])
-        HEADER.pack_into(raw, 0, MAGIC, VERSION, 0, chunk, physical, self._tag, 0, checksum)
-        return bytes(raw)
+        head = HEADER.pack(MAGIC, VERSION, 0, chunk, physical, self._tag, 0, 0)[:_CHECKSUM_AT]
+        body = contexts.tobytes()
+        checksum = xxhash.xxh3_64_intdigest(head + body)
+        padding = bytes(self.stride - self._length)
+        return b"".join((head, _CHECKSUM.pack(checksum), body, padding))
 
     def _damaged(self, file: File, offset: int, why: str) -> DataError:
         return DataError(
@@ -113,12 +117,6 @@ class ContextFiles:
             file=file.name,
             offset=str(offset),
         )
-
-
-def _checksum(raw: bytes | memoryview) -> int:
-    hasher = xxhash.xxh3_64(raw[:_CHECKSUM_AT])
-    hasher.update(raw[HEADER_BYTES:])
-    return hasher.intdigest()
 
 
 def zero_home(chunk_blocks: int) -> Home:

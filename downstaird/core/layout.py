@@ -41,8 +41,12 @@ class Tuning:
     fresh_context_bytes: int = 32 << 20
     # Contexts read back from files: 2 GiB of data with 4 KiB blocks.
     cached_context_bytes: int = 16 << 20
-    # Bounds how long a flush can wait behind a checkpoint's step (about 5 ms).
+    # Tables of the overlay, one for each chunk with small writes that are not home yet.
+    table_bytes: int = 32 << 20
+    # Bounds how long a flush can wait behind a checkpoint's step (about 5 ms); more, by this
+    # factor, for each `log_bytes` by which the other log has grown meanwhile.
     step_blocks: int = 512
+    step_growth: int = 4
     # The log is written with zeros this far ahead, so that most flushes need no file system journal
     # commit.
     log_zero_bytes: int = 1 << 20

@@ -117,6 +117,11 @@ class Overlay:
             self.tables[chunk] = table
         return table
 
+    @property
+    def table_bytes(self) -> int:
+        """Memory held by the tables."""
+        return len(self.tables) * self._chunk_blocks * 8
+
     def room(self) -> int:
         """Blocks that still fit into the active arena."""
         return self.active.blocks - self.active.used

@@ -393,10 +393,12 @@ class Region:
         """Whether a checkpoint should run or go on."""
         if self._failure is not None or self._read_only:
             return False
-        return (
-            self.seal is not None
-            or self.log.active_bytes >= self.tuning.log_bytes
-            or self.chunks.fresh_bytes >= self.tuning.fresh_context_bytes
+        if self.seal is not None or self.log.active_bytes >= self.tuning.log_bytes:
+            return True
+        # A checkpoint frees the memory of what is flushed, so there must be something.
+        return bool(self.overlay.logged) and (
+            self.chunks.fresh_bytes >= self.tuning.fresh_context_bytes
+            or self.overlay.table_bytes >= self.tuning.table_bytes
         )
 
     def begin_checkpoint(self) -> CheckpointWork:

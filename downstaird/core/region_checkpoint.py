@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from downstaird.core.region import Region
 
 
+# The largest step is step_growth to this power times step_blocks: about a second.
+_URGENCY_MAX = 3
+
+
 @dataclass(slots=True)
 class Seal:
     """A sealed log. sequence, chain: what the first record after it has, and is chained to."""
@@ -94,10 +98,12 @@ class MoveJob:
             base = self._base(move)
             if base is None:
                 continue
-            contexts = base.contexts.copy()
-            contexts[move.indexes] = move.contexts
-            move.result = Home.of(contexts, self.layout.blocks_in(move.chunk))
-            self._move_blocks(move)
+            if len(move.indexes):
+                contexts = base.contexts.copy()
+                contexts[move.indexes] = move.contexts
+                base = Home.of(contexts, self.layout.blocks_in(move.chunk))
+                self._move_blocks(move)
+            move.result = base
         for side in (0, 1):
             stored = [
                 (move.chunk, move.physical, move.result.contexts)
@@ -137,8 +143,8 @@ class MoveJob:
 def _runs(indexes: I64Array, offsets: I64Array, size: int) -> list[tuple[int, int]]:
     """Runs of entries whose homes and whose places in the log are consecutive, or that are all
     discards."""
-    if not len(indexes):
-        return []
+    if len(indexes) == 1:
+        return [(0, 1)]
     together = np.diff(indexes) == 1
     both_gone = (offsets[1:] < 0) & (offsets[:-1] < 0)
     together &= both_gone | ((np.diff(offsets) == size) & (offsets[:-1] >= 0))
@@ -213,7 +219,9 @@ def next_job(region: Region, seal: Seal) -> CheckpointJob:
 
 def _move_job(region: Region, seal: Seal, plan: LogPlan) -> MoveJob:
     moves: list[Move] = []
-    budget = region.tuning.step_blocks
+    tuning = region.tuning
+    behind = min(region.log.active_bytes // tuning.log_bytes, _URGENCY_MAX)
+    budget = tuning.step_blocks * tuning.step_growth**behind
     cursor = seal.cursor
     while cursor < len(plan.chunks) and budget > 0:
         chunk = int(plan.chunks[cursor])

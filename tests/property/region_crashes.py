@@ -39,6 +39,7 @@ TUNING = Tuning(
     fresh_context_bytes=12 * CHUNK_BLOCKS * 32,
     cached_context_bytes=3 * CHUNK_BLOCKS * 32,
     step_blocks=6,
+    step_growth=2,
     log_zero_bytes=4096,
 )
 # Uneven: the last chunk of an extent is short; even; and an extent smaller than a chunk.

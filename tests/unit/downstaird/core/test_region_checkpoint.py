@@ -61,10 +61,42 @@ def test_it_is_wanted_when_contexts_of_large_writes_pile_up(disk) -> None:
     flush(region)
     assert not region.wants_checkpoint()
     write(region, 32, content("a", 8))
-    assert region.wants_checkpoint()
     flush(region, 2)
+    assert region.wants_checkpoint()
     checkpoint(region)
     assert not region.wants_checkpoint()
+
+
+def test_it_is_wanted_when_the_tables_of_scattered_writes_pile_up(disk) -> None:
+    tuning = Tuning(large_bytes=CHUNK_BYTES, table_bytes=3 * 8 * 8)
+    region = new_region(disk, tuning=tuning)
+    for block in (0, 8, 16):
+        write(region, block, content(block))
+    # Nothing of that could go home yet.
+    assert not region.wants_checkpoint()
+    flush(region)
+    assert region.wants_checkpoint()
+    checkpoint(region)
+    assert not region.wants_checkpoint()
+
+
+def test_steps_grow_when_the_log_grows_faster(disk) -> None:
+    tuning = Tuning(large_bytes=CHUNK_BYTES, log_bytes=4 * 4096, log_zero_bytes=4096, step_blocks=2)
+    moves = []
+    for behind in (False, True):
+        region = new_region(MemoryDisk(), tuning=tuning)
+        for block in range(64):
+            write(region, block, content(block))
+        flush(region, 1)
+        step(region)
+        if behind:
+            for number in range(2, 6):
+                write(region, number, content(number))
+                flush(region, number)
+        work = step(region)
+        assert isinstance(work, MoveJob)
+        moves.append(sum(len(move.indexes) for move in work.moves))
+    assert moves[1] > moves[0]
 
 
 def test_it_goes_in_short_steps_with_flushes_in_between(disk, region) -> None:
