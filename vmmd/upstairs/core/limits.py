@@ -43,5 +43,5 @@ COPIES_IN_FLIGHT = 4
 # anew.
 COPY_ATTEMPTS_MAX = 4
 # One digest op reads the contexts of this many blocks on the daemon's loop, a few milliseconds'
-# work; daemons refuse more than eight times as many.
-DIGEST_BLOCKS_PER_OP = 1 << 20
+# work that guest requests wait for.
+DIGEST_BLOCKS_PER_OP = 1 << 16

@@ -165,7 +165,14 @@ class RegionSet:
         number = self.flushes.number
         flags = 0 if clears_marks else FLUSH_KEEPS_MARKS
         op = pack_op(job, OpKind.FLUSH, generation=self.generation, number=number, flags=flags)
-        record = Mutation(job, 1, encode(FrameKind.REQUEST, [op], sequence=job), 0, is_flush=True)
+        record = Mutation(
+            job,
+            1,
+            encode(FrameKind.REQUEST, [op], sequence=job),
+            0,
+            is_flush=True,
+            flush_number=number,
+        )
         record.waiters.extend(waiters)
         self.flushes.sent(record)
         self.send_mutation(record)
@@ -353,7 +360,18 @@ class RegionSet:
         self.touch()
 
     def replay(self, member: Member) -> None:
-        """Sends a member that was away for a short time everything since its last flush again."""
+        """Sends a member that was away for a short time everything since its last flush again.
+
+        Its stamps tell of flushes whose answers were lost. What these cover must not be sent: the
+        member would go back in time for a while, and its older blocks, being dirty, would win over
+        flushed ones if everything stopped just then.
+        """
+        stamps = member.stamps
+        assert stamps is not None
+        flushed = stamps.flushes[stamps.generations == self.generation]
+        for record in self.log.flushes_up_to(int(flushed.max(initial=0))):
+            record.acked |= member.bit
+            member.synced_job = max(member.synced_job, record.last_job)
         member.move(SlotMove.REPLAYED)
         for record in self.log.replay(member):
             self.effects.append(SendFrame((member.link,), record.buffers))

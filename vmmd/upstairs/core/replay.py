@@ -32,6 +32,7 @@ class Mutation:
         "count",
         "done",
         "first_job",
+        "flush_number",
         "is_flush",
         "judged",
         "last_job",
@@ -49,6 +50,7 @@ class Mutation:
         payload_bytes: int,
         *,
         is_flush: bool = False,
+        flush_number: int = 0,
     ) -> None:
         self.first_job = first_job
         self.count = count
@@ -56,6 +58,7 @@ class Mutation:
         self.buffers = buffers
         self.payload_bytes = payload_bytes
         self.is_flush = is_flush
+        self.flush_number = flush_number
         self.pending = 0
         self.acked = 0
         self.done = [0] * MEMBER_COUNT_MAX
@@ -177,6 +180,10 @@ class ReplayLog:
                 # durable.
                 record.acked &= ~bit
             record.done[bit.bit_length() - 1] = 0
+
+    def flushes_up_to(self, number: int) -> list[Mutation]:
+        """The flushes with this number or a lower one."""
+        return [r for r in self._records if r.is_flush and r.flush_number <= number]
 
     def pending_flushes(self) -> list[Mutation]:
         """Flushes not judged yet, oldest first."""

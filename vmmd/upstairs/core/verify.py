@@ -2,7 +2,8 @@
 
 A flush, and then a digest of every extent's contexts, asked of all active members at the same place
 in the order of writes: each daemon handles these at once when it comes to them, so equal members
-give equal digests under any load.
+give equal digests under any load. A few extents are asked for at a time, the next when all members
+have answered, so that guest requests never queue behind more than one such step.
 """
 
 from __future__ import annotations
@@ -32,44 +33,63 @@ class Verification:
             return
         self._flush = region.send_flush()
         geometry = region.config.geometry
-        count = geometry.extent_count
-        step = max(1, limits.DIGEST_BLOCKS_PER_OP // geometry.blocks_per_extent)
-        # Fixed now: who becomes active later would answer at another place in the order.
-        self._jobs: dict[int, list[ControlJob]] = {
-            member.slot: [
-                region.send_control(
-                    member, OpKind.EXTENT_DIGEST, offset=at, length=min(step, count - at)
-                )
-                for at in range(0, count, step)
-            ]
-            for member in region.active
-        }
+        self._extents = geometry.extent_count
+        self._step = max(1, limits.DIGEST_BLOCKS_PER_OP // geometry.blocks_per_extent)
+        self._asked = 0
+        self._jobs: list[ControlJob] = []
+        # Fixed now: who becomes active later was not compared from the start. Of two members in one
+        # slot the new one counts.
+        by_slot = {m.slot: m for m in sorted(region.active, key=lambda m: not m.departing)}
+        self._members = list(by_slot.values())
+        self._parts: dict[int, list[bytes]] = {member.slot: [] for member in self._members}
+        self._ask()
+
+    def _ask(self) -> None:
+        """The next step, to all members in one place of the order."""
+        count = min(self._step, self._extents - self._asked)
+        self._jobs = [
+            self._region.send_control(
+                member, OpKind.EXTENT_DIGEST, offset=self._asked, length=count
+            )
+            for member in self._members
+        ]
+        self._asked += count
 
     def advance(self) -> None:
-        """Answers once every member has, or is lost."""
-        if self.over or not self._flush.judged:
+        """Asks on, and answers once every member has, or is lost."""
+        if self.over or any(job.outcome is Outcome.PENDING for job in self._jobs):
             return
-        outcomes = [job.outcome for jobs in self._jobs.values() for job in jobs]
-        if Outcome.PENDING in outcomes:
-            return
+        for job in self._jobs:
+            if job.outcome is Outcome.FAILED:
+                self._end(error=DataError(job.describe(), reason="DIGEST_FAILED"))
+                return
+            if job.outcome is Outcome.OK:
+                self._parts[job.member.slot].append(job.payload)
+            else:
+                del self._parts[job.member.slot]
+        self._jobs = []
+        self._members = [m for m in self._members if m.slot in self._parts and m.active]
+        if not self._members:
+            self._end(error=UnavailableError("every member was lost during the comparison"))
+        elif self._asked < self._extents:
+            self._ask()
+        elif self._flush.judged:
+            self._answer()
+
+    def _answer(self) -> None:
         if not self._flush.succeeded:
             self._end(
                 error=DataError("the flush before the comparison failed", reason="FLUSH_FAILED")
             )
             return
-        failed = [j for jobs in self._jobs.values() for j in jobs if j.outcome is Outcome.FAILED]
-        if failed:
-            self._end(error=DataError(failed[0].describe(), reason="DIGEST_FAILED"))
-            return
-        digests = {}
-        for slot, jobs in self._jobs.items():
-            if all(job.outcome is Outcome.OK for job in jobs):
-                payload = b"".join(job.payload for job in jobs)
-                digests[slot] = np.frombuffer(payload, dtype="<u8")
-        if not digests:
-            self._end(error=UnavailableError("every member was lost during the comparison"))
-        else:
-            self._end(value=Digests(digests))
+        self._end(
+            value=Digests(
+                {
+                    member.slot: np.frombuffer(b"".join(self._parts[member.slot]), dtype="<u8")
+                    for member in self._members
+                }
+            )
+        )
 
     def abort(self) -> None:
         """The upstairs is stopping."""
