@@ -17,6 +17,7 @@ from stairlib.model.errors import (
     InvalidRequestError,
     NotFoundError,
     StateError,
+    UnavailableError,
 )
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
@@ -178,6 +179,23 @@ async def test_states_a_machine_cannot_take_are_refused_with_the_reason(vmmd: Vm
     with pytest.raises(InvalidRequestError) as caught:
         await ask(vmmd, machine.id, pb.MACHINE_REQUESTED_STATE_UNSPECIFIED)
     assert [v.field for v in caught.value.violations] == ["state"]
+
+
+async def test_the_end_of_the_daemon_is_told_to_watchers_as_its_own(vmmd: Vmmd) -> None:
+    """The machines end with it, but nobody is told that they have: they may be made again."""
+    machine = await ensure(vmmd, spec())
+    watch = vmmd.machines.WatchMachine(pb.WatchMachineRequest(id=machine.id), timeout=SECONDS)
+    assert (await watch.read()).machine.state == pb.MACHINE_STATE_CREATING
+    closing = asyncio.create_task(vmmd.registry.close())
+    with pytest.raises(UnavailableError, match="vmmd is stopping"), translated("vmmd"):
+        await watch.read()
+    with pytest.raises(UnavailableError, match="vmmd is stopping"):
+        await ensure(vmmd, spec("two"))
+    with pytest.raises(UnavailableError, match="vmmd is stopping"):
+        await ask(vmmd, machine.id, pb.MACHINE_REQUESTED_STATE_RUN)
+    await closing
+    with pytest.raises(ProcessLookupError):
+        os.kill(machine.process_id, 0)
 
 
 async def test_unknown_machines_and_disks_are_named(vmmd: Vmmd) -> None:

@@ -31,6 +31,8 @@ log = logs.get_logger(__name__)
 
 # What watchers of the last state need to receive it.
 STOP_GRACE_SECONDS = 2.0
+# After a signal, for vmmd to close the pipe if it was signalled too.
+PARENT_SECONDS = 1.0
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -78,6 +80,12 @@ async def serve(arguments: argparse.Namespace, stop: StopSignal) -> int:
     ended = asyncio.create_task(host.ended())
     try:
         await asyncio.wait({parent, signalled, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if signalled.done():
+            # A terminal or a supervisor signals vmmd as well, which first sends its watchers away:
+            # to them its end is no end of the machine.
+            await asyncio.wait(
+                {parent, ended}, timeout=PARENT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
         if not ended.done():
             host.request(RequestKind.STOP)
             await ended

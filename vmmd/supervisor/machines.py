@@ -1,4 +1,8 @@
-"""The machines of this host: at most one process for each id."""
+"""The machines of this host: at most one process for each id.
+
+Once the daemon stops, callers and watchers are told that it is away, and no state any more: that
+its machines end with it is no end of the instances they were made for.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,13 @@ from pathlib import Path
 
 import grpc
 
-from stairlib.model.errors import AlreadyExistsError, LimitError, NotFoundError, StateError
+from stairlib.model.errors import (
+    AlreadyExistsError,
+    LimitError,
+    NotFoundError,
+    StateError,
+    UnavailableError,
+)
 from stairlib.telemetry.tracing import Tracing
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
 from vmmd.core.lifecycle import Published
@@ -33,12 +43,14 @@ class Machines:
         self._log_level = log_level
         self._machines: dict[str, MachineProcess] = {}
         self._making: dict[str, asyncio.Lock] = {}
+        self._closing = False
         # Unix socket paths must stay under 108 bytes, so this is not below a data directory.
         self._root = Path(tempfile.mkdtemp(prefix="stairwell-vmmd-"))
 
     async def ensure(self, message: pb.MachineSpec) -> MachineRecord:
         """The machine of that id, made if there is none or the last one has ended."""
         spec_from_message(message)
+        self._refuse_when_closing()
         lock = self._making.setdefault(message.id, asyncio.Lock())
         async with lock:
             present = self._machines.get(message.id)
@@ -70,6 +82,7 @@ class Machines:
 
     def find(self, machine_id: str) -> MachineProcess:
         """The process of that machine; NotFoundError when there is none."""
+        self._refuse_when_closing()
         process = self._machines.get(machine_id)
         if process is None:
             raise NotFoundError("machine", machine_id)
@@ -114,12 +127,16 @@ class Machines:
     async def watch(
         self, machine_id: str, after_generation: int
     ) -> AsyncGenerator[tuple[MachineRecord, Published], None]:
-        """Each state newer than `after_generation`, until the machine has ended."""
+        """Each state newer than `after_generation`, until the machine has ended.
+
+        UnavailableError when the daemon stops meanwhile.
+        """
         process = self.find(machine_id)
         seen = after_generation
         while True:
             # More may be published while one is being handed out, so look again before ending.
             while seen < process.published.generation:
+                self._refuse_when_closing()
                 published = next(p for p in process.history if p.generation > seen)
                 seen = published.generation
                 yield process.record, published
@@ -127,6 +144,7 @@ class Machines:
                 return
             async with process.changed:
                 while process.published.generation <= seen:
+                    self._refuse_when_closing()
                     await process.changed.wait()
 
     async def delete(self, machine_id: str) -> None:
@@ -138,6 +156,17 @@ class Machines:
         shutil.rmtree(process.directory, ignore_errors=True)
 
     async def close(self) -> None:
-        """Stops every machine in order, all at once."""
+        """Sends the watchers away, then stops every machine in order, all at once."""
+        self._closing = True
+        for process in self._machines.values():
+            async with process.changed:
+                process.changed.notify_all()
         await asyncio.gather(*(process.stop() for process in self._machines.values()))
         shutil.rmtree(self._root, ignore_errors=True)
+
+    def _refuse_when_closing(self) -> None:
+        """UnavailableError while the daemon stops."""
+        if self._closing:
+            raise UnavailableError(
+                "vmmd is stopping, and its machines with it; start it again", reason="STOPPING"
+            )
