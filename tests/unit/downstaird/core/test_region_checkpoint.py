@@ -81,7 +81,7 @@ def test_it_is_wanted_when_the_tables_of_scattered_writes_pile_up(disk) -> None:
 
 
 def test_steps_grow_when_the_log_grows_faster(disk) -> None:
-    tuning = Tuning(large_bytes=CHUNK_BYTES, log_bytes=4 * 4096, log_zero_bytes=4096, step_blocks=2)
+    tuning = Tuning(large_bytes=CHUNK_BYTES, log_bytes=4 * 4096, log_zero_bytes=4096, step_blocks=9)
     moves = []
     for behind in (False, True):
         region = new_region(MemoryDisk(), tuning=tuning)
