@@ -41,6 +41,8 @@ from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
 from stairwell.vcr.v1.volume_construction_request_pb2 import VolumeConstructionRequest
+from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
+from stairwell.vmmd.v1 import guest_service_pb2_grpc as guest_grpc
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc
 from stairwell.vmmd.v1.guest_service_pb2 import Workload, WorkloadKind, WorkloadReport
@@ -63,6 +65,7 @@ VOLUME_ACTIVE = volume_pb.VOLUME_STATE_ACTIVE
 SLOT_ACTIVE = volume_pb.SLOT_STATE_ACTIVE
 DONE = replacement_pb.REPLACEMENT_STATE_DONE
 FAILED = replacement_pb.REPLACEMENT_STATE_FAILED
+_MIXED = WorkloadKind.WORKLOAD_KIND_MIXED
 
 
 def is_free(port: int) -> bool:
@@ -254,6 +257,7 @@ class Cluster:
     """See the module. Use `started`; everything a test adds goes away with it."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.sockets = Path(tempfile.mkdtemp(prefix="sw-"))
         self.env = {"TMPDIR": str(self.sockets), "XDG_RUNTIME_DIR": str(self.sockets)}
@@ -283,7 +287,8 @@ class Cluster:
     ) -> Program:
         """A new downstairs with an empty region; not yet started."""
         port = free_ports(1)
-        name = f"downstairs-{port}"
+        # A port may be used again by a later one, a region must not.
+        name = f"downstairs-{port}-{uuid.uuid4().hex[:6]}"
         command = [
             "downstaird", "run", "--create", "-u", str(uuid.uuid4()),
             "-d", str(self.folder / name), "-p", str(port), "-a", LOOPBACK,
@@ -296,7 +301,6 @@ class Cluster:
     @asynccontextmanager
     async def started(cls, folder: Path) -> AsyncIterator[Cluster]:
         """A cluster with its vmmd and control plane running."""
-        folder.mkdir(parents=True, exist_ok=True)
         cluster = cls(folder)
         try:
             await asyncio.gather(cluster.vmmd.start(), cluster.controlplane.start())
@@ -448,7 +452,9 @@ class Volume:
 
     async def create(self, targets: Sequence[str] = (), generation: int = 1) -> None:
         """Makes the machine with the disk."""
-        request = instance_pb.CreateInstanceRequest(name=self.instance, request_id=self.id)
+        request = instance_pb.CreateInstanceRequest(
+            name=self.instance, request_id=str(uuid.uuid4())
+        )
         spec = self.spec(targets, generation)
         json_format.ParseDict(spec, request.disks.add())
         stub = instance_grpc.InstanceServiceStub
@@ -496,9 +502,7 @@ class Volume:
 
         def active(disk: disk_pb.Disk) -> bool:
             return disk.volume.state == VOLUME_ACTIVE and all(
-                slot.state == SLOT_ACTIVE
-                for region in disk.volume.regions
-                for slot in region.slots
+                slot.state == SLOT_ACTIVE for region in disk.volume.regions for slot in region.slots
             )
 
         await until(self.info, active)
@@ -556,8 +560,8 @@ class Volume:
     async def workload(self, kind: WorkloadKind.ValueType, **more: Any) -> WorkloadReport:
         """Runs a workload of the guest to its end, which must be faultless."""
         last = WorkloadReport()
-        async for last in self.reports(kind, **more):
-            pass
+        async for report in self.reports(kind, **more):
+            last = report
         assert last.finished
         faultless(last)
         return last
@@ -573,16 +577,23 @@ class Volume:
         return report
 
     async def reports(
-        self, kind: WorkloadKind.ValueType, **more: Any
+        self, kind: WorkloadKind.ValueType, *, directly: bool = False, **more: Any
     ) -> AsyncIterator[WorkloadReport]:
-        """The reports of a workload as they come."""
-        request = instance_pb.RunGuestWorkloadRequest(
-            name=self.instance, workload=Workload(kind=kind, disk=self.disk, **more)
-        )
-        address = self.cluster.controlplane.address
-        stub = instance_grpc.InstanceServiceStub(self.cluster.channel(address))
+        """The reports of a workload as they come, `directly` from vmmd if so wished."""
+        workload = Workload(kind=kind, disk=self.disk, **more)
+        cluster = self.cluster
+        address = (cluster.vmmd if directly else cluster.controlplane).address
         with translated(address):
-            stream = stub.RunGuestWorkload(request)
+            if directly:
+                guest = guest_grpc.GuestServiceStub(cluster.channel(address))
+                stream = guest.RunWorkload(
+                    guest_pb.RunWorkloadRequest(machine_id=self.instance_id, workload=workload)
+                )
+            else:
+                instances = instance_grpc.InstanceServiceStub(cluster.channel(address))
+                stream = instances.RunGuestWorkload(
+                    instance_pb.RunGuestWorkloadRequest(name=self.instance, workload=workload)
+                )
             try:
                 async for message in stream:
                     yield message.report
@@ -590,9 +601,14 @@ class Volume:
                 stream.cancel()
 
     @asynccontextmanager
-    async def load(self, *, seed: int = 2, queue_depth: int = 4) -> AsyncIterator[Load]:
-        """A verified mixed load while the block runs; in the end it must have been faultless."""
-        load = Load(self, seed, queue_depth)
+    async def load(
+        self, *, seed: int = 2, queue_depth: int = 4, directly: bool = False
+    ) -> AsyncIterator[Load]:
+        """A verified mixed load while the block runs; in the end it must have been faultless.
+
+        `directly`: by a call of vmmd, which outlives the control plane.
+        """
+        load = Load(self.reports(_MIXED, seed=seed, queue_depth=queue_depth, directly=directly))
         try:
             await load.goes_on()
             yield load
@@ -611,15 +627,13 @@ def faultless(report: WorkloadReport) -> None:
 class Load:
     """A mixed load in the background."""
 
-    def __init__(self, volume: Volume, seed: int, queue_depth: int) -> None:
+    def __init__(self, reports: AsyncIterator[WorkloadReport]) -> None:
         self.last = WorkloadReport()
         self._arrived = asyncio.Event()
-        self._volume = volume
-        self._task = asyncio.create_task(self._run(seed, queue_depth))
+        self._task = asyncio.create_task(self._run(reports))
 
-    async def _run(self, seed: int, queue_depth: int) -> None:
-        kind = WorkloadKind.WORKLOAD_KIND_MIXED
-        async for report in self._volume.reports(kind, seed=seed, queue_depth=queue_depth):
+    async def _run(self, reports: AsyncIterator[WorkloadReport]) -> None:
+        async for report in reports:
             self.last = report
             self._arrived.set()
 

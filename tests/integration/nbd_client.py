@@ -5,6 +5,7 @@ Written from the protocol's description alone, so that it shares no mistake with
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from types import TracebackType
@@ -68,10 +69,8 @@ class NbdClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._send(_CMD_DISC, 0, 0)
-        except OSError:
-            pass
         self._file.close()
         self._socket.close()
 

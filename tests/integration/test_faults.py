@@ -59,9 +59,7 @@ async def test_a_member_that_was_away_for_long_is_repaired(volume: Volume) -> No
     member = volume.downstairs[0]
     async with volume.load(queue_depth=16):
         member.kill()
-        await until(
-            lambda: volume.slot(0), lambda slot: slot.mode == volume_pb.SLOT_MODE_FAULTED
-        )
+        await until(lambda: volume.slot(0), lambda slot: slot.mode == volume_pb.SLOT_MODE_FAULTED)
         await member.start()
         await volume.settled()
     assert (await volume.slot(0)).repairs_completed == 1
@@ -74,7 +72,9 @@ async def test_the_new_member_dies_in_the_middle_of_its_repair(volume: Volume) -
         started = await volume.replace()
         before = await volume.mid_repair(started.replacement_id)
         volume.spare.kill()
-        await until(volume.info, lambda disk: not disk.volume.regions[0].slots[2].HasField("repair"))
+        await until(
+            volume.info, lambda disk: not disk.volume.regions[0].slots[2].HasField("repair")
+        )
         await load.goes_on()
         away = await volume.cluster.get_replacement(started.replacement_id)
         assert away.bytes_done >= before.bytes_done
@@ -133,9 +133,7 @@ async def test_one_replacement_at_a_time(volume: Volume) -> None:
     with pytest.raises(ConflictError, match=started.replacement_id) as caught:
         await volume.replace(other)
     assert caught.value.reason == "REPLACEMENT_RUNNING"
-    answer = await volume.cluster.cli(
-        "replacement", "limit", started.replacement_id, "0"
-    )
+    answer = await volume.cluster.cli("replacement", "limit", started.replacement_id, "0")
     answer.good()
     await volume.done(started.replacement_id)
     [only] = await volume.cluster.replacements(volume.disk)

@@ -1,0 +1,223 @@
+"""Control planes, vmmd and machines that end, in order or not: what was promised survives them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
+from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
+from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
+from stairwell.vmmd.v1.guest_service_pb2 import WorkloadKind
+from tests.integration.cluster import (
+    BLOCK_SIZE,
+    DONE,
+    MIB,
+    VOLUME_ACTIVE,
+    Cluster,
+    Load,
+    Volume,
+    children,
+    faultless,
+    until,
+)
+from tests.integration.nbd_client import NbdClient
+
+pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
+
+SLOW = 4 * MIB
+FAST = 64 * MIB
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    folder: Path = tmp_path_factory.mktemp("restarts") / "cluster"
+    async with Cluster.started(folder) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
+    async with cluster.volume() as made:
+        yield made
+
+
+def machine_pid(volume: Volume) -> int:
+    """The machine's process: the one that names it among those vmmd has started."""
+    for pid in children(volume.cluster.vmmd.pid):
+        if volume.instance in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+            return pid
+    raise AssertionError(f"{volume.instance} has no process")
+
+
+async def uri(volume: Volume) -> str:
+    """Where the disk is exported now."""
+    disk = await until(volume.info, lambda one: one.volume.state == VOLUME_ACTIVE)
+    assert disk.volume.nbd_uri
+    return disk.volume.nbd_uri
+
+
+def written(offset: int) -> bytes:
+    """What the tests write there."""
+    return offset.to_bytes(8, "little") * (BLOCK_SIZE // 8)
+
+
+OFFSETS = [0, BLOCK_SIZE, 5 * MIB, 33 * MIB + 3 * BLOCK_SIZE, 64 * MIB - BLOCK_SIZE]
+
+
+def write_all(where: str, *, flush: bool) -> None:
+    """Writes the tests' blocks by NBD."""
+    with NbdClient(where) as client:
+        assert client.size == 64 * MIB
+        for offset in OFFSETS:
+            client.write(offset, written(offset))
+        if flush:
+            client.flush()
+
+
+def read_all(where: str) -> None:
+    """Reads them back, and a block that nobody wrote."""
+    with NbdClient(where) as client:
+        for offset in OFFSETS:
+            assert client.read(offset, BLOCK_SIZE) == written(offset), offset
+        assert client.read(7 * MIB, BLOCK_SIZE) == bytes(BLOCK_SIZE)
+
+
+async def test_a_replacement_outlives_its_control_plane(volume: Volume) -> None:
+    """Killed right after its answer, twice in the repair, and when the repair ends."""
+    cluster = volume.cluster
+    await volume.fill()
+    await volume.limit(SLOW)
+
+    async def restart() -> replacement_pb.Replacement:
+        cluster.controlplane.kill()
+        await cluster.controlplane.start()
+        return await cluster.get_replacement(started.replacement_id)
+
+    async with volume.load(directly=True) as load:
+        started = await volume.replace()
+        seen = await restart()
+        for extents in (4, 8):
+            seen = await volume.mid_repair(started.replacement_id, extents)
+            resumed = await restart()
+            assert resumed.bytes_done >= seen.bytes_done
+            again = await volume.replace()
+            assert again.result == disk_pb.REPLACE_RESULT_STARTED_ALREADY
+            assert again.replacement_id == started.replacement_id
+        await load.goes_on()
+        await volume.limit(FAST)
+        await until(lambda: volume.slot(2), lambda slot: slot.state == volume_pb.SLOT_STATE_ACTIVE)
+        await restart()
+        ended = await volume.done(started.replacement_id)
+        await restart()
+        assert await cluster.get_replacement(started.replacement_id) == ended
+        [only] = await cluster.replacements(volume.disk)
+        assert only.state == DONE
+        answer = await volume.replace()
+        assert answer.result == disk_pb.REPLACE_RESULT_COMPLETED_ALREADY
+    await volume.verify()
+    await volume.read_back()
+    assert (await volume.info()).recorded_generation == 2
+
+
+async def test_a_vmmd_that_is_told_to_stop_stops_its_machines_first(volume: Volume) -> None:
+    """What was written, not flushed, is there after an orderly end; the machine is made again."""
+    cluster = volume.cluster
+    where = await uri(volume)
+    await asyncio.to_thread(write_all, where, flush=False)
+    generation = (await volume.info()).volume.regions[0].generation
+    pid = machine_pid(volume)
+    assert await cluster.vmmd.end() == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    away = await until(lambda: cluster.get_instance(volume.instance), lambda one: one.reason)
+    assert cluster.vmmd.address in away.reason
+    await cluster.vmmd.start()
+
+    await until(
+        volume.info,
+        lambda disk: (
+            disk.volume.state == VOLUME_ACTIVE and disk.volume.regions[0].generation > generation
+        ),
+    )
+    await volume.reach(instance_pb.INSTANCE_STATE_RUNNING)
+    await asyncio.to_thread(read_all, await uri(volume))
+    await volume.settled()
+    await volume.verify()
+
+
+async def test_a_replacement_outlives_its_vmmd(volume: Volume) -> None:
+    cluster = volume.cluster
+    await volume.fill()
+    await volume.limit(SLOW)
+    started = await volume.replace()
+    before = await volume.mid_repair(started.replacement_id)
+    cluster.vmmd.kill()
+    await until(lambda: cluster.get_replacement(started.replacement_id), lambda one: one.blocked_on)
+    await cluster.vmmd.start()
+    ended = await volume.done(started.replacement_id)
+    assert ended.bytes_done > before.bytes_done
+    await volume.settled()
+    await volume.verify()
+    assert (await volume.slot(2)).address == volume.spare.address
+
+
+async def test_a_machine_that_is_killed_loses_nothing_flushed(volume: Volume) -> None:
+    where = await uri(volume)
+    await asyncio.to_thread(write_all, where, flush=True)
+    generation = (await volume.info()).volume.regions[0].generation
+    os.kill(machine_pid(volume), signal.SIGKILL)
+    failed = await volume.reach(instance_pb.INSTANCE_STATE_FAILED)
+    assert failed.reason
+    answer = await volume.cluster.cli("state", "run", volume.instance)
+    answer.bad(volume.instance, "FAILED", "delete it and create it again")
+    await volume.delete()
+    await volume.create()
+    await volume.run()
+    await volume.settled()
+    assert (await volume.info()).volume.regions[0].generation > generation
+    await asyncio.to_thread(read_all, await uri(volume))
+    await volume.verify()
+
+
+async def test_a_machine_killed_under_load_leaves_equal_members(volume: Volume) -> None:
+    """The members may end apart: the next activation brings them together."""
+    await volume.fill()
+    load = Load(volume.reports(WorkloadKind.WORKLOAD_KIND_MIXED))
+    await load.goes_on()
+    faultless(load.last)
+    os.kill(machine_pid(volume), signal.SIGKILL)
+    await volume.reach(instance_pb.INSTANCE_STATE_FAILED)
+    await load.stop()
+    await volume.delete()
+    await volume.create()
+    await volume.run()
+    await volume.settled()
+    await volume.verify()
+
+
+async def test_an_instance_waits_for_its_members_and_can_be_stopped(cluster: Cluster) -> None:
+    async with cluster.volume(run=False) as volume:
+        volume.downstairs[2].kill()
+        await volume.set_state(instance_pb.REQUESTED_STATE_RUN)
+        await volume.reach(instance_pb.INSTANCE_STATE_STARTING)
+        await until(lambda: volume.slot(2), lambda slot: slot.last_error)
+        await volume.stop()
+        await volume.delete()
+
+        await volume.create()
+        await volume.set_state(instance_pb.REQUESTED_STATE_RUN)
+        await volume.reach(instance_pb.INSTANCE_STATE_STARTING)
+        started = await volume.replace()
+        await volume.reach(instance_pb.INSTANCE_STATE_RUNNING)
+        await volume.done(started.replacement_id)
+        await volume.settled()
+        await volume.verify()
+        assert (await volume.slot(2)).address == volume.spare.address
