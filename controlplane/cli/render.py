@@ -196,8 +196,9 @@ def _slots(region: RegionInfo) -> Table:
 
 
 def mode_word(slot: SlotInfo) -> str:
-    """The slot's mode, or "-" while it is in service and has none."""
-    return enum_word(SlotMode.DESCRIPTOR, slot.mode) if slot.mode else "-"
+    """Why the slot is connecting, or "-" while it is in service."""
+    connecting = slot.mode and slot.state != SlotState.SLOT_STATE_ACTIVE
+    return enum_word(SlotMode.DESCRIPTOR, slot.mode) if connecting else "-"
 
 
 def repair_words(slot: SlotInfo) -> str:

@@ -42,7 +42,7 @@ class Fleet:
             return _facts(answer.region)
         except UnavailableError as error:
             raise UnavailableError(
-                f"{error.message}; start it, or name one that runs",
+                f"{error.message} Start it, or name one that runs",
                 reason="TARGET_UNREACHABLE",
                 target=address,
                 field=field,

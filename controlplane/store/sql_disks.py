@@ -48,7 +48,7 @@ def _refuse_taken(
     table = instances if kind == "instance" else disks
     if connection.execute(select(table.c.name).where(condition)).first() is not None:
         raise AlreadyExistsError(
-            f"there is already a {kind} {name!r}; choose another one, or delete the instance that"
+            f"{kind} {name!r} exists already; choose another name, or delete the instance that"
             " has it",
             reason=f"{kind.upper()}_EXISTS",
             kind=kind,

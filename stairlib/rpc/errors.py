@@ -158,7 +158,7 @@ def _named(made: StairwellError, error: grpc.aio.AioRpcError, peer: str) -> Stai
     if made.reason == "DEADLINE_EXCEEDED":
         made.message = f"{peer} did not answer in time"
     elif isinstance(made, UnavailableError):
-        cause = made.message.rsplit("last error: ", 1)[-1]
+        cause = made.message.rsplit("last error: ", 1)[-1].removeprefix("UNKNOWN: ")
         made.message = f"cannot reach {peer}: {cause}; is it running?"
     else:
         made.message = f"{peer}: {made.message}"

@@ -108,6 +108,12 @@ class Driver:
         try:
             while not self.ended:
                 await self._once()
+        except Exception as error:
+            # A mistake of ours; those who watch must hear of it, or they would wait for ever.
+            log.exception("machine driver failed")
+            await self._append(
+                Published(MachineState.FAILED, self.published.generation + 1, repr(error))
+            )
         finally:
             self._answer_the_rest()
 
@@ -182,8 +188,11 @@ class Driver:
         await self._publish(MachineState.DESTROYED)
 
     async def _publish(self, state: MachineState, reason: str = "") -> None:
-        self.history.append(self.published.moved(state, reason))
-        log.info("machine state", state=state.value, generation=self.published.generation)
+        await self._append(self.published.moved(state, reason))
+
+    async def _append(self, published: Published) -> None:
+        self.history.append(published)
+        log.info("machine state", state=published.state.value, generation=published.generation)
         async with self.changed:
             self.changed.notify_all()
 

@@ -160,3 +160,16 @@ async def test_a_slow_watcher_still_sees_the_end() -> None:
         elif published.state is MachineState.STOPPING:
             await run
     assert seen == ["creating", "stopping", "stopped", "destroyed"]
+
+
+async def test_a_mistake_in_the_driver_itself_is_published() -> None:
+    class BrokenParts(ScriptedParts):
+        async def halt(self) -> None:
+            raise ZeroDivisionError("halting broke")
+
+    driver = Driver(BrokenParts())
+    driver.request(RequestKind.STOP)
+    await driver.run()
+    assert driver.published.state is MachineState.FAILED
+    assert "halting broke" in driver.published.reason
+    assert (await states(driver))[-1] == "failed"
