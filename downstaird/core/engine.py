@@ -137,11 +137,11 @@ class Engine(Protocol):
         ...
 
     def wants_checkpoint(self) -> bool:
-        """Whether the log is full enough that the daemon should run a checkpoint soon."""
+        """Whether a checkpoint should begin soon, or has begun and is not at its end."""
         ...
 
     def begin_checkpoint(self) -> CheckpointWork:
-        """Only between flushes."""
+        """Its next step, which is short; flushes may go between two steps, not during one."""
         ...
 
     def finish_checkpoint(self, work: CheckpointWork, error: Exception | None) -> None:

@@ -170,6 +170,9 @@ class FileDisk:
         try:
             descriptor = os.open(self._path / LOCK_NAME, flags, 0o644)
         except (FileNotFoundError, NotADirectoryError) as error:
+            if shared and self._path.is_dir():
+                # A copy of a region, that no daemon has ever opened: nobody is to be kept out.
+                return
             raise InvalidRequestError(
                 f"{self._path} is not a region directory: create it with 'downstaird create'",
                 reason="NOT_A_REGION",
@@ -179,13 +182,16 @@ class FileDisk:
             raise data_error("lock", str(self._path / LOCK_NAME), 0, error) from error
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(descriptor)
             raise StateError(
                 f"the region in {self._path} is in use by another process: stop that one first",
                 reason="REGION_LOCKED",
                 path=self.name,
             ) from error
+        except OSError as error:
+            os.close(descriptor)
+            raise data_error("lock", str(self._path / LOCK_NAME), 0, error) from error
         self._lock = descriptor
 
     def exists(self, name: str) -> bool:

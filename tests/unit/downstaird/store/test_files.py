@@ -145,6 +145,13 @@ def test_the_lock_keeps_others_out(disk, tmp_path) -> None:
     other.close()
 
 
+def test_a_copy_without_a_lock_can_be_looked_at(disk, tmp_path) -> None:
+    disk.lock(shared=True)
+    with pytest.raises(InvalidRequestError) as refused:
+        FileDisk(tmp_path / "missing").lock(shared=True)
+    assert refused.value.reason == "NOT_A_REGION"
+
+
 def test_files_are_named_renamed_and_missed(disk) -> None:
     disk.open("a", create=True).close()
     disk.rename("a", "b")
