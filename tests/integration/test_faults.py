@@ -15,7 +15,8 @@ import pytest_asyncio
 
 from stairlib.model.errors import ConflictError
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
-from tests.integration.cluster import MIB, Cluster, Volume, until
+from tests.integration.cluster import MIB, Cluster, until
+from tests.integration.volume import Volume, fresh_volume
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 
@@ -32,7 +33,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
-    async with cluster.volume() as made:
+    async with fresh_volume(cluster) as made:
         await made.fill()
         yield made
 
@@ -144,7 +145,7 @@ async def test_one_replacement_at_a_time(volume: Volume) -> None:
 
 
 async def test_two_volumes_on_one_host(cluster: Cluster, volume: Volume) -> None:
-    async with cluster.volume() as other:
+    async with fresh_volume(cluster) as other:
         await other.fill(seed=7)
         async with volume.load(), other.load(seed=8):
             first, second = await asyncio.gather(volume.replace(), other.replace())

@@ -16,19 +16,16 @@ from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1.guest_service_pb2 import WorkloadKind
-from tests.integration.cluster import (
-    BLOCK_SIZE,
+from tests.integration.cluster import BLOCK_SIZE, MIB, Cluster, children, until
+from tests.integration.nbd_client import NbdClient
+from tests.integration.volume import (
     DONE,
-    MIB,
     VOLUME_ACTIVE,
-    Cluster,
     Load,
     Volume,
-    children,
     faultless,
-    until,
+    fresh_volume,
 )
-from tests.integration.nbd_client import NbdClient
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 
@@ -45,7 +42,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
-    async with cluster.volume() as made:
+    async with fresh_volume(cluster) as made:
         yield made
 
 
@@ -204,7 +201,7 @@ async def test_a_machine_killed_under_load_leaves_equal_members(volume: Volume) 
 
 
 async def test_an_instance_waits_for_its_members_and_can_be_stopped(cluster: Cluster) -> None:
-    async with cluster.volume(run=False) as volume:
+    async with fresh_volume(cluster, run=False) as volume:
         volume.downstairs[2].kill()
         await volume.set_state(instance_pb.REQUESTED_STATE_RUN)
         await volume.reach(instance_pb.INSTANCE_STATE_STARTING)
