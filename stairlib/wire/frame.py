@@ -70,8 +70,8 @@ class OpKind(enum.IntEnum):
     REPAIR_LIMIT = 12  # number = bytes per second, 0 = none
 
 
-# A FLUSH's `flags`: marks of incomplete extents stay, whatever was copied into them so far. What was
-# copied may be newer than this flush; only a flush sent after the copies were answered covers it on
+# A FLUSH's `flags`: marks of incomplete extents stay, whatever was copied into them so far. What
+# was copied may be newer than this flush; only one sent after the copies were answered covers it on
 # every member alike. A flush without the flag clears the marks of the extents copied by then.
 FLUSH_KEEPS_MARKS = 1
 
