@@ -8,6 +8,7 @@ run comes to its end. STAIRWELL_SEEDS=first:count runs other seeds."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 
@@ -39,6 +40,7 @@ class Run:
         self.verifications: list[object] = []
         self.replaced_slot: int | None = None
         self.replaced_address = ""
+        self.region_numbers = itertools.count(100)
         self.hostility = self.rng.choice([0.05, 0.15, 0.3])
 
     # ---- what may happen
@@ -105,8 +107,6 @@ class Run:
         slot = self.rng.choice(slots)
         new = self.rng.choice(spares)
         # As the control plane does: one replacement at a time, over restarts of the upstairs too.
-        if world.healthy():
-            self.replaced_slot = None
         if self.replaced_slot not in (None, slot.slot):
             return
         # And no member is replaced while a filling is interrupted and the volume is not active: the
@@ -114,6 +114,12 @@ class Run:
         marked = any(any(world.daemons[t].extents.incomplete) for t in world.targets)
         if marked and world.upstairs.state is not UpstairsState.ACTIVE:
             return
+        spare = world.daemons[new]
+        if spare.owner and new != self.replaced_address:
+            # A region that belonged to a volume is not taken again before it was made anew. The one
+            # that was replaced last may come back, should its successor never have been filled.
+            world.break_links(new)
+            spare.recreate(f"region-{next(self.region_numbers)}")
         key = world.ask(lambda key: events.Replace(key, slot.address, new))
         answer = world.answers[key]
         world.note(f"replace {slot.address} by {new}: {answer.value or answer.error}")
@@ -134,6 +140,13 @@ class Run:
     def verify(self) -> None:
         self.verifications.append(self.world.ask(events.Verify))
 
+    def settled(self) -> bool:
+        """Never: looks at every step, as the control plane watches, whether a replacement is done."""
+        if self.replaced_slot is not None and self.world.healthy():
+            self.replaced_slot = None
+            self.replaced_address = ""
+        return False
+
     # ---- the run
 
     def go(self) -> None:
@@ -153,7 +166,7 @@ class Run:
         ]
         for _ in range(rng.randint(40, 120)):
             rng.choice(faults)() if rng.random() < self.hostility else self.guest()
-            world.run_until(lambda: False, rng.choice([0.0005, 0.005, 0.05, 0.6]))
+            world.run_until(self.settled, rng.choice([0.0005, 0.005, 0.05, 0.6]))
         self.heal()
         self.check_end()
 

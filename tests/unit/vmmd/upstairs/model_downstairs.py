@@ -106,6 +106,17 @@ class ModelDownstairs:
 
     # ---- lifecycle
 
+    def recreate(self, region_id: str) -> None:
+        """A new, empty region in the old one's place."""
+        self.end_session()
+        count = self.geometry.extent_count
+        self.region_id = region_id
+        self.owner = ""
+        self.promoted = ("", 0)
+        self.durable = {}
+        self.durable_extents = Extents([0] * count, [0] * count, [False] * count)
+        self._restart()
+
     def crash(self) -> None:
         """Power cut: the session is gone and everything unflushed with it."""
         self.end_session(finish_rate=0.5)
