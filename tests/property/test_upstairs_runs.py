@@ -141,7 +141,7 @@ class Run:
         self.verifications.append(self.world.ask(events.Verify))
 
     def settled(self) -> bool:
-        """Never: looks at every step, as the control plane watches, whether a replacement is done."""
+        """Never: looks at every step whether a replacement is done, as the control plane does."""
         if self.replaced_slot is not None and self.world.healthy():
             self.replaced_slot = None
             self.replaced_address = ""
