@@ -51,16 +51,23 @@ def describe(error: StairwellError | CommandError, address: str, locate: Locate 
     details: list[str] = []
     if isinstance(error, InvalidRequestError):
         details = [violation_line(violation, locate) for violation in error.violations]
+    elif field := error.metadata.get("field"):
+        # Well formed, but what it names will not do: a target that is away, or in use.
+        details = [f"named in {_where(field, locate)}"]
     return _text(f"{error.message} ({error.reason})", details, hint_for(error, address))
 
 
 def violation_line(violation: FieldViolation, locate: Locate = nowhere) -> str:
     """One broken rule: field path, where it stands in the user's file, what would be right."""
-    place = locate(violation.field) if violation.field else None
-    field = violation.field or "(request)"
-    where = f"{field} [{place}]" if place else field
+    where = _where(violation.field, locate) if violation.field else "(request)"
     reason = f" ({violation.reason})" if violation.reason not in {"", "INVALID"} else ""
     return f"{where}: {violation.description}{reason}"
+
+
+def _where(field: str, locate: Locate) -> str:
+    """A field path and, if it came from a file, its place there."""
+    place = locate(field)
+    return f"{field} [{place}]" if place else field
 
 
 def hint_for(error: StairwellError, address: str) -> str:

@@ -58,3 +58,13 @@ def test_hints_name_the_command_to_type():
 def test_a_command_error_has_details_and_hint():
     error = CommandError("cannot", "do that", ("first", "second"))
     assert describe(error, ADDRESS) == "error: cannot\n  first\n  second\nhint: do that"
+
+
+def test_a_thing_that_will_not_do_is_shown_where_it_was_named():
+    field = "vcr.sub_volumes[0].opts.target[2]"
+    error = StateError("the downstairs at h:1 is in use", reason="TARGET_IN_USE", field=field)
+    lines = describe(error, "h:2", lambda path: "r.json:26" if path == field else None).splitlines()
+    assert lines == [
+        "error: the downstairs at h:1 is in use (TARGET_IN_USE)",
+        f"  named in {field} [r.json:26]",
+    ]
