@@ -220,12 +220,17 @@ def _peer_text(peer: object) -> str:
     return "unix"
 
 
+_SOCKET_PATH_BYTES_MAX = 107
+
+
 def socket_path(directory: Path, region_id: uuid.UUID) -> Path:
     """A short path for the region's unix socket, the same after each restart: the limit is 107
-    bytes, and a region's directory may have any length."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    name = hashlib.sha256(f"{directory.resolve()}\0{region_id}".encode()).hexdigest()[:20]
-    return base / f"stairwell-{os.getuid()}" / f"d-{name}.sock"
+    bytes, and a region's directory, or the runtime directory, may have any length."""
+    digest = hashlib.sha256(f"{directory.resolve()}\0{region_id}".encode()).hexdigest()[:20]
+    name = f"stairwell-{os.getuid()}/d-{digest}.sock"
+    preferred = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name
+    fits = len(os.fsencode(preferred)) <= _SOCKET_PATH_BYTES_MAX
+    return preferred if fits else Path("/tmp") / name  # noqa: S108 - a directory of our own in it
 
 
 class DataServer:

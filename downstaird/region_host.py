@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import uuid
 from typing import TYPE_CHECKING
 
-from downstaird.core.engine import Engine, Ownership
+from downstaird.core.engine import Engine
 from downstaird.core.promotion import Proposal, check_compatible, promoted
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
@@ -61,7 +60,7 @@ class RegionHost:
         self._table.expire(now)
         if not self.read_only:
             current = self.engine.ownership
-            wanted = promoted(proposal, current)
+            wanted = promoted(proposal, current, blank=self.blank)
             if wanted != current:
                 self.engine.promote(wanted)
         grant, ended = self._table.grant(proposal, secrets.token_bytes(TOKEN_BYTES), now)
@@ -75,6 +74,12 @@ class RegionHost:
             ended=len(ended),
         )
         return grant, version
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing was ever written to the region."""
+        states = self.engine.extent_states()
+        return not (states.generations.any() or states.flushes.any() or states.flags.any())
 
     def _end_grant(self, grant: Grant, reason: str) -> None:
         for conversation in list(self.conversations):
@@ -106,22 +111,6 @@ class RegionHost:
                 upstairs_id=str(grant.upstairs_id),
                 session_id=str(grant.session_id),
             )
-
-    def release(self, owner_id: uuid.UUID) -> None:
-        """Forgets owner and generation. StateError SESSION_ACTIVE or OWNER_MISMATCH."""
-        self.require_no_writer()
-        current = self.engine.ownership
-        if current.owner_id is None:
-            return
-        if current.owner_id != owner_id:
-            raise StateError(
-                f"the region belongs to upstairs {current.owner_id}, not to {owner_id}",
-                reason="OWNER_MISMATCH",
-                requested=str(owner_id),
-                actual=str(current.owner_id),
-            )
-        self.engine.promote(Ownership(None, None, 0))
-        _log.info("region released", owner_id=str(owner_id), generation=current.generation)
 
     async def flush_by_hand(self) -> int:
         """One flush outside any session; its number. Waits its turn for the lane."""

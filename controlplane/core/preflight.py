@@ -25,6 +25,7 @@ class RegionFacts:
     read_only: bool
     owner_id: UUID | None
     active_session_id: UUID | None
+    written: bool = False
 
 
 def judge(
@@ -93,8 +94,16 @@ def _judge_free(
         raise in_use(
             target,
             field,
-            f"its region belongs to volume {facts.owner_id}; release the region, or name another"
-            " downstairs",
+            f"its region belongs to volume {facts.owner_id}; create the region anew, or name"
+            " another downstairs",
+        )
+    if facts.owner_id is None and facts.written:
+        raise StateError(
+            f"the region at {target} belongs to no volume, yet something was written to it; create"
+            " it anew, or name another downstairs",
+            reason="TARGET_NOT_BLANK",
+            target=target,
+            field=field,
         )
     if facts.active_session_id is not None:
         raise in_use(target, field, f"session {facts.active_session_id} is using its region now")

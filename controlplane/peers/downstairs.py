@@ -69,6 +69,7 @@ def _facts(region: pb.Region) -> RegionFacts:
         read_only=region.read_only,
         owner_id=_optional(region.owner_id),
         active_session_id=_optional(region.active_session_id),
+        written=region.written,
     )
 
 

@@ -2,8 +2,9 @@
 
 Each refusal is a StateError of its own reason that names both values, so that an operator reads
 what differs and a client can tell the reasons apart. A promotion is kept durably before it is
-answered, hence an older generation stays refused over restarts. Only a release by the owner gives a
-region to another owner."""
+answered, hence an older generation stays refused over restarts. A region belongs to its first owner
+for ever, and is blank when it gets one: what another life left in it, stamps above all, must never
+stand beside the members of a set. To use it for another volume, create it anew."""
 
 from __future__ import annotations
 
@@ -79,9 +80,12 @@ def check_compatible(
     return version
 
 
-def promoted(proposal: Proposal, current: Ownership) -> Ownership:
-    """The ownership to record. StateError REGION_IN_USE for another owner whatever its generation,
-    GENERATION_TOO_LOW for a generation that was promoted before or is lower than one that was."""
+def promoted(proposal: Proposal, current: Ownership, *, blank: bool) -> Ownership:
+    """The ownership to record; `blank` says that nothing was ever written to the region.
+
+    StateError REGION_IN_USE for another owner whatever its generation, REGION_NOT_BLANK for a first
+    owner of a region that holds something, GENERATION_TOO_LOW for a generation that was promoted
+    before or is lower than one that was."""
     if proposal.generation == 0:
         raise InvalidRequestError(
             "generation 0 is never promoted: generations start at 1",
@@ -89,11 +93,18 @@ def promoted(proposal: Proposal, current: Ownership) -> Ownership:
         )
     wanted = Ownership(proposal.upstairs_id, proposal.session_id, proposal.generation)
     if current.owner_id is None:
+        if not blank:
+            raise StateError(
+                "the region belongs to nobody, yet something was written to it: create it anew to "
+                "make it a member of a volume",
+                reason="REGION_NOT_BLANK",
+                requested_by=str(proposal.upstairs_id),
+            )
         return wanted
     if current.owner_id != proposal.upstairs_id:
         raise StateError(
             f"the region belongs to upstairs {current.owner_id}, not to {proposal.upstairs_id}: "
-            "release it first if that volume is gone",
+            "create it anew if that volume is gone",
             reason="REGION_IN_USE",
             owner_id=str(current.owner_id),
             requested_by=str(proposal.upstairs_id),

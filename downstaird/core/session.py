@@ -17,15 +17,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from downstaird.core.engine import Engine, FlushWork
+from downstaird.core.extent_answers import ExtentAnswers
 from downstaird.core.repair_plan import CopySource, parse_source
 from downstaird.core.replies import Reply, status_of
 from downstaird.core.work_queue import Claim, Order, WorkQueue
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
-from stairlib.model.errors import InvalidRequestError, StairwellError
+from stairlib.model.errors import DataError, InvalidRequestError, StairwellError
 from stairlib.wire.frame import (
     FLUSH_KEEPS_MARKS,
     OPS_MAX,
@@ -56,6 +54,7 @@ _ASYNCHRONOUS = frozenset((FLUSH, REPAIR_BEGIN, EXTENT_COPY))
 # Started unasked while nothing waits; a REPAIR_END is rare and takes the ordered way.
 _IMMEDIATE = _KINDS - _ASYNCHRONOUS - {REPAIR_END}
 _CARRY_DATA = frozenset((WRITE, WRITE_UNWRITTEN))
+_MUTATING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD))
 _CHANGING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD, REPAIR_BEGIN, EXTENT_COPY, REPAIR_END))
 _ORDERS = {
     READ: Order.LOOK,
@@ -73,8 +72,6 @@ _ORDERS = {
 }
 # What an op that waits costs beside its data.
 _OP_HELD_BYTES = 500
-# A digest reads the contexts of its extents on the loop: about 0.1 ms for 16384 blocks.
-DIGEST_BLOCKS_MAX = 8 << 20
 
 Row = tuple[int, int, int, int, int, int, int, int, int, int]
 
@@ -172,6 +169,9 @@ class Session:
         self._block_size = geometry.block_size
         self._blocks = geometry.block_count
         self._extents = geometry.extent_count
+        self._answering = ExtentAnswers(region)
+        # Why the first mutation that failed did so. From then on no flush of this session succeeds.
+        self._lost = ""
         self._blocks_per_extent = geometry.blocks_per_extent
         self._encrypted = region.definition.encrypted
         self._queue: WorkQueue[_Op] = WorkQueue()
@@ -415,9 +415,7 @@ class Session:
             elif kind in _CARRY_DATA:
                 assert contexts is not None
                 if not intact:
-                    reply.failed(job, kind, OpStatus.HASH_MISMATCH, self._damaged(offset, length))
-                    self.counters.failed += 1
-                    return True
+                    raise DataError(self._damaged(offset, length), reason="HASH_MISMATCH")
                 self._write(kind, offset, length, contexts, data)
                 reply.done(job, kind, offset, length)
             elif kind == DISCARD:
@@ -430,6 +428,8 @@ class Session:
                 self._execute_rare(row, blob, reply, effects)
         except StairwellError as error:
             self.counters.failed += 1
+            if kind in _MUTATING:
+                self._lost = self._lost or error.message
             reply.failed(job, kind, status_of(error), error.message)
             return True
         return False
@@ -452,18 +452,18 @@ class Session:
             reply.done(job, kind)
         elif kind == EXTENT_STATES:
             first, count = (offset, length) if length else (0, self._extents)
-            reply.array(job, kind, first, count, self._states(first, count))
+            reply.array(job, kind, first, count, self._answering.states(first, count))
         elif kind == EXTENT_DIGEST:
-            reply.array(job, kind, offset, length, self._digests(offset, length))
+            reply.array(job, kind, offset, length, self._answering.digests(offset, length))
         elif kind == REPAIR_LIMIT:
             effects.append(LimitRepair(row[9]))
             reply.done(job, kind, number=row[9])
         elif kind == REPAIR_BEGIN:
-            extents = self._extent_list(blob)
+            extents = self._answering.listed(blob)
             self._open_flush = None
             effects.append(RunWork(self._region.repair_begin(extents), kind, [job]))
         elif kind == EXTENT_COPY:
-            self._check_extents(offset, 1)
+            self._answering.check(offset, 1)
             effects.append(CopyExtent(job, offset, parse_source(blob)))
         elif kind == REPAIR_END:
             self._region.repair_end()
@@ -479,6 +479,9 @@ class Session:
                 reply.done(job, FLUSH, number=row[9])
             return
         try:
+            if self._lost:
+                # What failed is missing here; a stamp would make the extent look like the others'.
+                raise DataError(f"an earlier write of this session failed: {self._lost}")
             if op.blob:
                 raise InvalidRequestError("snapshots are not offered by this version")
             if row[3] & FLUSH_KEEPS_MARKS:
@@ -506,40 +509,8 @@ class Session:
                 reason="OUT_OF_RANGE",
             )
 
-    def _check_extents(self, first: int, count: int) -> None:
-        if first + count > self._extents:
-            raise InvalidRequestError(
-                f"extents {first} to {first + count} end past the region's {self._extents} extents",
-                reason="OUT_OF_RANGE",
-            )
-
     def _damaged(self, offset: int, length: int) -> str:
         return f"data written to blocks {offset} to {offset + length} does not match its contexts"
-
-    def _states(self, first: int, count: int) -> bytes:
-        self._check_extents(first, count)
-        if count * 24 > PAYLOAD_BYTES_MAX:
-            raise InvalidRequestError(f"states of {count} extents do not fit a frame: ask in parts")
-        states = self._region.extent_states()
-        table = np.empty((count, 3), dtype="<u8")
-        table[:, 0] = states.generations[first : first + count]
-        table[:, 1] = states.flushes[first : first + count]
-        table[:, 2] = states.flags[first : first + count]
-        return table.tobytes()
-
-    def _digests(self, first: int, count: int) -> bytes:
-        self._check_extents(first, count)
-        if count > 1 and count * self._blocks_per_extent > DIGEST_BLOCKS_MAX:
-            raise InvalidRequestError(f"digests of {count} extents take too long: ask in parts")
-        digests = [self._region.digest(extent) for extent in range(first, first + count)]
-        return np.array(digests, dtype="<u8").tobytes()
-
-    def _extent_list(self, blob: bytes) -> npt.NDArray[np.uint32]:
-        if not blob or len(blob) % 4:
-            raise InvalidRequestError("REPAIR_BEGIN carries a list of u32 extents")
-        extents = np.frombuffer(blob, dtype="<u4").astype(np.uint32)
-        self._check_extents(int(extents.max()), 1)
-        return extents
 
     def lane_changed(self, *, free: bool) -> None:
         """The lane was taken for, or freed from, something that is not this session's."""

@@ -65,4 +65,5 @@ def region_message(host: RegionHost, version: str) -> region_pb.Region:
         faulted_extents=int(np.count_nonzero(flags & FLAG_FAULTED)),
         stored_bytes=host.engine.stored_bytes(),
         version=version,
+        written=not host.blank,
     )

@@ -9,7 +9,7 @@ import grpc
 
 from downstaird.core.verification import Verification
 from downstaird.region_host import RegionHost
-from downstaird.services.mapping import region_message, uuid_of
+from downstaird.services.mapping import region_message
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 
@@ -55,14 +55,3 @@ class RegionServicer(region_grpc.RegionServiceServicer):
                 region_pb.BadBlock(block=bad.block, reason=bad.reason) for bad in check.bad_blocks
             ],
         )
-
-    async def ReleaseRegion(
-        self,
-        request: region_pb.ReleaseRegionRequest,
-        _context: grpc.aio.ServicerContext[
-            region_pb.ReleaseRegionRequest, region_pb.ReleaseRegionResponse
-        ],
-    ) -> region_pb.ReleaseRegionResponse:
-        """Gives the region back."""
-        self._host.release(uuid_of(request.owner_id, "owner_id"))
-        return region_pb.ReleaseRegionResponse()

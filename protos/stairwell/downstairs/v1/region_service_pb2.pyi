@@ -60,6 +60,7 @@ class Region(_message.Message):
     STORED_BYTES_FIELD_NUMBER: _builtins.int
     FAULTED_EXTENTS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     encrypted: _builtins.bool
     read_only: _builtins.bool
@@ -74,6 +75,8 @@ class Region(_message.Message):
     stored_bytes: _builtins.int
     faulted_extents: _builtins.int
     version: _builtins.str
+    written: _builtins.bool
+    """Whether anything was ever written. A region that was and has no owner cannot become a member."""
     @_builtins.property
     def geometry(self) -> Global___Geometry: ...
     def __init__(
@@ -91,10 +94,11 @@ class Region(_message.Message):
         stored_bytes: _builtins.int = ...,
         faulted_extents: _builtins.int = ...,
         version: _builtins.str = ...,
+        written: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_session_id", b"active_session_id", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_session_id", b"active_session_id", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,38 +203,3 @@ class VerifyRegionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyRegionResponse: _TypeAlias = VerifyRegionResponse  # noqa: Y015
-
-@_typing.final
-class ReleaseRegionRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    OWNER_ID_FIELD_NUMBER: _builtins.int
-    owner_id: _builtins.str
-    """The owner the caller believes in; must match."""
-    def __init__(
-        self,
-        *,
-        owner_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner_id", b"owner_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReleaseRegionRequest: _TypeAlias = ReleaseRegionRequest  # noqa: Y015
-
-@_typing.final
-class ReleaseRegionResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReleaseRegionResponse: _TypeAlias = ReleaseRegionResponse  # noqa: Y015

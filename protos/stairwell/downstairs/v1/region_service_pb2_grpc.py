@@ -45,11 +45,6 @@ class RegionServiceStub:
                 request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.SerializeToString,
                 response_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.FromString,
                 _registered_method=True)
-        self.ReleaseRegion = channel.unary_unary(
-                '/stairwell.downstairs.v1.RegionService/ReleaseRegion',
-                request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ReleaseRegionRequest.SerializeToString,
-                response_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ReleaseRegionResponse.FromString,
-                _registered_method=True)
 
 
 class RegionServiceServicer:
@@ -69,14 +64,6 @@ class RegionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ReleaseRegion(self, request, context):
-        """Gives the region back: its promoted generation and owner are forgotten, so that another volume
-        may use it. Refused while a session is active.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_RegionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -89,11 +76,6 @@ def add_RegionServiceServicer_to_server(servicer, server):
                     servicer.VerifyRegion,
                     request_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.FromString,
                     response_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.SerializeToString,
-            ),
-            'ReleaseRegion': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReleaseRegion,
-                    request_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ReleaseRegionRequest.FromString,
-                    response_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ReleaseRegionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -151,33 +133,6 @@ class RegionService:
             '/stairwell.downstairs.v1.RegionService/VerifyRegion',
             stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.SerializeToString,
             stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReleaseRegion(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/stairwell.downstairs.v1.RegionService/ReleaseRegion',
-            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ReleaseRegionRequest.SerializeToString,
-            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ReleaseRegionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,10 +36,6 @@ class RegionServiceStub:
     GetRegion: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetRegionRequest, _region_service_pb2.GetRegionResponse]
     VerifyRegion: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.VerifyRegionRequest, _region_service_pb2.VerifyRegionResponse]
     """Reads every stored block and checks it against its context."""
-    ReleaseRegion: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.ReleaseRegionRequest, _region_service_pb2.ReleaseRegionResponse]
-    """Gives the region back: its promoted generation and owner are forgotten, so that another volume
-    may use it. Refused while a session is active.
-    """
 
 @_typing.type_check_only
 class RegionServiceAsyncStub(RegionServiceStub):
@@ -49,10 +45,6 @@ class RegionServiceAsyncStub(RegionServiceStub):
     GetRegion: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetRegionRequest, _region_service_pb2.GetRegionResponse]  # type: ignore[assignment]
     VerifyRegion: _aio.UnaryUnaryMultiCallable[_region_service_pb2.VerifyRegionRequest, _region_service_pb2.VerifyRegionResponse]  # type: ignore[assignment]
     """Reads every stored block and checks it against its context."""
-    ReleaseRegion: _aio.UnaryUnaryMultiCallable[_region_service_pb2.ReleaseRegionRequest, _region_service_pb2.ReleaseRegionResponse]  # type: ignore[assignment]
-    """Gives the region back: its promoted generation and owner are forgotten, so that another volume
-    may use it. Refused while a session is active.
-    """
 
 class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
     """What region a daemon keeps and how it is."""
@@ -71,15 +63,5 @@ class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_service_pb2.VerifyRegionResponse, _abc.Awaitable[_region_service_pb2.VerifyRegionResponse]]:
         """Reads every stored block and checks it against its context."""
-
-    @_abc_1.abstractmethod
-    def ReleaseRegion(
-        self,
-        request: _region_service_pb2.ReleaseRegionRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_region_service_pb2.ReleaseRegionResponse, _abc.Awaitable[_region_service_pb2.ReleaseRegionResponse]]:
-        """Gives the region back: its promoted generation and owner are forgotten, so that another volume
-        may use it. Refused while a session is active.
-        """
 
 def add_RegionServiceServicer_to_server(servicer: RegionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -38,7 +38,7 @@ def proposal(upstairs=A, session=S, generation=5, **more):
     ],
 )
 def test_accepted(current, asked):
-    assert promoted(asked, current) == Ownership(
+    assert promoted(asked, current, blank=current.owner_id is None) == Ownership(
         asked.upstairs_id, asked.session_id, asked.generation
     )
 
@@ -55,7 +55,7 @@ def test_accepted(current, asked):
 )
 def test_refused(current, asked, reason):
     with pytest.raises(StateError) as caught:
-        promoted(asked, current)
+        promoted(asked, current, blank=False)
     assert caught.value.reason == reason
     if reason == "GENERATION_TOO_LOW":
         assert caught.value.metadata == {"requested": str(asked.generation), "promoted": "5"}
@@ -66,7 +66,7 @@ def test_refused(current, asked, reason):
 
 def test_generation_zero_is_never_promoted():
     with pytest.raises(InvalidRequestError) as caught:
-        promoted(proposal(generation=0), Ownership(None, None, 0))
+        promoted(proposal(generation=0), Ownership(None, None, 0), blank=True)
     assert caught.value.violations[0].field == "generation"
 
 
@@ -103,3 +103,11 @@ def test_the_callers_best_version_that_is_spoken_here_is_chosen():
 def test_what_is_not_said_is_not_compared():
     asked = proposal(geometry=None, region_id=None)
     assert check_compatible(asked, DEFINITION, read_only=False, versions=(1,)) == 1
+
+
+def test_a_first_owner_gets_a_blank_region_only():
+    """Stamps of another life would win over those of the volume's own members."""
+    with pytest.raises(StateError) as caught:
+        promoted(proposal(generation=9), Ownership(None, None, 0), blank=False)
+    assert caught.value.reason == "REGION_NOT_BLANK"
+    assert "create it anew" in caught.value.message

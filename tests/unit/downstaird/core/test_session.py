@@ -250,12 +250,12 @@ def test_what_makes_no_sense_is_refused_and_nothing_stays_pending(peer, op):
 
 def test_errors_of_the_engine_are_answered_and_the_session_goes_on(peer):
     peer.engine.fail_with = "NO_SPACE"
-    peer.send(write(1, 0, block(1)), flush(2, 1))
+    peer.send(flush(2, 1))
     peer.engine.fail_with = "EXTENT_FAULTED"
     peer.send(read(3, 0, 1))
     peer.engine.fail_with = None
     peer.send(write(4, 0, block(1)), flush(5, 1))
-    assert peer.status(1) is peer.status(2) is OpStatus.NO_SPACE
+    assert peer.status(2) is OpStatus.NO_SPACE
     assert peer.status(3) is OpStatus.EXTENT_FAULTED
     assert peer.status(4) is OpStatus.OK
     assert peer.finish(peer.work()[0]).status(5) is OpStatus.OK
@@ -476,3 +476,21 @@ def test_nothing_happens_after_the_end(peer):
     peer.run()
     assert peer.replies == {}
     assert not any(call[0] in {"write", "copied"} for call in peer.engine.calls)
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        write(1, 0, block(1), context_of=block(2)),
+        {"job": 1, "kind": OpKind.DISCARD, "offset": 1 << 40, "length": 1},
+    ],
+)
+def test_no_flush_succeeds_after_a_change_that_failed(peer, failing):
+    """The extent would get the stamp of the others, and lack what they have."""
+    peer.send(failing)
+    peer.send(write(2, 1, block(3)), flush(3, 1))
+    assert peer.status(1) is not OpStatus.OK
+    assert peer.status(2) is OpStatus.OK
+    assert peer.status(3) is not OpStatus.OK
+    assert "earlier write" in peer.text(3)
+    assert not peer.work()
