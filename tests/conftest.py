@@ -1,4 +1,4 @@
-"""For every test: property tests are judged by what they find, never by how long an example took."""
+"""For every test: property tests are judged by what they find, never by how long they took."""
 
 from __future__ import annotations
 
