@@ -4,7 +4,8 @@ is written to.
 One task per extent, a few of them at a time. Each asks the source for the extent's contexts,
 compares them with its own, and streams only what differs; every block is checked against its
 context, then merged by the engine, which leaves alone what the session wrote itself meanwhile.
-Invariants: steps are small, so that the loop stays with the guest's I/O; there is no total
+Invariants: steps are small, with rests while the guest is at work, so that the loop stays with the
+guest's I/O; there is no total
 deadline, only one for silence; nothing is merged after the session ended."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import grpc
 import numpy as np
 from opentelemetry.trace import Span
 
-from downstaird.core.rate_limit import TokenBucket
+from downstaird.core.rate_limit import Rests, TokenBucket
 from downstaird.core.repair_plan import (
     STEP_BYTES,
     WINDOW_BLOCKS,
@@ -63,6 +64,7 @@ class ExtentCopier:
         self._changed = changed
         self._slots = asyncio.Semaphore(COPIES_AT_A_TIME)
         self._bucket = TokenBucket()
+        self._rests = Rests()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -200,11 +202,12 @@ class ExtentCopier:
                 chunk = await self._next_chunk(call, source)
                 if chunk is None:
                     return received, copied
+                began = self._loop.time()
                 contexts = self._checked(chunk, extent, source)
                 base = extent * self._blocks_per_extent
                 copied += self._engine.repair_merge(base + chunk.first_block, contexts, chunk.data)
                 received += len(chunk.data)
-                await self._pace(len(chunk.data))
+                await self._pace(len(chunk.data), self._loop.time() - began)
         finally:
             call.cancel()
 
@@ -254,12 +257,19 @@ class ExtentCopier:
             )
         return contexts
 
-    async def _pace(self, count: int) -> None:
-        self._bucket.take(count, self._loop.time())
-        seconds = self._bucket.wait(self._loop.time())
-        while seconds > 0:
-            await asyncio.sleep(min(seconds, RATE_LOOK_SECONDS))
-            seconds = self._bucket.wait(self._loop.time())
+    async def _pace(self, count: int, seconds: float) -> None:
+        """Waits before the next chunk; this one had `count` bytes and took so many seconds."""
+        now = self._loop.time()
+        self._bucket.take(count, now)
+        self._rests.worked(seconds, self._session.counters.frames, now)
+        wait = self._wait()
+        while wait > 0:
+            await asyncio.sleep(min(wait, RATE_LOOK_SECONDS))
+            wait = self._wait()
+
+    def _wait(self) -> float:
+        now = self._loop.time()
+        return max(self._bucket.wait(now), self._rests.wait(now))
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)

@@ -166,7 +166,9 @@ class LiveRepair:
 
     def _source_of(self, _extent: int, tried: int) -> Member | None:
         assert self._flush is not None
-        for member in self._region.active:
+        # Reads go to the first of equally busy members, copies are taken from the last: a member
+        # that is leaving, if there is one.
+        for member in reversed(self._region.active):
             if member.synced_job >= self._flush.last_job and not member.bit & tried:
                 return member
         return None

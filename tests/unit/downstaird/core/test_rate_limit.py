@@ -1,8 +1,14 @@
-"""The token bucket of repair traffic."""
+"""The token bucket of repair traffic, and its rests."""
 
 import pytest
 
-from downstaird.core.rate_limit import BURST_SECONDS, TokenBucket
+from downstaird.core.rate_limit import (
+    BURST_SECONDS,
+    REST_SECONDS_MAX,
+    REST_TIMES,
+    Rests,
+    TokenBucket,
+)
 
 
 def test_no_limit_never_waits():
@@ -38,3 +44,26 @@ def test_a_raised_limit_ends_the_wait_under_the_old_one():
     bucket.set_rate(0, 1.0)
     assert bucket.bytes_per_second == 0
     assert bucket.wait(1.0) == 0.0
+
+
+def test_steps_are_followed_by_rests_while_requests_come():
+    rests = Rests()
+    assert rests.wait(10.0) <= 0
+    rests.worked(0.002, 7, 10.0)
+    assert rests.wait(10.0) == pytest.approx(REST_TIMES * 0.002)
+    # Copies that run at the same time rest one after the other.
+    rests.worked(0.001, 8, 10.001)
+    assert rests.wait(10.0) == pytest.approx(REST_TIMES * 0.003)
+
+
+def test_an_idle_guest_costs_no_rest():
+    rests = Rests()
+    rests.worked(0.002, 7, 10.0)
+    rests.worked(0.002, 7, 20.0)
+    assert rests.wait(20.0) <= 0
+
+
+def test_a_step_that_was_stopped_does_not_stop_the_next():
+    rests = Rests()
+    rests.worked(30.0, 1, 50.0)
+    assert rests.wait(50.0) == pytest.approx(REST_SECONDS_MAX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xxhash
 
 from downstaird.core.engine import FLAG_INCOMPLETE
 from downstaird.core.region import Region
@@ -91,6 +92,41 @@ def test_blocks_the_source_never_wrote_become_unwritten(disk, region) -> None:
     assert not region.contexts(24, 8).any()
     flush(region, 5, 2)
     assert read(reopened(region, disk), 18, 3) == wanted
+
+
+def test_a_copied_chunk_keeps_what_the_session_wrote_over_a_crash(disk, region) -> None:
+    begin(region, 1)
+    write(region, 17, content("flushed"))
+    flush(region, 5, 2)
+    write(region, 18, content("new"))
+    region.discard(19, 1)
+    assert merge(region, 16, content("copy", 16)) == 13 * BLOCK
+    write(region, 20, content("later"))
+    copy = content("copy", 16)
+    wanted = (
+        copy[:BLOCK]
+        + content("flushed")
+        + content("new")
+        + bytes(BLOCK)
+        + content("later")
+        + copy[5 * BLOCK :]
+    )
+    assert read(region, 16, 16) == wanted
+    assert not region.contexts(19, 1).any()
+    flush(region, 6, 2)
+    found = reopened(region, disk)
+    assert read(found, 16, 16) == wanted
+    assert not found.contexts(19, 1).any()
+
+
+def test_extents_without_blocks_have_one_digest(region) -> None:
+    region.discard(32, 32)
+    empty = region.digest(2)
+    assert empty == xxhash.xxh3_64_intdigest(bytes(16 * 32)) == region.digest(3)
+    write(region, 33, content("new"))
+    assert region.digest(2) != empty
+    region.discard(32, 16)
+    assert region.digest(2) == empty
 
 
 def test_a_copy_does_not_make_an_extent_dirty(region) -> None:
