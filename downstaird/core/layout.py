@@ -45,7 +45,7 @@ class Tuning:
     table_bytes: int = 32 << 20
     # Bounds how long a flush can wait behind a checkpoint's step (about 5 ms); more, by this
     # factor, for each `log_bytes` by which the other log has grown meanwhile.
-    step_blocks: int = 512
+    step_blocks: int = 128
     step_growth: int = 4
     # The log is written with zeros this far ahead, so that most flushes need no file system journal
     # commit.
