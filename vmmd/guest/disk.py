@@ -22,6 +22,7 @@ class IoResult:
 
 
 _GOOD = IoResult()
+_STOPPED = IoResult("the machine stopped")
 
 
 class GuestDisk:
@@ -68,7 +69,9 @@ class GuestDisk:
     async def write(self, first: int, count: int) -> IoResult:
         """Writes the next version of the blocks, none of which may be busy."""
         driver, model = self.driver, self.model
-        slot = await self._claimed_slot(first, count)
+        slot = await self._claimed_slot(driver, first, count)
+        if slot is None:
+            return _STOPPED
         length = count * self.block_size
         model.begin_write(first, count, slot.buffer[:length])
 
@@ -123,7 +126,9 @@ class GuestDisk:
     async def discard(self, first: int, count: int) -> IoResult:
         """Deallocates the blocks, none of which may be busy."""
         driver, model = self.driver, self.model
-        slot = await self._claimed_slot(first, count)
+        slot = await self._claimed_slot(driver, first, count)
+        if slot is None:
+            return _STOPPED
         model.begin_discard(first, count)
         _RANGE.pack_into(slot.buffer, 0, 0, count, first)
 
@@ -144,14 +149,22 @@ class GuestDisk:
             driver.release(slot)
         return _GOOD if status == bits.OK else _failed("discard", first, count, status)
 
-    async def _claimed_slot(self, first: int, count: int) -> IoSlot:
-        """A slot for a change of the blocks, which are claimed before there is time to wait."""
+    async def _claimed_slot(self, driver: NvmeDriver, first: int, count: int) -> IoSlot | None:
+        """A slot for a change of the blocks, which are claimed before there is time to wait.
+
+        None when the driver stopped meanwhile: the slot's memory is not the driver's any more.
+        """
         self.model.claim(first, count)
         try:
-            return await self.driver.acquire()
+            slot = await driver.acquire()
         except asyncio.CancelledError:
             self.model.disclaim(first, count)
             raise
+        if not driver.stopped:
+            return slot
+        driver.release(slot)
+        self.model.disclaim(first, count)
+        return None
 
 
 def _failed(what: str, first: int, count: int, status: int) -> IoResult:

@@ -158,6 +158,7 @@ class NvmeDriver:
         self._slots: list[IoSlot] = []
         self._free: asyncio.LifoQueue[IoSlot] = asyncio.LifoQueue()
         self._identity: DiskIdentity | None = None
+        self._stopping = False
         self._stopped = False
         self.transfer_bytes_max = TRANSFER_BYTES_MAX
 
@@ -171,6 +172,12 @@ class NvmeDriver:
     def slots(self) -> int:
         """Commands that can be in flight."""
         return len(self._slots)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is stopping or has stopped: nobody is to begin a command any more, since the
+        slots' memory will be somebody else's."""
+        return self._stopping or self._stopped
 
     # --- bring-up and the end ---
 
@@ -197,6 +204,7 @@ class NvmeDriver:
 
     async def stop(self) -> None:
         """Shuts the controller down as before a power-off (it flushes), then ends what waits."""
+        self._stopping = True
         if not self._stopped and self._read(bits.REG_CSTS, 4) & bits.CSTS_READY:
             configuration = self._read(bits.REG_CC, 4)
             self._write(bits.REG_CC, 4, configuration | 1 << bits.CC_SHN_SHIFT)

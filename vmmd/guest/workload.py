@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stairlib.model.errors import FieldViolation, InvalidRequestError
+from stairlib.model.errors import FieldViolation, InvalidRequestError, UnavailableError
 from vmmd.guest.disk import GuestDisk, IoResult
 
 REPORT_SECONDS = 0.5
@@ -143,7 +143,10 @@ def check_workload(disk: GuestDisk, spec: WorkloadSpec) -> None:
 
 
 async def run_workload(disk: GuestDisk, spec: WorkloadSpec) -> AsyncGenerator[WorkloadReport, None]:
-    """Runs `spec` on `disk`. I/O errors and mismatches are counted, not raised."""
+    """Runs `spec` on `disk`. I/O errors and mismatches are counted, not raised.
+
+    UnavailableError when the machine stops or reboots under it, as programs in a guest end then.
+    """
     check_workload(disk, spec)
     run = _RUNS[spec.kind](disk, spec)
     depth = min(spec.queue_depth or _DEPTHS[spec.kind.name], disk.driver.slots)
@@ -158,8 +161,10 @@ async def run_workload(disk: GuestDisk, spec: WorkloadSpec) -> AsyncGenerator[Wo
                 worker.result()
             if pending:
                 yield run.tally.report(finished=False)
+        run.check_machine()
         if run.flush_at_end:
             await run.flush()
+            run.check_machine()
         yield run.tally.report(finished=True)
     finally:
         run.stopping = True
@@ -179,6 +184,20 @@ class _Run(abc.ABC):
         self.spec = spec
         self.stopping = False
         self.tally = _Tally(time.monotonic())
+        self._driver = disk.driver
+
+    @property
+    def over(self) -> bool:
+        """Whether no new command is to begin."""
+        return self.stopping or self._driver.stopped
+
+    def check_machine(self) -> None:
+        """UnavailableError when the machine has stopped since the run began."""
+        if self._driver.stopped:
+            raise UnavailableError(
+                "the machine stopped or rebooted while the workload ran; run it again",
+                reason="MACHINE_STOPPED",
+            )
 
     @abc.abstractmethod
     async def work(self) -> None:
@@ -235,7 +254,7 @@ class _Fill(_Run):
             self._todo.append((blocks, rest))
 
     async def work(self) -> None:
-        while self._todo and not self.stopping:
+        while self._todo and not self.over:
             first, count = self._todo.popleft()
             if self.disk.model.busy(first, count):
                 # Another workload writes there just now: this run's turn comes at the end.
@@ -254,7 +273,7 @@ class _ReadBack(_Run):
         self._todo = deque(disk.model.written_runs(longest))
 
     async def work(self) -> None:
-        while self._todo and not self.stopping:
+        while self._todo and not self.over:
             first, count = self._todo.popleft()
             await self.read(first, count)
 
@@ -272,7 +291,7 @@ class _Mixed(_Run):
         self._deadline = self.tally.started + spec.seconds if spec.seconds else None
 
     async def work(self) -> None:
-        while not self.stopping:
+        while not self.over:
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 return
             await self._one()

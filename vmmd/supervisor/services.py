@@ -4,8 +4,8 @@ processes, so those calls go there with the caller's deadline and come back as t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import grpc.aio
 
@@ -28,6 +28,7 @@ CALL_SECONDS = 30.0
 # Verifying reads every stored block of three members.
 VERIFY_SECONDS = 3600.0
 
+_Response = TypeVar("_Response")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -35,6 +36,19 @@ def remaining(context: Context, default: float) -> float:
     """Seconds the caller still waits."""
     left = context.time_remaining()
     return default if left is None else min(left, default)
+
+
+async def relayed(
+    call: grpc.aio.UnaryStreamCall[Any, _Response],
+) -> AsyncGenerator[_Response, None]:
+    """The messages of a machine's stream. Closed early, it hangs up at once: a call that is only
+    forgotten goes on until the garbage collector finds it, and a workload with it."""
+    try:
+        with translated("machine process"):
+            async for response in call:
+                yield response
+    finally:
+        call.cancel()
 
 
 class MachineServicer(MachineServiceServicer):
@@ -103,8 +117,9 @@ class VolumeServicer(VolumeServiceServicer):
     async def WatchVolume(
         self, request: volume_pb.WatchVolumeRequest, _context: Context
     ) -> AsyncIterator[volume_pb.WatchVolumeResponse]:
-        with translated("machine process"):
-            async for response in self._stub(request.machine_id).WatchVolume(request):
+        call = self._stub(request.machine_id).WatchVolume(request)
+        async with contextlib.aclosing(relayed(call)) as responses:
+            async for response in responses:
                 yield response
 
     async def ReplaceVcr(
@@ -141,8 +156,8 @@ class GuestServicer(GuestServiceServicer):
     async def RunWorkload(
         self, request: guest_pb.RunWorkloadRequest, _context: Context
     ) -> AsyncIterator[guest_pb.RunWorkloadResponse]:
-        with translated("machine process"):
-            made: Any = GuestServiceStub(self._machines.channel(request.machine_id))
-            stub = cast("GuestServiceAsyncStub", made)
-            async for response in stub.RunWorkload(request):
+        made: Any = GuestServiceStub(self._machines.channel(request.machine_id))
+        stub = cast("GuestServiceAsyncStub", made)
+        async with contextlib.aclosing(relayed(stub.RunWorkload(request))) as responses:
+            async for response in responses:
                 yield response

@@ -6,7 +6,12 @@ import asyncio
 
 import pytest
 
-from stairlib.model.errors import InvalidRequestError, NotFoundError, StateError
+from stairlib.model.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    StateError,
+    UnavailableError,
+)
 from tests.unit.vmmd.guest.machine import Machine
 from vmmd.block.backend import BlockOp
 from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
@@ -75,6 +80,22 @@ async def test_leaving_early_stops_the_load(machine: Machine) -> None:
     before = machine.controller.counters.reads
     assert not (await disk.read(0, 1)).error
     assert machine.controller.counters.reads == before + 1
+
+
+@pytest.mark.parametrize("reboot", [False, True])
+async def test_a_load_ends_with_its_machine(machine: Machine, reboot: bool) -> None:
+    """It must not go on against a driver that answers at once: the loop would never turn again."""
+    reports = machine.guest.run_workload(WorkloadSpec(WorkloadKind.MIXED, "block2"))
+    assert not (await anext(reports)).finished
+    following = asyncio.create_task(anext(reports))
+    await asyncio.sleep(0)
+    if reboot:
+        machine.guest.reboot_begun()
+    else:
+        await asyncio.wait_for(machine.guest.stop(), 5)
+    with pytest.raises(UnavailableError, match="stopped or rebooted"):
+        await asyncio.wait_for(following, 5)
+    assert not machine.guest.disks["block2"].model.busy(0, 4096)
 
 
 async def test_two_loads_at_once_agree(machine: Machine) -> None:
