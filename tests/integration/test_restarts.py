@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from stairlib.model.errors import UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
@@ -193,6 +194,21 @@ async def test_a_machine_killed_under_load_leaves_equal_members(volume: Volume) 
     os.kill(machine_pid(volume), signal.SIGKILL)
     await volume.reach(instance_pb.INSTANCE_STATE_FAILED)
     await load.stop()
+    await volume.delete()
+    await volume.create()
+    await volume.run()
+    await volume.settled()
+    await volume.verify()
+
+
+async def test_a_machine_is_stopped_under_load(volume: Volume) -> None:
+    """The load ends with an error of its own, the machine in order, and what it wrote is there."""
+    load = Load(volume.reports(WorkloadKind.WORKLOAD_KIND_MIXED))
+    await load.goes_on()
+    await volume.stop()
+    with pytest.raises(UnavailableError, match="stopped or rebooted"):
+        await load.ended()
+    faultless(load.last)
     await volume.delete()
     await volume.create()
     await volume.run()

@@ -308,7 +308,11 @@ class Load:
         """Ends it."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self._task
+            await asyncio.wait_for(self._task, DEADLINE)
+
+    async def ended(self) -> None:
+        """Waits until it has ended by itself; raises what ended it."""
+        await asyncio.wait_for(self._task, DEADLINE)
 
 
 @asynccontextmanager
