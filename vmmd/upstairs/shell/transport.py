@@ -155,7 +155,7 @@ class SocketConnection(asyncio.BufferedProtocol):
     def get_buffer(self, _sizehint: int) -> memoryview:
         """Where the next bytes go: always room for at least one byte."""
         if self._end == len(self._buffer):
-            self._make_room(len(self._buffer) + 1)
+            self._make_room(self._end - self._start + 1)
         return self._buffer[self._end :]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -183,18 +183,17 @@ class SocketConnection(asyncio.BufferedProtocol):
             self._make_room(HEADER_BYTES)
 
     def _make_room(self, length: int) -> None:
-        """Makes the frame that begins at `_start` fit whole."""
+        """Makes the frame that begins at `_start` fit whole. Never while a frame is handled: its
+        views are of the buffer."""
         if self._start + length <= len(self._buffer) and self._end < len(self._buffer):
             return
         kept = self._end - self._start
         size = len(self._buffer)
         while size < length:
             size *= 2
-        # A new buffer, because views of the old one may still be looked at by whoever handles a
-        # frame.
-        fresh = memoryview(bytearray(size))
-        fresh[:kept] = self._buffer[self._start : self._end]
-        self._buffer, self._start, self._end = fresh, 0, kept
+        buffer = self._buffer if size == len(self._buffer) else memoryview(bytearray(size))
+        buffer[:kept] = self._buffer[self._start : self._end]
+        self._buffer, self._start, self._end = buffer, 0, kept
 
     def eof_received(self) -> bool:
         """The daemon sends no more: the session is over."""
