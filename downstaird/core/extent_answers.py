@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from downstaird.core.engine import Engine
-from stairlib.model.errors import InvalidRequestError
+from downstaird.core.engine import FLAG_INCOMPLETE, Engine
+from stairlib.model.errors import InvalidRequestError, StateError
 from stairlib.wire.frame import PAYLOAD_BYTES_MAX
 
 # Digests of this many blocks at once: about 0.1 s in which nothing else is done.
@@ -29,6 +29,18 @@ class ExtentAnswers:
             raise InvalidRequestError(
                 f"extents {first} to {first + count} end past the region's {self._extents} extents",
                 reason="OUT_OF_RANGE",
+            )
+
+    def check_whole(self, offset: int, length: int) -> None:
+        """Refuses blocks of extents that are being filled: which of them were never written, only
+        the source of the repair knows, and a guess would make this region differ from the others.
+        """
+        first = offset // self._blocks_per_extent
+        last = (offset + length - 1) // self._blocks_per_extent
+        if (self._region.extent_states().flags[first : last + 1] & FLAG_INCOMPLETE).any():
+            raise StateError(
+                f"blocks {offset} to {offset + length} are being repaired: what is unwritten there "
+                "is not known until the repair has ended"
             )
 
     def states(self, first: int, count: int) -> bytes:

@@ -443,8 +443,9 @@ class Session:
             return
         if kind == WRITE:
             self._region.write(offset, contexts, data)
-        else:
-            self._region.write_unwritten(offset, contexts, data)
+            return
+        self._answering.check_whole(offset, length)
+        self._region.write_unwritten(offset, contexts, data)
 
     def _execute_rare(self, row: Row, blob: bytes, reply: Reply, effects: list[Effect]) -> None:
         job, kind, offset, length = row[0], row[1], row[5], row[6]

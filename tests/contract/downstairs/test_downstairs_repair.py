@@ -117,7 +117,7 @@ async def test_contents_are_equal_after_a_repair_under_writes(serve, upstairs, t
         while not done.is_set() or turn < 60:
             turn += 1
             at = int(rng.integers(0, EXTENTS * PER_EXTENT - 40))
-            kind = (OpKind.WRITE, OpKind.WRITE, OpKind.DISCARD, OpKind.WRITE_UNWRITTEN)[turn % 4]
+            kind = (OpKind.WRITE, OpKind.WRITE, OpKind.DISCARD)[turn % 3]
             count = int(rng.integers(1, 40))
             fields = {"offset": at, "length": count}
             if kind is not OpKind.DISCARD:

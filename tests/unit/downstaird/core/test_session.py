@@ -494,3 +494,14 @@ def test_no_flush_succeeds_after_a_change_that_failed(peer, failing):
     assert peer.status(3) is not OpStatus.OK
     assert "earlier write" in peer.text(3)
     assert not peer.work()
+
+
+def test_an_extent_that_is_being_repaired_takes_no_writes_of_unwritten_blocks(peer):
+    """Only the source knows which blocks are unwritten; a guess would diverge from it."""
+    peer.send(repair_begin(1, 0))
+    peer.finish(peer.work()[0])
+    peer.send({"job": 2, "kind": OpKind.WRITE_UNWRITTEN, "offset": 1, "data": block(2)})
+    assert peer.status(2) is not OpStatus.OK
+    assert "being repaired" in peer.text(2)
+    peer.send(read(3, 1, 1))
+    assert peer.data(3) == block(0)
