@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := stairlib controlplane vmmd downstaird scripts tests
+SOURCES := stairlib controlplane vmmd downstaird scripts bench tests
 TEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
