@@ -40,7 +40,10 @@ async def hang_and_return(volume: Volume, slot: int) -> float:
 
 async def test_members_that_hang_are_given_up_and_come_back(cluster: Cluster) -> None:
     """One under a load, one of a disk that does nothing: pings notice that as well."""
-    async with fresh_volume(cluster) as busy, fresh_volume(cluster) as idle:
+    async with (
+        fresh_volume(cluster, spare=False) as busy,
+        fresh_volume(cluster, spare=False) as idle,
+    ):
         await busy.fill()
         await idle.fill()
         async with busy.load(queue_depth=2) as load:

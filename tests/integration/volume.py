@@ -316,9 +316,11 @@ class Load:
 
 
 @asynccontextmanager
-async def fresh_volume(cluster: Cluster, *, run: bool = True) -> AsyncIterator[Volume]:
-    """A machine with a disk of three fresh members and a started spare."""
-    programs = [cluster.downstairs() for _ in range(4)]
+async def fresh_volume(
+    cluster: Cluster, *, run: bool = True, spare: bool = True
+) -> AsyncIterator[Volume]:
+    """A machine with a disk of three fresh members, and by default a started spare."""
+    programs = [cluster.downstairs() for _ in range(4 if spare else 3)]
     volume = Volume(cluster, programs)
     try:
         await asyncio.gather(*(program.start() for program in programs))
