@@ -72,11 +72,28 @@ def listens(port: int) -> bool:
         return probe.connect_ex((LOOPBACK, port)) == 0
 
 
+def reserve(port: int) -> bool:
+    """Keeps other copies of the tests off the port for as long as this process lives.
+
+    A daemon that is killed for a while frees its port, and another copy would take it. The UDP port
+    of the same number is in nobody's way and says whose it is.
+    """
+    mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        mark.bind((LOOPBACK, port))
+    except OSError:
+        mark.close()
+        return False
+    mark.detach()
+    return True
+
+
 def free_ports(count: int, step: int = 1) -> int:
-    """The first of `count` ports, `step` apart, that are free now, as are those after each."""
+    """The first of `count` ports, `step` apart, that are free and now ours, as are those after."""
     for _ in range(500):
         base = random.randrange(10_000, 30_000, 10)
-        if all(is_free(base + step * n + more) for n in range(count) for more in (0, 1)):
+        ports = [base + step * n + more for n in range(count) for more in (0, 1)]
+        if all(is_free(port) for port in ports) and all(reserve(port) for port in ports):
             return base
     raise AssertionError("no free ports")
 
