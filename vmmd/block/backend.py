@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 
 class BlockOp(enum.IntEnum):
     """What a request asks."""
@@ -20,6 +23,11 @@ class BlockOp(enum.IntEnum):
     WRITE = 2
     FLUSH = 3
     DISCARD = 4
+    # As READ, and the completion's `owned` tells which of the blocks were ever written; the others
+    # are zero.
+    READ_OWNED = 5
+    # As WRITE, but blocks that were written before keep what they hold.
+    WRITE_UNWRITTEN = 6
 
 
 class BlockStatus(enum.IntEnum):
@@ -35,7 +43,8 @@ class BlockStatus(enum.IntEnum):
 
 
 class Request(NamedTuple):
-    """`data` is given for WRITE only, one contiguous buffer of length * block_size bytes.
+    """`data` is given for WRITE and WRITE_UNWRITTEN only, one contiguous buffer of length *
+    block_size bytes.
 
     It must stay unchanged until the request completes. `token` comes back with the completion.
     """
@@ -48,12 +57,13 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """`data` is given for a READ that ended OK: length * block_size bytes, valid until the callback
-    returns."""
+    """`data` is given for a READ or READ_OWNED that ended OK: length * block_size bytes, valid
+    until the callback returns. `owned`, shape (length,), is given for the latter."""
 
     token: object
     status: BlockStatus
     data: bytes | bytearray | memoryview | None = None
+    owned: npt.NDArray[np.bool_] | None = None
 
 
 Done = Callable[[list[Completion]], None]

@@ -22,6 +22,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ScrubState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScrubStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScrubState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCRUB_STATE_UNSPECIFIED: _ScrubState.ValueType  # 0
+    SCRUB_STATE_RUNNING: _ScrubState.ValueType  # 1
+    SCRUB_STATE_DONE: _ScrubState.ValueType  # 2
+    """The parent is no longer part of the recorded request."""
+    SCRUB_STATE_STOPPED: _ScrubState.ValueType  # 3
+    SCRUB_STATE_FAILED: _ScrubState.ValueType  # 4
+
+class ScrubState(_ScrubState, metaclass=_ScrubStateEnumTypeWrapper): ...
+
+SCRUB_STATE_UNSPECIFIED: ScrubState.ValueType  # 0
+SCRUB_STATE_RUNNING: ScrubState.ValueType  # 1
+SCRUB_STATE_DONE: ScrubState.ValueType  # 2
+"""The parent is no longer part of the recorded request."""
+SCRUB_STATE_STOPPED: ScrubState.ValueType  # 3
+SCRUB_STATE_FAILED: ScrubState.ValueType  # 4
+Global___ScrubState: _TypeAlias = ScrubState  # noqa: Y015
+
 class _ReplaceResult:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -44,6 +67,60 @@ REPLACE_RESULT_VCR_MATCHES: ReplaceResult.ValueType  # 4
 Global___ReplaceResult: _TypeAlias = ReplaceResult  # noqa: Y015
 
 @_typing.final
+class Scrub(_message.Message):
+    """The filling of a disk from its read-only parent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    BLOCKED_ON_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    RECORDED_GENERATION_FIELD_NUMBER: _builtins.int
+    disk: _builtins.str
+    path: _builtins.str
+    """Path of the volume whose parent it is; empty for the outermost one."""
+    state: Global___ScrubState.ValueType
+    bytes_done: _builtins.int
+    bytes_total: _builtins.int
+    bytes_per_second_max: _builtins.int
+    blocked_on: _builtins.str
+    """What it waits for, if anything."""
+    last_error: _builtins.str
+    created_at: _builtins.float
+    updated_at: _builtins.float
+    recorded_generation: _builtins.int
+    """The generation recorded when the parent was dropped; zero before."""
+    def __init__(
+        self,
+        *,
+        disk: _builtins.str = ...,
+        path: _builtins.str = ...,
+        state: Global___ScrubState.ValueType = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_per_second_max: _builtins.int = ...,
+        blocked_on: _builtins.str = ...,
+        last_error: _builtins.str = ...,
+        created_at: _builtins.float = ...,
+        updated_at: _builtins.float = ...,
+        recorded_generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_on", b"blocked_on", "bytes_done", b"bytes_done", "bytes_per_second_max", b"bytes_per_second_max", "bytes_total", b"bytes_total", "created_at", b"created_at", "disk", b"disk", "last_error", b"last_error", "path", b"path", "recorded_generation", b"recorded_generation", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scrub: _TypeAlias = Scrub  # noqa: Y015
+
+@_typing.final
 class Disk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -57,6 +134,7 @@ class Disk(_message.Message):
     VCR_FIELD_NUMBER: _builtins.int
     VOLUME_FIELD_NUMBER: _builtins.int
     REPLACEMENT_ID_FIELD_NUMBER: _builtins.int
+    SCRUBS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     """The volume's UUID: the `id` of its construction request."""
@@ -76,6 +154,10 @@ class Disk(_message.Message):
     def volume(self) -> _volume_service_pb2.VolumeInfo:
         """What the machine says of the volume; absent while there is no machine."""
 
+    @_builtins.property
+    def scrubs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Scrub]:
+        """The newest scrub of each volume of the disk that had one."""
+
     def __init__(
         self,
         *,
@@ -89,10 +171,11 @@ class Disk(_message.Message):
         vcr: _volume_construction_request_pb2.VolumeConstructionRequest | None = ...,
         volume: _volume_service_pb2.VolumeInfo | None = ...,
         replacement_id: _builtins.str = ...,
+        scrubs: _abc.Iterable[Global___Scrub] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vcr", b"vcr", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "id", b"id", "instance", b"instance", "name", b"name", "pci_path", b"pci_path", "read_only", b"read_only", "recorded_generation", b"recorded_generation", "replacement_id", b"replacement_id", "vcr", b"vcr", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "id", b"id", "instance", b"instance", "name", b"name", "pci_path", b"pci_path", "read_only", b"read_only", "recorded_generation", b"recorded_generation", "replacement_id", b"replacement_id", "scrubs", b"scrubs", "vcr", b"vcr", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,3 +445,94 @@ class VerifyDiskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyDiskResponse: _TypeAlias = VerifyDiskResponse  # noqa: Y015
+
+@_typing.final
+class StartScrubRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    bytes_per_second_max: _builtins.int
+    """Zero means no limit."""
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        bytes_per_second_max: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second_max", b"bytes_per_second_max", "name", b"name", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartScrubRequest: _TypeAlias = StartScrubRequest  # noqa: Y015
+
+@_typing.final
+class StartScrubResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCRUB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scrub(self) -> Global___Scrub: ...
+    def __init__(
+        self,
+        *,
+        scrub: Global___Scrub | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartScrubResponse: _TypeAlias = StartScrubResponse  # noqa: Y015
+
+@_typing.final
+class StopScrubRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopScrubRequest: _TypeAlias = StopScrubRequest  # noqa: Y015
+
+@_typing.final
+class StopScrubResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCRUB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scrub(self) -> Global___Scrub: ...
+    def __init__(
+        self,
+        *,
+        scrub: Global___Scrub | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopScrubResponse: _TypeAlias = StopScrubResponse  # noqa: Y015

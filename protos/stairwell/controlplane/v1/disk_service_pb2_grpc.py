@@ -60,6 +60,16 @@ class DiskServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskResponse.FromString,
                 _registered_method=True)
+        self.StartScrub = channel.unary_unary(
+                '/stairwell.controlplane.v1.DiskService/StartScrub',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StartScrubRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StartScrubResponse.FromString,
+                _registered_method=True)
+        self.StopScrub = channel.unary_unary(
+                '/stairwell.controlplane.v1.DiskService/StopScrub',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubResponse.FromString,
+                _registered_method=True)
 
 
 class DiskServiceServicer:
@@ -100,6 +110,22 @@ class DiskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartScrub(self, request, context):
+        """Fills a disk from its read-only parent, then records a request without the parent and with a
+        higher generation. Durable: goes on after a restart of any daemon. Asked again while it runs,
+        it changes the rate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopScrub(self, request, context):
+        """Ends it; the parent stays in the recorded request, what was copied stays in the disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +153,16 @@ def add_DiskServiceServicer_to_server(servicer, server):
                     servicer.VerifyDisk,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskResponse.SerializeToString,
+            ),
+            'StartScrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartScrub,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StartScrubRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StartScrubResponse.SerializeToString,
+            ),
+            'StopScrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopScrub,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -265,6 +301,60 @@ class DiskService:
             '/stairwell.controlplane.v1.DiskService/VerifyDisk',
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartScrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.DiskService/StartScrub',
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StartScrubRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StartScrubResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopScrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.DiskService/StopScrub',
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,13 @@ class DiskServiceStub:
     """A flush on all three members, then a comparison of every block context and, where asked,
     of every stored block with its context.
     """
+    StartScrub: _grpc.UnaryUnaryMultiCallable[_disk_service_pb2.StartScrubRequest, _disk_service_pb2.StartScrubResponse]
+    """Fills a disk from its read-only parent, then records a request without the parent and with a
+    higher generation. Durable: goes on after a restart of any daemon. Asked again while it runs,
+    it changes the rate.
+    """
+    StopScrub: _grpc.UnaryUnaryMultiCallable[_disk_service_pb2.StopScrubRequest, _disk_service_pb2.StopScrubResponse]
+    """Ends it; the parent stays in the recorded request, what was copied stays in the disk."""
 
 @_typing.type_check_only
 class DiskServiceAsyncStub(DiskServiceStub):
@@ -59,6 +66,13 @@ class DiskServiceAsyncStub(DiskServiceStub):
     """A flush on all three members, then a comparison of every block context and, where asked,
     of every stored block with its context.
     """
+    StartScrub: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.StartScrubRequest, _disk_service_pb2.StartScrubResponse]  # type: ignore[assignment]
+    """Fills a disk from its read-only parent, then records a request without the parent and with a
+    higher generation. Durable: goes on after a restart of any daemon. Asked again while it runs,
+    it changes the rate.
+    """
+    StopScrub: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.StopScrubRequest, _disk_service_pb2.StopScrubResponse]  # type: ignore[assignment]
+    """Ends it; the parent stays in the recorded request, what was copied stays in the disk."""
 
 class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
     """The disks of instances, the volume construction request recorded for each, and its replacement."""
@@ -102,5 +116,24 @@ class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
         """A flush on all three members, then a comparison of every block context and, where asked,
         of every stored block with its context.
         """
+
+    @_abc_1.abstractmethod
+    def StartScrub(
+        self,
+        request: _disk_service_pb2.StartScrubRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_disk_service_pb2.StartScrubResponse, _abc.Awaitable[_disk_service_pb2.StartScrubResponse]]:
+        """Fills a disk from its read-only parent, then records a request without the parent and with a
+        higher generation. Durable: goes on after a restart of any daemon. Asked again while it runs,
+        it changes the rate.
+        """
+
+    @_abc_1.abstractmethod
+    def StopScrub(
+        self,
+        request: _disk_service_pb2.StopScrubRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_disk_service_pb2.StopScrubResponse, _abc.Awaitable[_disk_service_pb2.StopScrubResponse]]:
+        """Ends it; the parent stays in the recorded request, what was copied stays in the disk."""
 
 def add_DiskServiceServicer_to_server(servicer: DiskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -31,6 +31,7 @@ class OpenSessionRequest(_message.Message):
     GEOMETRY_FIELD_NUMBER: _builtins.int
     DATA_VERSIONS_FIELD_NUMBER: _builtins.int
     REGION_ID_FIELD_NUMBER: _builtins.int
+    LOSSY_FIELD_NUMBER: _builtins.int
     upstairs_id: _builtins.str
     session_id: _builtins.str
     generation: _builtins.int
@@ -38,6 +39,10 @@ class OpenSessionRequest(_message.Message):
     encrypted: _builtins.bool
     region_id: _builtins.str
     """The region this slot must hold; empty where any will do (first contact, replacement)."""
+    lossy: _builtins.bool
+    """Hold back one request in four of this session for a while, as a daemon run with --lossy does for
+    all: for tests.
+    """
     @_builtins.property
     def geometry(self) -> _region_service_pb2.Geometry:
         """What the volume's construction request says; a difference is refused."""
@@ -57,10 +62,11 @@ class OpenSessionRequest(_message.Message):
         geometry: _region_service_pb2.Geometry | None = ...,
         data_versions: _abc.Iterable[_builtins.int] | None = ...,
         region_id: _builtins.str = ...,
+        lossy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_versions", b"data_versions", "encrypted", b"encrypted", "generation", b"generation", "geometry", b"geometry", "read_only", b"read_only", "region_id", b"region_id", "session_id", b"session_id", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_versions", b"data_versions", "encrypted", b"encrypted", "generation", b"generation", "geometry", b"geometry", "lossy", b"lossy", "read_only", b"read_only", "region_id", b"region_id", "session_id", b"session_id", "upstairs_id", b"upstairs_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,7 @@ class Region(_message.Message):
     FAULTED_EXTENTS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     WRITTEN_FIELD_NUMBER: _builtins.int
+    CIPHER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     encrypted: _builtins.bool
     read_only: _builtins.bool
@@ -77,6 +78,10 @@ class Region(_message.Message):
     version: _builtins.str
     written: _builtins.bool
     """Whether anything was ever written. A region that was and has no owner cannot become a member."""
+    cipher: _builtins.str
+    """How the upstairs encrypts the blocks: "aes-256-gcm-siv" or "aes-256-gcm"; empty when it does not.
+    Recorded when the region is made.
+    """
     @_builtins.property
     def geometry(self) -> Global___Geometry: ...
     def __init__(
@@ -95,10 +100,11 @@ class Region(_message.Message):
         faulted_extents: _builtins.int = ...,
         version: _builtins.str = ...,
         written: _builtins.bool = ...,
+        cipher: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_session_id", b"active_session_id", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_session_id", b"active_session_id", "cipher", b"cipher", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -114,6 +114,29 @@ VCR_REPLACE_RESULT_COMPLETED_ALREADY: VcrReplaceResult.ValueType  # 3
 VCR_REPLACE_RESULT_VCR_MATCHES: VcrReplaceResult.ValueType  # 4
 Global___VcrReplaceResult: _TypeAlias = VcrReplaceResult  # noqa: Y015
 
+class _ScrubState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScrubStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScrubState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCRUB_STATE_UNSPECIFIED: _ScrubState.ValueType  # 0
+    SCRUB_STATE_RUNNING: _ScrubState.ValueType  # 1
+    SCRUB_STATE_DONE: _ScrubState.ValueType  # 2
+    """Everything is copied and flushed, and the parent was let go."""
+    SCRUB_STATE_STOPPED: _ScrubState.ValueType  # 3
+    SCRUB_STATE_FAILED: _ScrubState.ValueType  # 4
+
+class ScrubState(_ScrubState, metaclass=_ScrubStateEnumTypeWrapper): ...
+
+SCRUB_STATE_UNSPECIFIED: ScrubState.ValueType  # 0
+SCRUB_STATE_RUNNING: ScrubState.ValueType  # 1
+SCRUB_STATE_DONE: ScrubState.ValueType  # 2
+"""Everything is copied and flushed, and the parent was let go."""
+SCRUB_STATE_STOPPED: ScrubState.ValueType  # 3
+SCRUB_STATE_FAILED: ScrubState.ValueType  # 4
+Global___ScrubState: _TypeAlias = ScrubState  # noqa: Y015
+
 @_typing.final
 class RepairProgress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -222,6 +245,8 @@ class RegionInfo(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     FLUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    CIPHER_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path in the construction request, as sub_volumes[0]."""
     upstairs_id: _builtins.str
@@ -230,6 +255,9 @@ class RegionInfo(_message.Message):
     state: Global___VolumeState.ValueType
     reason: _builtins.str
     flush_number: _builtins.int
+    read_only: _builtins.bool
+    cipher: _builtins.str
+    """As in the region of a downstairs; empty when not encrypted or not connected yet."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotInfo]: ...
     def __init__(
@@ -243,14 +271,91 @@ class RegionInfo(_message.Message):
         reason: _builtins.str = ...,
         slots: _abc.Iterable[Global___SlotInfo] | None = ...,
         flush_number: _builtins.int = ...,
+        read_only: _builtins.bool = ...,
+        cipher: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flush_number", b"flush_number", "generation", b"generation", "path", b"path", "reason", b"reason", "session_id", b"session_id", "slots", b"slots", "state", b"state", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cipher", b"cipher", "flush_number", b"flush_number", "generation", b"generation", "path", b"path", "read_only", b"read_only", "reason", b"reason", "session_id", b"session_id", "slots", b"slots", "state", b"state", "upstairs_id", b"upstairs_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegionInfo: _TypeAlias = RegionInfo  # noqa: Y015
+
+@_typing.final
+class SourceInfo(_message.Message):
+    """A file or a URL in the volume's tree."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    type: _builtins.str
+    """"file" or "url"."""
+    total_bytes: _builtins.int
+    failed: _builtins.int
+    """Reads that failed, and why the last one did."""
+    last_error: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        type: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "last_error", b"last_error", "path", b"path", "total_bytes", b"total_bytes", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceInfo: _TypeAlias = SourceInfo  # noqa: Y015
+
+@_typing.final
+class ScrubInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    ELAPSED_SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Of the volume whose parent is copied; empty for the outermost one."""
+    state: Global___ScrubState.ValueType
+    bytes_done: _builtins.int
+    """Of the parent, as far as the volume covers it."""
+    bytes_total: _builtins.int
+    bytes_per_second_max: _builtins.int
+    elapsed_seconds: _builtins.float
+    reason: _builtins.str
+    """Why it failed, or what it waits for."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        state: Global___ScrubState.ValueType = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_per_second_max: _builtins.int = ...,
+        elapsed_seconds: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_per_second_max", b"bytes_per_second_max", "bytes_total", b"bytes_total", "elapsed_seconds", b"elapsed_seconds", "path", b"path", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubInfo: _TypeAlias = ScrubInfo  # noqa: Y015
 
 @_typing.final
 class VolumeInfo(_message.Message):
@@ -266,6 +371,8 @@ class VolumeInfo(_message.Message):
     REGIONS_FIELD_NUMBER: _builtins.int
     NBD_URI_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    SCRUBS_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -279,6 +386,14 @@ class VolumeInfo(_message.Message):
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionInfo]: ...
     @_builtins.property
     def counters(self) -> Global___VolumeCounters: ...
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceInfo]:
+        """Files and URLs of the tree."""
+
+    @_builtins.property
+    def scrubs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScrubInfo]:
+        """The newest scrub of each volume of the tree that had one since the machine was made."""
+
     def __init__(
         self,
         *,
@@ -292,10 +407,12 @@ class VolumeInfo(_message.Message):
         regions: _abc.Iterable[Global___RegionInfo] | None = ...,
         nbd_uri: _builtins.str = ...,
         counters: Global___VolumeCounters | None = ...,
+        sources: _abc.Iterable[Global___SourceInfo] | None = ...,
+        scrubs: _abc.Iterable[Global___ScrubInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "machine_id", b"machine_id", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "state", b"state", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "machine_id", b"machine_id", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "scrubs", b"scrubs", "sources", b"sources", "state", b"state", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,3 +757,98 @@ class SetRepairLimitsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetRepairLimitsResponse: _TypeAlias = SetRepairLimitsResponse  # noqa: Y015
+
+@_typing.final
+class StartScrubRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    path: _builtins.str
+    """Of the volume in the tree whose parent is to be copied; empty for the outermost one."""
+    bytes_per_second_max: _builtins.int
+    """Zero means no limit."""
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        path: _builtins.str = ...,
+        bytes_per_second_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second_max", b"bytes_per_second_max", "disk", b"disk", "machine_id", b"machine_id", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartScrubRequest: _TypeAlias = StartScrubRequest  # noqa: Y015
+
+@_typing.final
+class StartScrubResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCRUB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scrub(self) -> Global___ScrubInfo: ...
+    def __init__(
+        self,
+        *,
+        scrub: Global___ScrubInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartScrubResponse: _TypeAlias = StartScrubResponse  # noqa: Y015
+
+@_typing.final
+class StopScrubRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    path: _builtins.str
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "machine_id", b"machine_id", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopScrubRequest: _TypeAlias = StopScrubRequest  # noqa: Y015
+
+@_typing.final
+class StopScrubResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCRUB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scrub(self) -> Global___ScrubInfo: ...
+    def __init__(
+        self,
+        *,
+        scrub: Global___ScrubInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopScrubResponse: _TypeAlias = StopScrubResponse  # noqa: Y015

@@ -55,6 +55,16 @@ class VolumeServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.FromString,
                 _registered_method=True)
+        self.StartScrub = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/StartScrub',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StartScrubRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StartScrubResponse.FromString,
+                _registered_method=True)
+        self.StopScrub = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/StopScrub',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubResponse.FromString,
+                _registered_method=True)
         self.SetRepairLimits = channel.unary_unary(
                 '/stairwell.vmmd.v1.VolumeService/SetRepairLimits',
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsRequest.SerializeToString,
@@ -95,6 +105,21 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartScrub(self, request, context):
+        """Copies into a volume what its read-only parent has and it has not, then lets the parent go. Asked
+        again while it runs, it changes the rate; asked when it is done, it says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopScrub(self, request, context):
+        """Ends a running scrub; what was copied stays, and another one skips it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetRepairLimits(self, request, context):
         """Zero means no limit.
         """
@@ -124,6 +149,16 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.VerifyVolume,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.SerializeToString,
+            ),
+            'StartScrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartScrub,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StartScrubRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StartScrubResponse.SerializeToString,
+            ),
+            'StopScrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopScrub,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubResponse.SerializeToString,
             ),
             'SetRepairLimits': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRepairLimits,
@@ -240,6 +275,60 @@ class VolumeService:
             '/stairwell.vmmd.v1.VolumeService/VerifyVolume',
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartScrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/StartScrub',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StartScrubRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StartScrubResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopScrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/StopScrub',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,12 @@ class VolumeServiceStub:
     """A flush on all members, then all members' block contexts compared extent by extent at the same
     place in the order of writes; the volume stays in use.
     """
+    StartScrub: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.StartScrubRequest, _volume_service_pb2.StartScrubResponse]
+    """Copies into a volume what its read-only parent has and it has not, then lets the parent go. Asked
+    again while it runs, it changes the rate; asked when it is done, it says so.
+    """
+    StopScrub: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.StopScrubRequest, _volume_service_pb2.StopScrubResponse]
+    """Ends a running scrub; what was copied stays, and another one skips it."""
     SetRepairLimits: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.SetRepairLimitsRequest, _volume_service_pb2.SetRepairLimitsResponse]
     """Zero means no limit."""
 
@@ -63,6 +69,12 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """A flush on all members, then all members' block contexts compared extent by extent at the same
     place in the order of writes; the volume stays in use.
     """
+    StartScrub: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.StartScrubRequest, _volume_service_pb2.StartScrubResponse]  # type: ignore[assignment]
+    """Copies into a volume what its read-only parent has and it has not, then lets the parent go. Asked
+    again while it runs, it changes the rate; asked when it is done, it says so.
+    """
+    StopScrub: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.StopScrubRequest, _volume_service_pb2.StopScrubResponse]  # type: ignore[assignment]
+    """Ends a running scrub; what was copied stays, and another one skips it."""
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.SetRepairLimitsRequest, _volume_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
     """Zero means no limit."""
 
@@ -103,6 +115,24 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         """A flush on all members, then all members' block contexts compared extent by extent at the same
         place in the order of writes; the volume stays in use.
         """
+
+    @_abc_1.abstractmethod
+    def StartScrub(
+        self,
+        request: _volume_service_pb2.StartScrubRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.StartScrubResponse, _abc.Awaitable[_volume_service_pb2.StartScrubResponse]]:
+        """Copies into a volume what its read-only parent has and it has not, then lets the parent go. Asked
+        again while it runs, it changes the rate; asked when it is done, it says so.
+        """
+
+    @_abc_1.abstractmethod
+    def StopScrub(
+        self,
+        request: _volume_service_pb2.StopScrubRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.StopScrubResponse, _abc.Awaitable[_volume_service_pb2.StopScrubResponse]]:
+        """Ends a running scrub; what was copied stays, and another one skips it."""
 
     @_abc_1.abstractmethod
     def SetRepairLimits(
