@@ -30,6 +30,11 @@ class BlockOp(enum.IntEnum):
     WRITE_UNWRITTEN = 6
 
 
+READS = frozenset({BlockOp.READ, BlockOp.READ_OWNED})
+WRITES = frozenset({BlockOp.WRITE, BlockOp.WRITE_UNWRITTEN})
+CHANGES = frozenset({BlockOp.WRITE, BlockOp.WRITE_UNWRITTEN, BlockOp.DISCARD})
+
+
 class BlockStatus(enum.IntEnum):
     """How a request ended."""
 

@@ -33,7 +33,8 @@ class FileBackend:
     """`path` as `block_size`-byte blocks. Use on one asyncio loop; `close` at the end.
 
     NotFoundError when there is no such file, UnavailableError when it cannot be opened as asked,
-    InvalidRequestError for a block size that is none or a file smaller than a block.
+    InvalidRequestError for a block size that is none or a file smaller than a block. `size` is the
+    file's in bytes; `failed` and `last_error` tell of requests the host refused.
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class FileBackend:
             os.close(self._descriptor)
             text = f"{path} has {size} bytes: less than one block of {block_size}"
             raise InvalidRequestError(text, (FieldViolation("path", text),))
+        self.size = size
+        self.failed = 0
+        self.last_error = ""
         self._info = BackendInfo(block_size, size // block_size, read_only, supports_discard=True)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="file-backend")
         self._closed = False
@@ -114,7 +118,9 @@ class FileBackend:
                 os.fdatasync(self._descriptor)
             else:
                 return Completion(token, _punch_hole(self._descriptor, start, size))
-        except OSError:
+        except OSError as error:
+            self.failed += 1
+            self.last_error = f"{op.name} at byte {start}: {error.strerror}"
             return Completion(token, BlockStatus.FAILED)
         return Completion(token, BlockStatus.OK)
 
