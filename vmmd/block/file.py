@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from stairlib.model.errors import (
     FieldViolation,
     InvalidRequestError,
     NotFoundError,
+    StateError,
     UnavailableError,
 )
 from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
@@ -32,6 +34,7 @@ _FALLOC_PUNCH_HOLE = 0x02
 class FileBackend:
     """`path` as `block_size`-byte blocks. Use on one asyncio loop; `close` at the end.
 
+    With `lock`, nobody who locks it too may write beside others: StateError FILE_IN_USE.
     NotFoundError when there is no such file, UnavailableError when it cannot be opened as asked,
     InvalidRequestError for a block size that is none or a file smaller than a block. `size` is the
     file's in bytes; `failed` and `last_error` tell of requests the host refused.
@@ -44,6 +47,7 @@ class FileBackend:
         block_size: int = DEFAULT_BLOCK_SIZE,
         read_only: bool = False,
         workers: int = DEFAULT_WORKERS,
+        lock: bool = False,
     ) -> None:
         _check_block_size(block_size)
         self._workers = max(1, min(workers, WORKERS_MAX))
@@ -58,6 +62,8 @@ class FileBackend:
                 reason="FILE_NOT_OPENED",
                 path=str(path),
             ) from error
+        if lock:
+            _lock(self._descriptor, path, read_only=read_only)
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
         if size < block_size:
             os.close(self._descriptor)
@@ -129,6 +135,19 @@ def _check_block_size(block_size: int) -> None:
     if not 512 <= block_size <= 32768 or block_size & (block_size - 1):
         text = f"{block_size} is not a power of two from 512 to 32768"
         raise InvalidRequestError(text, (FieldViolation("block_size", text),))
+
+
+def _lock(descriptor: int, path: Path | str, *, read_only: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_NB | (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX))
+    except OSError as error:
+        os.close(descriptor)
+        raise StateError(
+            f"{path} is in use by another disk: it takes one that writes, or any number that only "
+            "read",
+            reason="FILE_IN_USE",
+            path=str(path),
+        ) from error
 
 
 def _hand_over(

@@ -156,7 +156,7 @@ class _Builder:
 
 
 def _opened_file(path: str, block_size: int, *, read_only: bool) -> FileBackend:
-    backend = FileBackend(path, block_size=block_size, read_only=read_only)
+    backend = FileBackend(path, block_size=block_size, read_only=read_only, lock=True)
     if backend.size % block_size:
         backend.close()
         raise InvalidRequestError(

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from stairlib.model.construction import FileSpec, RegionOptions, RegionSpec, UrlSpec, VolumeSpec
-from stairlib.model.errors import InvalidRequestError, NotFoundError, UnavailableError
+from stairlib.model.errors import InvalidRequestError, NotFoundError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.concatenation import Concatenation
@@ -93,6 +93,25 @@ async def test_files_are_opened_for_writing_only_where_they_may_be_written(traci
     assert tree.sources["read_only_parent.sub_volumes[0]"].info.read_only
     assert isinstance(tree.sources["sub_volumes[0]"], FileBackend)
     assert tree.root.info.block_count == 4
+
+
+async def test_a_file_has_one_writer_or_any_number_of_readers(tracing, tmp_path):
+    file = file_of(tmp_path / "image", 2048)
+    reader = volume(region(), parent=file)
+    first = await build(reader, tracing=tracing)
+    second = await build(reader, tracing=tracing)
+    for spec in (file, volume(file, parent=file)):
+        with pytest.raises(StateError, match="in use by another disk") as refused:
+            await build(spec, tracing=tracing)
+        assert refused.value.reason == "FILE_IN_USE"
+    await first.close()
+    await second.close()
+    writer = await build(file, tracing=tracing)
+    for spec in (file, reader):
+        with pytest.raises(StateError, match="in use by another disk"):
+            await build(spec, tracing=tracing)
+    await writer.close()
+    await built(reader, tracing)
 
 
 @pytest.mark.parametrize(
