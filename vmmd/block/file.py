@@ -40,6 +40,8 @@ class FileBackend:
     file's in bytes; `failed` and `last_error` tell of requests the host refused.
     """
 
+    kind = "file"
+
     def __init__(
         self,
         path: Path | str,

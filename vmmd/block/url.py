@@ -60,6 +60,8 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
 class UrlBackend:
     """See the module. Make one with `open`; `close` it at the end."""
 
+    kind = "url"
+
     def __init__(
         self, url: str, block_size: int, size: int, etag: str, session: aiohttp.ClientSession
     ) -> None:

@@ -28,8 +28,7 @@ from vmmd.block.backend import (
     Request,
 )
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
-from vmmd.block.tree import PARENT, Source, Tree, build
-from vmmd.block.url import UrlBackend
+from vmmd.block.tree import PARENT, Tree, build
 from vmmd.upstairs.core.events import Replacement, ReplaceResult
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
@@ -322,7 +321,10 @@ class Volume:
             block_size=self._info.block_size,
             total_bytes=self._info.total_bytes,
             regions=regions,
-            sources=tuple(_source(path, part) for path, part in self._tree.sources.items()),
+            sources=tuple(
+                SourceStatus(path, part.kind, part.info.total_bytes, part.failed, part.last_error)
+                for path, part in self._tree.sources.items()
+            ),
             scrubs=tuple(scrub.status() for scrub in self._scrubs.values()),
             counters=self.counters,
         )
@@ -398,11 +400,6 @@ async def _all(operations: Iterable[Coroutine[None, None, None]]) -> None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
-
-
-def _source(path: str, part: Source) -> SourceStatus:
-    kind = "url" if isinstance(part, UrlBackend) else "file"
-    return SourceStatus(path, kind, part.info.total_bytes, part.failed, part.last_error)
 
 
 __all__ = [
