@@ -99,6 +99,8 @@ class RegionSet:
         self.links: tuple[int, ...] = ()
         self.active: list[Member] = []
         self.usable_count = 0
+        # A member streams that does not hold all blocks yet.
+        self.filling = False
         # The members that fill the three slots, by slot; and the good one that is being replaced
         # and serves until its successor can.
         self.slots: list[Member] = []
@@ -118,6 +120,7 @@ class RegionSet:
         self.links = tuple(m.link for m in self.members if m.streams)
         self.active = [m for m in self.members if m.active]
         self.usable_count = sum(m.usable for m in self.members)
+        self.filling = any(m.state is SlotState.LIVE_REPAIR for m in self.members)
         self.slots = sorted((m for m in self.members if not m.departing), key=lambda m: m.slot)
         self.departing = next((m for m in self.members if m.departing), None)
         self.repair_wanted = any(m.state is SlotState.LIVE_REPAIR_READY for m in self.slots)
