@@ -40,6 +40,7 @@ from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import UpstairsState
 
 WRITES_NEEDED = 2
+_READING = frozenset({BlockOp.READ, BlockOp.READ_OWNED})
 
 
 class _WriteFrame:
@@ -60,6 +61,7 @@ class GuestOps:
         self._region = region
         self._reads = reads
         geometry = region.config.geometry
+        self._read_only = region.config.read_only
         self._block_size = geometry.block_size
         self._block_count = geometry.block_count
         self._blocks_per_extent = geometry.blocks_per_extent
@@ -149,6 +151,10 @@ class GuestOps:
         region = self._region
         if region.state is not UpstairsState.ACTIVE:
             completions.append(Completion(token, BlockStatus.ABORTED))
+        elif self._read_only and op not in _READING:
+            # There is never anything to flush.
+            status = BlockStatus.OK if op is BlockOp.FLUSH else BlockStatus.READ_ONLY
+            completions.append(Completion(token, status))
         elif op is BlockOp.FLUSH:
             if region.usable_count < WRITES_NEEDED:
                 completions.append(Completion(token, BlockStatus.FAILED))

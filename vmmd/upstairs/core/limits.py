@@ -41,6 +41,10 @@ RECONNECT_SECONDS_MAX = 10.0
 CONNECTION_GOOD_SECONDS = 10.0
 DEACTIVATE_SECONDS_MAX = 10.0
 
+# How long a read-only set that is being activated waits for members that are being reached, beside
+# one that is there: long for an answer on a network that works, short for a person.
+READ_ONLY_OTHERS_SECONDS = 1.0
+
 COPIES_IN_FLIGHT = 4
 # A copy is asked of other sources after a failure; after this many the repair is given up and begun
 # anew.
