@@ -93,6 +93,7 @@ class World:
         self.busy: dict[int, int] = {}
         self.counts: dict[str, int] = {}
         self.trace: list[str] = []
+        self.read_only = False
         self.upstairs: Upstairs
         self.start_upstairs()
         self.later(TICK_SECONDS, self._tick)
@@ -133,6 +134,7 @@ class World:
             self.generation,
             self.geometry,
             (self.targets[0], self.targets[1], self.targets[2]),
+            read_only=self.read_only,
         )
         for link in self.links.values():
             self._cut(link)
@@ -141,6 +143,14 @@ class World:
         self.busy = {}
         self.upstairs = Upstairs(config)
         self.was_lossy = False
+
+    def restart_read_only(self) -> None:
+        """All daemons and the upstairs are started again and serve what is durable, read-only."""
+        for server in self.daemons.values():
+            server.crash()
+            server.read_only = server.up = True
+        self.read_only = True
+        self.start_upstairs()
 
     def feed(self, event: events.Event) -> None:
         for effect in self.upstairs.apply(event, self.now):
@@ -187,7 +197,11 @@ class World:
             return
         config = upstairs._region.config
         code, info = server.open_session(
-            config.upstairs_id, config.session_id, effect.generation, effect.region_id
+            config.upstairs_id,
+            config.session_id,
+            effect.generation,
+            effect.region_id,
+            read_only=config.read_only,
         )
         if info is None:
             self.cut(link, f"refused: {code}", code)
