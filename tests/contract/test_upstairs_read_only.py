@@ -42,8 +42,8 @@ async def make(daemons, tracing):
     made = []
     writer = uuid.uuid4()
 
-    def build(generation=1, *, id=None, stream_only=False):
-        spec = daemons.spec(id or writer, generation)
+    def build(generation=1, *, reader=None, stream_only=False):
+        spec = daemons.spec(reader or writer, generation)
         upstairs = RegionUpstairs(spec, tracing=tracing, stream_only=stream_only)
         made.append(upstairs)
         return upstairs
@@ -171,7 +171,7 @@ async def test_a_member_lost_and_back_serves_again(make, daemons):
 
 async def test_several_upstairs_read_the_same_regions(make, daemons):
     content = await fill(make, daemons)
-    readers = [make(id=uuid.uuid4(), generation=number + 1) for number in range(3)]
+    readers = [make(reader=uuid.uuid4(), generation=number + 1) for number in range(3)]
     for upstairs in readers:
         await upstairs.activate(timeout_seconds=20)
     for upstairs in readers:

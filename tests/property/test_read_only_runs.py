@@ -1,10 +1,10 @@
-"""Read-only sets in seeded random worlds: members that hold the same or older data, flawed, blank or
-strange copies among the spares, daemons that crash and come back, links that break, replacements.
+"""Read-only sets in seeded random worlds: members that hold the same or older data; flawed, blank
+or strange copies among the spares; daemons that crash and come back; broken links; replacements.
 
-Checked from outside: members that serve at the same time hold the same; a read gives what one daemon
-holds, never anything older than what has been served before; nothing is ever changed; and in the
-end those members serve that hold the newest of everything, or none. STAIRWELL_SEEDS=first:count runs
-other seeds."""
+Checked from outside: members that serve at the same time hold the same; a read gives what one
+daemon holds, never anything older than what has been served before; nothing is ever changed; and in
+the end those members serve that hold the newest of everything, or none. STAIRWELL_SEEDS=first:count
+runs other seeds."""
 
 from __future__ import annotations
 
