@@ -6,7 +6,7 @@ import uuid
 
 import numpy as np
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
+from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE, RegionDefinition
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
 from stairlib.model.errors import FieldViolation, InvalidRequestError
@@ -66,4 +66,21 @@ def region_message(host: RegionHost, version: str) -> region_pb.Region:
         stored_bytes=host.engine.stored_bytes(),
         version=version,
         written=not host.blank,
+    )
+
+
+def definition_of(message: region_pb.Region) -> RegionDefinition:
+    """What another daemon says its region is. InvalidRequestError when that cannot be."""
+    asked = message.geometry
+    geometry = Geometry(asked.block_size, asked.extent_size, asked.extent_count)
+    problems = geometry.problems()
+    if problems:
+        raise InvalidRequestError(
+            "; ".join(f"the source's {field}: {rule}" for field, rule in problems)
+        )
+    return RegionDefinition(
+        id=uuid_of(message.id, "id"),
+        geometry=geometry,
+        encrypted=message.encrypted,
+        format_version=message.format_version,
     )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import shutil
 import uuid
 
 import pytest
 
+from downstaird.cloning import Cloning, ask_source
+from downstaird.core.clone_plan import Expected
+from downstaird.regions import open_clone
 from stairlib.model.errors import UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
@@ -215,6 +219,34 @@ async def test_a_member_that_missed_a_flush_does_not_serve(make, daemons):
         done = await one(upstairs, BlockOp.READ, 0, 5)
         assert done.data == b"".join(bytes([number + 1]) * SIZE for number in range(5))
     assert serving(upstairs) == [0, 2]
+
+
+async def test_a_member_is_replaced_by_a_clone_and_by_nothing_less(make, daemons, tracing):
+    content = await fill(make, daemons)
+    upstairs = make()
+    await upstairs.activate(timeout_seconds=20)
+    await until(lambda: len(serving(upstairs)) == 3)
+    # The fourth daemon's region is empty: it is not served from, and the old member stays.
+    await upstairs.replace(daemons.addresses[1], daemons.addresses[3])
+    await until(lambda: "MEMBER_OUTDATED" in upstairs.status().slots[1].last_error)
+    assert upstairs.status().slots[1].departing_address == daemons.addresses[1]
+    await check(upstairs, content)
+    await daemons.stop(3)
+    shutil.rmtree(daemons.directories[3])
+    source = daemons.addresses[0]
+    definition = await ask_source(source, tracing, uuid.uuid4(), Expected())
+    unfinished = open_clone(daemons.directories[3], definition)
+    await Cloning(unfinished, source, tracing, lambda _: None).run()
+    await daemons.start(3)
+    await until(lambda: len(serving(upstairs)) == 3)
+    slot = upstairs.status().slots[1]
+    assert (slot.address, slot.departing_address) == (daemons.addresses[3], "")
+    for number in range(3):
+        await daemons.stop(number)
+    await check(upstairs, content)
+    result = await upstairs.verify(read_data=True)
+    assert result.equal
+    assert result.members_compared == 1
 
 
 async def test_unwritten_writes_fill_what_is_free(make, daemons):
