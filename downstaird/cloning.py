@@ -25,14 +25,14 @@ from downstaird.core.clone_plan import (
     extent_steps,
     is_copy,
 )
-from downstaird.core.engine import FlushWork, RegionDefinition
+from downstaird.core.engine import FlushWork, Ownership, RegionDefinition
 from downstaird.core.repair_plan import CopySource
 from downstaird.core.session import CopyExtent, Counters
 from downstaird.extent_copier import ExtentCopier, open_source
 from downstaird.faults import Delays, FaultPlan
 from downstaird.region_host import RegionHost
 from downstaird.regions import Unfinished
-from downstaird.services.mapping import definition_of
+from downstaird.services.mapping import definition_of, ownership_of
 from stairlib.model.errors import DataError, StairwellError
 from stairlib.rpc.errors import translated
 from stairlib.telemetry.tracing import Tracing
@@ -56,13 +56,24 @@ class CloneProgress:
 OnProgress = Callable[[CloneProgress], None]
 
 
+@dataclass(frozen=True, slots=True)
+class CloneTask:
+    """What is to be made, and from whom."""
+
+    address: str
+    definition: RegionDefinition
+    ownership: Ownership
+
+
 async def ask_source(
     address: str, tracing: Tracing, region_id: uuid.UUID, expected: Expected
-) -> RegionDefinition:
+) -> CloneTask:
     """What a clone of the region at `address` has to be. UnavailableError when nobody answers, else
     as `clone_definition`."""
     async with open_source(address, tracing) as channel:
-        return clone_definition(address, await _facts(channel, address), region_id, expected)
+        facts = await _facts(channel, address)
+    definition = clone_definition(address, facts, region_id, expected)
+    return CloneTask(address, definition, facts.ownership)
 
 
 async def _facts(channel: grpc.aio.Channel, address: str) -> SourceFacts:
@@ -72,7 +83,11 @@ async def _facts(channel: grpc.aio.Channel, address: str) -> SourceFacts:
         )
     region = answer.region
     return SourceFacts(
-        definition_of(region), region.read_only, region.incomplete_extents, region.faulted_extents
+        definition_of(region),
+        ownership_of(region),
+        region.read_only,
+        region.incomplete_extents,
+        region.faulted_extents,
     )
 
 
@@ -80,11 +95,12 @@ class Cloning:
     """One run. Owns the engine of `unfinished` from `run` on."""
 
     def __init__(
-        self, unfinished: Unfinished, address: str, tracing: Tracing, progress: OnProgress
+        self, task: CloneTask, unfinished: Unfinished, tracing: Tracing, progress: OnProgress
     ) -> None:
+        self._ownership = task.ownership
         self._unfinished = unfinished
         self._engine = unfinished.engine
-        self._address = address
+        self._address = task.address
         self._tracing = tracing
         self._progress = progress
         self._loop = asyncio.get_running_loop()
@@ -96,7 +112,7 @@ class Cloning:
         )
         self.counters = Counters()
         self._copier = ExtentCopier(self._host, self, lambda: None)
-        self._source = CopySource(address, self._engine.definition.id, 0, None)
+        self._source = CopySource(task.address, self._engine.definition.id, 0, None)
         self._copying: dict[int, asyncio.Future[None]] = {}
         self._stamps: dict[int, tuple[int, int]] = {}
 
@@ -106,6 +122,7 @@ class Cloning:
         try:
             await self._fill()
             await self._check_source()
+            self._engine.promote(self._ownership)
             self._unfinished.publish()
         finally:
             self._copier.close()

@@ -30,17 +30,17 @@ def clone(options: CloneOptions) -> int:
 async def _clone(options: CloneOptions, stop: StopSignal) -> int:
     tracing = Tracing(SERVICE, str(options.directory))
     try:
-        definition = await ask_source(options.source, tracing, options.id, options.expected)
-        unfinished = regions.open_clone(options.directory, definition)
-        cloning = Cloning(unfinished, options.source, tracing, _Printer(options).show)
+        task = await ask_source(options.source, tracing, options.id, options.expected)
+        unfinished = regions.open_clone(options.directory, task.definition)
+        cloning = Cloning(task, unfinished, tracing, _Printer(options).show)
         done = await _until_stopped(cloning, stop)
     finally:
         tracing.shutdown()
     if done is None:
         return 1
-    geometry = definition.geometry
+    geometry = task.definition.geometry
     print(
-        f"cloned region {definition.id} in {options.directory} from {options.source}: "
+        f"cloned region {options.id} in {options.directory} from {options.source}: "
         f"{geometry.describe()}, {_mib(done.bytes_copied)} MiB copied, equal and durable"
     )
     return 0

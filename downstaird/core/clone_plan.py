@@ -1,8 +1,8 @@
 """What may be cloned into what: the decisions of `downstaird clone`, without I/O.
 
-A clone is a new region with another region's data and stamps, and an id of its own: as a member of
-a read-only set it is as good as the original. It belongs to nobody, and since it is not blank,
-nobody can take it for a writable set: it would bring stamps that mean nothing there.
+A clone is a new region with another region's data, stamps and owner, and an id of its own: as a
+member of its source's set it is as good as the original. No other set can take it for writing: it
+belongs to somebody else, or to nobody and is not blank, and its stamps would mean nothing there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 
-from downstaird.core.engine import ExtentStates, RegionDefinition
+from downstaird.core.engine import ExtentStates, Ownership, RegionDefinition
 from downstaird.core.region_files import FORMAT_VERSION
 from stairlib.model.errors import StateError
 
@@ -34,6 +34,7 @@ class SourceFacts:
     """What the source says of its region. `incomplete` and `faulted` count extents."""
 
     definition: RegionDefinition
+    ownership: Ownership
     read_only: bool
     incomplete: int
     faulted: int

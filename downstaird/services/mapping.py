@@ -6,7 +6,12 @@ import uuid
 
 import numpy as np
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE, RegionDefinition
+from downstaird.core.engine import (
+    FLAG_FAULTED,
+    FLAG_INCOMPLETE,
+    Ownership,
+    RegionDefinition,
+)
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
 from stairlib.model.errors import FieldViolation, InvalidRequestError
@@ -84,3 +89,9 @@ def definition_of(message: region_pb.Region) -> RegionDefinition:
         encrypted=message.encrypted,
         format_version=message.format_version,
     )
+
+
+def ownership_of(message: region_pb.Region) -> Ownership:
+    """Whom another daemon's region belongs to; of the session nothing is told."""
+    owner = uuid_of(message.owner_id, "owner_id") if message.owner_id else None
+    return Ownership(owner, None, message.promoted_generation)

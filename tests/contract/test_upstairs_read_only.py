@@ -234,9 +234,9 @@ async def test_a_member_is_replaced_by_a_clone_and_by_nothing_less(make, daemons
     await daemons.stop(3)
     shutil.rmtree(daemons.directories[3])
     source = daemons.addresses[0]
-    definition = await ask_source(source, tracing, uuid.uuid4(), Expected())
-    unfinished = open_clone(daemons.directories[3], definition)
-    await Cloning(unfinished, source, tracing, lambda _: None).run()
+    task = await ask_source(source, tracing, uuid.uuid4(), Expected())
+    unfinished = open_clone(daemons.directories[3], task.definition)
+    await Cloning(task, unfinished, tracing, lambda _: None).run()
     await daemons.start(3)
     await until(lambda: len(serving(upstairs)) == 3)
     slot = upstairs.status().slots[1]

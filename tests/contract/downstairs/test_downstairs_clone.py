@@ -9,6 +9,7 @@ import pytest
 from downstaird.cloning import Cloning, ask_source
 from downstaird.config import CreateOptions
 from downstaird.core.clone_plan import Expected
+from downstaird.core.engine import Ownership
 from downstaird.core.region import Region
 from downstaird.regions import CLONE_MARKER, create_region, open_clone, open_region
 from downstaird.store.files import FileDisk
@@ -27,6 +28,7 @@ GEOMETRY = Geometry(block_size=4096, blocks_per_extent=256, extent_count=8)
 BLOCK = GEOMETRY.block_size
 EXTENTS = GEOMETRY.extent_count
 PER_EXTENT = GEOMETRY.blocks_per_extent
+OWNER = uuid.UUID(int=77)
 
 
 def sealed_contexts(data):
@@ -42,6 +44,7 @@ def sealed_contexts(data):
 def fill(place, *, generation=3):
     """Writes and flushes into every second extent of a region that nobody serves."""
     region = Region.open(FileDisk(place))
+    region.promote(Ownership(OWNER, uuid.uuid4(), generation))
     for number, extent in enumerate(range(0, EXTENTS, 2)):
         data = np.random.default_rng(extent).bytes((70 + extent) * BLOCK)
         encrypted = region.definition.encrypted
@@ -76,10 +79,8 @@ def clone(source, tracing, tmp_path):
     ):
         place = tmp_path / "clone" if place is None else place
         address = address or source.address
-        definition = await ask_source(
-            address, tracing, region_id or uuid.uuid4(), expected or Expected()
-        )
-        cloning = Cloning(open_clone(place, definition), address, tracing, progress)
+        task = await ask_source(address, tracing, region_id or uuid.uuid4(), expected or Expected())
+        cloning = Cloning(task, open_clone(place, task.definition), tracing, progress)
         return await asyncio.wait_for(cloning.run(), 60)
 
     return run
@@ -111,7 +112,7 @@ async def test_a_clone_has_data_and_stamps_of_its_source(serve, source, clone, t
     region = await copy.get()
     assert region.id == str(region_id)
     assert region.written
-    assert not region.owner_id
+    assert (region.owner_id, region.promoted_generation) == (str(OWNER), 3)
     assert region.incomplete_extents == 0
     # What was never written takes no space.
     assert region.stored_bytes < GEOMETRY.total_bytes // 2
@@ -138,8 +139,31 @@ async def test_a_clone_of_encrypted_blocks_needs_no_key(serve, clone, tmp_path):
     assert (await copy.get()).encrypted
 
 
-async def test_a_clone_cannot_be_taken_for_a_writable_set(serve, clone, upstairs, tmp_path):
+async def test_a_clone_is_taken_for_writing_by_its_source_s_set_alone(
+    serve, clone, upstairs, tmp_path
+):
     await clone()
+    copy = await serve(tmp_path / "clone")
+    with pytest.raises(StateError) as refused:
+        await copy.open(upstairs, generation=9)
+    assert refused.value.reason == "REGION_IN_USE"
+    with pytest.raises(StateError) as refused:
+        await copy.open(OWNER, generation=3)
+    assert refused.value.reason == "GENERATION_TOO_LOW"
+    await copy.open(OWNER, generation=4)
+
+
+async def test_a_clone_of_what_nobody_owns_is_taken_for_writing_by_nobody(
+    serve, clone, upstairs, tmp_path
+):
+    place = tmp_path / "found"
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=False))
+    fill(place)
+    region = Region.open(FileDisk(place))
+    region.promote(Ownership(None, None, 0))
+    region.close()
+    found = await serve(place, read_only=True)
+    await clone(address=found.address)
     copy = await serve(tmp_path / "clone")
     with pytest.raises(StateError) as refused:
         await copy.open(upstairs)

@@ -17,7 +17,7 @@ from downstaird.core.clone_plan import (
     extent_steps,
     is_copy,
 )
-from downstaird.core.engine import ExtentStates, RegionDefinition
+from downstaird.core.engine import ExtentStates, Ownership, RegionDefinition
 from downstaird.core.region_files import FORMAT_VERSION
 from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
@@ -25,7 +25,8 @@ from stairlib.model.geometry import Geometry
 SOURCE = RegionDefinition(
     uuid.UUID(int=1), Geometry(4096, 256, 8), encrypted=False, format_version=FORMAT_VERSION
 )
-FACTS = SourceFacts(SOURCE, read_only=True, incomplete=0, faulted=0)
+OWNER = Ownership(uuid.UUID(int=3), None, 4)
+FACTS = SourceFacts(SOURCE, OWNER, read_only=True, incomplete=0, faulted=0)
 CLONE = uuid.UUID(int=2)
 
 
