@@ -1,6 +1,7 @@
 """A backend on a file or block device of the host, through a pool of threads.
 
-Each batch is spread over the pool; its completions come back to the loop together per thread.
+Each batch is spread over the pool; its completions come back to the loop together per thread. Every
+block of a file counts as written: WRITE_UNWRITTEN is UNSUPPORTED.
 Invariant: the file's size is fixed when it is opened; a part smaller than a block is not offered.
 """
 
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from stairlib.model.errors import (
     FieldViolation,
@@ -27,6 +30,7 @@ DEFAULT_WORKERS = 8
 WORKERS_MAX = 32
 _FALLOC_KEEP_SIZE = 0x01
 _FALLOC_PUNCH_HOLE = 0x02
+_READING = frozenset({BlockOp.READ, BlockOp.READ_OWNED})
 
 
 class FileBackend:
@@ -101,15 +105,19 @@ class FileBackend:
         op, token, offset, length, data = request
         if op is not BlockOp.FLUSH and (offset < 0 or offset + length > info.block_count):
             return Completion(token, BlockStatus.OUT_OF_RANGE)
+        if op is BlockOp.WRITE_UNWRITTEN:
+            return Completion(token, BlockStatus.UNSUPPORTED)
         if op in (BlockOp.WRITE, BlockOp.DISCARD) and info.read_only:
             return Completion(token, BlockStatus.READ_ONLY)
         start, size = offset * info.block_size, length * info.block_size
         try:
-            if op is BlockOp.READ:
+            if op in _READING:
                 content = os.pread(self._descriptor, size, start)
                 if len(content) != size:
                     return Completion(token, BlockStatus.FAILED)
-                return Completion(token, BlockStatus.OK, content)
+                if op is BlockOp.READ:
+                    return Completion(token, BlockStatus.OK, content)
+                return Completion(token, BlockStatus.OK, content, np.ones(length, dtype=np.bool_))
             if op is BlockOp.WRITE:
                 if data is None or len(data) != size:
                     return Completion(token, BlockStatus.FAILED)

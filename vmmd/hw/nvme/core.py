@@ -43,6 +43,7 @@ _STATUS_OF_WRITE = {
     BlockStatus.UNSUPPORTED: bits.INVALID_OPCODE,
     BlockStatus.ABORTED: bits.INTERNAL_ERROR,
     BlockStatus.FAILED: bits.WRITE_FAULT,
+    BlockStatus.BUSY: bits.WRITE_FAULT,
 }
 _STATUS_OF_READ = {**_STATUS_OF_WRITE, BlockStatus.FAILED: bits.UNRECOVERED_READ}
 

@@ -26,6 +26,7 @@ from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 
 EMPTY = bytes(32)
 DIRTY, INCOMPLETE = 1, 2
+UNKNOWN = "what is unwritten there is not known before the repair has ended"
 
 Block = tuple[bytes, bytes]  # context, data
 
@@ -227,14 +228,18 @@ class ModelDownstairs:
             if self.rng.random() < self.corrupt_rate:
                 context, block = blocks[0]
                 blocks[0] = (context, bytes([block[0] ^ 1]) + block[1:])
-        elif kind in (OpKind.WRITE, OpKind.DISCARD):
+        elif kind is OpKind.WRITE_UNWRITTEN and self._incomplete(offset, length):
+            status, text = OpStatus.BAD_REQUEST, UNKNOWN
+            self.write_failed = True
+        elif kind in (OpKind.WRITE, OpKind.WRITE_UNWRITTEN, OpKind.DISCARD):
             if self.poisoned or self.rng.random() < self.write_error_rate:
                 status, text = OpStatus.IO_ERROR, "injected"
                 # What a later flush of this session would stamp is not what was asked.
                 self.write_failed = True
             else:
                 for index in range(length):
-                    self._change(offset + index, data[index] if data else None)
+                    if kind is not OpKind.WRITE_UNWRITTEN or offset + index not in self.memory:
+                        self._change(offset + index, data[index] if data else None)
         elif kind is OpKind.EXTENT_STATES:
             rows = [
                 [
@@ -255,6 +260,11 @@ class ModelDownstairs:
             else:
                 self.since_begin = {}
         return status, 0, text, blocks, raw
+
+    def _incomplete(self, offset: int, length: int) -> bool:
+        per_extent = self.geometry.blocks_per_extent
+        extents = {block // per_extent for block in range(offset, offset + length)}
+        return any(self.extents.incomplete[extent] for extent in extents)
 
     def _change(self, block: int, value: Block | None) -> None:
         if value is None:
