@@ -26,6 +26,7 @@ class DownstairsSet:
         self.ids = [uuid.uuid4() for _ in range(count)]
         self.addresses = ["127.0.0.1:0"] * count
         self.daemons: list[Daemon | None] = [None] * count
+        self.faults = [FaultPlan()] * count
         self.tracings: list[Tracing] = []
         for number, directory in enumerate(self.directories):
             create_region(CreateOptions(directory, self.ids[number], geometry, encrypted=False))
@@ -39,7 +40,7 @@ class DownstairsSet:
             data_port=None,
             advertise="",
             read_only=False,
-            faults=FaultPlan(),
+            faults=self.faults[number],
             create=None,
         )
         daemon = Daemon(open_region(self.directories[number]), options, tracing)
