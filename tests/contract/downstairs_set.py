@@ -28,6 +28,7 @@ class DownstairsSet:
         self.ids = [uuid.uuid4() for _ in range(count)]
         self.addresses = ["127.0.0.1:0"] * count
         self.daemons: list[Daemon | None] = [None] * count
+        self.faults = [FaultPlan()] * count
         self.tracings: list[Tracing] = []
         for number, directory in enumerate(self.directories):
             create_region(CreateOptions(directory, self.ids[number], geometry, encrypted=False))
@@ -41,7 +42,7 @@ class DownstairsSet:
             data_port=None,
             advertise="",
             read_only=self.read_only,
-            faults=FaultPlan(),
+            faults=self.faults[number],
             create=None,
         )
         engine = open_region(self.directories[number], read_only=self.read_only)

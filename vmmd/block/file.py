@@ -25,14 +25,13 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
-from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
+from vmmd.block.backend import READS, BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
 
 DEFAULT_BLOCK_SIZE = 512
 DEFAULT_WORKERS = 8
 WORKERS_MAX = 32
 _FALLOC_KEEP_SIZE = 0x01
 _FALLOC_PUNCH_HOLE = 0x02
-_READING = frozenset({BlockOp.READ, BlockOp.READ_OWNED})
 
 
 class FileBackend:
@@ -119,7 +118,7 @@ class FileBackend:
             return Completion(token, BlockStatus.READ_ONLY)
         start, size = offset * info.block_size, length * info.block_size
         try:
-            if op in _READING:
+            if op in READS:
                 content = os.pread(self._descriptor, size, start)
                 if len(content) != size:
                     return Completion(token, BlockStatus.FAILED)

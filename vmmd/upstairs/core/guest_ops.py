@@ -30,7 +30,7 @@ from stairlib.wire.frame import (
     encode,
     pack_op,
 )
-from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
+from vmmd.block.backend import READS, BlockOp, BlockStatus, Completion, Request
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import CompleteGuest
 from vmmd.upstairs.core.reads import Read, ReadBook
@@ -40,7 +40,6 @@ from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import UpstairsState
 
 WRITES_NEEDED = 2
-_READING = frozenset({BlockOp.READ, BlockOp.READ_OWNED})
 
 
 class _WriteFrame:
@@ -151,7 +150,7 @@ class GuestOps:
         region = self._region
         if region.state is not UpstairsState.ACTIVE:
             completions.append(Completion(token, BlockStatus.ABORTED))
-        elif self._read_only and op not in _READING:
+        elif self._read_only and op not in READS:
             # There is never anything to flush.
             status = BlockStatus.OK if op is BlockOp.FLUSH else BlockStatus.READ_ONLY
             completions.append(Completion(token, status))
