@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from downstaird.config import CreateOptions, RunOptions
 from downstaird.daemon import Daemon
@@ -13,15 +14,24 @@ from downstaird.faults import FaultPlan
 from downstaird.regions import create_region, open_region
 from stairlib.model.construction import RegionOptions, RegionSpec
 from stairlib.model.geometry import Geometry
+from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
 from stairlib.telemetry.tracing import Tracing
 
 
 class DownstairsSet:
-    """`count` daemons; each keeps its address and directory over restarts."""
+    """`count` daemons; each keeps its address and directory over restarts. `tls` by number; plain
+    text where there is none."""
 
-    def __init__(self, root: Path, geometry: Geometry, count: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        geometry: Geometry,
+        count: int,
+        tls: Sequence[TlsFiles | None] = (),
+    ) -> None:
         self.geometry = geometry
+        self.tls = list(tls) or [None] * count
         self.directories = [root / f"region-{number}" for number in range(count)]
         self.ids = [uuid.uuid4() for _ in range(count)]
         self.addresses = ["127.0.0.1:0"] * count
@@ -41,6 +51,7 @@ class DownstairsSet:
             read_only=False,
             faults=FaultPlan(),
             create=None,
+            tls=self.tls[number],
         )
         daemon = Daemon(open_region(self.directories[number]), options, tracing)
         await daemon.start()
@@ -62,8 +73,9 @@ class DownstairsSet:
         for tracing in self.tracings:
             tracing.shutdown()
 
-    def spec(self, volume_id: uuid.UUID, generation: int = 1) -> RegionSpec:
-        options = RegionOptions(id=volume_id, targets=tuple(self.addresses[:3]))
+    def spec(self, volume_id: uuid.UUID, generation: int = 1, **more: Any) -> RegionSpec:
+        """`more` are fields of the region's options."""
+        options = RegionOptions(id=volume_id, targets=tuple(self.addresses[:3]), **more)
         return RegionSpec(self.geometry, options, generation)
 
 
