@@ -27,7 +27,7 @@ from controlplane.driver import ReplacementDriver
 from controlplane.operations.replacements import Replacements
 from controlplane.peers.downstairs import Fleet
 from controlplane.store.base import Store
-from stairlib.model.construction import Construction
+from stairlib.model.construction import Construction, RegionOptions
 from stairlib.model.construction_diff import ChangedTarget
 from stairlib.model.errors import (
     FieldViolation,
@@ -216,8 +216,13 @@ class Replacing:
         if known is not None and known.role is Role.MEMBER and not region.options.read_only:
             await self._refuse_member(disk, known.volume_id, changed.new, field)
         siblings = [address for address in region.options.targets if address != changed.new]
-        facts = await self._fleet.region(changed.new, field=field)
-        answers = await asyncio.gather(*(self._region_id(each, field) for each in siblings))
+        options = region.options
+        facts = await self._fleet.region(
+            changed.new, field=field, options=options, slot=changed.slot
+        )
+        answers = await asyncio.gather(
+            *(self._region_id(each, field, options) for each in siblings)
+        )
         known_ids = {
             address: found
             for address, found in zip(siblings, answers, strict=True)
@@ -234,10 +239,10 @@ class Replacing:
             other = await self._store.disk(str(holder))
             raise in_use(target, field, f"it is a member of disk {other.name!r} (volume {holder})")
 
-    async def _region_id(self, address: str, field: str) -> UUID | None:
+    async def _region_id(self, address: str, field: str, options: RegionOptions) -> UUID | None:
         """The region a member serves: its own word, else what was known; None when neither."""
         try:
-            facts = await self._fleet.region(address, field=field)
+            facts = await self._fleet.region(address, field=field, options=options)
         except StairwellError:
             known = await self._store.downstairs(address)
             return known.region_id if known is not None else None
