@@ -14,6 +14,7 @@ volume can be built from it. Field paths are the JSON's own: `sub_volumes[0].opt
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import re
@@ -27,10 +28,21 @@ from stairlib.model.geometry import Geometry
 # Levels of nodes from the root to the deepest leaf. Each clone of a clone adds one; protobuf itself
 # stops at 100, and the walks over a construction are recursive.
 DEPTH_MAX = 32
-# Nodes of one construction: above any real volume, and few enough to judge in milliseconds.
-NODES_MAX = 1024
+# Nodes of one construction: above any real volume, and few enough to judge in half a second. So
+# many regions take 2 MiB as a message and 6 MiB as JSON; a JSON text inside a call, which is at
+# most 4 MiB, ends at about 11,000.
+NODES_MAX = 16384
 # What a region is kept by: the upstairs drives exactly this many copies.
 TARGETS_PER_REGION = 3
+# A generation asked for; the control plane raises what it hands out to machines above it, into
+# what is left of 64 bits.
+GENERATION_MAX = (1 << 63) - 1
+# Seconds without a flush: from what an event loop can tell from none, to a year.
+FLUSH_TIMEOUT_MIN = 0.001
+FLUSH_TIMEOUT_MAX = 31_536_000.0
+# Bytes of a path in UTF-8 (Linux: PATH_MAX), and letters of a URL.
+PATH_BYTES_MAX = 4095
+URL_LENGTH_MAX = 4096
 U32_MAX = (1 << 32) - 1
 U64_MAX = (1 << 64) - 1
 
@@ -86,7 +98,7 @@ class RegionOptions:
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        canonical = tuple(canonical_address(target) for target in self.targets)
+        canonical = tuple(canonical_address(target, port_min=1) for target in self.targets)
         object.__setattr__(self, "targets", canonical)
         if self.control is not None:
             control = canonical_address(self.control, port_min=0)
@@ -217,6 +229,9 @@ def as_f32(value: float) -> float:
     return rounded
 
 
+# Whoever reads an address hands the result to a value that makes sure of it once more: that costs
+# little where both ask in the same words, `port_min` included.
+@functools.lru_cache(maxsize=256)
 def canonical_address(text: str, *, port_min: int = 1) -> str:
     """The one spelling of "ip:port", "[ipv6]:port" or "name:port"; ValueError says the rule."""
     host, colon, port_text = text.rpartition(":")
