@@ -35,8 +35,8 @@ from stairwell.vcr.v1.volume_construction_request_pb2 import (
 )
 from stairwell.vcr.v1.volume_construction_request_pb2 import VolumeConstructionRequest
 
-# A request of NODES_MAX regions takes about 6 MiB of JSON; and what was read from a message of 4 MiB
-# can be stored and read again, even where each of its letters takes six in JSON.
+# A request of NODES_MAX regions takes about 6 MiB of JSON; and what was read from a message of
+# 4 MiB can be stored and read again, even where each of its letters takes six in JSON.
 JSON_BYTES_MAX = 32 << 20
 REDACTED = "<redacted>"
 

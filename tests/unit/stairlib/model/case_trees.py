@@ -12,12 +12,15 @@ _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 class Table:
-    """A file of `bases` and `cases`. In any value, {"$base": name} stands for that base."""
+    """Files of `cases`, and `bases` in one of them. {"$base": name} in any value is that base."""
 
-    def __init__(self, path: Path) -> None:
-        found = json.loads(path.read_text())
-        self.bases: dict[str, Any] = found["bases"]
-        self.cases: list[dict[str, Any]] = found["cases"]
+    def __init__(self, *paths: Path) -> None:
+        self.bases: dict[str, Any] = {}
+        self.cases: list[dict[str, Any]] = []
+        for path in paths:
+            found = json.loads(path.read_text())
+            self.bases |= found.get("bases", {})
+            self.cases += found["cases"]
 
     def built(self, value: Any) -> Any:
         """A copy of `value` with every base in its place."""
