@@ -14,7 +14,6 @@ volume can be built from it. Field paths are the JSON's own: `sub_volumes[0].opt
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import math
 import re
@@ -50,6 +49,9 @@ _HOST_NAME_MAX = 253
 _HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PORT_MAX = 65535
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+# What nearly every target is, in the spelling that is kept: IPv4 and a port of up to four digits.
+_COMMON_ADDRESS = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}:[1-9][0-9]{{0,3}}", re.ASCII)
 
 
 class Secret:
@@ -98,7 +100,7 @@ class RegionOptions:
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        canonical = tuple(canonical_address(target, port_min=1) for target in self.targets)
+        canonical = tuple(canonical_address(target) for target in self.targets)
         object.__setattr__(self, "targets", canonical)
         if self.control is not None:
             control = canonical_address(self.control, port_min=0)
@@ -229,11 +231,10 @@ def as_f32(value: float) -> float:
     return rounded
 
 
-# Whoever reads an address hands the result to a value that makes sure of it once more: that costs
-# little where both ask in the same words, `port_min` included.
-@functools.lru_cache(maxsize=256)
 def canonical_address(text: str, *, port_min: int = 1) -> str:
     """The one spelling of "ip:port", "[ipv6]:port" or "name:port"; ValueError says the rule."""
+    if port_min <= 1 and _COMMON_ADDRESS.fullmatch(text):
+        return text
     host, colon, port_text = text.rpartition(":")
     if not colon or not host:
         raise ValueError('must be "ip:port", "[ipv6]:port" or "name:port"')
