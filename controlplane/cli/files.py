@@ -199,15 +199,6 @@ def open_vcr(path: str) -> VcrFile:
     return VcrFile(document, data, where, list(shape.misfits(data, descriptor, where)))
 
 
-def read_vcr(
-    path: str,
-) -> tuple[volume_construction_request_pb2.VolumeConstructionRequest, Document]:
-    """The construction request of a file, as `open_vcr` finds it; CommandError when it is none."""
-    found = open_vcr(path)
-    found.document.refuse(found.document.twice())
-    return found.message(), found.document
-
-
 def _unwrap(data: Any) -> tuple[Any, str]:
     """The construction request inside the documented files, and its path there."""
     if isinstance(data, list) and len(data) == 1 and isinstance(data[0], dict):

@@ -108,7 +108,7 @@ def address_disk(request: pb.ReplaceVcrRequest, disk: str, path: str) -> None:
 
 async def check(
     session: Session,
-    file: Annotated[list[str], typer.Argument(metavar="FILE...", help="JSON files.")],
+    file: Annotated[list[str], typer.Argument(metavar="FILE", help="JSON files.")],
 ) -> int:
     """Judge construction requests: valid, or everything that is wrong with each.
 
@@ -171,7 +171,9 @@ async def diff(
     """Judge a replacement, and show both trees side by side with what changed marked.
 
     Exit 0: replaces one target, 3: raises the generation only, 4: unchanged, 1: not a legal
-    replacement. Marks: ~ changed, + only in NEW, - only in OLD, [n] the objection of that number.
+    replacement.
+
+    Marks: ~ changed, + only in NEW, - only in OLD; numbers lead to the objections below the trees.
     """
     before, after = files.open_vcr(old), files.open_vcr(new)
     _refuse_misfits(before, after)

@@ -20,6 +20,10 @@ def refused(read, path) -> str:
     return describe(caught.value, "cp")
 
 
+def read_message(path: str):
+    return files.open_vcr(path).message()
+
+
 def written(tmp_path, data) -> Path:
     path = tmp_path / "file.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data, indent=1))
@@ -62,9 +66,9 @@ def test_a_construction_request_in_any_of_its_files(tmp_path, wrap):
         "disks": DISKS,
         "replacement": REPLACE,
     }[wrap]
-    message, document = files.read_vcr(str(path))
-    assert message.id == VOLUME
-    assert document.locate("sub_volumes[0].gen") is not None
+    found = files.open_vcr(str(path))
+    assert found.message().id == VOLUME
+    assert found.locate("sub_volumes[0].gen") is not None
 
 
 def test_a_missing_file(tmp_path):
@@ -164,11 +168,11 @@ def test_what_may_be_null_is_taken_when_it_is_not(tmp_path):
     vcr = json.loads(REPLACE.read_text())["vcr"]
     options = vcr["sub_volumes"][0]["opts"]
     options |= {"key": "a2V5", "flush_timeout": 2.5, "cert_pem": "/c", "control": "127.0.0.1:1"}
-    message, _ = files.read_vcr(str(written(tmp_path, vcr)))
+    message = files.open_vcr(str(written(tmp_path, vcr))).message()
     assert message.sub_volumes[0].opts.key.value == "a2V5"
     assert message.sub_volumes[0].opts.flush_timeout.value == 2.5
     options["key"], options["flush_timeout"] = 7, "long"
-    text = refused(files.read_vcr, written(tmp_path, vcr))
+    text = refused(read_message, written(tmp_path, vcr))
     assert "opts.key: expected a string, found the number 7" in text
     assert "opts.flush_timeout: expected a number, found a string" in text
 
@@ -176,7 +180,7 @@ def test_what_may_be_null_is_taken_when_it_is_not(tmp_path):
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1" + "0" * 5000])
 def test_numbers_that_json_does_not_have(tmp_path, number):
     path = written(tmp_path, f'{{"gen": {number}}}')
-    assert f"{path}: not JSON: " in refused(files.read_vcr, path)
+    assert f"{path}: not JSON: " in refused(read_message, path)
 
 
 def test_a_request_in_its_file_knows_its_lines(tmp_path):
