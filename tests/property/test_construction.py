@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ def test_canonical_addresses_stay_as_they_are(address: str) -> None:
     once = canonical_address(address)
     assert canonical_address(once) == once
     assert canonical_address(address.upper()) == once
+
+
+@given(st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){2,4}:[0-9]{1,6}", fullmatch=True))
+def test_an_ipv4_address_is_kept_as_it_is_or_refused(text: str) -> None:
+    """The quick way through for the usual spelling takes what the library takes, and no more."""
+    host, _, port = text.rpartition(":")
+    try:
+        IPv4Address(host)
+        legal = len(port) <= 5 and 1 <= int(port) <= 65535
+    except ValueError:
+        legal = False
+    try:
+        assert canonical_address(text) == f"{host}:{int(port)}"
+        assert legal
+    except ValueError:
+        assert not legal
 
 
 @given(constructions, constructions, st.integers(0, 3))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 
 from controlplane.core import construction_check
 from stairlib.wire import construction as wire
 from stairlib.wire import construction_reader
+from stairwell.vcr.v1.volume_construction_request_pb2 import VolumeConstructionRequest
 from tests.unit.stairlib.model.case_trees import Table
 
 TABLE = Table(Path(__file__).parent / "data" / "construction_check.json")
@@ -47,6 +49,28 @@ def test_case(case: dict[str, Any]) -> None:
         assert case["says"] in found[0].description
     for name, value in case.get("summary", {}).items():
         assert getattr(report.summary, name) == value, name
+
+
+@pytest.mark.parametrize("case", TABLE.cases, ids=lambda case: f"{case['rule']} {case['name']}")
+def test_case_as_a_message(case: dict[str, Any]) -> None:
+    """A message says the same as the text, as far as it can spell it."""
+    value = request(case)
+    parsed = wire.parse_object(value)
+    try:
+        message = json_format.ParseDict(value, VolumeConstructionRequest())
+    except json_format.ParseError:
+        assert parsed.violations, "only what cannot be read cannot be a message"
+        return
+    again = wire.parse_message(message)
+    if parsed.construction is not None:
+        assert again == parsed
+        report = construction_check.check(parsed.construction)
+        assert {v.field: v.reason for v in report.violations} == case.get("violations", {})
+    else:
+        # Tools make fields of empty arrays and of numbers in quotes: there may be less to tell, or
+        # something below the field that is told as text.
+        told = tuple(v.field for v in parsed.violations)
+        assert all(v.field.startswith(told) for v in again.violations)
 
 
 def test_every_reason_has_a_case_that_meets_it_and_a_legal_neighbour() -> None:
