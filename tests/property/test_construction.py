@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from controlplane.cli import tree_diff
 from controlplane.core.construction_check import CheckReport, check
 from stairlib.model.construction import (
     U32_MAX,
@@ -171,6 +174,24 @@ def test_any_edit_compares(data: st.DataObject, original: Construction) -> None:
     found = _obeys_the_contract(original, replacement)
     if original == replacement and not _has_leaf_without_targets(original):
         assert found is Outcome.UNCHANGED
+
+
+@given(st.data(), constructions)
+def test_any_two_can_be_shown_side_by_side(data: st.DataObject, original: Construction) -> None:
+    secret = SECRETS[0]
+    original = _with_secrets(original, secret, f"-----BEGIN PRIVATE KEY-----{secret}")
+    replacement = data.draw(st.just(_edited(data, original)) | constructions)
+    found = compare(original, replacement)
+    rows = tree_diff.rows(original, replacement, [one.field for one in found.violations])
+    noted = sorted(number for row in rows for number in row.notes)
+    assert noted == list(range(1, len(found.violations) + 1))
+    if original != replacement:
+        assert tree_diff.differences(rows)
+    text = StringIO()
+    Console(file=text, width=data.draw(st.integers(20, 120)), markup=False).print(
+        tree_diff.table(rows, "old", "new")
+    )
+    assert secret not in text.getvalue() + repr(rows)
 
 
 @given(constructions)
