@@ -7,7 +7,7 @@ key. The files are the documented ones; nothing in them needs a wrapper of ours.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,11 @@ def read_document(path: str) -> Document:
 
 
 def _parse_document(path: str) -> Document:
-    text = _read_text(path)
+    return _parse(path, _read_text(path))
+
+
+def _parse(path: str, text: str) -> Document:
+    """The document of a text; `path` is what messages call it."""
     try:
         data = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -188,13 +192,19 @@ class VcrFile:
 
 
 def open_vcr(path: str) -> VcrFile:
-    """A construction request: alone in its file, or as the `vcr` of a replacement file.
+    """A construction request: alone in its file, or the `vcr` or `vcr_json` of a replacement file.
 
     A crucible-disks file with one disk works as well, so that the two documented files can be
     compared as they are. A file that is missing or no JSON is a CommandError.
     """
     document = _parse_document(path)
     data, where = _unwrap(document.data)
+    if isinstance(data, str) and where == "vcr_json":
+        # A text in a text: everything in it stands on the one line that it is written on.
+        inner = _parse(f"{path}:{document.lines[where]}: vcr_json", data)
+        twice = (f"{where}.{key}" for key in inner.duplicates)
+        document = replace(document, duplicates=(*document.duplicates, *twice))
+        data = inner.data
     descriptor = volume_construction_request_pb2.VolumeConstructionRequest.DESCRIPTOR
     return VcrFile(document, data, where, list(shape.misfits(data, descriptor, where)))
 
@@ -207,6 +217,8 @@ def _unwrap(data: Any) -> tuple[Any, str]:
             return inner, "[0].volume_construction_request"
     if isinstance(data, dict) and isinstance(data.get("vcr"), dict):
         return data["vcr"], "vcr"
+    if isinstance(data, dict) and isinstance(data.get("vcr_json"), str):
+        return data["vcr_json"], "vcr_json"
     return data, ""
 
 

@@ -93,6 +93,20 @@ def test_a_key_given_twice_is_told_with_the_rest(judged, vcr):
     assert "EXTENT_COUNT_INVALID" in out
 
 
+def test_a_request_as_text_in_a_replacement_file(judged, vcr):
+    vcr["sub_volumes"][0]["gen"] = 0
+    text = json.dumps(vcr).replace('"extent_count": 128', '"extent_count": 128, "extent_count": 1')
+    path = judged.file({"name": "block2", "vcr_json": text})
+    code, out, _ = judged("check", path)
+    assert code == 1
+    line = line_of(path, "vcr_json")
+    assert f"sub_volumes[0].gen [new.json:{line}]: is 0, must be at least 1" in out
+    assert f"sub_volumes[0].extent_count [new.json:{line}]: is written twice" in out
+    code, _, err = judged("check", judged.file({"vcr_json": "{,}"}))
+    assert code == 1
+    assert f"new.json:{line - 1}: vcr_json:1:2: not JSON" in err
+
+
 def test_several_files_are_judged_each(judged, vcr, tmp_path):
     vcr["sub_volumes"][0]["gen"] = 0
     bad, missing = judged.file(vcr, "bad.json"), str(tmp_path / "none.json")
