@@ -126,7 +126,10 @@ class Replacing:
             if newest is not None:
                 newest = self._driver.running(newest.id) or newest
             instance = await self._store.instance(str(disk.instance_id))
-            decision = decide(disk, instance.state, newest, wish.wanted, prefix=wish.field)
+            decision = decide(
+                disk, instance.state, newest, wish.wanted, prefix=wish.field,
+                scrubs=await self._store.scrubs(disk.key),
+            )  # fmt: skip
         match decision:
             case Repeat(replacement=replacement):
                 return await self._repeated(replacement, wish)
