@@ -55,11 +55,12 @@ _PACKAGE = "stairwell.controlplane.v1"
 class ControlPlane:
     """One control plane: `async with` serves for as long as the block lasts.
 
-    `store`, `driver` and `address` may be read inside the block.
+    `store`, the drivers and `address` may be read inside the block.
     """
 
     store: Store
     driver: ReplacementDriver
+    scrub_driver: ScrubDriver
 
     def __init__(
         self,
@@ -152,7 +153,8 @@ class ControlPlane:
         stack.push_async_callback(server.stop, self._grace_seconds)
         for feed in (instance_news, replacement_news, disk_news):
             stack.callback(feed.close)
-        self.store, self.driver, self._server = store, driver, server
+        self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
+        self._server = server
 
 
 def _services(

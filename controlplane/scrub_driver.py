@@ -91,6 +91,11 @@ class ScrubDriver:
         self._go(_Run(record))
         self._disk_changed(record.disk_key)
 
+    @property
+    def running(self) -> int:
+        """How many are being driven."""
+        return len(self._runs)
+
     def fresh(self, stored: Iterable[Scrub]) -> tuple[Scrub, ...]:
         """The stored records, those that run as they are now."""
         runs = [(self._runs.get((each.disk_key, each.path)), each) for each in stored]

@@ -256,6 +256,8 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         found = [each for each in info.scrubs if each.path == request.path]
         scrub = found[0] if found else info.scrubs.add(path=request.path)
         if scrub.state != pb.SCRUB_STATE_DONE:
+            if scrub.state != pb.SCRUB_STATE_RUNNING:
+                scrub.bytes_done, scrub.reason = 0, ""
             scrub.state = pb.SCRUB_STATE_RUNNING
             scrub.bytes_total = total_bytes(volume.read_only_parent)
             scrub.bytes_per_second_max = request.bytes_per_second_max
