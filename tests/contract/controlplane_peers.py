@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from stairlib.model.construction import VolumeSpec, regions, total_bytes, walk
 from stairlib.model.construction_diff import compare
-from stairlib.model.errors import NotFoundError, StairwellError, StateError
+from stairlib.model.errors import NotFoundError, StairwellError, StateError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
 from stairlib.telemetry.tracing import Tracing
@@ -28,6 +28,7 @@ from stairwell.vmmd.v1 import volume_service_pb2_grpc as pb_grpc
 
 # The one region of a plain disk.
 FIRST = "sub_volumes[0]"
+UNTIL_SECONDS = 10.0
 
 
 @dataclass
@@ -72,6 +73,11 @@ class ScriptedVmmd:
     async def tell(self) -> None:
         async with self.changed:
             self.changed.notify_all()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Waits for something that a call changes here."""
+        async with asyncio.timeout(UNTIL_SECONDS), self.changed:
+            await self.changed.wait_for(true)
 
     def slot(self, disk: str, number: int, path: str = FIRST) -> pb.SlotInfo:
         (region,) = (each for each in self.volumes[disk].regions if each.path == path)
@@ -162,6 +168,7 @@ class Machines(machine_grpc.MachineServiceServicer):
         await self.script.heard("EnsureMachine", request)
         if request.spec.id not in self.script.machines:
             self.script.make(request.spec)
+            await self.script.tell()
         return machine_pb.EnsureMachineResponse(machine=self.find(request.spec.id))
 
     async def GetMachine(self, request, context):
@@ -188,6 +195,8 @@ class Machines(machine_grpc.MachineServiceServicer):
             async with self.script.changed:
                 if machine.state_generation == seen:
                     await self.script.changed.wait()
+            if request.id not in self.script.machines:
+                raise UnavailableError("the stream was cut: vmmd has restarted")
 
     async def DeleteMachine(self, request, context):
         await self.script.heard("DeleteMachine", request)

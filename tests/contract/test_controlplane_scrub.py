@@ -96,10 +96,8 @@ async def test_another_rate_reaches_the_machine_and_is_kept(home: House) -> None
     changed = await home.start_scrub(bytes_per_second_max=77)
     assert (changed.state, changed.bytes_per_second_max) == (RUNNING, 77)
     await home.wait_scrub(lambda each: each.bytes_done == 5)
-    async with asyncio.timeout(SECONDS):
-        while home.vmmd.volumes["block2"].scrubs[0].bytes_per_second_max != 77:
-            async with home.vmmd.changed:
-                await home.vmmd.changed.wait()
+    (scrub,) = home.vmmd.volumes["block2"].scrubs
+    await home.vmmd.until(lambda: scrub.bytes_per_second_max == 77)
     await home.vmmd.scrub("block2", state=COPIED)
     assert (await home.wait_scrub("DONE")).bytes_per_second_max == 77
 
