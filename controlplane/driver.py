@@ -117,9 +117,10 @@ class ReplacementDriver:
         return run.record if run is not None else None
 
     async def retry(self, record: Replacement) -> Replacement:
-        """Starts a failed replacement again; StateError when it has not failed."""
+        """Starts a failed replacement again; StateError when it has not failed, ConflictError
+        when the recorded request is not its own any more."""
         changed, _effects = core.step(record, core.Retried(at=self._clock()))
-        await self._store.save_replacement(changed)
+        await self._store.retry_replacement(changed)
         self.begin(changed)
         return changed
 

@@ -124,7 +124,8 @@ class ScrubDriver:
             raise _not_running(record)
         try:
             if await self._quiet(run):
-                await self._stop_machine(run.record)
+                if run.record.state is core.State.COPY:
+                    await self._stop_machine(run.record)
                 await self._advance(run, core.Stopped(at=self._clock()))
         finally:
             self._go_on(run)

@@ -130,6 +130,14 @@ class ReplacementStore(Protocol):
         """
         ...
 
+    async def retry_replacement(self, record: Replacement) -> None:
+        """Saves one that has failed and is to go on.
+
+        ConflictError when the recorded request is not `record.replacement` any more
+        (RECORDED_VCR_CHANGED), or another replacement of the disk runs.
+        """
+        ...
+
     async def retire_member(self, record: Replacement) -> None:
         """The old target is retired, the new one a member, unless they are shared. Idempotent."""
         ...

@@ -234,6 +234,18 @@ def record_construction(
     wanted: Construction,
 ) -> None:  # fmt: skip
     """See `DiskStore.record_construction`."""
+    require_recorded(connection, sealer, disk_key, expected)
+    connection.execute(
+        update(disks)
+        .where(disks.c.key == str(disk_key))
+        .values(rows.recorded_columns(wanted, generation(wanted), sealer))
+    )
+
+
+def require_recorded(
+    connection: Connection, sealer: Sealer, disk_key: UUID, expected: Construction
+) -> None:
+    """ConflictError unless `expected` is what is recorded for the disk."""
     row = connection.execute(_disks().where(disks.c.key == str(disk_key))).mappings().first()
     present = rows.disk_of(row, sealer) if row is not None else None
     if present is None or present.construction != expected:
@@ -243,11 +255,6 @@ def record_construction(
             reason="RECORDED_VCR_CHANGED",
             disk=present.name if present else str(disk_key),
         )
-    connection.execute(
-        update(disks)
-        .where(disks.c.key == str(disk_key))
-        .values(rows.recorded_columns(wanted, generation(wanted), sealer))
-    )
 
 
 def downstairs(connection: Connection, address: str) -> DownstairsRecord | None:

@@ -52,13 +52,26 @@ def begin(connection: Connection, sealer: Sealer, record: Replacement) -> None:
     try:
         connection.execute(insert(replacements).values(rows.replacement_row(record, sealer)))
     except IntegrityError as error:
-        raise ConflictError(
-            f"another replacement of disk {record.disk!r} is running",
-            reason="REPLACEMENT_RUNNING",
-            disk=record.disk,
-        ) from error
+        raise _another_runs(record) from error
     _add_log(connection, record)
     _drop_old_traces(connection)
+
+
+def _another_runs(record: Replacement) -> ConflictError:
+    return ConflictError(
+        f"another replacement of disk {record.disk!r} is running",
+        reason="REPLACEMENT_RUNNING",
+        disk=record.disk,
+    )
+
+
+def retry(connection: Connection, sealer: Sealer, record: Replacement) -> None:
+    """See `ReplacementStore.retry_replacement`."""
+    sql_disks.require_recorded(connection, sealer, record.disk_key, record.replacement)
+    try:
+        save(connection, record)
+    except IntegrityError as error:
+        raise _another_runs(record) from error
 
 
 def save(connection: Connection, record: Replacement) -> None:

@@ -136,6 +136,10 @@ class SqliteStore:
         """See `ReplacementStore`."""
         await self._run(sql_replacements.save, record)
 
+    async def retry_replacement(self, record: Replacement) -> None:
+        """See `ReplacementStore`."""
+        await self._run(sql_replacements.retry, self._sealer, record)
+
     async def retire_member(self, record: Replacement) -> None:
         """See `ReplacementStore`."""
         await self._run(sql_replacements.retire_member, record)

@@ -220,6 +220,25 @@ async def test_the_parent_is_dropped_after_a_running_replacement(tmp_path: Path)
         assert region.opts.target[2] == home.members[3].address, "the replacement is kept"
 
 
+async def test_one_that_waits_for_a_replacement_may_be_stopped_and_ends_later(
+    tmp_path: Path,
+) -> None:
+    async with peers(tmp_path) as home:
+        answer = await home.replace(home.over_parent((0, 1, 3), gen=2))
+        await home.wait_replacement(answer.replacement_id, "REPAIR")
+        await home.start_scrub()
+        await told(home)
+        await home.vmmd.scrub("block2", state=COPIED)
+        await home.wait_scrub(lambda each: answer.replacement_id in each.blocked_on)
+        assert (await home.stop_scrub()).state == disk_pb.SCRUB_STATE_STOPPED
+        assert home.vmmd.count("StopScrub") == 0, "the machine has ended it long ago"
+        await home.vmmd.finish("block2", 2)
+        await home.wait_replacement(answer.replacement_id, "DONE")
+        assert (await home.disk()).vcr.HasField("read_only_parent")
+        await home.start_scrub()
+        await check_dropped(home, gen=3)
+
+
 async def test_a_replacement_in_a_parent_that_goes_ends_with_the_reason(tmp_path: Path) -> None:
     async with house(tmp_path / "data", downstairs=9) as home:
         await home.create_over()

@@ -42,8 +42,13 @@ async def scrub(
     name: Name,
     path: Path = "",
     limit: Annotated[
-        str, typer.Option("--limit", metavar="RATE", help="Bytes a second, as 50MiB; 0 for none.")
-    ] = "0",
+        str,
+        typer.Option(
+            "--limit",
+            metavar="RATE",
+            help="Bytes a second, as 50MiB; 0 for none.  [default: as it runs, else none]",
+        ),
+    ] = "",
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return when it is recorded; it goes on by itself.")
     ] = False,
@@ -52,17 +57,14 @@ async def scrub(
 
     The disk stays in use, and what its guest writes meanwhile wins. The scrub is durable: it goes
     on when you leave or a daemon restarts. At its end the recorded request has no parent any more
-    and a higher generation; send replacements in that form from then on. Asked again while it
-    runs, it changes the rate and follows; `stairwell disk scrub-stop` ends it.
+    and a higher generation; send replacements in that form from then on. Said again while it
+    runs, this follows it, and changes its rate where --limit is given; `stairwell disk
+    scrub-stop` ends it.
     """
-    try:
-        bytes_per_second = parse_size(limit)
-    except ValueError as error:
-        raise CommandError(f"--limit: {error}") from None
     request = pb.StartScrubRequest(
         name=name,
         path=path,
-        bytes_per_second_max=bytes_per_second,
+        bytes_per_second_max=await _rate(session, name, path, limit),
         request_id=str(uuid.uuid4()),
     )
     response = await session.call(session.disks.StartScrub, request, pb.StartScrubResponse)
@@ -74,8 +76,8 @@ async def scrub(
     except asyncio.CancelledError:
         words = shlex.join(_options(name, path))
         session.note(
-            f"the scrub goes on without you; follow it with `stairwell disk scrub {words}"
-            f" --limit {limit}`, end it with `stairwell disk scrub-stop {words}`"
+            f"the scrub goes on without you; follow it with `stairwell disk scrub {words}`, end it"
+            f" with `stairwell disk scrub-stop {words}`"
         )
         raise
     if session.is_json:
@@ -89,6 +91,20 @@ async def scrub(
     elif last.state == pb.ScrubState.SCRUB_STATE_STOPPED:
         session.note(scrubs.closing_line(last))
     return _exit_code(last)
+
+
+async def _rate(session: Session, name: str, path: str, limit: str) -> int:
+    """Bytes per second to ask for: what the user says, else what a running scrub has."""
+    if limit:
+        try:
+            return parse_size(limit)
+        except ValueError as error:
+            raise CommandError(f"--limit: {error}") from None
+    answer = await session.call(
+        session.disks.GetDisk, pb.GetDiskRequest(name=name), pb.GetDiskResponse
+    )
+    running = scrubs.scrub_at(answer.disk, path)
+    return 0 if running is None or scrubs.has_ended(running) else running.bytes_per_second_max
 
 
 async def scrub_stop(session: Session, name: Name, path: Path = "") -> None:

@@ -25,6 +25,14 @@ def watched(*found: pb.Scrub) -> list[pb.WatchDiskResponse]:
     return [pb.WatchDiskResponse(disk=pb.Disk(name="block2", scrubs=[one])) for one in found]
 
 
+@pytest.fixture(autouse=True)
+def disk(plane) -> pb.Disk:
+    """The disk before the scrub."""
+    found = pb.Disk(name="block2")
+    plane.answers["GetDisk"] = pb.GetDiskResponse(disk=found)
+    return found
+
+
 def started(plane, *found: pb.Scrub) -> None:
     plane.answers["StartScrub"] = pb.StartScrubResponse(scrub=scrub())
     plane.answers["WatchDisk"] = [*watched(*found), plane.hang]
@@ -132,6 +140,20 @@ def test_leaving_says_that_it_goes_on(plane, client, kind, code):
     assert "the scrub goes on without you" in err
     assert "`stairwell disk scrub-stop block2 --path 'sub_volumes[1]'`" in err
     assert plane.requests("StopScrub") == []
+
+
+def test_following_again_leaves_the_rate_as_it_is(plane, client):
+    running = scrub(done=5, bytes_per_second_max=7)
+    for found, path, limit, asked in (
+        (running, "", (), 7),
+        (running, "", ("--limit", "0"), 0),
+        (running, "sub_volumes[1]", (), 0),
+        (scrub("STOPPED", bytes_per_second_max=7), "", (), 0),
+    ):
+        plane.answers["GetDisk"] = pb.GetDiskResponse(disk=pb.Disk(scrubs=[found]))
+        started(plane)
+        assert client("disk", "scrub", "block2", "--path", path, "--no-wait", *limit)[0] == 0
+        assert plane.requests("StartScrub")[-1].bytes_per_second_max == asked
 
 
 def test_a_wrong_rate_is_refused_before_anything_is_sent(plane, client):

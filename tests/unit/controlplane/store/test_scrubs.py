@@ -135,6 +135,48 @@ async def test_of_a_drop_and_a_replacement_at_once_one_starts_from_the_other(
     assert (await store.disk("block2")).construction == WANTED
 
 
+async def test_a_failed_replacement_goes_on_only_from_what_it_recorded(
+    store: SqliteStore,
+) -> None:
+    after = volume(region((*TARGETS[:2], "127.0.0.1:8840"), gen=2), read_only_parent=parent())
+    begun = replacement(state=ReplacementState.APPLY, original=OVER_PARENT, replacement=after)
+    await store.begin_replacement(begun)
+    failed, _ = replacement_core.step(begun, replacement_core.GaveUp(at=1, error="no"))
+    again, _ = replacement_core.step(failed, replacement_core.Retried(at=2))
+    await store.save_replacement(failed)
+    await store.retry_replacement(again)
+    assert await store.replacement(begun.id) == again
+    failed, _ = replacement_core.step(again, replacement_core.GaveUp(at=3, error="no"))
+    again, _ = replacement_core.step(failed, replacement_core.Retried(at=4))
+    await store.save_replacement(failed)
+    record = scrub()
+    await store.begin_scrub(record)
+    await store.drop_parent(dropped(record), after, without_parent(after, "", disk="block2"))
+    with pytest.raises(ConflictError) as caught:
+        await store.retry_replacement(again)
+    assert caught.value.reason == "RECORDED_VCR_CHANGED"
+    assert await store.replacement(begun.id) == failed
+
+
+async def test_a_failed_replacement_does_not_go_on_beside_another(store: SqliteStore) -> None:
+    begun = replacement(
+        state=ReplacementState.APPLY, original=OVER_PARENT,
+        replacement=volume(region((*TARGETS[:2], "n:1"), gen=2)), new_target="n:1",
+    )  # fmt: skip
+    await store.begin_replacement(begun)
+    failed, _ = replacement_core.step(begun, replacement_core.GaveUp(at=1, error="no"))
+    again, _ = replacement_core.step(failed, replacement_core.Retried(at=2))
+    await store.save_replacement(failed)
+    second = replacement(
+        number=8, state=ReplacementState.APPLY, original=begun.replacement,
+        replacement=begun.replacement, new_target="n:1",
+    )  # fmt: skip
+    await store.begin_replacement(second)
+    with pytest.raises(ConflictError) as caught:
+        await store.retry_replacement(again)
+    assert caught.value.reason == "REPLACEMENT_RUNNING"
+
+
 async def test_a_disk_takes_its_scrubs_with_it(store: SqliteStore) -> None:
     record = scrub()
     await store.begin_scrub(record)
