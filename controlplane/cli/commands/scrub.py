@@ -25,8 +25,8 @@ Path = Annotated[
     typer.Option(
         "--path",
         metavar="PATH",
-        help="The volume in the disk's request whose parent it is, as sub_volumes[1]."
-        "  [default: the outermost one]",
+        help="The volume in the disk's request whose parent it is, as sub_volumes[1]; the outermost"
+        " one when left out.",
     ),
 ]
 
@@ -46,7 +46,7 @@ async def scrub(
         typer.Option(
             "--limit",
             metavar="RATE",
-            help="Bytes a second, as 50MiB; 0 for none.  [default: as it runs, else none]",
+            help="Bytes a second, as 50MiB; 0 for none, which is also where a new one starts.",
         ),
     ] = "",
     no_wait: Annotated[
