@@ -39,8 +39,8 @@ from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _log = get_logger(__name__)
 
-# What a machine says of a scrub that it does not have.
-_NO_SUCH_SCRUB = frozenset({"NO_PARENT", "NO_SCRUB"})
+# What a machine says that another attempt does not mend: no parent there, or nothing may be written.
+_FINAL = frozenset({"NO_PARENT", "PARENT_NOT_FOUND", "SCRUB_READ_ONLY"})
 
 Key = tuple[UUID, str]
 
@@ -159,7 +159,7 @@ class ScrubDriver:
             # Without a machine nothing is copied; one that is made again copies nothing unasked.
             _log.info("no scrub to stop", disk=record.disk, error=error.message)
         except StateError as error:
-            if error.reason not in _NO_SUCH_SCRUB and not await self._instance_ended(record):
+            if error.reason not in _FINAL and not await self._instance_ended(record):
                 raise
 
     def _go(self, run: _Run) -> None:
@@ -239,7 +239,7 @@ class ScrubDriver:
         try:
             return await work
         except StairwellError as error:
-            if error.reason == "NO_PARENT":
+            if error.reason in _FINAL:
                 return GaveUp(at=self._clock(), error=error.message)
             ended = await self._instance_ended(run.record)
             return as_event(error, self._clock(), ended)
@@ -316,7 +316,7 @@ def seen(scrub: volume_pb.ScrubInfo, at: float) -> Event:
     if scrub.state == volume_pb.SCRUB_STATE_FAILED:
         return StepFailed(at=at, error=scrub.reason or "the machine gave no reason")
     if scrub.state == volume_pb.SCRUB_STATE_STOPPED:
-        return StepFailed(at=at, error="the machine's scrub was stopped by somebody else")
+        return StepFailed(at=at, error="the machine stopped its scrub")
     return core.Copying(
         at=at,
         bytes_done=scrub.bytes_done,

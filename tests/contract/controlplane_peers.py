@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from stairlib.model.construction import VolumeSpec, regions, total_bytes, walk
 from stairlib.model.construction_diff import compare
-from stairlib.model.errors import NotFoundError, StairwellError, StateError, UnavailableError
+from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
 from stairlib.telemetry.tracing import Tracing
@@ -261,7 +261,7 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         (disk,) = (each for each in spec.disks if each.name == request.disk)
         volume = dict(walk(from_message(disk.volume_construction_request))).get(request.path)
         if not isinstance(volume, VolumeSpec) or volume.read_only_parent is None:
-            raise StateError("the volume has no parent", reason="NO_PARENT")
+            raise NotFoundError("parent", request.path)
         found = [each for each in info.scrubs if each.path == request.path]
         scrub = found[0] if found else info.scrubs.add(path=request.path)
         if scrub.state != pb.SCRUB_STATE_DONE:

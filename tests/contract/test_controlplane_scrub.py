@@ -12,7 +12,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from stairlib.model.errors import DataError, StateError, UnavailableError
+from stairlib.model.errors import (
+    DataError,
+    NotFoundError,
+    StairwellError,
+    StateError,
+    UnavailableError,
+)
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
@@ -143,7 +149,7 @@ async def test_a_stop_that_cannot_reach_the_machine_changes_nothing(home: House)
 async def test_a_machine_that_knows_of_none_has_stopped(home: House) -> None:
     await home.start_scrub()
     await machine_scrubs(home)
-    home.vmmd.failures["StopScrub"] = [StateError("there is none", reason="NO_SCRUB")]
+    home.vmmd.failures["StopScrub"] = [NotFoundError("scrub", "")]
     assert (await home.stop_scrub()).state == STOPPED
 
 
@@ -175,11 +181,20 @@ async def test_a_failure_that_lasts_fails_it_and_it_may_be_started_again(home: H
     await home.wait_scrub("DONE")
 
 
-async def test_a_machine_without_the_parent_fails_it_at_once(home: House) -> None:
-    home.vmmd.failures["StartScrub"] = [StateError("it has no parent", reason="NO_PARENT")]
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFoundError("parent", "", "it has no parent"),
+        StateError("it is read-only", reason="SCRUB_READ_ONLY"),
+    ],
+)
+async def test_a_refusal_that_time_does_not_mend_fails_it_at_once(
+    home: House, error: StairwellError
+) -> None:
+    home.vmmd.failures["StartScrub"] = [error]
     await home.start_scrub()
     failed = await home.wait_scrub("FAILED")
-    assert failed.last_error == "it has no parent"
+    assert failed.last_error == error.message
     assert home.vmmd.count("StartScrub") == 1
 
 
