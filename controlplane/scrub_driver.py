@@ -39,7 +39,7 @@ from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _log = get_logger(__name__)
 
-# What a machine says that another attempt does not mend: no parent there, or nothing may be written.
+# What a machine says that no other attempt mends: no parent there, or nothing may be written.
 _FINAL = frozenset({"NO_PARENT", "PARENT_NOT_FOUND", "SCRUB_READ_ONLY"})
 
 Key = tuple[UUID, str]
