@@ -8,10 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from downstaird.config import CreateOptions, RunOptions, checked_geometry, checked_uuid, wrong
+from downstaird.config import (
+    CloneOptions,
+    CreateOptions,
+    RunOptions,
+    checked_geometry,
+    checked_uuid,
+    wrong,
+)
+from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
 from stairlib.model.errors import StairwellError
-from stairlib.runtime.addresses import MAX_PORT, Address
+from stairlib.runtime.addresses import MAX_PORT, Address, parse_address
 
 _GUIDE = """\
 A downstairs keeps one of the three copies of a region: a directory of block data, served to one
@@ -57,6 +65,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from downstaird.commands.run import run
 
         return run(_run_options(options), level=options.log_level, log_format=options.log_format)
+    if options.command == "clone":
+        from downstaird.commands.clone import clone
+
+        return clone(_clone_options(options))
     if options.command == "verify":
         from downstaird.commands.verify import verify
 
@@ -80,6 +92,20 @@ def _create_options(options: argparse.Namespace) -> CreateOptions:
         id=checked_uuid(options.uuid, "--uuid"),
         geometry=checked_geometry(options.block_size, options.extent_size, options.extent_count),
         encrypted=options.encrypted,
+    )
+
+
+def _clone_options(options: argparse.Namespace) -> CloneOptions:
+    return CloneOptions(
+        directory=options.data,
+        id=checked_uuid(options.uuid, "--uuid"),
+        source=str(parse_address(options.source)),
+        expected=Expected(
+            options.block_size,
+            options.extent_size,
+            options.extent_count,
+            options.encrypted or None,
+        ),
     )
 
 
@@ -115,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_create(commands)
+    _add_clone(commands)
     _add_run(commands)
     verify = _add(
         commands,
@@ -213,6 +240,29 @@ def _add_create(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     _add_directory(create)
     _add_definition(create)
+
+
+def _add_clone(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    clone = _add(
+        commands,
+        "clone",
+        "Make a region as a copy of one that another daemon serves read-only, then exit.",
+        "The copy has the data and the stamps of its source, and a UUID of its own: it can take a\n"
+        "place in the source's read-only set. Interrupted, it is no region yet; the same command\n"
+        "goes on, and fetches only what is missing:\n\n"
+        "  downstaird run -d r0 -p 8810 --mode ro\n"
+        "  downstaird clone -d r3 -u UUID --source 127.0.0.1:8810",
+    )
+    _add_directory(clone)
+    clone.add_argument("-u", "--uuid", help="the clone's UUID, another one than its source's")
+    clone.add_argument(
+        "--source", required=True, metavar="HOST:PORT", help="a daemon that runs with --mode ro"
+    )
+    like = clone.add_argument_group("refuse a source that is not like this")
+    like.add_argument("--block-size", type=int, help="bytes")
+    like.add_argument("--extent-size", type=int, help="blocks in one extent")
+    like.add_argument("--extent-count", type=int, help="extents")
+    like.add_argument("--encrypted", action="store_true", help="encrypted by the upstairs")
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

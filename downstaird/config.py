@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
@@ -27,6 +28,16 @@ class CreateOptions:
     id: uuid.UUID
     geometry: Geometry
     encrypted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloneOptions:
+    """A region to be, as a copy of the one at `source` ("host:port")."""
+
+    directory: Path
+    id: uuid.UUID
+    source: str
+    expected: Expected
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import grpc
 import numpy as np
 from opentelemetry.trace import Span
 
+from downstaird.core.engine import Engine
 from downstaird.core.rate_limit import Rests, TokenBucket
 from downstaird.core.repair_plan import (
     STEP_BYTES,
@@ -29,18 +30,15 @@ from downstaird.core.repair_plan import (
     contexts_of,
     steps,
 )
-from downstaird.core.session import CopyExtent, Session
+from downstaird.core.session import CopyExtent, Counters
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.telemetry.logs import get_logger
-from stairlib.telemetry.tracing import context_from
+from stairlib.telemetry.tracing import Tracing, context_from
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
-
-if TYPE_CHECKING:
-    from downstaird.region_host import RegionHost
 
 _log = get_logger(__name__)
 
@@ -54,10 +52,41 @@ RATE_LOOK_SECONDS = 0.25
 CHANNELS_MAX = 8
 
 
-class ExtentCopier:
-    """The copies of one session. `changed` is called after the session was told an outcome."""
+class CopyHost(Protocol):
+    """Whose region is filled."""
 
-    def __init__(self, host: RegionHost, session: Session, changed: Callable[[], None]) -> None:
+    engine: Engine
+    tracing: Tracing
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Holds on to a task nobody waits for until it is done."""
+        ...
+
+
+class CopyAsker(Protocol):
+    """Who asks for copies, and is told of each exactly once."""
+
+    counters: Counters
+
+    def copy_done(self, effect: CopyExtent, stamp: tuple[int, int], copied: int) -> None:
+        """The extent is as the source's was; `stamp` is what the source had before."""
+        ...
+
+    def copy_failed(self, effect: CopyExtent, error: StairwellError) -> None:
+        """The copy was given up."""
+        ...
+
+
+def open_source(address: str, tracing: Tracing) -> grpc.aio.Channel:
+    """A channel to a daemon that is copied from."""
+    return open_channel(address, tracing=tracing)
+
+
+class ExtentCopier:
+    """The copies of one session, or of a clone. `changed` is called after it was told an
+    outcome."""
+
+    def __init__(self, host: CopyHost, session: CopyAsker, changed: Callable[[], None]) -> None:
         self._host = host
         self._engine = host.engine
         self._session = session
@@ -279,7 +308,7 @@ class ExtentCopier:
                     f"copies from more than {CHANNELS_MAX} sources in one session",
                     reason="REPAIR_SOURCE",
                 )
-            channel = open_channel(address, tracing=self._host.tracing)
+            channel = open_source(address, self._host.tracing)
             self._channels[address] = channel
         return channel
 

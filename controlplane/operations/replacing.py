@@ -220,15 +220,21 @@ class Replacing:
             await self._refuse_member(disk, known.volume_id, changed.new, field)
         siblings = [address for address in region.options.targets if address != changed.new]
         facts = await self._fleet.region(changed.new, field=field)
-        answers = await asyncio.gather(*(self._region_id(each, field) for each in siblings))
+        answers = await asyncio.gather(*(self._sibling(each, field) for each in siblings))
         known_ids = {
-            address: found
+            address: found[0]
             for address, found in zip(siblings, answers, strict=True)
             if found is not None
         }
         others = {} if region.options.read_only else await self._other_members(disk, wish, changed)
-        members = {**others, **known_ids}
-        judge(target=changed.new, field=field, region=region, facts=facts, siblings=members)
+        judge(
+            target=changed.new,
+            field=field,
+            region=region,
+            facts=facts,
+            siblings={**others, **known_ids},
+            siblings_written=any(found is not None and found[1] for found in answers),
+        )
         return {**known_ids, changed.new: facts.region_id}
 
     async def _other_members(
@@ -256,14 +262,16 @@ class Replacing:
             other = await self._store.disk(str(holder))
             raise in_use(target, field, f"it is a member of disk {other.name!r} (volume {holder})")
 
-    async def _region_id(self, address: str, field: str) -> UUID | None:
-        """The region a member serves: its own word, else what was known; None when neither."""
+    async def _sibling(self, address: str, field: str) -> tuple[UUID, bool] | None:
+        """The region a member serves, and whether it is known to hold something: its own word, else
+        what was known; None when neither."""
         try:
             facts = await self._fleet.region(address, field=field)
         except StairwellError:
             known = await self._store.downstairs(address)
-            return known.region_id if known is not None else None
-        return facts.region_id
+            region_id = known.region_id if known is not None else None
+            return None if region_id is None else (region_id, False)
+        return facts.region_id, facts.written
 
     @contextmanager
     def _step(

@@ -6,7 +6,12 @@ import uuid
 
 import numpy as np
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
+from downstaird.core.engine import (
+    FLAG_FAULTED,
+    FLAG_INCOMPLETE,
+    Ownership,
+    RegionDefinition,
+)
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
 from stairlib.model.errors import FieldViolation, InvalidRequestError
@@ -67,3 +72,26 @@ def region_message(host: RegionHost, version: str) -> region_pb.Region:
         version=version,
         written=not host.blank,
     )
+
+
+def definition_of(message: region_pb.Region) -> RegionDefinition:
+    """What another daemon says its region is. InvalidRequestError when that cannot be."""
+    asked = message.geometry
+    geometry = Geometry(asked.block_size, asked.extent_size, asked.extent_count)
+    problems = geometry.problems()
+    if problems:
+        raise InvalidRequestError(
+            "; ".join(f"the source's {field}: {rule}" for field, rule in problems)
+        )
+    return RegionDefinition(
+        id=uuid_of(message.id, "id"),
+        geometry=geometry,
+        encrypted=message.encrypted,
+        format_version=message.format_version,
+    )
+
+
+def ownership_of(message: region_pb.Region) -> Ownership:
+    """Whom another daemon's region belongs to; of the session nothing is told."""
+    owner = uuid_of(message.owner_id, "owner_id") if message.owner_id else None
+    return Ownership(owner, None, message.promoted_generation)

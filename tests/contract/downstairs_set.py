@@ -18,14 +18,17 @@ from stairlib.telemetry.tracing import Tracing
 
 
 class DownstairsSet:
-    """`count` daemons; each keeps its address and directory over restarts."""
+    """`count` daemons; each keeps its address and directory over restarts. `read_only` is for the
+    daemons started from then on, and for specs."""
 
     def __init__(self, root: Path, geometry: Geometry, count: int) -> None:
         self.geometry = geometry
+        self.read_only = False
         self.directories = [root / f"region-{number}" for number in range(count)]
         self.ids = [uuid.uuid4() for _ in range(count)]
         self.addresses = ["127.0.0.1:0"] * count
         self.daemons: list[Daemon | None] = [None] * count
+        self.faults = [FaultPlan()] * count
         self.tracings: list[Tracing] = []
         for number, directory in enumerate(self.directories):
             create_region(CreateOptions(directory, self.ids[number], geometry, encrypted=False))
@@ -38,11 +41,12 @@ class DownstairsSet:
             address=parse_address(self.addresses[number]),
             data_port=None,
             advertise="",
-            read_only=False,
-            faults=FaultPlan(),
+            read_only=self.read_only,
+            faults=self.faults[number],
             create=None,
         )
-        daemon = Daemon(open_region(self.directories[number]), options, tracing)
+        engine = open_region(self.directories[number], read_only=self.read_only)
+        daemon = Daemon(engine, options, tracing)
         await daemon.start()
         self.addresses[number] = f"127.0.0.1:{daemon.rpc.port}"
         self.daemons[number] = daemon
@@ -56,6 +60,13 @@ class DownstairsSet:
         if daemon is not None:
             await daemon.stop()
 
+    async def restart_all(self, *, read_only: bool) -> None:
+        """Every daemon again, in the other mode or the same."""
+        self.read_only = read_only
+        for number in range(len(self.directories)):
+            await self.stop(number)
+        await self.start_all()
+
     async def close(self) -> None:
         for number in range(len(self.daemons)):
             await self.stop(number)
@@ -63,7 +74,8 @@ class DownstairsSet:
             tracing.shutdown()
 
     def spec(self, volume_id: uuid.UUID, generation: int = 1) -> RegionSpec:
-        options = RegionOptions(id=volume_id, targets=tuple(self.addresses[:3]))
+        targets = tuple(self.addresses[:3])
+        options = RegionOptions(id=volume_id, targets=targets, read_only=self.read_only)
         return RegionSpec(self.geometry, options, generation)
 
 

@@ -26,15 +26,22 @@ class MachineHost:
         self._machine: Machine | None = None
         self._driver: Driver | None = None
         self._engine = ""
+        self._configuring = False
         self._configured = asyncio.Event()
         self._run: asyncio.Task[None] | None = None
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    def configure(self, spec: MachineSpec, config: ServerConfig, directory: Path) -> MachineRecord:
+    async def configure(
+        self, spec: MachineSpec, config: ServerConfig, directory: Path
+    ) -> MachineRecord:
         """Builds the machine; StateError when there is one."""
-        if self._machine is not None:
+        if self._configuring:
             raise StateError("this process has its machine", reason="CONFIGURED_ALREADY")
-        self._machine = Machine(spec, config, directory, self._tracing)
+        self._configuring = True
+        try:
+            self._machine = await Machine.build(spec, config, directory, self._tracing)
+        finally:
+            self._configuring = self._machine is not None
         self._driver = Driver(self._machine)
         self._engine = config.engine.value
         self._run = asyncio.create_task(self._driver.run(), name="machine")

@@ -56,6 +56,7 @@ class RegionStatus:
     flush_number: int
     read_mismatches: int
     guest_waiting: int
+    read_only: bool
 
 
 def progress(
@@ -119,4 +120,5 @@ def snapshot(
         flush_number=region.flushes.number - 1,
         read_mismatches=region.read_mismatches,
         guest_waiting=waiting,
+        read_only=region.config.read_only,
     )

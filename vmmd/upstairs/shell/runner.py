@@ -72,8 +72,6 @@ def check_supported(spec: RegionSpec) -> None:
     options = spec.options
     if options.key is not None:
         raise UnsupportedError("encrypted regions are not offered by this version: leave out `key`")
-    if options.read_only:
-        raise UnsupportedError("read-only regions are not offered by this version")
     if options.cert_pem or options.key_pem or options.root_cert_pem:
         raise UnsupportedError("TLS to the downstairs is not offered by this version")
     if len(options.targets) != limits.SLOT_COUNT or len(set(options.targets)) != limits.SLOT_COUNT:
@@ -100,6 +98,7 @@ class RegionUpstairs:
                 geometry=spec.geometry,
                 targets=(targets[0], targets[1], targets[2]),
                 flush_timeout_seconds=limits.FLUSH_TIMEOUT_SECONDS if timeout is None else timeout,
+                read_only=options.read_only,
             )
         )
         self._tracing = tracing
@@ -117,8 +116,8 @@ class RegionUpstairs:
         self._info = BackendInfo(
             spec.geometry.block_size,
             spec.geometry.block_count,
-            read_only=False,
-            supports_discard=True,
+            read_only=options.read_only,
+            supports_discard=not options.read_only,
         )
         self._carriers: dict[type[Any], Callable[[Any], None]] = {
             events.SendFrame: self._send,
@@ -317,6 +316,7 @@ class RegionUpstairs:
             generation=effect.generation,
             region_id=effect.region_id,
             geometry=self._geometry,
+            read_only=status.read_only,
             stream_only=self._stream_only,
         )
         # Attempts that nobody asked for, every few seconds, would fill the span store.

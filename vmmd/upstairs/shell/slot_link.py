@@ -41,6 +41,7 @@ class SessionWish:
     generation: int
     region_id: str
     geometry: Geometry
+    read_only: bool = False
     stream_only: bool = False
 
 
@@ -115,6 +116,7 @@ class SlotLink:
                     upstairs_id=wish.upstairs_id,
                     session_id=wish.session_id,
                     generation=wish.generation,
+                    read_only=wish.read_only,
                     geometry=region_pb.Geometry(
                         block_size=geometry.block_size,
                         extent_size=geometry.blocks_per_extent,

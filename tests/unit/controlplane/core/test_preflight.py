@@ -20,10 +20,17 @@ FACTS = RegionFacts(
 SIBLINGS = {"a:1": UUID(int=41), "b:2": UUID(int=42)}
 
 
-def judged(facts: RegionFacts, **changes: Any) -> str:
+def judged(facts: RegionFacts, *, siblings_written: bool = False, **changes: Any) -> str:
     """The reason of the refusal, empty when there is none."""
     try:
-        judge(target="n:4", field="vcr.f", region=region(**changes), facts=facts, siblings=SIBLINGS)
+        judge(
+            target="n:4",
+            field="vcr.f",
+            region=region(**changes),
+            facts=facts,
+            siblings=SIBLINGS,
+            siblings_written=siblings_written,
+        )
     except StateError as caught:
         refusal = caught
     else:
@@ -65,3 +72,11 @@ def test_read_only_regions_are_shared() -> None:
     assert judged(shared, read_only=True) == ""
     again = replace(shared, region_id=UUID(int=41))
     assert judged(again, read_only=True) == "TARGET_IN_USE", "but no member is counted twice"
+
+
+def test_a_read_only_region_takes_no_empty_member_beside_one_that_holds_something() -> None:
+    blank = replace(FACTS, read_only=True)
+    assert judged(blank, siblings_written=True, read_only=True) == "TARGET_BLANK"
+    assert judged(replace(blank, written=True), siblings_written=True, read_only=True) == ""
+    assert judged(blank, read_only=True) == "", "all are empty"
+    assert judged(FACTS, siblings_written=True) == "", "a writable one is filled"
