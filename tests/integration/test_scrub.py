@@ -1,4 +1,4 @@
-"""Disks over read-only parents on real daemons: filled and freed of them, members replaced meanwhile.
+"""Disks over read-only parents on real daemons: filled, freed of them, members replaced.
 
 What a disk must hold at every moment is known here byte for byte.
 """
