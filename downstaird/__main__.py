@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from downstaird.config import (
     CloneOptions,
@@ -20,6 +21,9 @@ from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
 from stairlib.model.errors import StairwellError
 from stairlib.runtime.addresses import MAX_PORT, Address, parse_address
+
+if TYPE_CHECKING:
+    from stairlib.rpc.tls import TlsFiles
 
 _GUIDE = """\
 A downstairs keeps one of the three copies of a region: a directory of block data, served to one
@@ -106,6 +110,7 @@ def _clone_options(options: argparse.Namespace) -> CloneOptions:
             options.extent_count,
             options.encrypted or None,
         ),
+        tls=_tls_files(options),
     )
 
 
@@ -129,7 +134,18 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
             latency_seconds=options.latency / 1000,
         ),
         create=_create_options(options) if options.create else None,
+        tls=_tls_files(options),
     )
+
+
+def _tls_files(options: argparse.Namespace) -> TlsFiles | None:
+    """The files, if any, that will do: said before a region is made or locked for them."""
+    from stairlib.rpc.tls import FLAGS, tls_files
+
+    files = tls_files(options.cert_pem, options.key_pem, options.root_cert_pem, FLAGS)
+    if files is not None:
+        files.check()
+    return files
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -263,6 +279,11 @@ def _add_clone(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     like.add_argument("--extent-size", type=int, help="blocks in one extent")
     like.add_argument("--extent-count", type=int, help="extents")
     like.add_argument("--encrypted", action="store_true", help="encrypted by the upstairs")
+    _add_tls_files(
+        clone.add_argument_group("where the source speaks TLS (all three or none)"),
+        "the certificate to show to the source",
+        "what the source's certificate must be signed by",
+    )
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -312,8 +333,33 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         default="auto",
         help="auto: human on a terminal, JSON lines otherwise",
     )
+    _add_tls(run)
     _add_creation(run)
     _add_faults(run)
+
+
+def _add_tls(run: argparse.ArgumentParser) -> None:
+    tls = run.add_argument_group(
+        "TLS (all three or none)",
+        "With them this daemon speaks TLS only, over gRPC and on the data connection, and takes "
+        "clients whose certificate is signed by the root certificate: those of the volumes, whose "
+        "construction requests name three such files too (cert_pem, key_pem, root_cert_pem), and "
+        "of the other downstairs, which it also asks with this certificate when it is repaired.",
+    )
+    _add_tls_files(
+        tls,
+        "this daemon's certificate, for the name downstairs0, downstairs1 or downstairs2 "
+        "(its place in the request) or for the host that requests name",
+        "what the certificates of clients, and of other downstairs, must be signed by",
+    )
+
+
+def _add_tls_files(group: argparse._ArgumentGroup, certificate: str, root: str) -> None:
+    group.add_argument("--cert-pem", metavar="FILE", help=certificate)
+    group.add_argument(
+        "--key-pem", metavar="FILE", help="the private key of --cert-pem, without a passphrase"
+    )
+    group.add_argument("--root-cert-pem", metavar="FILE", help=root)
 
 
 def _add_creation(run: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ from downstaird.regions import Unfinished
 from downstaird.services.mapping import definition_of, ownership_of
 from stairlib.model.errors import DataError, StairwellError
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import TlsFiles
 from stairlib.telemetry.tracing import Tracing
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
@@ -63,17 +64,22 @@ class CloneTask:
     address: str
     definition: RegionDefinition
     ownership: Ownership
+    tls: TlsFiles | None = None
 
 
 async def ask_source(
-    address: str, tracing: Tracing, region_id: uuid.UUID, expected: Expected
+    address: str,
+    tracing: Tracing,
+    region_id: uuid.UUID,
+    expected: Expected,
+    files: TlsFiles | None = None,
 ) -> CloneTask:
     """What a clone of the region at `address` has to be. UnavailableError when nobody answers, else
     as `clone_definition`."""
-    async with open_source(address, tracing) as channel:
+    async with await open_source(address, tracing, files) as channel:
         facts = await _facts(channel, address)
     definition = clone_definition(address, facts, region_id, expected)
-    return CloneTask(address, definition, facts.ownership)
+    return CloneTask(address, definition, facts.ownership, files)
 
 
 async def _facts(channel: grpc.aio.Channel, address: str) -> SourceFacts:
@@ -101,6 +107,7 @@ class Cloning:
         self._unfinished = unfinished
         self._engine = unfinished.engine
         self._address = task.address
+        self._tls = task.tls
         self._tracing = tracing
         self._progress = progress
         self._loop = asyncio.get_running_loop()
@@ -109,6 +116,7 @@ class Cloning:
             read_only=False,
             tracing=tracing,
             delays=Delays(FaultPlan(), random.Random()),
+            tls=task.tls,
         )
         self.counters = Counters()
         self._copier = ExtentCopier(self._host, self, lambda: None)
@@ -165,7 +173,7 @@ class Cloning:
 
     async def _check_source(self) -> None:
         """A source that was served for writing for a while, between two copies, gave a mixture."""
-        async with open_source(self._address, self._tracing) as channel:
+        async with await open_source(self._address, self._tracing, self._tls) as channel:
             stub = repair_grpc.RepairServiceStub(channel)
             for extent, copied in self._stamps.items():
                 with translated(f"the source at {self._address}"):

@@ -35,6 +35,7 @@ from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, 
 from stairlib.model.errors import DataError, StairwellError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import TlsFiles, reach
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, context_from
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
@@ -57,6 +58,7 @@ class CopyHost(Protocol):
 
     engine: Engine
     tracing: Tracing
+    tls: TlsFiles | None
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Holds on to a task nobody waits for until it is done."""
@@ -77,9 +79,11 @@ class CopyAsker(Protocol):
         ...
 
 
-def open_source(address: str, tracing: Tracing) -> grpc.aio.Channel:
-    """A channel to a daemon that is copied from."""
-    return open_channel(address, tracing=tracing)
+async def open_source(address: str, tracing: Tracing, files: TlsFiles | None) -> grpc.aio.Channel:
+    """A channel to a daemon that is copied from. To it this one is a client like any other, with
+    its own certificate."""
+    peer = await reach(address, files) if files is not None else None
+    return open_channel(address, tracing=tracing, tls=peer)
 
 
 class ExtentCopier:
@@ -95,6 +99,7 @@ class ExtentCopier:
         self._bucket = TokenBucket()
         self._rests = Rests()
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._dialling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         geometry = host.engine.definition.geometry
@@ -155,7 +160,7 @@ class ExtentCopier:
     ) -> tuple[tuple[int, int], int]:
         """Makes the extent as the source's. The stamp the source had before, and the bytes
         merged."""
-        stub = repair_grpc.RepairServiceStub(self._channel(source.address))
+        stub = repair_grpc.RepairServiceStub(await self._channel(source))
         stamp: tuple[int, int] | None = None
         received = copied = 0
         for first in range(0, self._blocks_per_extent, WINDOW_BLOCKS):
@@ -300,17 +305,24 @@ class ExtentCopier:
         now = self._loop.time()
         return max(self._bucket.wait(now), self._rests.wait(now))
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
+    async def _channel(self, source: CopySource) -> grpc.aio.Channel:
+        """One channel to each source, for the whole session."""
+        async with self._dialling:
+            address = source.address
+            channel = self._channels.get(address)
+            if channel is not None:
+                return channel
             if len(self._channels) >= CHANNELS_MAX:
                 raise DataError(
                     f"copies from more than {CHANNELS_MAX} sources in one session",
                     reason="REPAIR_SOURCE",
                 )
-            channel = open_source(address, self._host.tracing)
+            try:
+                channel = await open_source(address, self._host.tracing, self._host.tls)
+            except StairwellError as error:
+                raise _source_failed(source, error) from error
             self._channels[address] = channel
-        return channel
+            return channel
 
 
 def _source_failed(source: CopySource, error: StairwellError) -> UnavailableError:

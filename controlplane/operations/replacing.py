@@ -27,7 +27,7 @@ from controlplane.driver import ReplacementDriver
 from controlplane.operations.replacements import Replacements
 from controlplane.peers.downstairs import Fleet
 from controlplane.store.base import Store
-from stairlib.model.construction import Construction
+from stairlib.model.construction import Construction, RegionOptions
 from stairlib.model.construction_diff import ChangedTarget
 from stairlib.model.errors import (
     FieldViolation,
@@ -219,8 +219,11 @@ class Replacing:
         if known is not None and known.role is Role.MEMBER and not region.options.read_only:
             await self._refuse_member(disk, known.volume_id, changed.new, field)
         siblings = [address for address in region.options.targets if address != changed.new]
-        facts = await self._fleet.region(changed.new, field=field)
-        answers = await asyncio.gather(*(self._sibling(each, field) for each in siblings))
+        options = region.options
+        facts = await self._fleet.region(
+            changed.new, field=field, options=options, slot=changed.slot
+        )
+        answers = await asyncio.gather(*(self._sibling(each, field, options) for each in siblings))
         known_ids = {
             address: found[0]
             for address, found in zip(siblings, answers, strict=True)
@@ -262,11 +265,13 @@ class Replacing:
             other = await self._store.disk(str(holder))
             raise in_use(target, field, f"it is a member of disk {other.name!r} (volume {holder})")
 
-    async def _sibling(self, address: str, field: str) -> tuple[UUID, bool] | None:
+    async def _sibling(
+        self, address: str, field: str, options: RegionOptions
+    ) -> tuple[UUID, bool] | None:
         """The region a member serves, and whether it is known to hold something: its own word, else
         what was known; None when neither."""
         try:
-            facts = await self._fleet.region(address, field=field)
+            facts = await self._fleet.region(address, field=field, options=options)
         except StairwellError:
             known = await self._store.downstairs(address)
             region_id = known.region_id if known is not None else None

@@ -30,7 +30,7 @@ def clone(options: CloneOptions) -> int:
 async def _clone(options: CloneOptions, stop: StopSignal) -> int:
     tracing = Tracing(SERVICE, str(options.directory))
     try:
-        task = await ask_source(options.source, tracing, options.id, options.expected)
+        task = await ask_source(options.source, tracing, options.id, options.expected, options.tls)
         unfinished = regions.open_clone(options.directory, task.definition)
         cloning = Cloning(task, unfinished, tracing, _Printer(options).show)
         done = await _until_stopped(cloning, stop)

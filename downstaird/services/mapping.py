@@ -45,6 +45,7 @@ def proposal_of(request: block_pb.OpenSessionRequest) -> Proposal:
         data_versions=tuple(request.data_versions),
         geometry=geometry,
         region_id=uuid_of(request.region_id, "region_id") if request.region_id else None,
+        lossy=request.lossy,
     )
 
 

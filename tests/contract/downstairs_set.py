@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from downstaird.config import CreateOptions, RunOptions
 from downstaird.daemon import Daemon
@@ -13,17 +14,25 @@ from downstaird.faults import FaultPlan
 from downstaird.regions import create_region, open_region
 from stairlib.model.construction import RegionOptions, RegionSpec
 from stairlib.model.geometry import Geometry
+from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
 from stairlib.telemetry.tracing import Tracing
 
 
 class DownstairsSet:
     """`count` daemons; each keeps its address and directory over restarts. `read_only` is for the
-    daemons started from then on, and for specs."""
+    daemons started from then on, and for specs; `tls` by number, plain text where there is none."""
 
-    def __init__(self, root: Path, geometry: Geometry, count: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        geometry: Geometry,
+        count: int,
+        tls: Sequence[TlsFiles | None] = (),
+    ) -> None:
         self.geometry = geometry
         self.read_only = False
+        self.tls = list(tls) or [None] * count
         self.directories = [root / f"region-{number}" for number in range(count)]
         self.ids = [uuid.uuid4() for _ in range(count)]
         self.addresses = ["127.0.0.1:0"] * count
@@ -44,6 +53,7 @@ class DownstairsSet:
             read_only=self.read_only,
             faults=self.faults[number],
             create=None,
+            tls=self.tls[number],
         )
         engine = open_region(self.directories[number], read_only=self.read_only)
         daemon = Daemon(engine, options, tracing)
@@ -73,9 +83,10 @@ class DownstairsSet:
         for tracing in self.tracings:
             tracing.shutdown()
 
-    def spec(self, volume_id: uuid.UUID, generation: int = 1) -> RegionSpec:
+    def spec(self, volume_id: uuid.UUID, generation: int = 1, **more: Any) -> RegionSpec:
+        """`more` are fields of the region's options."""
         targets = tuple(self.addresses[:3])
-        options = RegionOptions(id=volume_id, targets=targets, read_only=self.read_only)
+        options = RegionOptions(id=volume_id, targets=targets, read_only=self.read_only, **more)
         return RegionSpec(self.geometry, options, generation)
 
 

@@ -32,7 +32,7 @@ from vmmd.block.tree import PARENT, Tree, build
 from vmmd.upstairs.core.events import Replacement, ReplaceResult
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
-from vmmd.upstairs.shell.runner import WATCH_SECONDS, RegionUpstairs
+from vmmd.upstairs.shell.runner import WATCH_SECONDS, Peer, RegionUpstairs
 
 log = get_logger(__name__)
 
@@ -114,7 +114,7 @@ class Volume:
         self._scrubbing: dict[str, asyncio.Task[None]] = {}
         self._stoppable: set[str] = set()
         self._watchers: set[asyncio.Event] = set()
-        self._peers: dict[str, None] = {}
+        self._peers: dict[str, Peer] = {}
         info = self._root.info
         self._info = BackendInfo(
             info.block_size,
@@ -351,14 +351,14 @@ class Volume:
                 return state
         return UpstairsState.ACTIVE
 
-    def peers(self) -> tuple[str, ...]:
+    def peers(self) -> tuple[Peer, ...]:
         """Every downstairs that the volume talks or talked to."""
         self._note_peers()
-        return tuple(self._peers)
+        return tuple(self._peers.values())
 
     def _note_peers(self) -> None:
         for region in self._regions():
-            self._peers.update(dict.fromkeys(region.peers()))
+            self._peers.update((peer.address, peer) for peer in region.peers())
 
     def _regions(self) -> list[RegionUpstairs]:
         return list(self._tree.regions.values())

@@ -23,6 +23,7 @@ from stairlib.model.construction import RegionSpec
 from stairlib.model.errors import InvalidRequestError, UnavailableError, UnsupportedError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import PeerTls, reach, region_tls
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, traceparent
 from stairlib.wire.frame import Frame
@@ -66,19 +67,28 @@ class VerifyResult:
     blocks_read: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A downstairs that an upstairs talks or talked to; `tls` None: in plain text."""
+
+    address: str
+    tls: PeerTls | None
+
+
 def check_supported(spec: RegionSpec) -> None:
     """UnsupportedError names what this version does not offer; InvalidRequestError what cannot
-    be."""
+    be, and StateError TLS_FILE a file that will not do."""
     options = spec.options
     if options.key is not None:
         raise UnsupportedError("encrypted regions are not offered by this version: leave out `key`")
-    if options.cert_pem or options.key_pem or options.root_cert_pem:
-        raise UnsupportedError("TLS to the downstairs is not offered by this version")
     if len(options.targets) != limits.SLOT_COUNT or len(set(options.targets)) != limits.SLOT_COUNT:
         raise InvalidRequestError("a region has exactly three different targets")
     problems = spec.geometry.problems()
     if problems:
         raise InvalidRequestError("; ".join(f"{field}: {text}" for field, text in problems))
+    tls = region_tls(options)
+    if tls is not None:
+        tls.check()
 
 
 class RegionUpstairs:
@@ -89,6 +99,12 @@ class RegionUpstairs:
         options = spec.options
         timeout = options.flush_timeout
         self._geometry = spec.geometry
+        self._tls = region_tls(options)
+        self._lossy = options.lossy
+        if options.control is not None:
+            # Compared with other requests, so that none passes for another; all it offers is
+            # offered over gRPC.
+            _log.info("control address not served", control=options.control)
         targets = options.targets
         self._core = Upstairs(
             UpstairsConfig(
@@ -111,7 +127,7 @@ class RegionUpstairs:
         self._watchers: set[asyncio.Event] = set()
         self._replace_contexts: dict[int, Context] = {}
         self._repair_spans: dict[int, Span] = {}
-        self._peers: dict[str, None] = dict.fromkeys(targets)
+        self._peers: dict[str, PeerTls | None] = dict.fromkeys(targets)
         self._closed = False
         self._info = BackendInfo(
             spec.geometry.block_size,
@@ -192,7 +208,7 @@ class RegionUpstairs:
                 "Replacement", await self._ask(lambda key: events.Replace(key, old, new))
             )
             span.set_attribute("result", outcome.result.name)
-            self._peers[new] = None
+            self._peers.setdefault(new)
             return outcome
 
     async def verify(self, *, read_data: bool = False) -> VerifyResult:
@@ -202,16 +218,17 @@ class RegionUpstairs:
             digests = cast("events.Digests", await self._ask(events.Verify))
             bad = read = 0
             if read_data:
-                active = [s.address for s in self.status().slots if s.state is SlotState.ACTIVE]
+                active = [s for s in self.status().slots if s.state is SlotState.ACTIVE]
                 for blocks_read, blocks_bad in await asyncio.gather(
-                    *(self._verify_data(address) for address in active)
+                    *(self._verify_data(slot.slot, slot.address) for slot in active)
                 ):
                     read += blocks_read
                     bad += blocks_bad
         return _compared(digests, bad, read)
 
-    async def _verify_data(self, address: str) -> tuple[int, int]:
-        async with open_channel(address, tracing=self._tracing) as channel:
+    async def _verify_data(self, slot: int, address: str) -> tuple[int, int]:
+        peer = await reach(address, self._tls, slot) if self._tls is not None else None
+        async with open_channel(address, tracing=self._tracing, tls=peer) as channel:
             with translated(address):
                 report = await region_grpc.RegionServiceStub(channel).VerifyRegion(
                     region_pb.VerifyRegionRequest(), timeout=VERIFY_DATA_SECONDS
@@ -228,9 +245,13 @@ class RegionUpstairs:
         """The status now."""
         return self._core.status()
 
-    def peers(self) -> tuple[str, ...]:
-        """Every downstairs it talks or talked to."""
-        return tuple(self._peers)
+    def peers(self) -> tuple[Peer, ...]:
+        """Every downstairs it talks or talked to; over TLS, those it has reached."""
+        return tuple(
+            Peer(address, tls)
+            for address, tls in self._peers.items()
+            if tls is not None or self._tls is None
+        )
 
     async def watch(self) -> AsyncGenerator[RegionStatus, None]:
         """The status now, and again after changes, coalesced; ends when the upstairs is closed."""
@@ -310,6 +331,7 @@ class RegionUpstairs:
         status = self._core.status()
         wish = SessionWish(
             link=effect.link,
+            slot=effect.slot,
             address=effect.address,
             upstairs_id=status.upstairs_id,
             session_id=status.session_id,
@@ -318,6 +340,8 @@ class RegionUpstairs:
             geometry=self._geometry,
             read_only=status.read_only,
             stream_only=self._stream_only,
+            lossy=self._lossy,
+            tls=self._tls,
         )
         # Attempts that nobody asked for, every few seconds, would fill the span store.
         asked = trace.get_current_span().is_recording()
@@ -391,6 +415,9 @@ class RegionUpstairs:
 
     def link_up(self, link: int, session: SessionInfo) -> None:
         """A session stands."""
+        made = self._links.get(link)
+        if made is not None:
+            self._peers[made.address] = made.peer
         self._feed(events.Connected(link, session))
 
     def link_frame(self, link: int, frame: Frame) -> None:
@@ -435,6 +462,7 @@ def _compared(digests: events.Digests, bad_blocks: int, blocks_read: int) -> Ver
 
 __all__ = [
     "ExtentDifference",
+    "Peer",
     "RegionUpstairs",
     "ReplaceOutcome",
     "SlotState",
