@@ -292,6 +292,9 @@ class ReplacementDriver:
 
     async def _verify(self, run: _Run) -> Event:
         record = run.record
+        info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
+        if released(record, info):
+            return look(record, info, self._clock())
         report = await self._vmmd.verify_volume(
             record.instance_id, record.disk, read_data=False, region_path=record.region_path
         )

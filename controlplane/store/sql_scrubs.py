@@ -6,6 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from controlplane.core.records import Role, claims
 from controlplane.core.scrub import Scrub, State
 from controlplane.store import rows, sql_disks
 from controlplane.store.schema import disks, replacements, scrubs
@@ -54,6 +55,11 @@ def drop_parent(
             disk=record.disk,
         )
     sql_disks.record_construction(connection, sealer, record.disk_key, original, wanted)
+    # A parent's members are shared, and so nobody's, but for those that were not read-only.
+    kept = {address for _path, address, _region in claims(wanted)}
+    for _path, address, _region in claims(original):
+        if address not in kept:
+            sql_disks.set_role(connection, address, Role.RETIRED, [record.volume_id])
     save(connection, record)
 
 

@@ -15,6 +15,7 @@ from controlplane.core.scrub import step
 from controlplane.store.sqlite import SqliteStore
 from stairlib.model.errors import StateError, UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
+from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from tests.contract.controlplane_house import SECONDS, House, fields, house, refused
 from tests.contract.test_controlplane_restarts import Gate, again
@@ -254,6 +255,23 @@ async def test_a_replacement_in_a_parent_that_goes_ends_with_the_reason(tmp_path
         await check_dropped(home, gen=3)
         _, error = await refused(home.replace(home.over_parent(parents=(5, 6, 8), parent_gen=2)))
         assert fields(error)["vcr.read_only_parent"] == "PARENT_SCRUBBED"
+
+
+async def test_a_replacement_that_is_to_be_verified_in_a_parent_that_goes(tmp_path: Path) -> None:
+    async with house(tmp_path / "data", downstairs=9) as home:
+        await home.create_over()
+        home.members[8].region.read_only = True
+        await home.start_scrub()
+        await told(home)
+        home.vmmd.quick = True
+        home.vmmd.failures["VerifyVolume"] = [UnavailableError("vmmd is away")] * 100
+        answer = await home.replace(home.over_parent(parents=(5, 6, 8), parent_gen=2))
+        await home.wait_replacement(answer.replacement_id, lambda r: bool(r.blocked_on))
+        await home.vmmd.scrub("block2", state=COPIED)
+        failed = await home.wait_replacement(answer.replacement_id, "FAILED")
+        assert failed.transitions[-2].state == pb.REPLACEMENT_STATE_VERIFY
+        assert "copied into the volume meanwhile" in failed.last_error
+        await check_dropped(home, gen=3)
 
 
 async def test_a_failed_replacement_from_before_the_drop_is_not_taken_up_again(

@@ -84,6 +84,21 @@ async def test_the_request_and_the_scrub_change_together(store: SqliteStore) -> 
     assert await store.scrubs(DISK_KEY) == [done]
 
 
+async def test_the_members_of_a_parent_of_one_s_own_go_with_it(tmp_path: Path) -> None:
+    """A parent that is not read-only serves this volume alone."""
+    own = region(("o:1", "o:2", "o:3"))
+    original = volume(region(), read_only_parent=own)
+    wanted = without_parent(original, "", disk="block2")
+    store = await SqliteStore.open(tmp_path / "data")
+    await store.add_instance(instance(), [disk(construction=original)])
+    record = scrub()
+    await store.begin_scrub(record)
+    await store.drop_parent(dropped(record), original, wanted)
+    roles = {each.address: each.role.value for each in await store.list_downstairs()}
+    await store.close()
+    assert roles == dict.fromkeys(TARGETS, "MEMBER") | dict.fromkeys(own.options.targets, "RETIRED")
+
+
 async def test_nothing_is_dropped_of_a_request_that_was_changed_meanwhile(
     store: SqliteStore,
 ) -> None:
