@@ -3,7 +3,7 @@
 One member is enough to serve. Members that connect wait in WAIT_QUORUM until they have been looked
 at, in the same step; whoever may not serve is let go with the reason and tried again later, since
 its region may have been copied anew by then. When a newer member comes, the older ones leave
-service, after it has entered.
+service, after it has entered. A region of another volume is no member at all, however new.
 
 An activation does not take the first member at once while attempts to reach others are still
 under way: the first one may be outdated, and what was read from it could not be taken back. That
@@ -26,10 +26,13 @@ class ReadOnlyMembers:
         self._region = region
         self._agreement = Agreement(region.config.geometry.extent_count)
         self._others_until = 0.0
+        # Whose regions serve, once one does; empty for regions that nobody owns.
+        self._owner: str | None = None
 
     def begin(self) -> None:
         """An activation begins: what earlier members brought does not count."""
         self._agreement.forget()
+        self._owner = None
         self._others_until = self._region.now + limits.READ_ONLY_OTHERS_SECONDS
 
     def advance(self) -> bool:
@@ -48,10 +51,12 @@ class ReadOnlyMembers:
 
     def _admit(self, waiting: list[Member]) -> None:
         agreement = self._agreement
-        fit = []
         # A member that came by a replacement is to be a copy of the others: they are asked first.
-        for member in sorted(waiting, key=lambda m: m.replacing):
-            problem = self._unfit(member)
+        candidates = sorted(waiting, key=lambda m: (m.replacing, m.slot))
+        owner = self._owner_of(candidates)
+        fit = []
+        for member in candidates:
+            problem = self._unfit(member, owner)
             if problem:
                 self._refuse(member, problem)
                 continue
@@ -65,16 +70,34 @@ class ReadOnlyMembers:
             if problem:
                 outdated.append((member, problem))
             elif not member.active:
+                self._owner = owner
                 self._region.activate_member(member)
         for member, problem in outdated:
             self._refuse(member, problem)
 
-    def _unfit(self, member: Member) -> str:
-        assert member.stamps is not None
-        flaw = self._agreement.flaw(member.stamps)
+    def _owner_of(self, candidates: list[Member]) -> str:
+        """Whose regions are to serve: those that do; else this upstairs' own, if there are any;
+        else what most of the candidates have, the first of them when they are even."""
+        if self._owner is not None:
+            return self._owner
+        owners = [m.owner_id for m in candidates if m.owner_id and not m.replacing]
+        owners = owners or [m.owner_id for m in candidates]
+        own = self._region.config.upstairs_id
+        return own if own in owners else max(owners, key=owners.count)
+
+    def _unfit(self, member: Member, owner: str) -> str:
+        stamps = member.stamps
+        assert stamps is not None
+        blank = not (member.owner_id or stamps.generations.any() or stamps.flags.any())
+        if member.owner_id != owner and not blank:
+            return (
+                f"OWNER_MISMATCH: its region belongs to {member.owner_id or 'nobody'}, the others' "
+                f"to {owner or 'nobody'}: they are not copies of one volume"
+            )
+        flaw = self._agreement.flaw(stamps)
         if flaw or not (member.replacing and self._agreement.known):
             return flaw
-        return self._agreement.strange(member.stamps)
+        return self._agreement.strange(stamps)
 
     def _refuse(self, member: Member, reason: str) -> None:
         """Lets the member go; it connects again after a while and is compared anew."""
