@@ -87,6 +87,6 @@ class Agreement:
         here = f"generation {stamps.generations[extent]}, flush {stamps.flushes[extent]}"
         known = f"generation {self._generations[extent]}, flush {self._flushes[extent]}"
         return (
-            f"{code}: {len(extents)} extents are {how} than on other members; extent {extent} is of "
-            f"{here} there, and of {known} elsewhere; {_WAY_OUT}"
+            f"{code}: {len(extents)} extents are {how} than on other members; extent {extent} is "
+            f"of {here} there, and of {known} elsewhere; {_WAY_OUT}"
         )
