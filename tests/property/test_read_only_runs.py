@@ -118,12 +118,16 @@ class Run:
         world.submit([Request(BlockOp.READ_OWNED, token, offset, length)])
 
     def fresh(self, floor: list[tuple[int, int]]) -> list[ModelDownstairs]:
+        # A strange region may serve as long as no other has come since the activation.
+        read_only = self.world.upstairs._read_only
+        assert read_only is not None
+        owner = read_only._owner
         return [
             daemon
             for daemon in self.world.daemons.values()
             if all(mine >= lowest for mine, lowest in zip(stamps_of(daemon), floor, strict=True))
             and not any(daemon.durable_extents.incomplete)
-            and daemon.owner != "another volume"
+            and daemon.owner in (owner, "")
         ]
 
     def holds(
@@ -188,6 +192,8 @@ class Run:
         serving = [m for m in self.world.upstairs._region.members if m.active]
         stamps = [stamps_of(self.world.daemons[m.address]) for m in serving]
         assert all(each == stamps[0] for each in stamps), "members that differ serve together"
+        owners = {self.world.daemons[m.address].owner for m in serving} - {""}
+        assert len(owners) <= 1, "regions of two volumes serve together"
         for each in stamps:
             newer = [max(pair) for pair in zip(self.served, each, strict=True)]
             assert newer == each, "an older member serves after a newer one"

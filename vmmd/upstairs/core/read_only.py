@@ -26,7 +26,8 @@ class ReadOnlyMembers:
         self._region = region
         self._agreement = Agreement(region.config.geometry.extent_count)
         self._others_until = 0.0
-        # Whose regions serve, once one does; empty for regions that nobody owns.
+        # Whose regions are the set's, once one was seen that holds anything; empty for regions that
+        # nobody owns.
         self._owner: str | None = None
 
     def begin(self) -> None:
@@ -53,10 +54,10 @@ class ReadOnlyMembers:
         agreement = self._agreement
         # A member that came by a replacement is to be a copy of the others: they are asked first.
         candidates = sorted(waiting, key=lambda m: (m.replacing, m.slot))
-        owner = self._owner_of(candidates)
+        self._choose_owner(candidates)
         fit = []
         for member in candidates:
-            problem = self._unfit(member, owner)
+            problem = self._unfit(member)
             if problem:
                 self._refuse(member, problem)
                 continue
@@ -70,29 +71,28 @@ class ReadOnlyMembers:
             if problem:
                 outdated.append((member, problem))
             elif not member.active:
-                self._owner = owner
                 self._region.activate_member(member)
         for member, problem in outdated:
             self._refuse(member, problem)
 
-    def _owner_of(self, candidates: list[Member]) -> str:
-        """Whose regions are to serve: those that do; else this upstairs' own, if there are any;
-        else what most of the candidates have, the first of them when they are even."""
+    def _choose_owner(self, candidates: list[Member]) -> None:
+        """This upstairs' own regions, if there are any; else what most of the candidates have, the
+        first of them when they are even. It stays: who comes later is measured by it."""
         if self._owner is not None:
-            return self._owner
-        owners = [m.owner_id for m in candidates if m.owner_id and not m.replacing]
-        owners = owners or [m.owner_id for m in candidates]
-        own = self._region.config.upstairs_id
-        return own if own in owners else max(owners, key=owners.count)
+            return
+        filled = [m for m in candidates if not _blank(m)]
+        owners = [m.owner_id for m in filled if not m.replacing] or [m.owner_id for m in filled]
+        if owners:
+            own = self._region.config.upstairs_id
+            self._owner = own if own in owners else max(owners, key=owners.count)
 
-    def _unfit(self, member: Member, owner: str) -> str:
+    def _unfit(self, member: Member) -> str:
         stamps = member.stamps
         assert stamps is not None
-        blank = not (member.owner_id or stamps.generations.any() or stamps.flags.any())
-        if member.owner_id != owner and not blank:
+        if member.owner_id != self._owner and not _blank(member):
             return (
                 f"OWNER_MISMATCH: its region belongs to {member.owner_id or 'nobody'}, the others' "
-                f"to {owner or 'nobody'}: they are not copies of one volume"
+                f"to {self._owner or 'nobody'}: they are not copies of one volume"
             )
         flaw = self._agreement.flaw(stamps)
         if flaw or not (member.replacing and self._agreement.known):
@@ -104,3 +104,10 @@ class ReadOnlyMembers:
         running = self._region.state is UpstairsState.ACTIVE
         self._region.stop(member, SlotMode.FAULTED if running else SlotMode.NEW, reason)
         member.last_error = reason
+
+
+def _blank(member: Member) -> bool:
+    """Nobody's, and nothing was ever written to it."""
+    stamps = member.stamps
+    assert stamps is not None
+    return not (member.owner_id or stamps.generations.any() or stamps.flags.any())

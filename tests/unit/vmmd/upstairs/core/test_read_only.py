@@ -313,6 +313,28 @@ def test_a_region_of_another_volume_does_not_serve_however_new(world, foreign):
     assert states(world).count(SlotState.ACTIVE) == 2
 
 
+def test_a_region_of_another_volume_does_not_serve_because_the_right_ones_do_not(world):
+    foreign = world.daemons["d2:1"]
+    foreign.owner = "another volume"
+    age(world, "d0:1", extent=0)
+    age(world, "d1:1", extent=1)
+    world.ask(events.Activate)
+    assert not world.run_until(lambda: SlotState.ACTIVE in states(world), 60)
+    assert "OWNER_MISMATCH" in slot(world, 2).last_error
+
+
+def test_an_empty_region_that_came_first_gives_way(world):
+    world.daemons["d0:1"].recreate("region-9")
+    world.crash("d1:1")
+    world.crash("d2:1")
+    activate(world)
+    world.start("d1:1")
+    world.start("d2:1")
+    assert world.run_until(lambda: "MEMBER_OUTDATED" in slot(world, 0).last_error, 15)
+    assert world.run_until(lambda: states(world).count(SlotState.ACTIVE) == 2, 15)
+    read_all(world)
+
+
 def test_a_set_may_be_read_by_an_upstairs_that_does_not_own_it(world):
     for daemon in world.daemons.values():
         daemon.owner = "a volume that was written before"
