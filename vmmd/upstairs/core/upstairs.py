@@ -211,6 +211,7 @@ class Upstairs:
         if session.region_id != member.region_id:
             member.owned_before = session.owned_before
             member.region_id = session.region_id
+        member.cipher, member.owner_id = session.cipher, session.owner_id
         member.stamps = session.stamps
         member.connected_at = region.now
         if region.state is UpstairsState.GO_ACTIVE or self._read_only is not None:

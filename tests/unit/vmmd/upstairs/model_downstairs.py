@@ -121,7 +121,9 @@ class ModelDownstairs:
         self._restart()
 
     def copy_of(self, other: ModelDownstairs) -> None:
-        """What a clone of another daemon's region is: its data and stamps under another id."""
+        """What a clone of another daemon's region is: its data, stamps and owner under another
+        id."""
+        self.owner = other.owner
         self.durable = dict(other.durable)
         self.durable_extents = other.durable_extents.copy()
         self._restart()
@@ -162,7 +164,7 @@ class ModelDownstairs:
             return "READ_ONLY_MISMATCH", None
         if read_only:
             self.end_session()
-            return "", SessionInfo(self.region_id, self._stamps(), self.owner == upstairs_id)
+            return "", self._told(self.owner == upstairs_id)
         if self.owner and self.owner != upstairs_id:
             return "REGION_IN_USE", None
         known = self.promoted
@@ -172,7 +174,10 @@ class ModelDownstairs:
         self.owner = upstairs_id
         self.promoted = (session_id, generation)
         self.end_session()
-        return "", SessionInfo(self.region_id, self._stamps(), owned_before)
+        return "", self._told(owned_before)
+
+    def _told(self, owned_before: bool) -> SessionInfo:
+        return SessionInfo(self.region_id, self._stamps(), owned_before, owner_id=self.owner)
 
     def _stamps(self) -> ExtentStamps:
         flags = [
