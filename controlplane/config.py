@@ -111,11 +111,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 def _add_tls(run: argparse.ArgumentParser) -> None:
     group = run.add_argument_group(
         "TLS towards the downstairs (all three or none)",
-        "The control plane asks a downstairs what it is before it becomes a member. For regions "
-        "whose request names TLS files it does so over TLS: with the files given here, or else "
-        "with those of the request, which must then be readable on this host too. Given here, "
-        "they are also used to register spares, which must then speak TLS. Regions whose request "
-        "names none are asked in plain text.",
+        "The control plane asks a downstairs what it is before it becomes a member. Where a region's\n"
+        "request names TLS files it does so over TLS: with the files given here, or else with those\n"
+        "of the request, which must then be readable on this host too. Where it names none, in\n"
+        "plain text. Spares are registered over TLS if files are given here, in plain text if not.",
     )
     texts = (
         "certificate to show the downstairs",
