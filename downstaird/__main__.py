@@ -381,7 +381,7 @@ def _add_faults(run: argparse.ArgumentParser) -> None:
     faults.add_argument(
         "--lossy",
         action="store_true",
-        help="hold back one request in four for 100 ms, whether or not the volume's request says so",
+        help="hold back one request in four for 100 ms, also of volumes that do not ask for it",
     )
     for kind in ("read", "write", "flush"):
         faults.add_argument(
