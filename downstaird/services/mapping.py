@@ -66,4 +66,5 @@ def region_message(host: RegionHost, version: str) -> region_pb.Region:
         stored_bytes=host.engine.stored_bytes(),
         version=version,
         written=not host.blank,
+        cipher=definition.cipher,
     )

@@ -20,7 +20,7 @@ from stairlib.telemetry.tracing import Tracing
 class DownstairsSet:
     """`count` daemons; each keeps its address and directory over restarts."""
 
-    def __init__(self, root: Path, geometry: Geometry, count: int) -> None:
+    def __init__(self, root: Path, geometry: Geometry, count: int, cipher: str = "") -> None:
         self.geometry = geometry
         self.directories = [root / f"region-{number}" for number in range(count)]
         self.ids = [uuid.uuid4() for _ in range(count)]
@@ -28,7 +28,7 @@ class DownstairsSet:
         self.daemons: list[Daemon | None] = [None] * count
         self.tracings: list[Tracing] = []
         for number, directory in enumerate(self.directories):
-            create_region(CreateOptions(directory, self.ids[number], geometry, encrypted=False))
+            create_region(CreateOptions(directory, self.ids[number], geometry, cipher=cipher))
 
     async def start(self, number: int) -> None:
         tracing = Tracing(f"downstairs-{number}", "test")
