@@ -45,6 +45,7 @@ def _region(path: str, region: RegionStatus) -> pb.RegionInfo:
         reason=region.reason,
         slots=map(_slot, region.slots),
         flush_number=region.flush_number,
+        cipher=region.cipher,
     )
 
 

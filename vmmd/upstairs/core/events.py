@@ -36,11 +36,14 @@ class ExtentStamps:
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionInfo:
     """What an opened session tells. `owned_before`: the region belonged to this upstairs id
-    already."""
+    already. `cipher`: how its blocks are encrypted, empty for not at all. `owner_id`: whose they
+    are."""
 
     region_id: str
     stamps: ExtentStamps
     owned_before: bool
+    cipher: str = ""
+    owner_id: str = ""
 
 
 # ---- events

@@ -9,11 +9,10 @@ guest gets FAILED. Data that does not match its context is never given to the gu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
-import numpy as np
-
-from stairlib.model.context import ContextArray, mismatches, written
+from stairlib.model.context import ContextArray
 from stairlib.wire.frame import PAYLOAD_BYTES_MAX, Frame, FrameKind, OpKind, encode, pack_op
 from vmmd.block.backend import BlockStatus, Completion
 from vmmd.upstairs.core import limits
@@ -200,13 +199,15 @@ class ReadBook:
         payload, contexts = reply.payload, reply.contexts
         if len(contexts) != frame.blocks or len(payload) != frame.blocks * size:
             return False
-        if self._bad_blocks(payload, contexts):
+        opened = self._region.codec.open(payload, contexts, map(_span, frame.reads))
+        if opened is None:
             at = 0
             for index, read in enumerate(frame.reads):
                 end = at + read.length
                 self._one(frame, index, payload[at * size : end * size], contexts[at:end])
                 at = end
             return True
+        payload = opened
         del self._frames[frame.first_job]
         self._release(frame, frame.left)
         run: list[Completion] = []
@@ -250,17 +251,19 @@ class ReadBook:
 
     def _one(self, frame: ReadFrame, index: int, data: memoryview, contexts: ContextArray) -> None:
         read = frame.reads[index]
-        if self._bad_blocks(data, contexts):
+        codec = self._region.codec
+        opened = codec.open(data, contexts, (_span(read),))
+        if opened is None:
             self._region.read_mismatches += 1
-            frame.member.last_error = f"a read at block {read.offset} did not match its context"
+            frame.member.last_error = f"a read at block {read.offset} {codec.complaint}"
             self._retry(frame, index)
             return
         self._answered(frame, index)
         if read.gather is not None:
-            self._piece(read, data)
+            self._piece(read, opened)
             return
         self._region.effects.append(
-            CompleteGuest(read.key, [Completion(read.token, BlockStatus.OK, data)])
+            CompleteGuest(read.key, [Completion(read.token, BlockStatus.OK, opened)])
         )
 
     def _retry(self, frame: ReadFrame, index: int) -> None:
@@ -284,8 +287,6 @@ class ReadBook:
             done = Completion(read.token, BlockStatus.OK, gather.buffer)
             self._region.effects.append(CompleteGuest(read.key, [done]))
 
-    def _bad_blocks(self, payload: memoryview, contexts: ContextArray) -> bool:
-        if len(contexts) > 1 and not written(contexts).any():
-            # Wide reads of never-written space: one pass instead of one comparison a block.
-            return bool(np.frombuffer(payload, dtype=np.uint8).any())
-        return bool(mismatches(payload, contexts, self._block_size, encrypted=False))
+
+# (first block, blocks) of a read.
+_span = attrgetter("offset", "length")

@@ -23,6 +23,7 @@ class Member:
         "address",
         "bit",
         "bytes",
+        "cipher",
         "connected_at",
         "departing",
         "index",
@@ -33,6 +34,7 @@ class Member:
         "mode",
         "offline_since",
         "owned_before",
+        "owner_id",
         "region_id",
         "repair_attempts",
         "repairs_aborted",
@@ -69,6 +71,9 @@ class Member:
         # The region whose stamps may be compared with the others': one that was part of this set.
         self.trusted_region = ""
         self.owned_before = False
+        # How the region's blocks are encrypted, and whose they are.
+        self.cipher = ""
+        self.owner_id = ""
         self.stamps: ExtentStamps | None = None
         # Extents in which a write failed: their stamps say nothing any more.
         self.suspect_extents: set[int] = set()

@@ -8,6 +8,8 @@ are queued: steps never nest.
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -19,7 +21,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
 
-from stairlib.model.construction import RegionSpec
+from stairlib.model.cipher import KEY_BYTES
+from stairlib.model.construction import RegionOptions, RegionSpec
 from stairlib.model.errors import InvalidRequestError, UnavailableError, UnsupportedError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
@@ -30,6 +33,7 @@ from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from vmmd.block.backend import BackendInfo, Done, Request
 from vmmd.upstairs.core import events, limits
+from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import Replacement, SessionInfo
 from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
@@ -70,8 +74,6 @@ def check_supported(spec: RegionSpec) -> None:
     """UnsupportedError names what this version does not offer; InvalidRequestError what cannot
     be."""
     options = spec.options
-    if options.key is not None:
-        raise UnsupportedError("encrypted regions are not offered by this version: leave out `key`")
     if options.read_only:
         raise UnsupportedError("read-only regions are not offered by this version")
     if options.cert_pem or options.key_pem or options.root_cert_pem:
@@ -81,6 +83,24 @@ def check_supported(spec: RegionSpec) -> None:
     problems = spec.geometry.problems()
     if problems:
         raise InvalidRequestError("; ".join(f"{field}: {text}" for field, text in problems))
+    encryption_of(options)
+
+
+def encryption_of(options: RegionOptions) -> Encryption | None:
+    """The region's key, ready for use; None without one. InvalidRequestError, which does not show
+    it."""
+    if options.key is None:
+        return None
+    try:
+        key = base64.b64decode(options.key.reveal(), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        # From None: the cause would show what was given.
+        raise InvalidRequestError(
+            f"key must be base64 of {KEY_BYTES} bytes", reason="KEY_INVALID"
+        ) from None
+    return Encryption(key, os.urandom)
 
 
 class RegionUpstairs:
@@ -91,6 +111,7 @@ class RegionUpstairs:
         options = spec.options
         timeout = options.flush_timeout
         self._geometry = spec.geometry
+        self._encrypted = spec.encrypted
         targets = options.targets
         self._core = Upstairs(
             UpstairsConfig(
@@ -100,6 +121,7 @@ class RegionUpstairs:
                 geometry=spec.geometry,
                 targets=(targets[0], targets[1], targets[2]),
                 flush_timeout_seconds=limits.FLUSH_TIMEOUT_SECONDS if timeout is None else timeout,
+                encryption=encryption_of(options),
             )
         )
         self._tracing = tracing
@@ -317,6 +339,7 @@ class RegionUpstairs:
             generation=effect.generation,
             region_id=effect.region_id,
             geometry=self._geometry,
+            encrypted=self._encrypted,
             stream_only=self._stream_only,
         )
         # Attempts that nobody asked for, every few seconds, would fill the span store.

@@ -41,6 +41,7 @@ class SessionWish:
     generation: int
     region_id: str
     geometry: Geometry
+    encrypted: bool = False
     stream_only: bool = False
 
 
@@ -122,6 +123,7 @@ class SlotLink:
                     ),
                     data_versions=[DATA_VERSION],
                     region_id=wish.region_id,
+                    encrypted=wish.encrypted,
                 ),
                 timeout=RPC_SECONDS,
             )
@@ -188,10 +190,11 @@ class SlotLink:
 
 
 def session_info(opened: block_pb.OpenSessionResponse, *, owned_before: bool) -> SessionInfo:
-    """The answer's stamps as arrays."""
+    """The answer's stamps as arrays, and what is told of the region."""
     stamps = ExtentStamps(
         np.array(opened.extent_generations, dtype=np.uint64),
         np.array(opened.extent_flushes, dtype=np.uint64),
         np.frombuffer(opened.extent_flags, dtype=np.uint8),
     )
-    return SessionInfo(opened.region.id, stamps, owned_before)
+    region = opened.region
+    return SessionInfo(region.id, stamps, owned_before, region.cipher, region.owner_id)

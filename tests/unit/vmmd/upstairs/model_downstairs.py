@@ -74,6 +74,7 @@ class ModelDownstairs:
         rng: random.Random,
         later: Callable[[float, Callable[[], None]], None],
         resolve: Callable[[str], ModelDownstairs | None],
+        cipher: str = "",
     ) -> None:
         self.address = address
         self.region_id = region_id
@@ -81,6 +82,7 @@ class ModelDownstairs:
         self.rng = rng
         self.later = later
         self.resolve = resolve
+        self.cipher = cipher
         count = geometry.extent_count
         self.up = True
         self.owner = ""
@@ -161,7 +163,7 @@ class ModelDownstairs:
             np.array(self.extents.flush, dtype=np.uint64),
             np.array(flags, dtype=np.uint8),
         )
-        return "", SessionInfo(self.region_id, stamps, owned_before)
+        return "", SessionInfo(self.region_id, stamps, owned_before, self.cipher, self.owner)
 
     # ---- frames
 
