@@ -62,7 +62,7 @@ def _mismatch(found: tuple[str, str], whose: str, theirs: tuple[str, str]) -> st
     if found[0] != theirs[0]:
         return (
             f"CIPHER_MISMATCH: its region is {describe_cipher(found[0])}, {whose} "
-            f"{describe_cipher(theirs[0])}: name a region created like the others"
+            f"{describe_cipher(theirs[0])}: create all regions of a set with the same cipher"
         )
     return (
         f"OWNER_MISMATCH: its region belongs to {found[1] or 'nobody'}, {whose} to "
