@@ -11,14 +11,15 @@ from downstaird.config import CreateOptions, RunOptions
 from downstaird.daemon import Daemon
 from downstaird.faults import FaultPlan
 from downstaird.regions import create_region, open_region
-from stairlib.model.construction import RegionOptions, RegionSpec
+from stairlib.model.construction import RegionOptions, RegionSpec, Secret
 from stairlib.model.geometry import Geometry
 from stairlib.runtime.addresses import parse_address
 from stairlib.telemetry.tracing import Tracing
 
 
 class DownstairsSet:
-    """`count` daemons; each keeps its address and directory over restarts."""
+    """`count` daemons; each keeps its address and directory over restarts. `cipher` empty: the
+    regions are not encrypted."""
 
     def __init__(self, root: Path, geometry: Geometry, count: int, cipher: str = "") -> None:
         self.geometry = geometry
@@ -62,8 +63,10 @@ class DownstairsSet:
         for tracing in self.tracings:
             tracing.shutdown()
 
-    def spec(self, volume_id: uuid.UUID, generation: int = 1) -> RegionSpec:
-        options = RegionOptions(id=volume_id, targets=tuple(self.addresses[:3]))
+    def spec(
+        self, volume_id: uuid.UUID, generation: int = 1, key: Secret | None = None
+    ) -> RegionSpec:
+        options = RegionOptions(id=volume_id, targets=tuple(self.addresses[:3]), key=key)
         return RegionSpec(self.geometry, options, generation)
 
 
