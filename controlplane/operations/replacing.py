@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from controlplane.core import replacement as core
-from controlplane.core.preflight import in_use, judge
+from controlplane.core.preflight import RegionFacts, in_use, judge
 from controlplane.core.progress import Progress
 from controlplane.core.records import DiskRecord, Role, region_at
 from controlplane.core.replace_decision import Begin, RaiseGeneration, Repeat, decide
@@ -217,13 +217,26 @@ class Replacing:
             await self._refuse_member(disk, known.volume_id, changed.new, field)
         siblings = [address for address in region.options.targets if address != changed.new]
         facts = await self._fleet.region(changed.new, field=field)
-        answers = await asyncio.gather(*(self._region_id(each, field) for each in siblings))
+        answers = await asyncio.gather(*(self._sibling(each, field) for each in siblings))
+        told = dict(zip(siblings, answers, strict=True))
         known_ids = {
-            address: found
-            for address, found in zip(siblings, answers, strict=True)
+            address: found.region_id if isinstance(found, RegionFacts) else found
+            for address, found in told.items()
             if found is not None
         }
-        judge(target=changed.new, field=field, region=region, facts=facts, siblings=known_ids)
+        ciphers = {
+            address: found.cipher
+            for address, found in told.items()
+            if isinstance(found, RegionFacts)
+        }
+        judge(
+            target=changed.new,
+            field=field,
+            region=region,
+            facts=facts,
+            siblings=known_ids,
+            ciphers=ciphers,
+        )
         return {**known_ids, changed.new: facts.region_id}
 
     async def _refuse_member(
@@ -234,14 +247,14 @@ class Replacing:
             other = await self._store.disk(str(holder))
             raise in_use(target, field, f"it is a member of disk {other.name!r} (volume {holder})")
 
-    async def _region_id(self, address: str, field: str) -> UUID | None:
-        """The region a member serves: its own word, else what was known; None when neither."""
+    async def _sibling(self, address: str, field: str) -> RegionFacts | UUID | None:
+        """The region a member serves: its own word, else the id that was known; None when
+        neither."""
         try:
-            facts = await self._fleet.region(address, field=field)
+            return await self._fleet.region(address, field=field)
         except StairwellError:
             known = await self._store.downstairs(address)
             return known.region_id if known is not None else None
-        return facts.region_id
 
     @contextmanager
     def _step(

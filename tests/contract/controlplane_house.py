@@ -94,9 +94,9 @@ class House:
         answer = await self.instances.CreateInstance(request, timeout=SECONDS)
         return answer.instance
 
-    async def create_running(self) -> instance_pb.Instance:
+    async def create_running(self, **changes: Any) -> instance_pb.Instance:
         """The document's instance, running."""
-        instance = await self.create()
+        instance = await self.create(**changes)
         await self.vmmd.set_machine(instance.id, "RUNNING")
         await self.vmmd.set_volume("block2", "ACTIVE")
         await self.wait_instance("RUNNING")
