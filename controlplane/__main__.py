@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from controlplane.config import Config, parse
+from controlplane.config import TLS_FLAGS, Config, parse
 from controlplane.daemon import ControlPlane
+from stairlib.rpc.tls import tls_files
 from stairlib.runtime.process import StopSignal, run
 from stairlib.telemetry import logs
 
@@ -19,7 +20,12 @@ def main() -> None:
 
 async def _serve(config: Config, stop: StopSignal) -> int:
     """Serves; one line on stdout says when and where."""
-    async with ControlPlane(config.address, config.vmmd, config.data) as control:
+    tls = tls_files(*config.downstairs_tls, names=TLS_FLAGS)
+    if tls is not None:
+        tls.check()
+    async with ControlPlane(
+        config.address, config.vmmd, config.data, downstairs_tls=tls
+    ) as control:
         print(
             f"controlplane ready on {control.address} (vmmd {config.vmmd}, state in {config.data})",
             flush=True,

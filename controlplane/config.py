@@ -11,6 +11,7 @@ from pathlib import Path
 
 DEFAULT_ADDRESS = "127.0.0.1:55400"
 DEFAULT_VMMD = "127.0.0.1:55401"
+TLS_FLAGS = ("--downstairs-cert-pem", "--downstairs-key-pem", "--downstairs-root-cert-pem")
 
 _DESCRIPTION = """\
 Keeps what users asked for: instances, their disks, the construction request recorded for each
@@ -30,11 +31,13 @@ plane in order; replacements under way go on when it is started again with the s
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One start of the daemon. `log_json` None means "unless stderr is a terminal"."""
+    """One start of the daemon. `downstairs_tls` holds the paths given with `TLS_FLAGS`; `log_json`
+    None means "unless stderr is a terminal"."""
 
     address: str
     vmmd: str
     data: Path
+    downstairs_tls: tuple[str | None, str | None, str | None]
     log_level: str
     log_json: bool | None
 
@@ -81,6 +84,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "--data", type=Path, default=data, metavar="DIR",
         help=f"directory of the state, made when missing (default: {data})",
     )  # fmt: skip
+    _add_tls(run)
     run.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info",
         help="least severe events that are logged, to stderr (default: %(default)s)",
@@ -94,6 +98,29 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         address=parsed.address,
         vmmd=parsed.vmmd,
         data=parsed.data,
+        downstairs_tls=(
+            parsed.downstairs_cert_pem,
+            parsed.downstairs_key_pem,
+            parsed.downstairs_root_cert_pem,
+        ),
         log_level=parsed.log_level,
         log_json={"auto": None, "text": False, "json": True}[parsed.log_format],
     )
+
+
+def _add_tls(run: argparse.ArgumentParser) -> None:
+    group = run.add_argument_group(
+        "TLS towards the downstairs (all three or none)",
+        "The control plane asks a downstairs what it is before it becomes a member. For regions "
+        "whose request names TLS files it does so over TLS: with the files given here, or else "
+        "with those of the request, which must then be readable on this host too. Given here, "
+        "they are also used to register spares, which must then speak TLS. Regions whose request "
+        "names none are asked in plain text.",
+    )
+    texts = (
+        "certificate to show the downstairs",
+        "its private key, without a passphrase",
+        "what the certificates of the downstairs must be signed by",
+    )
+    for flag, text in zip(TLS_FLAGS, texts, strict=True):
+        group.add_argument(flag, metavar="FILE", help=text)

@@ -36,6 +36,7 @@ from controlplane.store.base import Store
 from controlplane.store.sqlite import SqliteStore
 from controlplane.traces import TraceKeeper
 from stairlib.rpc.server import RpcServer, Service
+from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
 from stairlib.runtime.limits import STOP_GRACE_SECONDS
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
@@ -65,13 +66,16 @@ class ControlPlane:
         vmmd: str,
         data: Path,
         *,
+        downstairs_tls: TlsFiles | None = None,
         grace_seconds: float = STOP_GRACE_SECONDS,
         pace: float = 1.0,
     ) -> None:
-        """`pace` scales the waits between a replacement's attempts; tests make it small."""
+        """`downstairs_tls` is what it shows the downstairs it asks; `pace` scales the waits between
+        a replacement's attempts; tests make it small."""
         self._wanted = address
         self._vmmd_address = str(parse_address(vmmd))
         self._data = data
+        self._downstairs_tls = downstairs_tls
         self._grace_seconds = grace_seconds
         self._pace = pace
         self._stack = AsyncExitStack()
@@ -123,7 +127,7 @@ class ControlPlane:
         stack.push_async_callback(follower.stop)
         await driver.start()
         await follower.start()
-        fleet = Fleet(tracing)
+        fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
         replacements = Replacements(store, driver, traces, replacement_news)
         replacing = Replacing(

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from downstaird.config import (
+    CloneOptions,
     CreateOptions,
     RunOptions,
     add_cipher,
@@ -17,9 +19,13 @@ from downstaird.config import (
     checked_uuid,
     wrong,
 )
+from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
 from stairlib.model.errors import StairwellError
-from stairlib.runtime.addresses import MAX_PORT, Address
+from stairlib.runtime.addresses import MAX_PORT, Address, parse_address
+
+if TYPE_CHECKING:
+    from stairlib.rpc.tls import TlsFiles
 
 _GUIDE = """\
 A downstairs keeps one of the three copies of a region: a directory of block data, served to one
@@ -65,6 +71,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from downstaird.commands.run import run
 
         return run(_run_options(options), level=options.log_level, log_format=options.log_format)
+    if options.command == "clone":
+        from downstaird.commands.clone import clone
+
+        return clone(_clone_options(options))
     if options.command == "verify":
         from downstaird.commands.verify import verify
 
@@ -91,6 +101,21 @@ def _create_options(options: argparse.Namespace) -> CreateOptions:
     )
 
 
+def _clone_options(options: argparse.Namespace) -> CloneOptions:
+    return CloneOptions(
+        directory=options.data,
+        id=checked_uuid(options.uuid, "--uuid"),
+        source=str(parse_address(options.source)),
+        expected=Expected(
+            options.block_size,
+            options.extent_size,
+            options.extent_count,
+            options.encrypted or None,
+        ),
+        tls=_tls_files(options),
+    )
+
+
 def _run_options(options: argparse.Namespace) -> RunOptions:
     for port, flag in ((options.port, "--port"), (options.data_port or 0, "--data-port")):
         if not 0 <= port <= MAX_PORT:
@@ -111,7 +136,18 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
             latency_seconds=options.latency / 1000,
         ),
         create=_create_options(options) if options.create else None,
+        tls=_tls_files(options),
     )
+
+
+def _tls_files(options: argparse.Namespace) -> TlsFiles | None:
+    """The files, if any, that will do: said before a region is made or locked for them."""
+    from stairlib.rpc.tls import FLAGS, tls_files
+
+    files = tls_files(options.cert_pem, options.key_pem, options.root_cert_pem, FLAGS)
+    if files is not None:
+        files.check()
+    return files
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_create(commands)
+    _add_clone(commands)
     _add_run(commands)
     verify = _add(
         commands,
@@ -219,6 +256,34 @@ def _add_create(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     _add_definition(create)
 
 
+def _add_clone(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    clone = _add(
+        commands,
+        "clone",
+        "Make a region as a copy of one that another daemon serves read-only, then exit.",
+        "The copy has the data and the stamps of its source, and a UUID of its own: it can take a\n"
+        "place in the source's read-only set. Interrupted, it is no region yet; the same command\n"
+        "goes on, and fetches only what is missing:\n\n"
+        "  downstaird run -d r0 -p 8810 --mode ro\n"
+        "  downstaird clone -d r3 -u UUID --source 127.0.0.1:8810",
+    )
+    _add_directory(clone)
+    clone.add_argument("-u", "--uuid", help="the clone's UUID, another one than its source's")
+    clone.add_argument(
+        "--source", required=True, metavar="HOST:PORT", help="a daemon that runs with --mode ro"
+    )
+    like = clone.add_argument_group("refuse a source that is not like this")
+    like.add_argument("--block-size", type=int, help="bytes")
+    like.add_argument("--extent-size", type=int, help="blocks in one extent")
+    like.add_argument("--extent-count", type=int, help="extents")
+    like.add_argument("--encrypted", action="store_true", help="encrypted by the upstairs")
+    _add_tls_files(
+        clone.add_argument_group("where the source speaks TLS (all three or none)"),
+        "the certificate to show to the source",
+        "what the source's certificate must be signed by",
+    )
+
+
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = _add(
         commands,
@@ -266,8 +331,33 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         default="auto",
         help="auto: human on a terminal, JSON lines otherwise",
     )
+    _add_tls(run)
     _add_creation(run)
     _add_faults(run)
+
+
+def _add_tls(run: argparse.ArgumentParser) -> None:
+    tls = run.add_argument_group(
+        "TLS (all three or none)",
+        "With them this daemon speaks TLS only, over gRPC and on the data connection, and takes "
+        "clients whose certificate is signed by the root certificate: those of the volumes, whose "
+        "construction requests name three such files too (cert_pem, key_pem, root_cert_pem), and "
+        "of the other downstairs, which it also asks with this certificate when it is repaired.",
+    )
+    _add_tls_files(
+        tls,
+        "this daemon's certificate, for the name downstairs0, downstairs1 or downstairs2 "
+        "(its place in the request) or for the host that requests name",
+        "what the certificates of clients, and of other downstairs, must be signed by",
+    )
+
+
+def _add_tls_files(group: argparse._ArgumentGroup, certificate: str, root: str) -> None:
+    group.add_argument("--cert-pem", metavar="FILE", help=certificate)
+    group.add_argument(
+        "--key-pem", metavar="FILE", help="the private key of --cert-pem, without a passphrase"
+    )
+    group.add_argument("--root-cert-pem", metavar="FILE", help=root)
 
 
 def _add_creation(run: argparse.ArgumentParser) -> None:

@@ -7,12 +7,17 @@ import argparse
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
 from stairlib.model.cipher import CIPHERS, DEFAULT_CIPHER
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
 from stairlib.runtime.addresses import Address
+
+if TYPE_CHECKING:
+    from stairlib.rpc.tls import TlsFiles
 
 _FLAGS = {
     "block_size": "--block-size",
@@ -32,10 +37,21 @@ class CreateOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class CloneOptions:
+    """A region to be, as a copy of the one at `source` ("host:port")."""
+
+    directory: Path
+    id: uuid.UUID
+    source: str
+    expected: Expected
+    tls: TlsFiles | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """How to serve a region. `create` is set when it may be made on the first start. `data_port`
     None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
-    each client."""
+    each client. `tls` None: plain text."""
 
     directory: Path
     address: Address
@@ -44,6 +60,7 @@ class RunOptions:
     read_only: bool
     faults: FaultPlan
     create: CreateOptions | None
+    tls: TlsFiles | None = None
 
 
 def checked_uuid(text: str | None, flag: str) -> uuid.UUID:

@@ -63,6 +63,7 @@ class Conversation:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._grant: Grant | None = None
+        self._lossy = False
         self._session: Session | None = None
         self._copier: ExtentCopier | None = None
         self._held: asyncio.TimerHandle | None = None
@@ -97,7 +98,7 @@ class Conversation:
         if self._session is None:
             self._hello(frame)
         elif frame.kind is FrameKind.REQUEST:
-            delay = self._host.delays.next()
+            delay = self._host.delays.next(lossy=self._lossy)
             if delay:
                 self._held = self._loop.call_later(delay, self._late, frame)
             else:
@@ -117,6 +118,7 @@ class Conversation:
         except RefusedError as error:
             self.end(f"{error.reason} {error.message}")
             return
+        self._lossy = self._grant.lossy
         self._session = Session(
             self._host.engine,
             read_only=self._grant.read_only,
@@ -128,6 +130,7 @@ class Conversation:
             upstairs_id=str(self._grant.upstairs_id),
             session_id=str(self._grant.session_id),
             generation=self._grant.generation,
+            lossy=self._lossy,
             peer=self._peer,
         )
         self._wire.send(encode(FrameKind.WELCOME, sequence=frame.sequence))

@@ -35,19 +35,22 @@ _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
 class Daemon:
-    """One engine in service. Owns the engine from `start` on."""
+    """One engine in service. Owns the engine from `start` on. StateError TLS_FILE at construction
+    when it cannot speak TLS as it should."""
 
     def __init__(self, engine: Engine, options: RunOptions, tracing: Tracing) -> None:
         version = metadata.version("stairwell")
         chance = random.Random()
         self._options = options
+        tls = options.tls.server() if options.tls is not None else None
         self.host = RegionHost(
             with_faults(engine, options.faults, chance),
             read_only=options.read_only,
             tracing=tracing,
             delays=Delays(options.faults, chance),
+            tls=options.tls,
         )
-        self.data = DataServer(self.host)
+        self.data = DataServer(self.host, tls.context if tls is not None else None)
         self.rpc = RpcServer(
             str(options.address),
             (
@@ -77,6 +80,7 @@ class Daemon:
                 ),
             ),
             tracing,
+            credentials=tls.credentials if tls is not None else None,
         )
 
     def place(self) -> DataPlace:
@@ -108,6 +112,7 @@ class Daemon:
             data_port=self.data.port,
             data_unix_path=str(self.data.unix_path or ""),
             read_only=options.read_only,
+            tls=options.tls is not None,
         )
 
     async def stop(self) -> None:

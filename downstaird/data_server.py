@@ -12,13 +12,14 @@ import contextlib
 import hashlib
 import os
 import socket
+import ssl
 import stat
 import tempfile
 import uuid
 from pathlib import Path
 from typing import Any, cast
 
-from downstaird.conversation import HELLO_FRAME_BYTES_MAX, Conversation
+from downstaird.conversation import HELLO_FRAME_BYTES_MAX, HELLO_SECONDS, Conversation
 from downstaird.region_host import RegionHost
 from stairlib.model.errors import UnavailableError
 from stairlib.telemetry.logs import get_logger
@@ -234,10 +235,15 @@ def socket_path(directory: Path, region_id: uuid.UUID) -> Path:
 
 
 class DataServer:
-    """Listens for data connections on TCP and on a unix socket."""
+    """Listens for data connections on TCP and on a unix socket; over TLS where there is a
+    `context`."""
 
-    def __init__(self, host: RegionHost) -> None:
+    def __init__(self, host: RegionHost, context: ssl.SSLContext | None = None) -> None:
         self.host = host
+        # The handshake's time is given only with TLS: asyncio refuses it otherwise.
+        self._tls: dict[str, Any] = (
+            {"ssl": context, "ssl_handshake_timeout": HELLO_SECONDS} if context is not None else {}
+        )
         self.port = 0
         self.unix_path: Path | None = None
         self._connections: set[DataConnection] = set()
@@ -256,9 +262,8 @@ class DataServer:
 
     async def listen(self, address: str, port: int, *, or_any: bool) -> None:
         """Binds TCP. UnavailableError PORT_IN_USE, unless any free port will do then."""
-        loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(lambda: DataConnection(self), address, port)
+            server = await self._listening(address, port)
         except OSError as error:
             if not or_any or port == 0:
                 raise UnavailableError(
@@ -267,16 +272,22 @@ class DataServer:
                     reason="PORT_IN_USE",
                     address=f"{address}:{port}",
                 ) from error
-            server = await loop.create_server(lambda: DataConnection(self), address, 0)
+            server = await self._listening(address, 0)
         self._servers.append(server)
         self.port = server.sockets[0].getsockname()[1]
+
+    async def _listening(self, address: str, port: int) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(lambda: DataConnection(self), address, port, **self._tls)
 
     async def listen_unix(self, path: Path) -> None:
         """Binds the unix socket; without one where the directory cannot be made or is not ours."""
         try:
             _prepare(path)
             loop = asyncio.get_running_loop()
-            server = await loop.create_unix_server(lambda: DataConnection(self), str(path))
+            server = await loop.create_unix_server(
+                lambda: DataConnection(self), str(path), **self._tls
+            )
         except OSError as error:
             _log.warning("no unix socket for data", path=str(path), error=str(error))
             return

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import grpc
 import numpy as np
 from opentelemetry.trace import Span
 
+from downstaird.core.engine import Engine
 from downstaird.core.rate_limit import Rests, TokenBucket
 from downstaird.core.repair_plan import (
     STEP_BYTES,
@@ -29,18 +30,16 @@ from downstaird.core.repair_plan import (
     contexts_of,
     steps,
 )
-from downstaird.core.session import CopyExtent, Session
+from downstaird.core.session import CopyExtent, Counters
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import TlsFiles, reach
 from stairlib.telemetry.logs import get_logger
-from stairlib.telemetry.tracing import context_from
+from stairlib.telemetry.tracing import Tracing, context_from
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
-
-if TYPE_CHECKING:
-    from downstaird.region_host import RegionHost
 
 _log = get_logger(__name__)
 
@@ -54,10 +53,44 @@ RATE_LOOK_SECONDS = 0.25
 CHANNELS_MAX = 8
 
 
-class ExtentCopier:
-    """The copies of one session. `changed` is called after the session was told an outcome."""
+class CopyHost(Protocol):
+    """Whose region is filled."""
 
-    def __init__(self, host: RegionHost, session: Session, changed: Callable[[], None]) -> None:
+    engine: Engine
+    tracing: Tracing
+    tls: TlsFiles | None
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Holds on to a task nobody waits for until it is done."""
+        ...
+
+
+class CopyAsker(Protocol):
+    """Who asks for copies, and is told of each exactly once."""
+
+    counters: Counters
+
+    def copy_done(self, effect: CopyExtent, stamp: tuple[int, int], copied: int) -> None:
+        """The extent is as the source's was; `stamp` is what the source had before."""
+        ...
+
+    def copy_failed(self, effect: CopyExtent, error: StairwellError) -> None:
+        """The copy was given up."""
+        ...
+
+
+async def open_source(address: str, tracing: Tracing, files: TlsFiles | None) -> grpc.aio.Channel:
+    """A channel to a daemon that is copied from. To it this one is a client like any other, with
+    its own certificate."""
+    peer = await reach(address, files) if files is not None else None
+    return open_channel(address, tracing=tracing, tls=peer)
+
+
+class ExtentCopier:
+    """The copies of one session, or of a clone. `changed` is called after it was told an
+    outcome."""
+
+    def __init__(self, host: CopyHost, session: CopyAsker, changed: Callable[[], None]) -> None:
         self._host = host
         self._engine = host.engine
         self._session = session
@@ -66,6 +99,7 @@ class ExtentCopier:
         self._bucket = TokenBucket()
         self._rests = Rests()
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._dialling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         geometry = host.engine.definition.geometry
@@ -126,7 +160,7 @@ class ExtentCopier:
     ) -> tuple[tuple[int, int], int]:
         """Makes the extent as the source's. The stamp the source had before, and the bytes
         merged."""
-        stub = repair_grpc.RepairServiceStub(self._channel(source.address))
+        stub = repair_grpc.RepairServiceStub(await self._channel(source))
         stamp: tuple[int, int] | None = None
         received = copied = 0
         for first in range(0, self._blocks_per_extent, WINDOW_BLOCKS):
@@ -271,17 +305,24 @@ class ExtentCopier:
         now = self._loop.time()
         return max(self._bucket.wait(now), self._rests.wait(now))
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
+    async def _channel(self, source: CopySource) -> grpc.aio.Channel:
+        """One channel to each source, for the whole session."""
+        async with self._dialling:
+            address = source.address
+            channel = self._channels.get(address)
+            if channel is not None:
+                return channel
             if len(self._channels) >= CHANNELS_MAX:
                 raise DataError(
                     f"copies from more than {CHANNELS_MAX} sources in one session",
                     reason="REPAIR_SOURCE",
                 )
-            channel = open_channel(address, tracing=self._host.tracing)
+            try:
+                channel = await open_source(address, self._host.tracing, self._host.tls)
+            except StairwellError as error:
+                raise _source_failed(source, error) from error
             self._channels[address] = channel
-        return channel
+            return channel
 
 
 def _source_failed(source: CopySource, error: StairwellError) -> UnavailableError:

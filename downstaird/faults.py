@@ -39,10 +39,10 @@ class Delays:
         self._plan = plan
         self._chance = chance
 
-    def next(self) -> float:
-        """Seconds for the next frame."""
+    def next(self, *, lossy: bool = False) -> float:
+        """Seconds for the next frame of a session, which may be lossy by its own wish."""
         seconds = self._plan.latency_seconds
-        if self._plan.lossy and self._chance.random() < CHANCE:
+        if (lossy or self._plan.lossy) and self._chance.random() < CHANCE:
             seconds += LOSSY_SECONDS
         return seconds
 

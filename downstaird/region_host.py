@@ -16,6 +16,7 @@ from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
 from downstaird.lane import Lane
 from stairlib.model.errors import StateError
+from stairlib.rpc.tls import TlsFiles
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import DATA_VERSION
@@ -35,12 +36,19 @@ class RegionHost:
     """One region in service. All methods are called on the loop."""
 
     def __init__(
-        self, engine: Engine, *, read_only: bool, tracing: Tracing, delays: Delays
+        self,
+        engine: Engine,
+        *,
+        read_only: bool,
+        tracing: Tracing,
+        delays: Delays,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.engine = engine
         self.read_only = read_only
         self.tracing = tracing
         self.delays = delays
+        self.tls = tls
         self.conversations: set[Conversation] = set()
         self.lane = Lane(engine, self)
         self._table = SessionTable()
@@ -71,6 +79,7 @@ class RegionHost:
             upstairs_id=str(grant.upstairs_id),
             session_id=str(grant.session_id),
             generation=grant.generation,
+            lossy=grant.lossy,
             ended=len(ended),
         )
         return grant, version

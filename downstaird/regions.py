@@ -6,8 +6,8 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from downstaird.config import CreateOptions
@@ -15,26 +15,94 @@ from downstaird.core.engine import Engine, RegionDefinition
 from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
 from downstaird.core.region_files import DEFINITION_NAME, version_for
+from downstaird.core.unfinished import UnfinishedDisk
 from downstaird.store.files import FileDisk
 from stairlib.model.cipher import describe_cipher
-from stairlib.model.errors import StateError
+from stairlib.model.errors import AlreadyExistsError, StateError
 from stairlib.model.geometry import Geometry
+
+# Lies in a directory that a clone is being made in, from before the first of its files on.
+CLONE_MARKER = "clone-unfinished"
 
 
 def create_region(options: CreateOptions) -> None:
-    """Makes the region; AlreadyExistsError when the directory holds one."""
+    """Makes the region; AlreadyExistsError when the directory holds one, StateError
+    CLONE_UNFINISHED when it is becoming one."""
+    _refuse_unfinished(options.directory)
     version = version_for(options.cipher)
     definition = RegionDefinition(options.id, options.geometry, options.cipher, version)
     Region.create(FileDisk(options.directory), definition).close()
 
 
 def open_region(directory: Path, *, read_only: bool = False) -> Engine:
-    """Opens and locks it. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED, DataError."""
+    """Opens and locks it. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED or
+    CLONE_UNFINISHED, DataError."""
+    _refuse_unfinished(directory)
     # The members of a set get the same writes. With a log size of its own each has its checkpoints
     # at another time, and two of three are always quick to flush.
     log_bytes = int(DEFAULT_TUNING.log_bytes * random.uniform(1, 2))
     tuning = replace(DEFAULT_TUNING, log_bytes=log_bytes)
     return Region.open(FileDisk(directory), read_only=read_only, tuning=tuning)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A region to be filled as a whole; nobody takes it for one before `publish`."""
+
+    engine: Engine
+    disk: UnfinishedDisk
+    marker: Path
+
+    def publish(self) -> None:
+        """Makes it a region, durably. What it holds must be durable already."""
+        self.disk.publish()
+        # Beside a definition it means nothing: not worth a failure.
+        with suppress(OSError):
+            self.marker.unlink()
+
+
+def open_clone(directory: Path, definition: RegionDefinition) -> Unfinished:
+    """A new region to be filled, or what an interrupted clone left of it. AlreadyExistsError,
+    StateError DIRECTORY_NOT_EMPTY, CLONE_DIFFERS or REGION_LOCKED, DataError."""
+    if is_region(directory):
+        raise AlreadyExistsError(
+            f"{directory} holds a region already: choose another directory, or remove that one",
+            path=str(directory),
+        )
+    marker = directory / CLONE_MARKER
+    if not marker.exists() and directory.is_dir() and any(directory.iterdir()):
+        raise StateError(
+            f"{directory} is not empty: clone into a directory of its own",
+            reason="DIRECTORY_NOT_EMPTY",
+            path=str(directory),
+        )
+    disk = UnfinishedDisk(FileDisk(directory))
+    disk.prepare()
+    marker.touch()
+    disk.sync_directory()
+    if not disk.begun:
+        return Unfinished(Region.create(disk, definition), disk, marker)
+    engine = Region.open(disk)
+    if engine.definition != definition:
+        found = engine.definition
+        engine.close()
+        raise StateError(
+            f"{directory} holds the beginning of another clone, region {found.id} with "
+            f"{found.geometry.describe()}: go on with that one, or empty the directory",
+            reason="CLONE_DIFFERS",
+            path=str(directory),
+        )
+    return Unfinished(engine, disk, marker)
+
+
+def _refuse_unfinished(directory: Path) -> None:
+    if (directory / CLONE_MARKER).exists() and not is_region(directory):
+        raise StateError(
+            f"{directory} holds an unfinished clone: finish it with 'downstaird clone', or empty "
+            "the directory",
+            reason="CLONE_UNFINISHED",
+            path=str(directory),
+        )
 
 
 def is_region(directory: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from stairlib.model.construction import VolumeSpec
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire import construction as construction_wire
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
@@ -50,12 +49,6 @@ def spec_from_message(message: pb.MachineSpec) -> MachineSpec:
                 f"{field}: {error.message}",
                 tuple(FieldViolation(f"{field}.{v.field}", v.description, v.reason) for v in found),
             ) from error
-        if not isinstance(construction, VolumeSpec):
-            text = "the outermost request of a disk must be of type volume"
-            raise InvalidRequestError(
-                f"{field}: {text}",
-                (FieldViolation(f"{field}.volume_construction_request.type", text),),
-            )
         disks.append(DiskSpec(disk.device, disk.name, disk.read_only, path, construction))
     spec = MachineSpec(
         message.id, message.name, message.cpus or 1, message.memory_mib or 512, tuple(disks)

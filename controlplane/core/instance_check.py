@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from controlplane.core.construction_check import check
-from controlplane.core.records import claims, volume_id
-from stairlib.model.construction import Construction
+from controlplane.core.records import claims
+from stairlib.model.construction import Construction, volume_id
 from stairlib.model.errors import FieldViolation
 
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")

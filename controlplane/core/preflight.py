@@ -39,11 +39,12 @@ def judge(
     facts: RegionFacts,
     siblings: Mapping[str, UUID],
     ciphers: Mapping[str, str],
+    siblings_written: bool = False,
 ) -> None:
     """StateError unless the downstairs at `target` can take a slot of `region`.
 
     `siblings` are the region ids of the members that stay, by address; `ciphers` how the regions of
-    those that answered are encrypted.
+    those that answered are encrypted; `siblings_written` says that one of them holds something.
     """
     if facts.geometry != region.geometry:
         raise StateError(
@@ -75,6 +76,15 @@ def judge(
             field=field,
         )
     _judge_free(target, field, region, facts, siblings)
+    if region.options.read_only and siblings_written and not facts.written:
+        raise StateError(
+            f"the region at {target} is empty, and the volume's is not: nothing is copied to a new"
+            " member of a read-only region. Clone the region from a member first ('downstaird"
+            " clone'), then replace",
+            reason="TARGET_BLANK",
+            target=target,
+            field=field,
+        )
 
 
 def _judge_cipher(target: str, field: str, facts: RegionFacts, ciphers: Mapping[str, str]) -> None:

@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import UUID
 
-from stairlib.model.construction import Construction, RegionSpec, VolumeSpec, join_path, regions
+from stairlib.model.construction import (
+    Construction,
+    RegionSpec,
+    VolumeSpec,
+    join_path,
+    regions,
+    volume_id,
+)
 from stairlib.model.geometry import Geometry
 
 
@@ -118,13 +125,6 @@ PCI_DEVICE_OF_SLOT_0 = 16
 def pci_path(slot: int) -> str:
     """PCI path of a disk slot."""
     return f"0.{PCI_DEVICE_OF_SLOT_0 + slot}.0"
-
-
-def volume_id(construction: Construction) -> UUID:
-    """The UUID a construction is known by; a bare region has its options' id."""
-    if isinstance(construction, RegionSpec):
-        return construction.options.id
-    return construction.id
 
 
 def generation(construction: Construction) -> int:

@@ -27,7 +27,7 @@ from controlplane.driver import ReplacementDriver
 from controlplane.operations.replacements import Replacements
 from controlplane.peers.downstairs import Fleet
 from controlplane.store.base import Store
-from stairlib.model.construction import Construction
+from stairlib.model.construction import Construction, RegionOptions
 from stairlib.model.construction_diff import ChangedTarget
 from stairlib.model.errors import (
     FieldViolation,
@@ -216,18 +216,19 @@ class Replacing:
         if known is not None and known.role is Role.MEMBER and not region.options.read_only:
             await self._refuse_member(disk, known.volume_id, changed.new, field)
         siblings = [address for address in region.options.targets if address != changed.new]
-        facts = await self._fleet.region(changed.new, field=field)
-        answers = await asyncio.gather(*(self._sibling(each, field) for each in siblings))
+        options = region.options
+        facts = await self._fleet.region(
+            changed.new, field=field, options=options, slot=changed.slot
+        )
+        answers = await asyncio.gather(*(self._sibling(each, field, options) for each in siblings))
         told = dict(zip(siblings, answers, strict=True))
         known_ids = {
             address: found.region_id if isinstance(found, RegionFacts) else found
             for address, found in told.items()
             if found is not None
         }
-        ciphers = {
-            address: found.cipher
-            for address, found in told.items()
-            if isinstance(found, RegionFacts)
+        answered = {
+            address: found for address, found in told.items() if isinstance(found, RegionFacts)
         }
         judge(
             target=changed.new,
@@ -235,7 +236,8 @@ class Replacing:
             region=region,
             facts=facts,
             siblings=known_ids,
-            ciphers=ciphers,
+            ciphers={address: found.cipher for address, found in answered.items()},
+            siblings_written=any(found.written for found in answered.values()),
         )
         return {**known_ids, changed.new: facts.region_id}
 
@@ -247,11 +249,13 @@ class Replacing:
             other = await self._store.disk(str(holder))
             raise in_use(target, field, f"it is a member of disk {other.name!r} (volume {holder})")
 
-    async def _sibling(self, address: str, field: str) -> RegionFacts | UUID | None:
+    async def _sibling(
+        self, address: str, field: str, options: RegionOptions
+    ) -> RegionFacts | UUID | None:
         """The region a member serves: its own word, else the id that was known; None when
         neither."""
         try:
-            return await self._fleet.region(address, field=field)
+            return await self._fleet.region(address, field=field, options=options)
         except StairwellError:
             known = await self._store.downstairs(address)
             return known.region_id if known is not None else None

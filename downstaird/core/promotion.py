@@ -18,7 +18,8 @@ from stairlib.model.geometry import Geometry
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What an upstairs asks for. `geometry` and `region_id` None where any will do."""
+    """What an upstairs asks for. `geometry` and `region_id` None where any will do. `lossy`: its
+    requests are to be held back at random."""
 
     upstairs_id: uuid.UUID
     session_id: uuid.UUID
@@ -28,6 +29,7 @@ class Proposal:
     data_versions: tuple[int, ...]
     geometry: Geometry | None
     region_id: uuid.UUID | None
+    lossy: bool = False
 
 
 def check_compatible(

@@ -33,6 +33,7 @@ class Grant:
     token: bytes
     expires: float
     connected: bool = False
+    lossy: bool = False
 
     @property
     def describe(self) -> str:
@@ -85,6 +86,7 @@ class SessionTable:
             proposal.read_only,
             token,
             now + TOKEN_SECONDS,
+            lossy=proposal.lossy,
         )
         self._grants[new.serial] = new
         return new, ended

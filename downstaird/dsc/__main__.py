@@ -88,12 +88,18 @@ def _local(options: argparse.Namespace) -> int:
     from downstaird.dsc import start
     from downstaird.dsc.core.layout import plan_members
     from downstaird.dsc.launcher import Launcher, find_program
+    from stairlib.rpc.tls import FLAGS, tls_files
     from stairlib.runtime import process
     from stairlib.telemetry import logs
 
     starting = options.command == "start"
     if starting and options.cleanup and not options.create:
         _parser().error("--cleanup deletes regions, so it needs --create to make new ones")
+    tls = None
+    if starting:
+        tls = tls_files(options.cert_pem, options.key_pem, options.root_cert_pem, FLAGS)
+    if tls is not None:
+        tls.check()
     dsc = start.DscOptions(
         plans=plan_members(
             count=options.region_count,
@@ -106,6 +112,7 @@ def _local(options: argparse.Namespace) -> int:
             program=find_program(options.ds_bin),
             host=options.address.strip("[]") if starting else "127.0.0.1",
             read_only=starting and options.read_only,
+            tls=tls,
         ),
         create=_creation(options) if not starting or options.create else None,
         control=options.control if starting else "",
@@ -156,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument(
         "--read-only", action="store_true", help="serve the regions without changing them"
     )
+    _add_tls(start)
     create = _add(commands, "create", "Make regions, then exit.", _CREATE_GUIDE)
     _add_cleanup(create)
     _add_places(create)
@@ -219,6 +227,19 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         "--ds-bin",
         metavar="PATH",
         help="the downstaird program (default: that on PATH, else the one beside this Python)",
+    )
+
+
+def _add_tls(start: argparse.ArgumentParser) -> None:
+    group = start.add_argument_group(
+        "TLS (all three or none)",
+        "Given to each downstairs, see `downstaird run --help`. The one certificate must be for "
+        "--address, or for downstairs0, downstairs1 and downstairs2.",
+    )
+    group.add_argument("--cert-pem", metavar="FILE", help="the downstairs' certificate")
+    group.add_argument("--key-pem", metavar="FILE", help="its private key")
+    group.add_argument(
+        "--root-cert-pem", metavar="FILE", help="what clients' certificates must be signed by"
     )
 
 

@@ -30,6 +30,7 @@ from stairlib.model.errors import (
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import reach
 from stairlib.telemetry.logs import get_logger
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
@@ -146,7 +147,9 @@ class Fleet:
 
     async def _facts(self, monitor: Monitor) -> RegionFacts:
         address = self.launcher.address(monitor.plan)
-        async with open_channel(address) as channel:
+        tls = self.launcher.tls
+        peer = await reach(address, tls) if tls is not None else None
+        async with open_channel(address, tls=peer) as channel:
             stub = region_grpc.RegionServiceStub(channel)
             with translated(f"the downstairs at {address}"):
                 reply = await stub.GetRegion(region_pb.GetRegionRequest(), timeout=CALL_SECONDS)

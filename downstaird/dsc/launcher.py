@@ -20,6 +20,7 @@ from stairlib.model.errors import (
 )
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.health_check import check
+from stairlib.rpc.tls import FLAGS, TlsFiles
 from stairlib.runtime.addresses import Address
 
 # Creating takes CPU at start-up only; more at once would not be sooner on small machines.
@@ -35,11 +36,13 @@ _LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """How members are run: with which program, on which host, writable or not."""
+    """How members are run: with which program, on which host, writable or not, with which TLS files
+    if any."""
 
     program: str
     host: str
     read_only: bool
+    tls: TlsFiles | None = None
 
     def address(self, plan: MemberPlan) -> str:
         """Where a member is reached from here."""
@@ -85,18 +88,25 @@ class Launcher:
             *(self.program, "run", "-d", plan.directory, "-p", str(plan.port)),
             *("--address", self.host, "--mode", "ro" if self.read_only else "rw"),
         ]
+        if self.tls is not None:
+            paths = (self.tls.cert, self.tls.key, self.tls.root)
+            for flag, path in zip(FLAGS, paths, strict=True):
+                command += [flag, path]
         return await _spawned(command, plan)
 
     async def serving(self, plan: MemberPlan) -> None:
-        """Return once the member answers that it serves."""
+        """Return once the member answers that it serves. UnavailableError TLS_... when it never
+        will, to us."""
         address = self.address(plan)
         while True:
             if await _listens(_LOCAL.get(self.host, self.host), plan.port):
                 try:
-                    if await check(address, seconds=HEALTH_SECONDS) == "SERVING":
+                    if await check(address, seconds=HEALTH_SECONDS, tls=self.tls) == "SERVING":
                         return
-                except UnavailableError:
-                    pass  # it came as far as listening; asked again below
+                except UnavailableError as error:
+                    if error.reason.startswith("TLS_"):
+                        raise
+                    # It came as far as listening; asked again below.
             await asyncio.sleep(POLL_SECONDS)
 
 

@@ -122,7 +122,12 @@ class Monitor:
         self.handle(Ended(status))
 
     async def _watch_readiness(self) -> None:
-        await self._launcher.serving(self.plan)
+        try:
+            await self._launcher.serving(self.plan)
+        except StairwellError as error:
+            # It may serve others; whoever waits for it here gives up in time.
+            _log.error("downstairs not reached", port=self.plan.port, error=error.message)
+            return
         self.handle(Ready())
 
     def _signal(self, number: signal.Signals) -> None:

@@ -6,9 +6,15 @@ import uuid
 
 import numpy as np
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
+from downstaird.core.engine import (
+    FLAG_FAULTED,
+    FLAG_INCOMPLETE,
+    Ownership,
+    RegionDefinition,
+)
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
+from stairlib.model.cipher import CIPHERS, describe_cipher
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
@@ -40,6 +46,7 @@ def proposal_of(request: block_pb.OpenSessionRequest) -> Proposal:
         data_versions=tuple(request.data_versions),
         geometry=geometry,
         region_id=uuid_of(request.region_id, "region_id") if request.region_id else None,
+        lossy=request.lossy,
     )
 
 
@@ -68,3 +75,32 @@ def region_message(host: RegionHost, version: str) -> region_pb.Region:
         written=not host.blank,
         cipher=definition.cipher,
     )
+
+
+def definition_of(message: region_pb.Region) -> RegionDefinition:
+    """What another daemon says its region is. InvalidRequestError when that cannot be."""
+    asked = message.geometry
+    geometry = Geometry(asked.block_size, asked.extent_size, asked.extent_count)
+    problems = geometry.problems()
+    if problems:
+        raise InvalidRequestError(
+            "; ".join(f"the source's {field}: {rule}" for field, rule in problems)
+        )
+    if message.encrypted and message.cipher not in CIPHERS:
+        raise InvalidRequestError(
+            f"the source's region is {describe_cipher(message.cipher or 'nothing it names')}, and "
+            f"this program knows {', '.join(CIPHERS)}: clone with the release that made it",
+            reason="CIPHER_UNKNOWN",
+        )
+    return RegionDefinition(
+        id=uuid_of(message.id, "id"),
+        geometry=geometry,
+        cipher=message.cipher,
+        format_version=message.format_version,
+    )
+
+
+def ownership_of(message: region_pb.Region) -> Ownership:
+    """Whom another daemon's region belongs to; of the session nothing is told."""
+    owner = uuid_of(message.owner_id, "owner_id") if message.owner_id else None
+    return Ownership(owner, None, message.promoted_generation)

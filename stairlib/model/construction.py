@@ -206,6 +206,13 @@ def total_bytes(construction: Construction) -> int:
             return 0
 
 
+def volume_id(construction: Construction) -> UUID:
+    """The UUID a construction is known by; a bare region has its options' id."""
+    if isinstance(construction, RegionSpec):
+        return construction.options.id
+    return construction.id
+
+
 def as_f32(value: float) -> float:
     """The 32-bit value nearest to `value`, as a Python float. ValueError unless that is finite."""
     try:

@@ -8,7 +8,7 @@ the result. Interceptors never wait for a call's status: that would hang a call 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import grpc
 from opentelemetry import trace
@@ -17,6 +17,9 @@ from opentelemetry.trace import SpanKind
 from stairlib.rpc.interceptors import QUIET_PREFIXES, code_number, set_status
 from stairlib.runtime import limits
 from stairlib.telemetry.tracing import Tracing, traceparent
+
+if TYPE_CHECKING:
+    from stairlib.rpc.tls import PeerTls
 
 _T = TypeVar("_T")
 _Details: TypeAlias = grpc.aio.ClientCallDetails
@@ -41,10 +44,13 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 )
 
 
-def open_channel(address: str, *, tracing: Tracing | None = None) -> grpc.aio.Channel:
+def open_channel(
+    address: str, *, tracing: Tracing | None = None, tls: PeerTls | None = None
+) -> grpc.aio.Channel:
     """A channel to "host:port" or "unix:/path"; connects at the first call, close it when done.
 
-    With `tracing`, each call is a client span and carries its W3C context.
+    With `tracing`, each call is a client span and carries its W3C context. With `tls`, both sides
+    show certificates, and the peer's must be for its `server_name`.
     """
     interceptors: Sequence[grpc.aio.ClientInterceptor] = [_UnaryDeadline(), _StreamDeadline()]
     if tracing is not None:
@@ -56,7 +62,12 @@ def open_channel(address: str, *, tracing: Tracing | None = None) -> grpc.aio.Ch
             _TracedStreamStream(spans),
             *interceptors,
         ]
-    return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
+    options = (*OPTIONS, ("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.aio.secure_channel(
+        address, tls.credentials, options=options, interceptors=interceptors
+    )
 
 
 def _with(details: _Details, **changes: object) -> _Details:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -17,16 +18,22 @@ from stairlib.model.errors import StairwellError
 from stairlib.rpc.errors import translated
 from stairlib.runtime.addresses import parse_address
 
+if TYPE_CHECKING:
+    from stairlib.rpc.tls import TlsFiles
+
 _OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 
-async def check(address: str, service: str = "", seconds: float = 3.0) -> str:
+async def check(
+    address: str, service: str = "", seconds: float = 3.0, *, tls: TlsFiles | None = None
+) -> str:
     """The status of `service` ("" for the whole daemon) by name, as "SERVING".
 
-    Raises UnavailableError when nobody answers, NotFoundError for a service it does not have.
+    Raises UnavailableError when nobody answers, NotFoundError for a service it does not have. A
+    downstairs that speaks TLS is asked with `tls`.
     """
     target = str(parse_address(address))
-    async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
+    async with await _channel(target, tls) as channel:
         ask = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -37,15 +44,36 @@ async def check(address: str, service: str = "", seconds: float = 3.0) -> str:
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
+async def _channel(target: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    from stairlib.rpc.channel import open_channel
+    from stairlib.rpc.tls import reach
+
+    return open_channel(target, tls=await reach(target, tls))
+
+
+def _tls(options: argparse.Namespace) -> TlsFiles | None:
+    paths = (options.cert_pem, options.key_pem, options.root_cert_pem)
+    if not any(paths):
+        return None
+    from stairlib.rpc.tls import FLAGS, tls_files
+
+    return tls_files(*paths, names=FLAGS)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the check; returns the exit status."""
     parser = argparse.ArgumentParser(prog="health_check", description=__doc__)
     parser.add_argument("address", help='"host:port" or "unix:/path"')
     parser.add_argument("--service", default="", help="a full service name; default: the daemon")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds (default: 3)")
+    for flag in ("--cert-pem", "--key-pem", "--root-cert-pem"):
+        parser.add_argument(flag, metavar="FILE", help="as of the downstairs, if it speaks TLS")
     options = parser.parse_args(arguments)
     try:
-        status = asyncio.run(check(options.address, options.service, options.timeout))
+        tls = _tls(options)
+        status = asyncio.run(check(options.address, options.service, options.timeout, tls=tls))
     except StairwellError as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -51,10 +51,21 @@ class Service:
 
 
 class RpcServer:
-    """Serves `services` at `address` ("host:port" with 0 for any free port, or "unix:/path")."""
+    """Serves `services` at `address` ("host:port" with 0 for any free port, or "unix:/path").
 
-    def __init__(self, address: str, services: Sequence[Service], tracing: Tracing) -> None:
+    With `credentials` it speaks TLS, and nothing else.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        services: Sequence[Service],
+        tracing: Tracing,
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         self._wanted = parse_address(address)
+        self._credentials = credentials
         self._bound: Address | None = None
         self._services = tuple(services)
         self._tracing = tracing
@@ -90,7 +101,7 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         add_reflection(server, [*(service.name for service in self._services), _HEALTH_NAME])
         try:
-            port = server.add_insecure_port(str(self._wanted))
+            port = self._bind(server)
         except RuntimeError as error:  # lost the race between the probe and here
             raise _in_use(self._wanted) from error
         await self._announce(self._serving)
@@ -98,7 +109,12 @@ class RpcServer:
         self._server = server
         _restrict(self._wanted)
         self._bound = self._wanted if self._wanted.is_unix else self._wanted.with_port(port)
-        _log.info("listening", address=self.address)
+        _log.info("listening", address=self.address, tls=self._credentials is not None)
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        if self._credentials is None:
+            return server.add_insecure_port(str(self._wanted))
+        return server.add_secure_port(str(self._wanted), self._credentials)
 
     def set_serving(self, serving: bool) -> None:
         """Says through health whether calls make sense now; true from `start` unless set before."""

@@ -41,6 +41,7 @@ class MadeUpProcess:
 
 class MadeUpLauncher:
     read_only = False
+    tls = None
 
     def __init__(self, regions: str) -> None:
         self._regions = regions

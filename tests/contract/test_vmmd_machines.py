@@ -233,13 +233,12 @@ async def test_a_workload_needs_a_running_machine(vmmd: Vmmd) -> None:
                 name="d",
                 pci_path="0.16.0",
                 volume_construction_request=VolumeConstructionRequest(
-                    type="file",
+                    type="volume",
                     id="0cedae45-3d6e-4d90-b2cb-56f1a1a42a89",
                     block_size=4096,
-                    path="/x",
                 ),
             ),
-            "spec.disks[0].volume_construction_request.type",
+            "spec.disks[0].sub_volumes",
         ),
     ],
 )
@@ -249,5 +248,18 @@ async def test_a_disk_that_cannot_be_is_named_and_leaves_nothing(
     with pytest.raises(InvalidRequestError) as caught:
         await ensure(vmmd, spec(disks=[disk]))
     assert field in [v.field for v in caught.value.violations]
+    listed = await vmmd.machines.ListMachines(pb.ListMachinesRequest(), timeout=SECONDS)
+    assert list(listed.machines) == []
+
+
+async def test_a_file_that_is_not_there_is_named_and_leaves_nothing(vmmd: Vmmd) -> None:
+    file = VolumeConstructionRequest(
+        type="file", id="0cedae45-3d6e-4d90-b2cb-56f1a1a42a89", block_size=4096, path="/x"
+    )
+    disk = pb.MachineDisk(
+        device="nvme", name="d", pci_path="0.16.0", volume_construction_request=file
+    )
+    with pytest.raises(NotFoundError, match="disk 'd': there is no file '/x'"):
+        await ensure(vmmd, spec(disks=[disk]))
     listed = await vmmd.machines.ListMachines(pb.ListMachinesRequest(), timeout=SECONDS)
     assert list(listed.machines) == []

@@ -32,6 +32,7 @@ from stairlib.model.errors import StairwellError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.health_check import check
+from stairlib.rpc.tls import FLAGS, TlsFiles
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -162,16 +163,24 @@ async def run(*command: str | Path, env: dict[str, str] | None = None) -> Answer
 
 
 class Program:
-    """One daemon at one address. It leads a process group, which ends with it."""
+    """One daemon at one address. It leads a process group, which ends with it. Its health is asked
+    with `tls` where it speaks that."""
 
     def __init__(
-        self, name: str, command: Sequence[str], port: int, log: Path, env: dict[str, str]
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        env: dict[str, str],
+        tls: TlsFiles | None = None,
     ) -> None:
         self.name = name
         self.command = list(command)
         self.port = port
         self.address = f"{LOOPBACK}:{port}"
         self.log = log
+        self.tls = tls
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -207,7 +216,7 @@ class Program:
             if not listens(self.port):
                 return False
             with contextlib.suppress(StairwellError):
-                return await check(self.address, seconds=2.0) == "SERVING"
+                return await check(self.address, seconds=2.0, tls=self.tls) == "SERVING"
             return False
 
         await until(look, bool)
@@ -275,9 +284,11 @@ class Cluster:
         port = free_ports(1)
         return self.program(name, [*words, f"{LOOPBACK}:{port}", *more], port)
 
-    def program(self, name: str, command: Sequence[str], port: int) -> Program:
+    def program(
+        self, name: str, command: Sequence[str], port: int, tls: TlsFiles | None = None
+    ) -> Program:
         """A program of this cluster; not yet started."""
-        found = Program(name, command, port, self.folder / f"{name}.log", self.env)
+        found = Program(name, command, port, self.folder / f"{name}.log", self.env, tls)
         self.programs.append(found)
         return found
 
@@ -287,6 +298,7 @@ class Cluster:
         block_size: int = BLOCK_SIZE,
         blocks_per_extent: int = BLOCKS_PER_EXTENT,
         extent_count: int = EXTENT_COUNT,
+        tls: TlsFiles | None = None,
     ) -> Program:
         """A new downstairs with an empty region; not yet started."""
         port = free_ports(1)
@@ -298,7 +310,10 @@ class Cluster:
             "--block-size", str(block_size), "--extent-size", str(blocks_per_extent),
             "--extent-count", str(extent_count),
         ]  # fmt: skip
-        return self.program(name, command, port)
+        if tls is not None:
+            paths = (tls.cert, tls.key, tls.root)
+            command += [word for pair in zip(FLAGS, paths, strict=True) for word in pair]
+        return self.program(name, command, port, tls)
 
     @classmethod
     @asynccontextmanager

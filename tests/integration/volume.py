@@ -43,10 +43,12 @@ _MIXED = WorkloadKind.WORKLOAD_KIND_MIXED
 
 
 class Volume:
-    """A disk and its machine. `downstairs` holds the first three members, then spares."""
+    """A disk and its machine. `downstairs` holds the first three members, then spares; `options`
+    are more fields of its region's opts."""
 
-    def __init__(self, cluster: Cluster, downstairs: Sequence[Program]) -> None:
+    def __init__(self, cluster: Cluster, downstairs: Sequence[Program], **options: Any) -> None:
         self.cluster = cluster
+        self.options = options
         self.downstairs = list(downstairs)
         self.id = str(uuid.uuid4())
         self.disk = f"disk-{self.id[:8]}"
@@ -75,6 +77,7 @@ class Volume:
             "gen": generation,
             "opts": {
                 "id": self.id, "target": list(targets), "lossy": False, "read_only": False,
+                **self.options,
             },
         }  # fmt: skip
         if self.key:

@@ -1,9 +1,10 @@
 """The upstairs' core in seeded random worlds: daemons crash and come back, links break, members are
 replaced, the upstairs itself dies and a newer one takes over, while a guest writes, discards, reads
-and flushes.
+and flushes, and a scrub fills what was never written.
 
 Checked from outside: no flushed write is lost, a read gives the value written last (after a loss:
-one that it may have, and from then on the same), replicas are equal when all is repaired, and every
+one that it may have, and from then on the same), what was written is never replaced by a scrub,
+a read tells rightly which blocks were written, replicas are equal when all is repaired, and every
 run comes to its end. In encrypted worlds no nonce is used twice, whatever becomes of the members
 and of the upstairs. STAIRWELL_SEEDS=first:count runs other seeds."""
 
@@ -63,12 +64,23 @@ class Run:
                 continue
             elif kind < 0.5:
                 batch.append(world.write(offset, length))
-            elif kind < 0.6:
+            elif kind < 0.58:
                 batch.append(world.write(offset, length, discard=True))
+            elif kind < 0.7:
+                self.scrub(batch, offset, length)
             else:
-                batch.append(world.read(offset, length))
+                batch.append(world.read(offset, length, owned=rng.random() < 0.4))
         if batch:
             world.submit(batch)
+
+    def scrub(self, batch: list[Request], offset: int, length: int) -> None:
+        """Every second one meets a write of the same blocks in its own batch, on either side."""
+        unwritten = self.world.write_unwritten(offset, length)
+        pair = [unwritten]
+        if self.rng.random() < 0.5:
+            pair.append(self.world.write(offset, length))
+            self.rng.shuffle(pair)
+        batch += pair
 
     def crash_and_start(self) -> None:
         address = self.rng.choice(list(self.world.daemons))

@@ -30,6 +30,11 @@ class BlockOp(enum.IntEnum):
     WRITE_UNWRITTEN = 6
 
 
+READS = frozenset({BlockOp.READ, BlockOp.READ_OWNED})
+WRITES = frozenset({BlockOp.WRITE, BlockOp.WRITE_UNWRITTEN})
+CHANGES = frozenset({BlockOp.WRITE, BlockOp.WRITE_UNWRITTEN, BlockOp.DISCARD})
+
+
 class BlockStatus(enum.IntEnum):
     """How a request ended."""
 
@@ -40,6 +45,9 @@ class BlockStatus(enum.IntEnum):
     OUT_OF_RANGE = 4
     # The backend stopped before the request was done; whether it happened is unknown.
     ABORTED = 5
+    # Nothing was done, and the same request may be once more members are whole: ask again later.
+    # WRITE_UNWRITTEN only.
+    BUSY = 6
 
 
 class Request(NamedTuple):

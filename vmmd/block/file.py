@@ -1,6 +1,7 @@
 """A backend on a file or block device of the host, through a pool of threads.
 
-Each batch is spread over the pool; its completions come back to the loop together per thread.
+Each batch is spread over the pool; its completions come back to the loop together per thread. Every
+block of a file counts as written: WRITE_UNWRITTEN is UNSUPPORTED.
 Invariant: the file's size is fixed when it is opened; a part smaller than a block is not offered.
 """
 
@@ -8,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from stairlib.model.errors import (
     FieldViolation,
     InvalidRequestError,
     NotFoundError,
+    StateError,
     UnavailableError,
 )
-from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
+from vmmd.block.backend import READS, BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
 
 DEFAULT_BLOCK_SIZE = 512
 DEFAULT_WORKERS = 8
@@ -32,9 +37,13 @@ _FALLOC_PUNCH_HOLE = 0x02
 class FileBackend:
     """`path` as `block_size`-byte blocks. Use on one asyncio loop; `close` at the end.
 
+    With `lock`, nobody who locks it too may write beside others: StateError FILE_IN_USE.
     NotFoundError when there is no such file, UnavailableError when it cannot be opened as asked,
-    InvalidRequestError for a block size that is none or a file smaller than a block.
+    InvalidRequestError for a block size that is none or a file smaller than a block. `size` is the
+    file's in bytes; `failed` and `last_error` tell of requests the host refused.
     """
+
+    kind = "file"
 
     def __init__(
         self,
@@ -43,6 +52,7 @@ class FileBackend:
         block_size: int = DEFAULT_BLOCK_SIZE,
         read_only: bool = False,
         workers: int = DEFAULT_WORKERS,
+        lock: bool = False,
     ) -> None:
         _check_block_size(block_size)
         self._workers = max(1, min(workers, WORKERS_MAX))
@@ -57,11 +67,16 @@ class FileBackend:
                 reason="FILE_NOT_OPENED",
                 path=str(path),
             ) from error
+        if lock:
+            _lock(self._descriptor, path, read_only=read_only)
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
         if size < block_size:
             os.close(self._descriptor)
             text = f"{path} has {size} bytes: less than one block of {block_size}"
             raise InvalidRequestError(text, (FieldViolation("path", text),))
+        self.size = size
+        self.failed = 0
+        self.last_error = ""
         self._info = BackendInfo(block_size, size // block_size, read_only, supports_discard=True)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="file-backend")
         self._closed = False
@@ -97,15 +112,19 @@ class FileBackend:
         op, token, offset, length, data = request
         if op is not BlockOp.FLUSH and (offset < 0 or offset + length > info.block_count):
             return Completion(token, BlockStatus.OUT_OF_RANGE)
+        if op is BlockOp.WRITE_UNWRITTEN:
+            return Completion(token, BlockStatus.UNSUPPORTED)
         if op in (BlockOp.WRITE, BlockOp.DISCARD) and info.read_only:
             return Completion(token, BlockStatus.READ_ONLY)
         start, size = offset * info.block_size, length * info.block_size
         try:
-            if op is BlockOp.READ:
+            if op in READS:
                 content = os.pread(self._descriptor, size, start)
                 if len(content) != size:
                     return Completion(token, BlockStatus.FAILED)
-                return Completion(token, BlockStatus.OK, content)
+                if op is BlockOp.READ:
+                    return Completion(token, BlockStatus.OK, content)
+                return Completion(token, BlockStatus.OK, content, np.ones(length, dtype=np.bool_))
             if op is BlockOp.WRITE:
                 if data is None or len(data) != size:
                     return Completion(token, BlockStatus.FAILED)
@@ -114,7 +133,9 @@ class FileBackend:
                 os.fdatasync(self._descriptor)
             else:
                 return Completion(token, _punch_hole(self._descriptor, start, size))
-        except OSError:
+        except OSError as error:
+            self.failed += 1
+            self.last_error = f"{op.name} at byte {start}: {error.strerror}"
             return Completion(token, BlockStatus.FAILED)
         return Completion(token, BlockStatus.OK)
 
@@ -123,6 +144,19 @@ def _check_block_size(block_size: int) -> None:
     if not 512 <= block_size <= 32768 or block_size & (block_size - 1):
         text = f"{block_size} is not a power of two from 512 to 32768"
         raise InvalidRequestError(text, (FieldViolation("block_size", text),))
+
+
+def _lock(descriptor: int, path: Path | str, *, read_only: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_NB | (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX))
+    except OSError as error:
+        os.close(descriptor)
+        raise StateError(
+            f"{path} is in use by another disk: it takes one that writes, or any number that only "
+            "read",
+            reason="FILE_IN_USE",
+            path=str(path),
+        ) from error
 
 
 def _hand_over(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
 
 
 class MemoryBackend:
-    """`block_count` blocks of zeros. Completes inside `submit`, in order."""
+    """`block_count` blocks of zeros. Completes inside `submit`, in order.
+
+    Every block counts as written: WRITE_UNWRITTEN is UNSUPPORTED.
+    """
 
     def __init__(self, block_size: int, block_count: int, *, read_only: bool = False) -> None:
         self._info = BackendInfo(block_size, block_count, read_only, supports_discard=True)
@@ -33,6 +38,11 @@ class MemoryBackend:
         place = slice(offset * size, (offset + length) * size)
         if op is BlockOp.READ:
             return Completion(token, BlockStatus.OK, bytes(memoryview(self.content)[place]))
+        if op is BlockOp.READ_OWNED:
+            content = bytes(memoryview(self.content)[place])
+            return Completion(token, BlockStatus.OK, content, np.ones(length, dtype=np.bool_))
+        if op is BlockOp.WRITE_UNWRITTEN:
+            return Completion(token, BlockStatus.UNSUPPORTED)
         if self._info.read_only:
             return Completion(token, BlockStatus.READ_ONLY)
         if op is BlockOp.DISCARD:

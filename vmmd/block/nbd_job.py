@@ -26,6 +26,7 @@ _ERRORS = {
     BlockStatus.UNSUPPORTED: wire.Error.ENOTSUP,
     BlockStatus.OUT_OF_RANGE: wire.Error.EINVAL,
     BlockStatus.ABORTED: wire.Error.ESHUTDOWN,
+    BlockStatus.BUSY: wire.Error.EIO,
 }
 
 

@@ -1,30 +1,40 @@
-"""A volume: the region sets of a construction request, one after another, as one block backend.
+"""A volume: the tree of a construction request as one block backend, with what is done to it.
 
-A request that lies in one region goes there as it is; one that spans two is cut and put together
-again; one that passes the end is refused whole. A flush goes to every region. Paths name regions as
-the request does (`sub_volumes[0]`).
+Requests go through the tree (`vmmd.block.tree`); operations go to its parts, which are named by
+their paths in the request (`sub_volumes[0]`, `read_only_parent`). All parts are activated at once.
+A scrub that has ended lets the parent and everything below it go.
 """
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
 from uuid import UUID
 
-from stairlib.model.construction import RegionSpec, VolumeSpec
-from stairlib.model.errors import InvalidRequestError, UnsupportedError
+from stairlib.model.construction import Construction, volume_id
+from stairlib.model.errors import NotFoundError, StairwellError, StateError
+from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
-from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
+from vmmd.block.backend import (
+    CHANGES,
+    WRITES,
+    BackendInfo,
+    BlockOp,
+    BlockStatus,
+    Completion,
+    Done,
+    Request,
+)
+from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
+from vmmd.block.tree import PARENT, Tree, build
 from vmmd.upstairs.core.events import Replacement, ReplaceResult
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.states import SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
-from vmmd.upstairs.shell.runner import RegionUpstairs
+from vmmd.upstairs.shell.runner import WATCH_SECONDS, Peer, RegionUpstairs
 
-_CHANGING = frozenset({BlockOp.WRITE, BlockOp.DISCARD})
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -42,8 +52,19 @@ class VolumeCounters:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """A file or URL of the tree; `kind` is the request's `type`."""
+
+    path: str
+    kind: str
+    total_bytes: int
+    failed: int
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeStatus:
-    """`regions`: (path, status) in order. `counters` is a live view."""
+    """`regions`: (path, status) in the order of the request. `counters` is a live view."""
 
     volume_id: str
     state: UpstairsState
@@ -51,6 +72,8 @@ class VolumeStatus:
     block_size: int
     total_bytes: int
     regions: tuple[tuple[str, RegionStatus], ...]
+    sources: tuple[SourceStatus, ...]
+    scrubs: tuple[ScrubStatus, ...]
     counters: VolumeCounters
 
 
@@ -76,51 +99,37 @@ class VolumeVerification:
     blocks_read: int
 
 
-@dataclass(slots=True)
-class _Parts:
-    """A request that was cut: completes when its last part has."""
-
-    token: object
-    left: int
-    buffer: bytearray | None
-    status: BlockStatus = BlockStatus.OK
-
-
-@dataclass(slots=True)
-class _Part:
-    """The token of one part; `at` in bytes within the whole."""
-
-    whole: _Parts
-    at: int
-
-
-@dataclass(slots=True)
-class _Region:
-    """`start` in blocks of the volume."""
-
-    path: str
-    start: int
-    upstairs: RegionUpstairs
-    batch: list[Request] = field(default_factory=list)
-
-
 class Volume:
-    """See the module. UnsupportedError at construction for what this version does not offer."""
+    """See the module. Make one with `open`."""
 
-    def __init__(self, spec: VolumeSpec, *, tracing: Tracing, read_only: bool = False) -> None:
-        regions = _regions_of(spec)
-        sizes = [region.geometry.block_count for region in regions]
-        self._starts = list(accumulate(sizes, initial=0))[:-1]
-        self._regions = [
-            _Region(f"sub_volumes[{index}]", start, RegionUpstairs(region, tracing=tracing))
-            for index, (start, region) in enumerate(zip(self._starts, regions, strict=True))
-        ]
-        self.id: UUID = spec.id
+    def __init__(self, identity: UUID, tree: Tree, *, read_only: bool = False) -> None:
+        self.id = identity
         self.counters = VolumeCounters()
+        self._tree = tree
+        self._root = tree.root
         self._read_only = read_only
+        self._active = False
+        self._closed = False
+        self._scrubs: dict[str, Scrub] = {}
+        self._scrubbing: dict[str, asyncio.Task[None]] = {}
+        self._stoppable: set[str] = set()
+        self._watchers: set[asyncio.Event] = set()
+        self._peers: dict[str, Peer] = {}
+        info = self._root.info
         self._info = BackendInfo(
-            spec.block_size, sum(sizes), read_only=read_only, supports_discard=not read_only
+            info.block_size,
+            info.block_count,
+            read_only=read_only or info.read_only,
+            supports_discard=info.supports_discard and not read_only,
         )
+
+    @classmethod
+    async def open(
+        cls, construction: Construction, *, tracing: Tracing, read_only: bool = False
+    ) -> Volume:
+        """Builds the tree; errors as `tree.build`."""
+        tree = await build(construction, tracing=tracing)
+        return cls(volume_id(construction), tree, read_only=read_only)
 
     # ---- backend
 
@@ -132,29 +141,22 @@ class Volume:
     def submit(self, batch: Sequence[Request], done: Done) -> None:
         """As `Backend.submit`."""
         self._count(batch)
-        refused: list[Completion] = []
         if self._read_only:
-            changing = [request for request in batch if request.op in _CHANGING]
+            changing = [request for request in batch if request.op in CHANGES]
             if changing:
-                refused = [Completion(r.token, BlockStatus.READ_ONLY) for r in changing]
-                batch = [request for request in batch if request.op not in _CHANGING]
+                self.counters.failed += len(changing)
+                done([Completion(r.token, BlockStatus.READ_ONLY) for r in changing])
+                batch = [request for request in batch if request.op not in CHANGES]
+                if not batch:
+                    return
 
         def finished(completions: list[Completion]) -> None:
-            self._finished(completions, done)
+            for completion in completions:
+                if completion.status is not BlockStatus.OK:
+                    self.counters.failed += 1
+            done(completions)
 
-        if len(self._regions) == 1:
-            if batch:
-                self._regions[0].upstairs.submit(batch, finished)
-        else:
-            for request in batch:
-                self._route(request, refused)
-            for region in self._regions:
-                if region.batch:
-                    requests, region.batch = region.batch, []
-                    region.upstairs.submit(requests, finished)
-        if refused:
-            self.counters.failed += len(refused)
-            done(refused)
+        self._root.submit(batch, finished)
 
     def _count(self, batch: Sequence[Request]) -> None:
         counters, size = self.counters, self._info.block_size
@@ -162,106 +164,60 @@ class Volume:
             if request.op is BlockOp.READ:
                 counters.reads += 1
                 counters.read_bytes += request.length * size
-            elif request.op is BlockOp.WRITE:
+            elif request.op in WRITES:
                 counters.writes += 1
                 counters.write_bytes += request.length * size
             elif request.op is BlockOp.FLUSH:
                 counters.flushes += 1
-            else:
+            elif request.op is BlockOp.DISCARD:
                 counters.discards += 1
-
-    def _route(self, request: Request, refused: list[Completion]) -> None:
-        op, token, offset, length, data = request
-        if op is BlockOp.FLUSH:
-            whole = _Parts(token, len(self._regions), None)
-            for region in self._regions:
-                region.batch.append(Request(op, _Part(whole, 0)))
-            return
-        if offset < 0 or length < 0 or offset + length > self._info.block_count:
-            refused.append(Completion(token, BlockStatus.OUT_OF_RANGE))
-            return
-        if op is BlockOp.WRITE and len(data or b"") != length * self._info.block_size:
-            refused.append(Completion(token, BlockStatus.FAILED))
-            return
-        first = max(0, bisect_right(self._starts, offset) - 1)
-        last = max(first, bisect_right(self._starts, offset + length - 1) - 1)
-        region = self._regions[first]
-        if first == last:
-            region.batch.append(Request(op, token, offset - region.start, length, data))
-        else:
-            self._cut(request, self._regions[first : last + 1])
-
-    def _cut(self, request: Request, regions: list[_Region]) -> None:
-        op, token, offset, length, data = request
-        size = self._info.block_size
-        buffer = bytearray(length * size) if op is BlockOp.READ else None
-        whole = _Parts(token, len(regions), buffer)
-        view = memoryview(data) if data is not None else None
-        for region in regions:
-            begin = max(offset, region.start)
-            end = min(offset + length, region.start + region.upstairs.info.block_count)
-            at = (begin - offset) * size
-            piece = view[at : at + (end - begin) * size] if view is not None else None
-            region.batch.append(
-                Request(op, _Part(whole, at), begin - region.start, end - begin, piece)
-            )
-
-    def _finished(self, completions: list[Completion], done: Done) -> None:
-        if len(self._regions) > 1:
-            completions = [c for c in map(self._joined, completions) if c is not None]
-        for completion in completions:
-            if completion.status is not BlockStatus.OK:
-                self.counters.failed += 1
-        if completions:
-            done(completions)
-
-    def _joined(self, completion: Completion) -> Completion | None:
-        part = completion.token
-        if not isinstance(part, _Part):
-            return completion
-        whole = part.whole
-        whole.left -= 1
-        if completion.status is not BlockStatus.OK:
-            whole.status = completion.status
-        elif whole.buffer is not None and completion.data is not None:
-            whole.buffer[part.at : part.at + len(completion.data)] = completion.data
-        if whole.left:
-            return None
-        data = whole.buffer if whole.status is BlockStatus.OK else None
-        return Completion(whole.token, whole.status, data)
 
     # ---- operations
 
     async def activate(self, *, timeout_seconds: float | None = None) -> None:
         """Activates every region; returns when all are active, or raises the first one's error."""
-        await _all(
-            region.upstairs.activate(timeout_seconds=timeout_seconds) for region in self._regions
-        )
+        await _all(region.activate(timeout_seconds=timeout_seconds) for region in self._regions())
+        self._active = True
+        self._wake()
 
     async def deactivate(self) -> None:
-        """Flushes and lets go of every region; all are tried before the first error is raised."""
-        await _all(region.upstairs.deactivate() for region in self._regions)
+        """Ends scrubs, flushes and lets go of every region; all are tried before the first error is
+        raised."""
+        await self._stop_scrubs()
+        self._active = False
+        await _all(region.deactivate() for region in self._regions())
 
-    async def replace(self, old: str, new: str, replacement_id: str = "") -> Replacement:
-        """Asks the regions in order until one knows `old` or `new`; `slot` is -1 when none does."""
-        for region in self._regions:
-            outcome = await region.upstairs.replace(old, new, replacement_id)
-            if outcome.result is not ReplaceResult.MISSING:
-                return outcome
-        return Replacement(ReplaceResult.MISSING, -1)
+    async def replace(
+        self, region_path: str, old: str, new: str, replacement_id: str = ""
+    ) -> Replacement:
+        """Asks the region at that path; `slot` is -1 when it knows neither address, or is gone.
+        StateError TARGET_IN_USE when `new` is a member of another region of this volume."""
+        region = self._tree.regions.get(region_path)
+        if region is None:
+            return Replacement(ReplaceResult.MISSING, -1)
+        for path, other in self._tree.regions.items():
+            if other is not region and any(slot.address == new for slot in other.status().slots):
+                raise StateError(
+                    f"{new} is a member of {path or 'this volume'} already: name a downstairs that "
+                    "is not in use",
+                    reason="TARGET_IN_USE",
+                    target=new,
+                )
+        return await region.replace(old, new, replacement_id)
 
     async def verify(self, *, read_data: bool = False) -> VolumeVerification:
         """Compares the members of every region."""
+        parts = dict(self._tree.regions)
         results = await asyncio.gather(
-            *(region.upstairs.verify(read_data=read_data) for region in self._regions)
+            *(region.verify(read_data=read_data) for region in parts.values())
         )
         return VolumeVerification(
             equal=all(result.equal for result in results),
             extents_compared=sum(result.extents_compared for result in results),
-            members_compared=min(result.members_compared for result in results),
+            members_compared=min((result.members_compared for result in results), default=0),
             differences=tuple(
-                RegionDifference(region.path, difference.extent, difference.digests)
-                for region, result in zip(self._regions, results, strict=True)
+                RegionDifference(path, difference.extent, difference.digests)
+                for path, result in zip(parts, results, strict=True)
                 for difference in result.differences
             ),
             bad_blocks=sum(result.bad_blocks for result in results),
@@ -270,57 +226,172 @@ class Volume:
 
     def set_repair_limit(self, bytes_per_second: int) -> None:
         """Of each region's repair traffic; 0 is no bound."""
-        for region in self._regions:
-            region.upstairs.set_repair_limit(bytes_per_second)
+        for region in self._regions():
+            region.set_repair_limit(bytes_per_second)
+
+    # ---- scrubbing
+
+    def start_scrub(self, path: str, bytes_per_second_max: int = 0) -> ScrubStatus:
+        """Copies the parent of the volume at `path` into it; with a running scrub, sets its rate.
+
+        Answers DONE when that was done before. NotFoundError when there is no such volume or it has
+        no parent; StateError when it may not be written itself.
+        """
+        known = self._scrubs.get(path)
+        if known is not None and known.state is ScrubState.RUNNING:
+            known.set_rate(bytes_per_second_max)
+        if known is not None and known.state in (ScrubState.RUNNING, ScrubState.DONE):
+            return known.status()
+        overlay = self._tree.overlays.get(path)
+        if overlay is None:
+            where = f"the volume at {path!r}" if path else "this volume"
+            raise NotFoundError(
+                "parent", path, f"{where} has no read_only_parent: there is nothing to copy"
+            )
+        if self._read_only or overlay.front.info.read_only or PARENT in path.split("."):
+            raise StateError(
+                "a volume that is opened read-only is not filled from its parent",
+                reason="SCRUB_READ_ONLY",
+                path=path,
+            )
+        scrub = Scrub(
+            overlay,
+            path,
+            bytes_per_second_max=bytes_per_second_max,
+            skip_zeros=not path,
+            changed=self._wake,
+        )
+        self._scrubs[path] = scrub
+        self._stoppable.add(path)
+        self._scrubbing[path] = asyncio.create_task(self._scrub(path, scrub), name=f"scrub {path}")
+        return scrub.status()
+
+    async def stop_scrub(self, path: str) -> ScrubStatus:
+        """Ends a running scrub; NotFoundError when there was none."""
+        scrub = self._scrubs.get(path)
+        if scrub is None:
+            raise NotFoundError("scrub", path, f"no scrub was started for the volume at {path!r}")
+        await self._stop_scrub(path)
+        return scrub.status()
+
+    async def _scrub(self, path: str, scrub: Scrub) -> None:
+        if await scrub.run():
+            # From here on it is not stopped any more.
+            self._stoppable.discard(path)
+            await self._let_go(path)
+            scrub.finished()
+
+    async def _let_go(self, path: str) -> None:
+        """Drops the parent of the volume at `path`, whose blocks are all in it."""
+        await self._tree.overlays[path].drop_parent()
+        parts = self._tree.below(f"{path}.{PARENT}" if path else PARENT)
+        self._note_peers()
+        self._tree.remove(parts)
+        del self._tree.overlays[path]
+        try:
+            await _all(region.deactivate() for region in parts.regions.values())
+            await parts.close()
+        except StairwellError as error:
+            # Nothing depends on it any more.
+            log.warning("parent not let go cleanly", path=path, reason=error.message)
+
+    async def _stop_scrub(self, path: str) -> None:
+        task = self._scrubbing.get(path)
+        if task is not None:
+            stoppable = path in self._stoppable
+            if stoppable:
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if stoppable:
+                self._scrubs[path].stopped()
+
+    async def _stop_scrubs(self) -> None:
+        for path in list(self._scrubbing):
+            await self._stop_scrub(path)
+
+    # ---- looking
 
     def status(self) -> VolumeStatus:
-        """The volume and its regions now."""
-        regions = tuple((region.path, region.upstairs.status()) for region in self._regions)
-        state = _state_of([status.state for _path, status in regions])
+        """The volume and its parts now."""
+        regions = tuple((path, part.status()) for path, part in self._tree.regions.items())
         return VolumeStatus(
             volume_id=str(self.id),
-            state=state,
+            state=self._state([status.state for _path, status in regions]),
             reason="; ".join(status.reason for _path, status in regions if status.reason),
             block_size=self._info.block_size,
             total_bytes=self._info.total_bytes,
             regions=regions,
+            sources=tuple(
+                SourceStatus(path, part.kind, part.info.total_bytes, part.failed, part.last_error)
+                for path, part in self._tree.sources.items()
+            ),
+            scrubs=tuple(scrub.status() for scrub in self._scrubs.values()),
             counters=self.counters,
         )
 
-    def peers(self) -> tuple[str, ...]:
+    def _state(self, states: list[UpstairsState]) -> UpstairsState:
+        """Of the whole: as bad as the worst region; files and URLs are always there."""
+        if not states:
+            return UpstairsState.ACTIVE if self._active else UpstairsState.INITIALIZING
+        for state in (
+            UpstairsState.DISABLED,
+            UpstairsState.DEACTIVATING,
+            UpstairsState.GO_ACTIVE,
+            UpstairsState.INITIALIZING,
+        ):
+            if state in states:
+                return state
+        return UpstairsState.ACTIVE
+
+    def peers(self) -> tuple[Peer, ...]:
         """Every downstairs that the volume talks or talked to."""
-        return tuple(
-            dict.fromkeys(peer for region in self._regions for peer in region.upstairs.peers())
-        )
+        self._note_peers()
+        return tuple(self._peers.values())
+
+    def _note_peers(self) -> None:
+        for region in self._regions():
+            self._peers.update((peer.address, peer) for peer in region.peers())
+
+    def _regions(self) -> list[RegionUpstairs]:
+        return list(self._tree.regions.values())
+
+    def _wake(self) -> None:
+        for watcher in self._watchers:
+            watcher.set()
 
     async def watch(self) -> AsyncGenerator[VolumeStatus, None]:
-        """The status now and after changes of any region, coalesced; ends when the volume is
+        """The status now and after changes of any part, coalesced; ends when the volume is
         closed."""
         changed = asyncio.Event()
-        open_watches = len(self._regions)
 
-        async def follow(upstairs: RegionUpstairs) -> None:
-            nonlocal open_watches
-            async with aclosing(upstairs.watch()) as statuses:
+        async def follow(region: RegionUpstairs) -> None:
+            async with aclosing(region.watch()) as statuses:
                 async for _status in statuses:
                     changed.set()
-            open_watches -= 1
             changed.set()
 
-        tasks = [asyncio.create_task(follow(region.upstairs)) for region in self._regions]
+        self._watchers.add(changed)
+        tasks = [asyncio.create_task(follow(region)) for region in self._regions()]
         try:
-            while open_watches:
+            while not self._closed:
+                yield self.status()
                 await changed.wait()
                 changed.clear()
-                yield self.status()
+                await asyncio.sleep(WATCH_SECONDS)
         finally:
+            self._watchers.discard(changed)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Lets everything go, flushed or not."""
-        await _all(region.upstairs.close() for region in self._regions)
+        await self._stop_scrubs()
+        self._closed = True
+        try:
+            await self._tree.close()
+        finally:
+            self._wake()
 
 
 async def _all(operations: Iterable[Coroutine[None, None, None]]) -> None:
@@ -331,34 +402,10 @@ async def _all(operations: Iterable[Coroutine[None, None, None]]) -> None:
             raise result
 
 
-def _regions_of(spec: VolumeSpec) -> list[RegionSpec]:
-    if spec.read_only_parent is not None:
-        raise UnsupportedError("`read_only_parent` is not offered by this version: leave it null")
-    regions = []
-    for index, child in enumerate(spec.sub_volumes):
-        if not isinstance(child, RegionSpec):
-            raise UnsupportedError(
-                f"sub_volumes[{index}] is not a region: this version builds volumes of regions only"
-            )
-        if child.block_size != spec.block_size:
-            raise InvalidRequestError(
-                f"sub_volumes[{index}] has blocks of {child.block_size} bytes, the volume of "
-                f"{spec.block_size}: they must be equal"
-            )
-        regions.append(child)
-    if not regions:
-        raise UnsupportedError("a volume without sub_volumes is not offered by this version")
-    return regions
-
-
-def _state_of(states: list[UpstairsState]) -> UpstairsState:
-    """Of the whole: as bad as the worst region."""
-    for state in (
-        UpstairsState.DISABLED,
-        UpstairsState.DEACTIVATING,
-        UpstairsState.GO_ACTIVE,
-        UpstairsState.INITIALIZING,
-    ):
-        if state in states:
-            return state
-    return UpstairsState.ACTIVE
+__all__ = [
+    "SlotState",
+    "UpstairsState",
+    "Volume",
+    "VolumeStatus",
+    "VolumeVerification",
+]

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from stairlib.model.construction import VolumeSpec
-from stairlib.model.errors import NotFoundError, StairwellError
+from stairlib.model.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    NotFoundError,
+    StairwellError,
+)
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import Backend
@@ -54,23 +58,43 @@ class Machine:
     """Built once, started once, halted once. Satisfies `driver.Parts`."""
 
     def __init__(
-        self, spec: MachineSpec, config: ServerConfig, directory: Path, tracing: Tracing
+        self,
+        spec: MachineSpec,
+        config: ServerConfig,
+        directory: Path,
+        volumes: Sequence[Volume],
     ) -> None:
+        """`volumes` in the order of the disks; `build` opens them."""
         self.spec = spec
         self._memory = GuestRam(spec.memory_mib << 20)
         self._topology = PciTopology(self._memory)
         self.disks: dict[str, Disk] = {}
         self._host_files: list[FileBackend] = []
-        for disk in spec.disks:
-            self.disks[disk.name] = self._build_disk(disk, directory, tracing)
+        for disk, volume in zip(spec.disks, volumes, strict=True):
+            self.disks[disk.name] = self._build_disk(disk, volume, directory)
         self._build_host_devices(config)
         names = {str(disk.pci_path): disk.name for disk in spec.disks}
         self.guest = GuestSystem(self._topology, self._memory, names=names)
 
-    def _build_disk(self, disk: DiskSpec, directory: Path, tracing: Tracing) -> Disk:
-        assert isinstance(disk.construction, VolumeSpec)
-        volume = Volume(disk.construction, tracing=tracing, read_only=disk.read_only)
-        controller = NvmeController(volume, serial=disk.name, namespace_uuid=disk.construction.id)
+    @classmethod
+    async def build(
+        cls, spec: MachineSpec, config: ServerConfig, directory: Path, tracing: Tracing
+    ) -> Machine:
+        """Opens the volumes, which asks for the size of files and URLs, and builds the machine.
+        StairwellError names the disk and the part of its request that will not do."""
+        volumes: list[Volume] = []
+        try:
+            for index, disk in enumerate(spec.disks):
+                volume = await _opened(index, disk, tracing)
+                volumes.append(volume)
+            return cls(spec, config, directory, volumes)
+        except BaseException:
+            for volume in volumes:
+                await volume.close()
+            raise
+
+    def _build_disk(self, disk: DiskSpec, volume: Volume, directory: Path) -> Disk:
+        controller = NvmeController(volume, serial=disk.name, namespace_uuid=volume.id)
         self._topology.attach(disk.pci_path, controller)
         # Named by place, not by name: a disk's name may hold anything.
         export = NbdExport(volume, disk.name, socket=directory / f"nbd-{disk.pci_path}.sock")
@@ -159,3 +183,17 @@ class Machine:
             log.warning("volume not deactivated cleanly", disk=disk.spec.name, reason=str(error))
         finally:
             await disk.volume.close()
+
+
+async def _opened(index: int, disk: DiskSpec, tracing: Tracing) -> Volume:
+    try:
+        return await Volume.open(disk.construction, tracing=tracing, read_only=disk.read_only)
+    except StairwellError as error:
+        error.message = f"disk {disk.name!r}: {error.message}"
+        error.args = (error.message,)
+        if isinstance(error, InvalidRequestError):
+            error.violations = tuple(
+                FieldViolation(f"spec.disks[{index}].{v.field}", v.description, v.reason)
+                for v in error.violations
+            )
+        raise

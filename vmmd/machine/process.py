@@ -16,6 +16,7 @@ from vmmd.core.request_queue import RequestKind
 from vmmd.core.server_config import ServerConfig
 from vmmd.machine.driver import Driver
 from vmmd.machine.machine import Machine
+from vmmd.upstairs.shell.runner import Peer
 
 
 class MachineHost:
@@ -26,15 +27,23 @@ class MachineHost:
         self._machine: Machine | None = None
         self._driver: Driver | None = None
         self._engine = ""
+        self._configuring = False
         self._configured = asyncio.Event()
         self._run: asyncio.Task[None] | None = None
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, tuple[Peer, grpc.aio.Channel]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
-    def configure(self, spec: MachineSpec, config: ServerConfig, directory: Path) -> MachineRecord:
+    async def configure(
+        self, spec: MachineSpec, config: ServerConfig, directory: Path
+    ) -> MachineRecord:
         """Builds the machine; StateError when there is one."""
-        if self._machine is not None:
+        if self._configuring:
             raise StateError("this process has its machine", reason="CONFIGURED_ALREADY")
-        self._machine = Machine(spec, config, directory, self._tracing)
+        self._configuring = True
+        try:
+            self._machine = await Machine.build(spec, config, directory, self._tracing)
+        finally:
+            self._configuring = self._machine is not None
         self._driver = Driver(self._machine)
         self._engine = config.engine.value
         self._run = asyncio.create_task(self._driver.run(), name="machine")
@@ -82,16 +91,30 @@ class MachineHost:
     def downstairs(self) -> Iterable[tuple[str, grpc.aio.Channel]]:
         """Channels to every downstairs the volumes talk to, or talked to."""
         if self._machine is not None:
-            for volume in self._machine.volumes():
-                for address in volume.peers():
-                    if address not in self._channels:
-                        self._channels[address] = open_channel(address)
-        return list(self._channels.items())
+            volumes = self._machine.volumes()
+            # A downstairs that several volumes read from is asked once.
+            found = {peer.address: peer for volume in volumes for peer in volume.peers()}
+            for peer in found.values():
+                self._open(peer)
+        return [(address, channel) for address, (_peer, channel) in self._channels.items()]
+
+    def _open(self, peer: Peer) -> None:
+        """A channel to the peer, as it was reached last: certificates do not last for ever."""
+        before = self._channels.get(peer.address)
+        if before is not None:
+            if before[0] == peer:
+                return
+            closing = asyncio.create_task(before[1].close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        self._channels[peer.address] = (peer, open_channel(peer.address, tls=peer.tls))
 
     async def close(self) -> None:
         """After the end: nothing is left running."""
         if self._run is not None:
             self._run.cancel()
             await asyncio.gather(self._run, return_exceptions=True)
-        for channel in self._channels.values():
+        for _peer, channel in self._channels.values():
             await channel.close()
+        if self._closing:
+            await asyncio.wait(self._closing)

@@ -23,7 +23,12 @@ from vmmd.core.server_config import ServerConfig
 from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
 from vmmd.machine.machine import Disk
 from vmmd.machine.process import MachineHost
-from vmmd.machine.volume_mapping import replaced_message, verified_message, volume_message
+from vmmd.machine.volume_mapping import (
+    replaced_message,
+    scrub_message,
+    verified_message,
+    volume_message,
+)
 from vmmd.mapping import (
     machine_with_state,
     record_to_message,
@@ -43,7 +48,7 @@ class MachineProcessServicer(MachineProcessServiceServicer):
     async def Configure(
         self, request: process_pb.ConfigureRequest, _context: Context
     ) -> process_pb.ConfigureResponse:
-        record = self._host.configure(
+        record = await self._host.configure(
             spec_from_message(request.spec),
             ServerConfig.from_json(request.server_config_json),
             Path(request.nbd_directory),
@@ -101,10 +106,13 @@ class VolumeServicer(VolumeServiceServicer):
         if changed is None:
             return pb.ReplaceVcrResponse(result=pb.VCR_REPLACE_RESULT_VCR_MATCHES)
         outcome = await self._host.driver.replace(
-            lambda: disk.volume.replace(changed.old, changed.new, request.replacement_id)
+            lambda: disk.volume.replace(
+                changed.region_path, changed.old, changed.new, request.replacement_id
+            )
         )
         if outcome.slot < 0:
-            raise NotFoundError("target", changed.old, f"no member is at {changed.old}")
+            where = changed.region_path or "the volume"
+            raise NotFoundError("target", changed.old, f"no member of {where} is at {changed.old}")
         return replaced_message(outcome.result, changed)
 
     async def VerifyVolume(
@@ -112,6 +120,19 @@ class VolumeServicer(VolumeServiceServicer):
     ) -> pb.VerifyVolumeResponse:
         verification = await self._disk(request.disk).volume.verify(read_data=request.read_data)
         return pb.VerifyVolumeResponse(report=verified_message(verification))
+
+    async def StartScrub(
+        self, request: pb.StartScrubRequest, _context: Context
+    ) -> pb.StartScrubResponse:
+        volume = self._disk(request.disk).volume
+        status = volume.start_scrub(request.path, request.bytes_per_second_max)
+        return pb.StartScrubResponse(scrub=scrub_message(status))
+
+    async def StopScrub(
+        self, request: pb.StopScrubRequest, _context: Context
+    ) -> pb.StopScrubResponse:
+        status = await self._disk(request.disk).volume.stop_scrub(request.path)
+        return pb.StopScrubResponse(scrub=scrub_message(status))
 
     async def SetRepairLimits(
         self, request: pb.SetRepairLimitsRequest, _context: Context

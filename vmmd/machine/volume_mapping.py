@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stairlib.model.construction_diff import ChangedTarget
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from vmmd.block.scrub import ScrubStatus
 from vmmd.block.volume import VolumeStatus, VolumeVerification
 from vmmd.upstairs.core.events import ReplaceResult
 from vmmd.upstairs.core.status import RegionStatus, RepairProgress, SlotStatus
@@ -22,6 +23,17 @@ def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: st
         total_bytes=status.total_bytes,
         regions=[_region(path, region) for path, region in status.regions],
         nbd_uri=nbd_uri,
+        sources=[
+            pb.SourceInfo(
+                path=source.path,
+                type=source.kind,
+                total_bytes=source.total_bytes,
+                failed=source.failed,
+                last_error=source.last_error,
+            )
+            for source in status.sources
+        ],
+        scrubs=map(scrub_message, status.scrubs),
         counters=pb.VolumeCounters(
             reads=counters.reads,
             writes=counters.writes,
@@ -32,6 +44,19 @@ def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: st
             failed=counters.failed,
             read_mismatches=sum(region.read_mismatches for _path, region in status.regions),
         ),
+    )
+
+
+def scrub_message(scrub: ScrubStatus) -> pb.ScrubInfo:
+    """One scrub as it is now."""
+    return pb.ScrubInfo(
+        path=scrub.path,
+        state=pb.ScrubState.ValueType(scrub.state),
+        bytes_done=scrub.bytes_done,
+        bytes_total=scrub.bytes_total,
+        bytes_per_second_max=scrub.bytes_per_second_max,
+        elapsed_seconds=scrub.elapsed_seconds,
+        reason=scrub.reason,
     )
 
 
@@ -46,6 +71,7 @@ def _region(path: str, region: RegionStatus) -> pb.RegionInfo:
         slots=map(_slot, region.slots),
         flush_number=region.flush_number,
         cipher=region.cipher,
+        read_only=region.read_only,
     )
 
 

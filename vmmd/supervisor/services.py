@@ -138,6 +138,22 @@ class VolumeServicer(VolumeServiceServicer):
                 request, timeout=remaining(context, VERIFY_SECONDS)
             )
 
+    async def StartScrub(
+        self, request: volume_pb.StartScrubRequest, context: Context
+    ) -> volume_pb.StartScrubResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).StartScrub(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
+    async def StopScrub(
+        self, request: volume_pb.StopScrubRequest, context: Context
+    ) -> volume_pb.StopScrubResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).StopScrub(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
     async def SetRepairLimits(
         self, request: volume_pb.SetRepairLimitsRequest, context: Context
     ) -> volume_pb.SetRepairLimitsResponse:

@@ -24,6 +24,7 @@ from stairlib.model.context import plain_contexts
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import reach
 from stairlib.runtime.addresses import Address
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire import frame as wire
@@ -195,13 +196,16 @@ class DataClient:
 
 
 class Downstairs:
-    """A daemon in this process and stubs to it."""
+    """A daemon in this process and stubs to it; `peer` tells how it is reached over TLS."""
 
-    def __init__(self, daemon, tracing):
+    def __init__(self, daemon, tracing, peer=None):
         self.daemon = daemon
+        self.secure = {}
+        if peer is not None:
+            self.secure = {"ssl": peer.context, "server_hostname": peer.server_name}
         self.tracing = tracing
         self.address = f"127.0.0.1:{daemon.rpc.port}"
-        self.channel = open_channel(self.address)
+        self.channel = open_channel(self.address, tls=peer)
         self.block = block_grpc.BlockServiceStub(self.channel)
         self.region = region_grpc.RegionServiceStub(self.channel)
         self.repair = repair_grpc.RepairServiceStub(self.channel)
@@ -239,10 +243,10 @@ class Downstairs:
     async def dial(self, answer, *, unix=False):
         """A data connection to where the answer says, before any HELLO."""
         if unix:
-            streams = await asyncio.open_unix_connection(answer.data_unix_path)
+            streams = await asyncio.open_unix_connection(answer.data_unix_path, **self.secure)
         else:
             host, _, port = answer.data_address.rpartition(":")
-            streams = await asyncio.open_connection(host, int(port))
+            streams = await asyncio.open_connection(host, int(port), **self.secure)
         client = DataClient(*streams, answer.region.geometry.block_size)
         self.clients.append(client)
         return client
@@ -300,7 +304,9 @@ async def serve(tmp_path, monkeypatch):
         directory = place if isinstance(place, Path) else tmp_path / f"memory-{len(running)}"
         daemon = Daemon(engine, options(directory, **changes), tracing)
         await daemon.start()
-        downstairs = Downstairs(daemon, tracing)
+        files = changes.get("tls")
+        peer = None if files is None else await reach(f"127.0.0.1:{daemon.rpc.port}", files)
+        downstairs = Downstairs(daemon, tracing, peer)
         downstairs.place = place
         running.append(downstairs)
         return downstairs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.config import DEFAULT_ADDRESS, DEFAULT_VMMD, default_data, parse
+from controlplane.config import DEFAULT_ADDRESS, DEFAULT_VMMD, TLS_FLAGS, default_data, parse
 
 
 def test_defaults() -> None:
@@ -21,6 +21,12 @@ def test_the_document_s_command_line() -> None:
     config = parse(line.split(), {})
     assert (config.address, config.vmmd, config.data) == ("127.0.0.1:0", "127.0.0.1:9", Path("/d"))
     assert (config.log_level, config.log_json) == ("debug", True)
+
+
+def test_the_files_to_show_the_downstairs() -> None:
+    assert parse(["run"], {}).downstairs_tls == (None, None, None)
+    words = [word for flag, path in zip(TLS_FLAGS, "ckr", strict=True) for word in (flag, path)]
+    assert parse(["run", *words], {}).downstairs_tls == ("c", "k", "r")
 
 
 @pytest.mark.parametrize("state", ["", "relative"])
@@ -48,5 +54,6 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         "/state/stairwell/controlplane",
         "SIGTERM",
         "grpcurl",
+        *TLS_FLAGS,
     ):
         assert part in text

@@ -36,6 +36,12 @@ def test_a_uuid_is_needed(text):
         (["--latency", "-1"], "--latency"),
         (["-p", "65536"], "--port"),
         (["--create"], "--uuid"),
+        (["--cert-pem", "c"], "--key-pem is missing"),
+        (["--cert-pem", "c", "--key-pem", "k"], "--root-cert-pem is missing"),
+        (
+            ["--cert-pem", "/none", "--key-pem", "/none", "--root-cert-pem", "/none"],
+            "--cert-pem: /none cannot be read",
+        ),
     ],
 )
 def test_run_refuses_wrong_flags_in_a_sentence(tmp_path, capsys, flags, says):

@@ -40,3 +40,9 @@ def test_delays():
     assert Delays(FaultPlan(latency_seconds=0.5), random.Random(1)).next() == 0.5
     lossy = Delays(FaultPlan(lossy=True), random.Random(1))
     assert {lossy.next() for _ in range(100)} == {0.0, LOSSY_SECONDS}
+
+
+def test_a_session_may_be_lossy_where_the_daemon_is_not():
+    delays = Delays(FaultPlan(latency_seconds=0.5), random.Random(1))
+    assert {delays.next(lossy=True) for _ in range(100)} == {0.5, 0.5 + LOSSY_SECONDS}
+    assert {delays.next() for _ in range(100)} == {0.5}

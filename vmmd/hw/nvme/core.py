@@ -43,6 +43,7 @@ _STATUS_OF_WRITE = {
     BlockStatus.UNSUPPORTED: bits.INVALID_OPCODE,
     BlockStatus.ABORTED: bits.INTERNAL_ERROR,
     BlockStatus.FAILED: bits.WRITE_FAULT,
+    BlockStatus.BUSY: bits.WRITE_FAULT,
 }
 _STATUS_OF_READ = {**_STATUS_OF_WRITE, BlockStatus.FAILED: bits.UNRECOVERED_READ}
 
@@ -358,7 +359,7 @@ class NvmeCore:
     def complete(self, completions: Sequence[Completion]) -> Effects:
         """Takes the backend's answers, completes what is done and goes on with what was waiting."""
         effects = Effects()
-        for token, status, data in completions:
+        for token, status, data, _owned in completions:
             ongoing = token
             assert isinstance(ongoing, Ongoing)
             if ongoing.epoch == self._epoch:

@@ -4,6 +4,13 @@ Writes and discards are encoded once, sent to every usable member as the same by
 acknowledged at once (the volume is a disk with a volatile write cache). Requests above the
 admission limits wait in order, and never fail for that. A batch is unordered in itself; its writes
 go first, then its flush, then its reads, so that a flush covers at least what it has to.
+
+A WRITE_UNWRITTEN goes the way of a write, and every member decides block by block from what it
+holds. They decide alike because they hold alike: an active member has the same blocks at the same
+place in the order of frames; one that is sent frames again comes to the same end, since a block
+that was written stays so until it is discarded. Only a member under live repair does not know yet
+which of its blocks were written: while there is one, WRITE_UNWRITTEN completes BUSY and nothing is
+sent (docs/adr/0013).
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from stairlib.wire.frame import (
     encode,
     pack_op,
 )
-from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
+from vmmd.block.backend import READS, BlockOp, BlockStatus, Completion, Request
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import CompleteGuest
 from vmmd.upstairs.core.reads import Read, ReadBook
@@ -52,12 +59,14 @@ class GuestOps:
         self._region = region
         self._reads = reads
         geometry = region.config.geometry
+        self._read_only = region.config.read_only
         self._block_size = geometry.block_size
         self._block_count = geometry.block_count
         self._blocks_per_extent = geometry.blocks_per_extent
         self._waiting: deque[tuple[object, Request]] = deque()
         self._frame = _WriteFrame()
         self._new_reads: list[Read] = []
+        self._new_owned_reads: list[Read] = []
         self._flush_waiters: list[tuple[object, object]] = []
         # What may be started now: mutations go to every member, a read to the least busy one.
         self._room_jobs = 0
@@ -131,7 +140,7 @@ class GuestOps:
             self._read_bytes -= least.bytes
 
     def _fits(self, request: Request) -> bool:
-        if request.op is BlockOp.READ:
+        if request.op is BlockOp.READ or request.op is BlockOp.READ_OWNED:
             return self._read_jobs > 0 and self._read_bytes > 0
         return self._room_jobs > 0 and self._room_bytes > 0
 
@@ -140,6 +149,10 @@ class GuestOps:
         region = self._region
         if region.state is not UpstairsState.ACTIVE:
             completions.append(Completion(token, BlockStatus.ABORTED))
+        elif self._read_only and op not in READS:
+            # There is never anything to flush.
+            status = BlockStatus.OK if op is BlockOp.FLUSH else BlockStatus.READ_ONLY
+            completions.append(Completion(token, status))
         elif op is BlockOp.FLUSH:
             if region.usable_count < WRITES_NEEDED:
                 completions.append(Completion(token, BlockStatus.FAILED))
@@ -148,31 +161,38 @@ class GuestOps:
         elif offset < 0 or length < 0 or offset + length > self._block_count:
             completions.append(Completion(token, BlockStatus.OUT_OF_RANGE))
         elif not length:
-            completions.append(
-                Completion(token, BlockStatus.OK, b"" if op is BlockOp.READ else None)
-            )
+            completions.append(_nothing(op, token))
         elif op is BlockOp.READ:
             self._read_jobs -= 1
             self._read_bytes -= length * self._block_size
             self._new_reads.extend(self._reads.split(key, token, offset, length))
+        elif op is BlockOp.READ_OWNED:
+            self._read_jobs -= 1
+            self._read_bytes -= length * self._block_size
+            self._new_owned_reads.extend(self._reads.split(key, token, offset, length, owned=True))
         elif region.usable_count < WRITES_NEEDED:
             completions.append(Completion(token, BlockStatus.FAILED))
         elif op is BlockOp.WRITE:
-            status = self._write(offset, length, data)
+            status = self._write(OpKind.WRITE, offset, length, data)
+            completions.append(Completion(token, status))
+        elif op is BlockOp.WRITE_UNWRITTEN:
+            status = BlockStatus.BUSY
+            if not region.filling:
+                status = self._write(OpKind.WRITE_UNWRITTEN, offset, length, data)
             completions.append(Completion(token, status))
         else:
             self._room_jobs -= 1
             self._add_op(OpKind.DISCARD, offset, length)
             completions.append(Completion(token, BlockStatus.OK))
 
-    def _write(self, offset: int, length: int, data: Bytes | None) -> BlockStatus:
+    def _write(self, kind: OpKind, offset: int, length: int, data: Bytes | None) -> BlockStatus:
         size = length * self._block_size
         if data is None or len(data) != size:
             return BlockStatus.FAILED
         self._room_jobs -= 1
         self._room_bytes -= size
         if size <= PAYLOAD_BYTES_MAX:
-            self._add_write(offset, length, data, size)
+            self._add_write(kind, offset, length, data, size)
             return BlockStatus.OK
         view = memoryview(data)
         piece = PAYLOAD_BYTES_MAX // self._block_size
@@ -180,13 +200,13 @@ class GuestOps:
             count = min(piece, length - at)
             start = at * self._block_size
             end = start + count * self._block_size
-            self._add_write(offset + at, count, view[start:end], end - start)
+            self._add_write(kind, offset + at, count, view[start:end], end - start)
         return BlockStatus.OK
 
-    def _add_write(self, offset: int, length: int, data: Bytes, size: int) -> None:
+    def _add_write(self, kind: OpKind, offset: int, length: int, data: Bytes, size: int) -> None:
         if self._frame.payload_bytes + size > PAYLOAD_BYTES_MAX:
             self._send_writes()
-        self._add_op(OpKind.WRITE, offset, length)
+        self._add_op(kind, offset, length)
         frame = self._frame
         frame.data.append(data)
         frame.payload_bytes += size
@@ -204,6 +224,9 @@ class GuestOps:
             self.flush(waiters)
         if self._new_reads:
             reads, self._new_reads = self._new_reads, []
+            self._reads.send(reads)
+        if self._new_owned_reads:
+            reads, self._new_owned_reads = self._new_owned_reads, []
             self._reads.send(reads)
 
     def _send_writes(self) -> None:
@@ -253,6 +276,15 @@ class GuestOps:
             region.complete(waiters, BlockStatus.OK)
         else:
             last.waiters.extend(waiters)
+
+
+def _nothing(op: BlockOp, token: object) -> Completion:
+    """The end of a request for no blocks."""
+    if op is BlockOp.READ:
+        return Completion(token, BlockStatus.OK, b"")
+    if op is BlockOp.READ_OWNED:
+        return Completion(token, BlockStatus.OK, b"", np.zeros(0, dtype=np.bool_))
+    return Completion(token, BlockStatus.OK)
 
 
 def _load(member: Member) -> tuple[int, int]:

@@ -28,6 +28,9 @@ REPLAY_BYTES_MAX = 2 * REPLAY_BYTES_FLUSH
 # Devices have bounded queues (NVMe: 64 queues of 1024); more waiting than this is a device's bug.
 GUEST_WAITING_MAX = 65_536
 
+# Connections that may break under a read before it is not sent to that member again: one break is
+# bad luck, more may be the read's own doing.
+READ_LOSSES_MAX = 3
 READ_FRAME_BYTES_MAX = 1 << 20  # spreads a deep queue of large reads over the members
 FLUSH_TIMEOUT_SECONDS = 0.5
 
@@ -37,6 +40,10 @@ RECONNECT_SECONDS_MAX = 10.0
 # delay.
 CONNECTION_GOOD_SECONDS = 10.0
 DEACTIVATE_SECONDS_MAX = 10.0
+
+# How long a read-only set that is being activated waits for members that are being reached, beside
+# one that is there: long for an answer on a network that works, short for a person.
+READ_ONLY_OTHERS_SECONDS = 1.0
 
 COPIES_IN_FLIGHT = 4
 # A copy is asked of other sources after a failure; after this many the repair is given up and begun

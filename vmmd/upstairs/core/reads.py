@@ -4,6 +4,9 @@ The reads of a guest batch travel in few frames, each to the member with the lea
 frame whose reply is whole and right, the usual case, is completed as one. Anything else is looked
 at read by read, and what failed goes to a member that has not been tried for it; with none left the
 guest gets FAILED. Data that does not match its context is never given to the guest.
+
+Reads that ask for ownership travel in frames of their own, so that the plain ones pay nothing for
+them. A read whose member's connection broke has not been tried there: it may be sent to it again.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from stairlib.model.context import ContextArray
+import numpy as np
+import numpy.typing as npt
+
+from stairlib.model.context import ContextArray, written
 from stairlib.wire.frame import PAYLOAD_BYTES_MAX, Frame, FrameKind, OpKind, encode, pack_op
 from vmmd.block.backend import BlockStatus, Completion
 from vmmd.upstairs.core import limits
@@ -22,18 +28,23 @@ from vmmd.upstairs.core.slot import Member
 
 
 class Gather:
-    """A guest read too large for one frame, put together from its pieces."""
+    """A guest read too large for one frame, put together from its pieces. `owned`, one entry a
+    block, is there when ownership was asked for."""
 
-    __slots__ = ("buffer", "failed", "left")
+    __slots__ = ("buffer", "failed", "left", "owned")
 
-    def __init__(self, length_bytes: int, pieces: int) -> None:
+    def __init__(
+        self, length_bytes: int, pieces: int, owned: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         self.buffer = bytearray(length_bytes)
         self.left = pieces
         self.failed = False
+        self.owned = owned
 
 
 class Read(NamedTuple):
-    """One op of a read frame; `gather_at` is the byte offset of the piece in `gather`."""
+    """One op of a read frame; `gather_at` is the byte offset of the piece in `gather`. With `owned`
+    the completion tells which blocks were ever written; all reads of a frame do or do not."""
 
     key: object
     token: object
@@ -41,19 +52,23 @@ class Read(NamedTuple):
     length: int
     gather: Gather | None = None
     gather_at: int = 0
+    owned: bool = False
 
 
 class ReadFrame:
     """The reads of one frame, sent to one member. `answered` marks ops of a reply that came in
-    parts."""
+    parts; `losses` counts the connections that broke under them."""
 
-    __slots__ = ("answered", "blocks", "first_job", "left", "member", "reads", "tried")
+    __slots__ = ("answered", "blocks", "first_job", "left", "losses", "member", "reads", "tried")
 
-    def __init__(self, first_job: int, reads: Sequence[Read], member: Member, tried: int) -> None:
+    def __init__(
+        self, first_job: int, reads: Sequence[Read], member: Member, tried: int, losses: int
+    ) -> None:
         self.first_job = first_job
         self.reads = reads
         self.member = member
         self.tried = tried
+        self.losses = losses
         self.blocks = sum(read.length for read in reads)
         self.left = len(reads)
         self.answered: set[int] = set()
@@ -67,7 +82,7 @@ class ReadBook:
         self._region = region
         self._block_size = region.config.geometry.block_size
         self._frames: dict[int, ReadFrame] = {}
-        self._parked: list[tuple[list[Read], int]] = []
+        self._parked: list[tuple[list[Read], int, int]] = []
         region.reads = self
 
     @property
@@ -77,34 +92,39 @@ class ReadBook:
 
     def parked_jobs(self) -> int:
         """Reads that wait for a member to come back."""
-        return sum(len(reads) for reads, _tried in self._parked)
+        return sum(len(reads) for reads, _tried, _losses in self._parked)
 
     # ---- sending
 
-    def split(self, key: object, token: object, offset: int, length: int) -> list[Read]:
+    def split(
+        self, key: object, token: object, offset: int, length: int, *, owned: bool = False
+    ) -> list[Read]:
         """A guest read as reads that fit a frame each."""
-        piece = PAYLOAD_BYTES_MAX // self._block_size
+        size = self._block_size
+        piece = PAYLOAD_BYTES_MAX // size
         if length <= piece:
-            return [Read(key, token, offset, length)]
+            return [Read(key, token, offset, length, owned=owned)]
         starts = range(0, length, piece)
-        gather = Gather(length * self._block_size, len(starts))
+        mask = np.zeros(length, dtype=np.bool_) if owned else None
+        gather = Gather(length * size, len(starts), mask)
         return [
-            Read(key, token, offset + at, min(piece, length - at), gather, at * self._block_size)
+            Read(key, token, offset + at, min(piece, length - at), gather, at * size, owned)
             for at in starts
         ]
 
-    def send(self, reads: list[Read], tried: int = 0) -> None:
-        """Sends the reads to the least busy members, in frames of a bounded size."""
+    def send(self, reads: list[Read], tried: int = 0, losses: int = 0) -> None:
+        """Sends the reads, all with or all without ownership, to the least busy members, in frames
+        of a bounded size."""
         limit = max(1, limits.READ_FRAME_BYTES_MAX // self._block_size)
         start, blocks = 0, 0
         for index, read in enumerate(reads):
             if index > start and blocks + read.length > limit:
-                self._send_frame(reads[start:index], tried)
+                self._send_frame(reads[start:index], tried, losses)
                 start, blocks = index, 0
             blocks += read.length
-        self._send_frame(reads[start:] if start else reads, tried)
+        self._send_frame(reads[start:] if start else reads, tried, losses)
 
-    def _send_frame(self, reads: list[Read], tried: int) -> None:
+    def _send_frame(self, reads: list[Read], tried: int, losses: int) -> None:
         region = self._region
         member: Member | None = None
         for candidate in region.active:
@@ -113,10 +133,10 @@ class ReadBook:
             if member is None or (candidate.bytes, candidate.jobs) < (member.bytes, member.jobs):
                 member = candidate
         if member is None:
-            self._no_member(reads, tried)
+            self._no_member(reads, tried, losses)
             return
         first = region.take_jobs(len(reads))
-        frame = ReadFrame(first, reads, member, tried | member.bit)
+        frame = ReadFrame(first, reads, member, tried | member.bit, losses)
         self._frames[first] = frame
         member.jobs += len(reads)
         member.bytes += frame.blocks * self._block_size
@@ -127,9 +147,9 @@ class ReadBook:
         buffers = encode(FrameKind.REQUEST, ops, sequence=first)
         region.effects.append(SendFrame((member.link,), buffers))
 
-    def _no_member(self, reads: list[Read], tried: int) -> None:
+    def _no_member(self, reads: list[Read], tried: int, losses: int) -> None:
         if any(m.held and not m.bit & tried for m in self._region.members):
-            self._parked.append((reads, tried))
+            self._parked.append((reads, tried, losses))
             return
         self._fail(reads, BlockStatus.FAILED)
 
@@ -148,17 +168,22 @@ class ReadBook:
         """Membership has changed: parked reads may find a member now, or none ever."""
         if self._parked:
             parked, self._parked = self._parked, []
-            for reads, tried in parked:
-                self.send(reads, tried)
+            for reads, tried, losses in parked:
+                self.send(reads, tried, losses)
 
     # ---- ending
 
     def lose(self, member: Member) -> None:
-        """Sends what the member has not answered to others."""
+        """Sends what the member has not answered to others, or to itself once it is back: nothing
+        it said speaks against it. A read under which connection after connection breaks is not sent
+        for ever."""
         for frame in [f for f in self._frames.values() if f.member is member]:
             del self._frames[frame.first_job]
             self._release(frame, frame.left)
-            self.send(self._unanswered(frame), frame.tried)
+            tried = frame.tried
+            if frame.losses < limits.READ_LOSSES_MAX:
+                tried &= ~member.bit
+            self.send(self._unanswered(frame), tried, frame.losses + 1)
 
     def abort(self) -> None:
         """Ends all reads; the upstairs is stopping."""
@@ -167,7 +192,7 @@ class ReadBook:
         for frame in frames.values():
             self._release(frame, frame.left)
             self._fail(self._unanswered(frame), BlockStatus.ABORTED)
-        for reads, _tried in parked:
+        for reads, _tried, _losses in parked:
             self._fail(reads, BlockStatus.ABORTED)
 
     def _unanswered(self, frame: ReadFrame) -> list[Read]:
@@ -210,6 +235,9 @@ class ReadBook:
         payload = opened
         del self._frames[frame.first_job]
         self._release(frame, frame.left)
+        if frame.reads[0].owned:
+            self._finish_owned(frame.reads, payload, written(contexts))
+            return True
         run: list[Completion] = []
         last_key: object = None
         at = 0
@@ -225,6 +253,17 @@ class ReadBook:
                 run.append(Completion(read.token, BlockStatus.OK, payload[at:end]))
             at = end
         return True
+
+    def _finish_owned(
+        self, reads: Sequence[Read], payload: memoryview, owned: npt.NDArray[np.bool_]
+    ) -> None:
+        """Completes the reads of a whole reply; `owned` covers all its blocks."""
+        size = self._block_size
+        at = 0
+        for read in reads:
+            end = at + read.length
+            self._done(read, payload[at * size : end * size], owned[at:end])
+            at = end
 
     def find(self, member: Member, job: int) -> ReadFrame | None:
         """The frame that holds `job`; for replies that came in parts."""
@@ -259,16 +298,18 @@ class ReadBook:
             self._retry(frame, index)
             return
         self._answered(frame, index)
+        self._done(read, opened, written(contexts) if read.owned else None)
+
+    def _done(self, read: Read, data: memoryview, owned: npt.NDArray[np.bool_] | None) -> None:
         if read.gather is not None:
-            self._piece(read, opened)
+            self._piece(read, data, owned)
             return
-        self._region.effects.append(
-            CompleteGuest(read.key, [Completion(read.token, BlockStatus.OK, opened)])
-        )
+        done = Completion(read.token, BlockStatus.OK, data, owned)
+        self._region.effects.append(CompleteGuest(read.key, [done]))
 
     def _retry(self, frame: ReadFrame, index: int) -> None:
         self._answered(frame, index)
-        self.send([frame.reads[index]], frame.tried)
+        self.send([frame.reads[index]], frame.tried, frame.losses)
 
     def _answered(self, frame: ReadFrame, index: int) -> None:
         frame.answered.add(index)
@@ -276,15 +317,20 @@ class ReadBook:
         if not frame.left:
             del self._frames[frame.first_job]
 
-    def _piece(self, read: Read, data: memoryview) -> None:
+    def _piece(
+        self, read: Read, data: memoryview, owned: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         gather = read.gather
         assert gather is not None
         gather.left -= 1
         if gather.failed:
             return
         gather.buffer[read.gather_at : read.gather_at + len(data)] = data
+        if gather.owned is not None and owned is not None:
+            first = read.gather_at // self._block_size
+            gather.owned[first : first + read.length] = owned
         if not gather.left:
-            done = Completion(read.token, BlockStatus.OK, gather.buffer)
+            done = Completion(read.token, BlockStatus.OK, gather.buffer, gather.owned)
             self._region.effects.append(CompleteGuest(read.key, [done]))
 
 

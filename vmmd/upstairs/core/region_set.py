@@ -62,6 +62,7 @@ class UpstairsConfig:
     geometry: Geometry
     targets: tuple[str, str, str]
     flush_timeout_seconds: float = limits.FLUSH_TIMEOUT_SECONDS
+    read_only: bool = False
     # None for a set whose blocks are kept as they are.
     encryption: Encryption | None = None
 
@@ -109,6 +110,10 @@ class RegionSet:
         self.links: tuple[int, ...] = ()
         self.active: list[Member] = []
         self.usable_count = 0
+        # A member streams that does not hold all blocks yet.
+        self.filling = False
+        # Members wait to be compared.
+        self.joining = False
         # The members that fill the three slots, by slot; and the good one that is being replaced
         # and serves until its successor can.
         self.slots: list[Member] = []
@@ -128,6 +133,8 @@ class RegionSet:
         self.links = tuple(m.link for m in self.members if m.streams)
         self.active = [m for m in self.members if m.active]
         self.usable_count = sum(m.usable for m in self.members)
+        self.filling = any(m.state is SlotState.LIVE_REPAIR for m in self.members)
+        self.joining = any(m.state is SlotState.WAIT_QUORUM for m in self.members)
         self.slots = sorted((m for m in self.members if not m.departing), key=lambda m: m.slot)
         self.departing = next((m for m in self.members if m.departing), None)
         self.repair_wanted = any(m.state is SlotState.LIVE_REPAIR_READY for m in self.slots)

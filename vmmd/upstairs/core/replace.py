@@ -18,6 +18,9 @@ Another slot being away does not block. Before the set is active the new member 
 quorum, and a reconciliation that is running begins anew with it. D4 holds there too, and a
 connected member can only go when the others are known to hold all that it holds: a reconciliation's
 source may be the one whole copy left.
+
+Nothing is copied in a read-only set: the new member has to hold the data already, is compared when
+it connects, and serves at once. No source is needed there, and none can be lost.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def _check_others(region: RegionSet, leaving: Member) -> None:
                 slot=str(member.slot),
                 state=member.state.name,
             )
-    if not any(member.complete for member in region.members):
+    if not region.config.read_only and not any(member.complete for member in region.members):
         raise StateError(
             "no member of this volume is active: there is nothing a new member could be "
             "filled from",
@@ -100,7 +103,8 @@ def _check_before_active(
                 reason="REPLACEMENT_RUNNING",
                 slot=str(member.slot),
             )
-    if leaving.state not in (SlotState.WAIT_QUORUM, SlotState.RECONCILE):
+    waits = leaving.state in (SlotState.WAIT_QUORUM, SlotState.RECONCILE)
+    if region.config.read_only or not waits:
         return
     if reconciling is None or reconciling.is_source(leaving):
         raise ConflictError(

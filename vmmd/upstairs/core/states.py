@@ -23,9 +23,13 @@ A slot's member (one downstairs), as seen by the upstairs:
          +--reconcile--> RECONCILE +--lost-- any of them; STOPPING is entered by `stop` from any
          connected state, left by `lost`
 
+In a read-only set every member goes NEGOTIATING --join--> WAIT_QUORUM --activate--> ACTIVE, also
+while the set serves; WAIT_QUORUM --stop--> when another member is known to hold something newer.
+
 The mode says why a member is connecting: NEW joins by quorum and reconciliation; OFFLINE was active
 and gets the frames it missed again; FAULTED needs a live repair; REPLACED too, and its region may
-be another one.
+be another one. In a read-only set nothing is sent again or repaired: OFFLINE is waited for, FAULTED
+is not.
 """
 
 from __future__ import annotations

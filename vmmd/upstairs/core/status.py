@@ -58,6 +58,7 @@ class RegionStatus:
     read_mismatches: int
     guest_waiting: int
     cipher: str
+    read_only: bool
 
 
 def progress(
@@ -122,4 +123,5 @@ def snapshot(
         read_mismatches=region.read_mismatches,
         guest_waiting=waiting,
         cipher=region.cipher,
+        read_only=region.config.read_only,
     )

@@ -26,6 +26,7 @@ from vmmd.upstairs.core.cipher_check import cipher_problem
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.live_repair import LiveRepair, RepairPhase
+from vmmd.upstairs.core.read_only import ReadOnlyMembers
 from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.replace import decide
@@ -59,7 +60,7 @@ _SETTLE_ROUNDS_MAX = 100  # a step that has not settled by then is a bug
 
 
 class Upstairs:
-    """See the module. `read_only` sets are not served by this version."""
+    """See the module. A read-only set serves with any one of its members, and changes none."""
 
     def __init__(self, config: UpstairsConfig) -> None:
         self._region = RegionSet(config)
@@ -67,6 +68,7 @@ class Upstairs:
         self._guest = GuestOps(self._region, self._reads)
         self._replies = ReplyRouter(self._region, self._reads)
         self._activation = Activation(self._region)
+        self._read_only = ReadOnlyMembers(self._region) if config.read_only else None
         self._repair: LiveRepair | None = None
         self._verifications: list[Verification] = []
         self._activate_keys: list[object] = []
@@ -127,7 +129,10 @@ class Upstairs:
     def _advance(self) -> None:
         region = self._region
         state = region.state
-        if state is UpstairsState.GO_ACTIVE or (
+        if self._read_only is not None:
+            if region.joining and state in (UpstairsState.GO_ACTIVE, UpstairsState.ACTIVE):
+                self._advance_read_only(self._read_only)
+        elif state is UpstairsState.GO_ACTIVE or (
             state is UpstairsState.ACTIVE and not region.active
         ):
             self._advance_activation()
@@ -211,7 +216,7 @@ class Upstairs:
         region.encrypt_as(session.cipher, session.owner_id)
         member.stamps = session.stamps
         member.connected_at = region.now
-        if region.state is UpstairsState.GO_ACTIVE:
+        if region.state is UpstairsState.GO_ACTIVE or self._read_only is not None:
             member.move(SlotMove.JOIN)
             region.touch()
         elif member.mode is SlotMode.OFFLINE:
@@ -299,7 +304,9 @@ class Upstairs:
             self._leave_after = None
             return
         successor = next(m for m in region.slots if m.slot == departing.slot)
-        if successor.active:
+        if successor.active and self._read_only is not None:
+            region.drop_member(departing, f"replaced by {successor.address}")
+        elif successor.active:
             if self._leave_after is None:
                 self._leave_after = region.send_flush().last_job
             if successor.synced_job >= self._leave_after:
@@ -331,14 +338,16 @@ class Upstairs:
         region = self._region
         generation = region.generation if event.generation is None else event.generation
         answer = region.effects.append
-        if generation < 1:
+        # A read-only set takes nothing over from anybody: any generation will do.
+        ordered = self._read_only is None
+        if generation < 1 and ordered:
             error: StairwellError = InvalidRequestError(
                 "generation 0 is not legal: the first activation of a set takes 1",
                 reason="GENERATION_ZERO",
             )
             answer(events.Answer(event.key, error=error))
         elif region.state in (UpstairsState.ACTIVE, UpstairsState.GO_ACTIVE):
-            if generation != region.generation:
+            if generation != region.generation and ordered:
                 error = StateError(
                     f"active with generation {region.generation}: deactivate to activate "
                     "with another",
@@ -357,18 +366,27 @@ class Upstairs:
             region.reason = ""
             region.move(UpstairsMove.ACTIVATE)
             self._activate_keys.append(event.key)
+            if self._read_only is not None:
+                self._read_only.begin()
             for member in region.members:
                 member.retry_at = region.now
                 member.retry_delay = limits.RECONNECT_SECONDS_MIN
             self._connect_due()
 
     def _advance_activation(self) -> None:
-        region = self._region
         served = self._activation.advance()
         if self._activation.failure is not None:
             self._fail(self._activation.failure)
-        elif served and region.state is UpstairsState.GO_ACTIVE:
-            region.move(UpstairsMove.QUORUM)
+        elif served:
+            self._activated()
+
+    def _advance_read_only(self, members: ReadOnlyMembers) -> None:
+        if members.advance():
+            self._activated()
+
+    def _activated(self) -> None:
+        if self._region.state is UpstairsState.GO_ACTIVE:
+            self._region.move(UpstairsMove.QUORUM)
             self._answer_all(self._activate_keys)
 
     def _on_deactivate(self, event: events.Deactivate) -> None:

@@ -2,7 +2,8 @@
 
 A flush, and then a digest of every extent's contexts, asked of all active members at the same place
 in the order of writes: each daemon handles these at once when it comes to them, so equal members
-give equal digests under any load. A few extents are asked for at a time, the next when all members
+give equal digests under any load. The members of a read-only set never change: no flush there. A
+few extents are asked for at a time, the next when all members
 have answered, so that guest requests never queue behind more than one such step.
 """
 
@@ -31,7 +32,7 @@ class Verification:
                 error=StateError(f"the volume is {region.state.name}: activate it to verify it")
             )
             return
-        self._flush = region.send_flush()
+        self._flush = None if region.config.read_only else region.send_flush()
         geometry = region.config.geometry
         self._extents = geometry.extent_count
         self._step = max(1, limits.DIGEST_BLOCKS_PER_OP // geometry.blocks_per_extent)
@@ -73,11 +74,11 @@ class Verification:
             self._end(error=UnavailableError("every member was lost during the comparison"))
         elif self._asked < self._extents:
             self._ask()
-        elif self._flush.judged:
+        elif self._flush is None or self._flush.judged:
             self._answer()
 
     def _answer(self) -> None:
-        if not self._flush.succeeded:
+        if self._flush is not None and not self._flush.succeeded:
             self._end(
                 error=DataError("the flush before the comparison failed", reason="FLUSH_FAILED")
             )

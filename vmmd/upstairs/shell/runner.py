@@ -23,9 +23,10 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from stairlib.model.cipher import KEY_BYTES
 from stairlib.model.construction import RegionOptions, RegionSpec
-from stairlib.model.errors import InvalidRequestError, UnavailableError, UnsupportedError
+from stairlib.model.errors import InvalidRequestError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import PeerTls, reach, region_tls
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, traceparent
 from stairlib.wire.frame import Frame
@@ -70,19 +71,25 @@ class VerifyResult:
     blocks_read: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A downstairs that an upstairs talks or talked to; `tls` None: in plain text."""
+
+    address: str
+    tls: PeerTls | None
+
+
 def check_supported(spec: RegionSpec) -> None:
-    """UnsupportedError names what this version does not offer; InvalidRequestError what cannot
-    be."""
+    """InvalidRequestError names what cannot be, StateError TLS_FILE a file that will not do."""
     options = spec.options
-    if options.read_only:
-        raise UnsupportedError("read-only regions are not offered by this version")
-    if options.cert_pem or options.key_pem or options.root_cert_pem:
-        raise UnsupportedError("TLS to the downstairs is not offered by this version")
     if len(options.targets) != limits.SLOT_COUNT or len(set(options.targets)) != limits.SLOT_COUNT:
         raise InvalidRequestError("a region has exactly three different targets")
     problems = spec.geometry.problems()
     if problems:
         raise InvalidRequestError("; ".join(f"{field}: {text}" for field, text in problems))
+    tls = region_tls(options)
+    if tls is not None:
+        tls.check()
     encryption_of(options)
 
 
@@ -96,10 +103,7 @@ def encryption_of(options: RegionOptions) -> Encryption | None:
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
-        # From None: the cause would show what was given.
-        raise InvalidRequestError(
-            f"key must be base64 of {KEY_BYTES} bytes", reason="KEY_INVALID"
-        ) from None
+        raise InvalidRequestError(f"key must be base64 of {KEY_BYTES} bytes", reason="KEY_INVALID")
     return Encryption(key, os.urandom)
 
 
@@ -112,6 +116,12 @@ class RegionUpstairs:
         timeout = options.flush_timeout
         self._geometry = spec.geometry
         self._encrypted = spec.encrypted
+        self._tls = region_tls(options)
+        self._lossy = options.lossy
+        if options.control is not None:
+            # Compared with other requests, so that none passes for another; all it offers is
+            # offered over gRPC.
+            _log.info("control address not served", control=options.control)
         targets = options.targets
         self._core = Upstairs(
             UpstairsConfig(
@@ -122,6 +132,7 @@ class RegionUpstairs:
                 targets=(targets[0], targets[1], targets[2]),
                 flush_timeout_seconds=limits.FLUSH_TIMEOUT_SECONDS if timeout is None else timeout,
                 encryption=encryption_of(options),
+                read_only=options.read_only,
             )
         )
         self._tracing = tracing
@@ -134,13 +145,13 @@ class RegionUpstairs:
         self._watchers: set[asyncio.Event] = set()
         self._replace_contexts: dict[int, Context] = {}
         self._repair_spans: dict[int, Span] = {}
-        self._peers: dict[str, None] = dict.fromkeys(targets)
+        self._peers: dict[str, PeerTls | None] = dict.fromkeys(targets)
         self._closed = False
         self._info = BackendInfo(
             spec.geometry.block_size,
             spec.geometry.block_count,
-            read_only=False,
-            supports_discard=True,
+            read_only=options.read_only,
+            supports_discard=not options.read_only,
         )
         self._carriers: dict[type[Any], Callable[[Any], None]] = {
             events.SendFrame: self._send,
@@ -215,7 +226,7 @@ class RegionUpstairs:
                 "Replacement", await self._ask(lambda key: events.Replace(key, old, new))
             )
             span.set_attribute("result", outcome.result.name)
-            self._peers[new] = None
+            self._peers.setdefault(new)
             return outcome
 
     async def verify(self, *, read_data: bool = False) -> VerifyResult:
@@ -225,16 +236,17 @@ class RegionUpstairs:
             digests = cast("events.Digests", await self._ask(events.Verify))
             bad = read = 0
             if read_data:
-                active = [s.address for s in self.status().slots if s.state is SlotState.ACTIVE]
+                active = [s for s in self.status().slots if s.state is SlotState.ACTIVE]
                 for blocks_read, blocks_bad in await asyncio.gather(
-                    *(self._verify_data(address) for address in active)
+                    *(self._verify_data(slot.slot, slot.address) for slot in active)
                 ):
                     read += blocks_read
                     bad += blocks_bad
         return _compared(digests, bad, read)
 
-    async def _verify_data(self, address: str) -> tuple[int, int]:
-        async with open_channel(address, tracing=self._tracing) as channel:
+    async def _verify_data(self, slot: int, address: str) -> tuple[int, int]:
+        peer = await reach(address, self._tls, slot) if self._tls is not None else None
+        async with open_channel(address, tracing=self._tracing, tls=peer) as channel:
             with translated(address):
                 report = await region_grpc.RegionServiceStub(channel).VerifyRegion(
                     region_pb.VerifyRegionRequest(), timeout=VERIFY_DATA_SECONDS
@@ -251,9 +263,13 @@ class RegionUpstairs:
         """The status now."""
         return self._core.status()
 
-    def peers(self) -> tuple[str, ...]:
-        """Every downstairs it talks or talked to."""
-        return tuple(self._peers)
+    def peers(self) -> tuple[Peer, ...]:
+        """Every downstairs it talks or talked to; over TLS, those it has reached."""
+        return tuple(
+            Peer(address, tls)
+            for address, tls in self._peers.items()
+            if tls is not None or self._tls is None
+        )
 
     async def watch(self) -> AsyncGenerator[RegionStatus, None]:
         """The status now, and again after changes, coalesced; ends when the upstairs is closed."""
@@ -333,6 +349,7 @@ class RegionUpstairs:
         status = self._core.status()
         wish = SessionWish(
             link=effect.link,
+            slot=effect.slot,
             address=effect.address,
             upstairs_id=status.upstairs_id,
             session_id=status.session_id,
@@ -340,7 +357,10 @@ class RegionUpstairs:
             region_id=effect.region_id,
             geometry=self._geometry,
             encrypted=self._encrypted,
+            read_only=status.read_only,
             stream_only=self._stream_only,
+            lossy=self._lossy,
+            tls=self._tls,
         )
         # Attempts that nobody asked for, every few seconds, would fill the span store.
         asked = trace.get_current_span().is_recording()
@@ -414,6 +434,9 @@ class RegionUpstairs:
 
     def link_up(self, link: int, session: SessionInfo) -> None:
         """A session stands."""
+        made = self._links.get(link)
+        if made is not None:
+            self._peers[made.address] = made.peer
         self._feed(events.Connected(link, session))
 
     def link_frame(self, link: int, frame: Frame) -> None:
@@ -458,6 +481,7 @@ def _compared(digests: events.Digests, bad_blocks: int, blocks_read: int) -> Ver
 
 __all__ = [
     "ExtentDifference",
+    "Peer",
     "RegionUpstairs",
     "ReplaceOutcome",
     "SlotState",

@@ -17,6 +17,7 @@ from stairlib.model.errors import StairwellError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import PeerTls, TlsFiles, explained, reach
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import DATA_VERSION, Bytes, Frame
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
@@ -28,21 +29,29 @@ from vmmd.upstairs.shell.transport import DataConnection, connect, not_reached
 
 RPC_SECONDS = 10.0
 WELCOME_SECONDS = 10.0
+_TLS_REMEDY = (
+    "name cert_pem, key_pem and root_cert_pem in the region's opts, or start it without --cert-pem"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionWish:
-    """What is asked of the daemon. `region_id` empty where any region will do."""
+    """What is asked of the daemon. `region_id` empty where any region will do; `tls` None: plain
+    text."""
 
     link: int
+    slot: int
     address: str
     upstairs_id: str
     session_id: str
     generation: int
     region_id: str
     geometry: Geometry
+    read_only: bool = False
     encrypted: bool = False
     stream_only: bool = False
+    lossy: bool = False
+    tls: TlsFiles | None = None
 
 
 class LinkOwner(Protocol):
@@ -78,7 +87,14 @@ class SlotLink:
         self._up = False
         self._down = False
         self._reason = ""
+        # How the daemon is reached, once that is known; None without TLS.
+        self.peer: PeerTls | None = None
         self._task = self._loop.create_task(self._open())
+
+    @property
+    def address(self) -> str:
+        """Of the daemon."""
+        return self._wish.address
 
     # ---- opening
 
@@ -86,7 +102,9 @@ class SlotLink:
         wish = self._wish
         reason, code = "", ""
         try:
-            async with open_channel(wish.address, tracing=self._tracing) as channel:
+            if wish.tls is not None:
+                self.peer = await reach(wish.address, wish.tls, wish.slot)
+            async with open_channel(wish.address, tracing=self._tracing, tls=self.peer) as channel:
                 session = await self._negotiate(channel)
                 self._owner.link_up(wish.link, session)
                 # The channel carries the stream transport: it lives as long as the connection.
@@ -107,15 +125,14 @@ class SlotLink:
     async def _negotiate(self, channel: grpc.aio.Channel) -> SessionInfo:
         wish = self._wish
         geometry = wish.geometry
+        before = await self._region(channel)
         with translated(wish.address):
-            before = await region_grpc.RegionServiceStub(channel).GetRegion(
-                region_pb.GetRegionRequest(), timeout=RPC_SECONDS
-            )
             opened = await block_grpc.BlockServiceStub(channel).OpenSession(
                 block_pb.OpenSessionRequest(
                     upstairs_id=wish.upstairs_id,
                     session_id=wish.session_id,
                     generation=wish.generation,
+                    read_only=wish.read_only,
                     geometry=region_pb.Geometry(
                         block_size=geometry.block_size,
                         extent_size=geometry.blocks_per_extent,
@@ -124,14 +141,31 @@ class SlotLink:
                     data_versions=[DATA_VERSION],
                     region_id=wish.region_id,
                     encrypted=wish.encrypted,
+                    lossy=wish.lossy,
                 ),
                 timeout=RPC_SECONDS,
             )
-        self._connection = await connect(opened, channel, self, stream_only=wish.stream_only)
+        self._connection = await connect(
+            opened, channel, self, stream_only=wish.stream_only, tls=self.peer
+        )
         async with asyncio.timeout(WELCOME_SECONDS):
             await self._welcome
         self._up = True
-        return session_info(opened, owned_before=before.region.owner_id == wish.upstairs_id)
+        return session_info(opened, owned_before=before.owner_id == wish.upstairs_id)
+
+    async def _region(self, channel: grpc.aio.Channel) -> region_pb.Region:
+        """The first question; without TLS, its failure may mean that the daemon wants TLS."""
+        wish = self._wish
+        try:
+            with translated(wish.address):
+                answer = await region_grpc.RegionServiceStub(channel).GetRegion(
+                    region_pb.GetRegionRequest(), timeout=RPC_SECONDS
+                )
+        except UnavailableError as error:
+            if wish.tls is not None:
+                raise
+            raise await explained(wish.address, error, _TLS_REMEDY) from error
+        return answer.region
 
     async def _ended(self) -> None:
         await self._loop.create_future()

@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import grpc
 
 from stairlib.model.errors import UnavailableError
 from stairlib.rpc.errors import from_rpc_error
+from stairlib.rpc.tls import PeerTls
 from stairlib.runtime.addresses import parse_address
 from stairlib.telemetry.logs import get_logger
 from stairlib.wire.frame import (
@@ -299,10 +300,14 @@ async def connect(
     events: ConnectionEvents,
     *,
     stream_only: bool = False,
+    tls: PeerTls | None = None,
 ) -> DataConnection:
     """The quickest transport that can be reached: the unix socket when it is on this host, TCP, the
-    stream."""
+    stream. All of them over TLS where the channel is."""
     loop = asyncio.get_running_loop()
+    secure: dict[str, Any] = {}
+    if tls is not None:
+        secure = {"ssl": tls.context, "server_hostname": tls.server_name}
     if stream_only:
         return StreamConnection(channel, events, opened.token)
     path = opened.data_unix_path
@@ -311,14 +316,17 @@ async def connect(
         with contextlib.suppress(OSError):
             async with asyncio.timeout(CONNECT_SECONDS):
                 _transport, unix = await loop.create_unix_connection(
-                    lambda: SocketConnection(events, opened.token), path
+                    lambda: SocketConnection(events, opened.token), path, **secure
                 )
             return unix
     try:
         address = parse_address(opened.data_address)
         async with asyncio.timeout(CONNECT_SECONDS):
             _transport, tcp = await loop.create_connection(
-                lambda: SocketConnection(events, opened.token), address.host, address.port
+                lambda: SocketConnection(events, opened.token),
+                address.host,
+                address.port,
+                **secure,
             )
     except (OSError, TimeoutError) as error:
         _log.info(

@@ -23,7 +23,13 @@ SIBLINGS = {"a:1": UUID(int=41), "b:2": UUID(int=42)}
 PLAIN_SIBLINGS = {"a:1": "", "b:2": ""}
 
 
-def judged(facts: RegionFacts, ciphers: Mapping[str, str] = PLAIN_SIBLINGS, **changes: Any) -> str:
+def judged(
+    facts: RegionFacts,
+    ciphers: Mapping[str, str] = PLAIN_SIBLINGS,
+    *,
+    siblings_written: bool = False,
+    **changes: Any,
+) -> str:
     """The reason of the refusal, empty when there is none."""
     try:
         judge(
@@ -33,6 +39,7 @@ def judged(facts: RegionFacts, ciphers: Mapping[str, str] = PLAIN_SIBLINGS, **ch
             facts=facts,
             siblings=SIBLINGS,
             ciphers=ciphers,
+            siblings_written=siblings_written,
         )
     except StateError as caught:
         refusal = caught
@@ -87,3 +94,11 @@ def test_read_only_regions_are_shared() -> None:
     assert judged(shared, read_only=True) == ""
     again = replace(shared, region_id=UUID(int=41))
     assert judged(again, read_only=True) == "TARGET_IN_USE", "but no member is counted twice"
+
+
+def test_a_read_only_region_takes_no_empty_member_beside_one_that_holds_something() -> None:
+    blank = replace(FACTS, read_only=True)
+    assert judged(blank, siblings_written=True, read_only=True) == "TARGET_BLANK"
+    assert judged(replace(blank, written=True), siblings_written=True, read_only=True) == ""
+    assert judged(blank, read_only=True) == "", "all are empty"
+    assert judged(FACTS, siblings_written=True) == "", "a writable one is filled"

@@ -107,6 +107,23 @@ def test_answers_for_people_and_for_scripts(
     assert capsys.readouterr().out == as_json + "\n"
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--key-pem", "k"], "--cert-pem is missing"),
+        (
+            ["--cert-pem", "/none", "--key-pem", "/none", "--root-cert-pem", "/none"],
+            "--cert-pem: /none cannot be read",
+        ),
+    ],
+)
+def test_tls_files_that_will_not_do_are_named(flags: list[str], says: str, capsys: Any) -> None:
+    assert main(["start", *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("dsc: ")
+    assert says in error
+
+
 def test_nobody_there_is_one_sentence(capsys: Any) -> None:
     assert main(["cmd", "--server", "127.0.0.1:1", "list"]) == 1
     assert capsys.readouterr().err.startswith("dsc: cannot reach dsc at 127.0.0.1:1")

@@ -17,6 +17,7 @@ from stairlib.model.errors import (
     UnavailableError,
 )
 from stairlib.model.geometry import Geometry
+from stairlib.rpc.tls import TlsFiles
 
 
 @pytest.fixture
@@ -125,6 +126,16 @@ async def test_a_member_is_run_with_its_flags(
     assert printed(plan) == [
         *("run", "-d", plan.directory, "-p", "8810", "--address", "::1", "--mode", mode)
     ]
+
+
+async def test_a_member_is_given_the_tls_files(plan: MemberPlan, tmp_path: Path) -> None:
+    program = script(tmp_path, "import sys; print(*sys.argv[1:])")
+    files = TlsFiles("c.pem", "k.pem", "r.pem")
+    process = await Launcher(program, "::1", read_only=False, tls=files).spawn(plan)
+    async with asyncio.timeout(20):
+        assert await process.wait() == 0
+    flags = ["--cert-pem", "c.pem", "--key-pem", "k.pem", "--root-cert-pem", "r.pem"]
+    assert printed(plan)[-6:] == flags
 
 
 async def test_a_program_that_cannot_run(plan: MemberPlan, tmp_path: Path) -> None:

@@ -101,6 +101,25 @@ async def test_a_quiet_life(watched: Watched) -> None:
     await watched.monitor.close()
 
 
+async def test_one_that_cannot_be_reached_from_here_goes_on_starting(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def serving(_plan: MemberPlan) -> None:
+        asked.set()
+        raise UnavailableError("its certificate is for another host", reason="TLS_NAME")
+
+    monkeypatch.setattr(watched.launcher, "serving", serving)
+    watched.monitor.handle(StartAsked())
+    async with asyncio.timeout(DEADLINE):
+        await asked.wait()
+    assert watched.monitor.state is State.STARTING
+    watched.launcher.processes[0].end(0)
+    await watched.until(lambda: watched.monitor.state is not State.STARTING)
+    await watched.monitor.close()
+
+
 async def test_it_runs_only_when_it_answers(watched: Watched) -> None:
     watched.launcher.serves.clear()
     watched.monitor.handle(StartAsked())

@@ -57,6 +57,24 @@ async def test_many_requests_of_one_batch(backend: Backend) -> None:
     assert {t: c.data for t, c in (await run(backend, *reads)).items()} == contents
 
 
+async def test_every_block_counts_as_written(backend: Backend) -> None:
+    block = os.urandom(512)
+    await run(backend, Request(BlockOp.WRITE, 0, 7, 1, block))
+    found = await run(
+        backend,
+        Request(BlockOp.READ_OWNED, 1, 6, 3),
+        Request(BlockOp.WRITE_UNWRITTEN, 2, 50, 1, block),
+        Request(BlockOp.READ_OWNED, 3, 99, 2),
+        Request(BlockOp.READ, 4, 50, 1),
+    )
+    assert found[1].data == bytes(512) + block + bytes(512)
+    assert found[1].owned is not None
+    assert found[1].owned.tolist() == [True, True, True]
+    assert found[2].status is BlockStatus.UNSUPPORTED
+    assert (found[3].status, found[3].owned) == (BlockStatus.OUT_OF_RANGE, None)
+    assert (found[4].data, found[4].owned) == (bytes(512), None)
+
+
 async def test_discarded_blocks_read_as_zeros(backend: Backend) -> None:
     await run(backend, Request(BlockOp.WRITE, 0, 0, 80, b"\xff" * 512 * 80))
     await run(backend, Request(BlockOp.DISCARD, 0, 8, 16))

@@ -26,6 +26,8 @@ from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 
 EMPTY = bytes(32)
 DIRTY, INCOMPLETE = 1, 2
+_LOOKING = frozenset({OpKind.READ, OpKind.EXTENT_DIGEST})
+UNKNOWN = "what is unwritten there is not known before the repair has ended"
 
 Block = tuple[bytes, bytes]  # context, data
 
@@ -85,6 +87,7 @@ class ModelDownstairs:
         self.cipher = cipher
         count = geometry.extent_count
         self.up = True
+        self.read_only = False
         self.owner = ""
         self.promoted: tuple[str, int] = ("", 0)
         self.durable: dict[int, Block] = {}
@@ -119,6 +122,12 @@ class ModelDownstairs:
         self.durable_extents = Extents([0] * count, [0] * count, [False] * count)
         self._restart()
 
+    def copy_of(self, other: ModelDownstairs) -> None:
+        """What a clone of another daemon's region is: its data and stamps under another id."""
+        self.durable = dict(other.durable)
+        self.durable_extents = other.durable_extents.copy()
+        self._restart()
+
     def crash(self) -> None:
         """Power cut: the session is gone and everything unflushed with it."""
         self.end_session(finish_rate=0.5)
@@ -140,11 +149,22 @@ class ModelDownstairs:
         self.write_failed = False
 
     def open_session(
-        self, upstairs_id: str, session_id: str, generation: int, region_id: str
+        self,
+        upstairs_id: str,
+        session_id: str,
+        generation: int,
+        region_id: str,
+        *,
+        read_only: bool = False,
     ) -> tuple[str, SessionInfo | None]:
         """(refusal code, info)."""
         if region_id and region_id != self.region_id:
             return "REGION_MISMATCH", None
+        if read_only != self.read_only:
+            return "READ_ONLY_MISMATCH", None
+        if read_only:
+            self.end_session()
+            return "", self._session_info(owned_before=self.owner == upstairs_id)
         if self.owner and self.owner != upstairs_id:
             return "REGION_IN_USE", None
         known = self.promoted
@@ -154,16 +174,21 @@ class ModelDownstairs:
         self.owner = upstairs_id
         self.promoted = (session_id, generation)
         self.end_session()
+        return "", self._session_info(owned_before=owned_before)
+
+    def _session_info(self, *, owned_before: bool) -> SessionInfo:
+        return SessionInfo(self.region_id, self._stamps(), owned_before, self.cipher, self.owner)
+
+    def _stamps(self) -> ExtentStamps:
         flags = [
             (DIRTY if dirty else 0) | (INCOMPLETE if incomplete else 0)
             for dirty, incomplete in zip(self.dirty, self.extents.incomplete, strict=True)
         ]
-        stamps = ExtentStamps(
+        return ExtentStamps(
             np.array(self.extents.generation, dtype=np.uint64),
             np.array(self.extents.flush, dtype=np.uint64),
             np.array(flags, dtype=np.uint8),
         )
-        return "", SessionInfo(self.region_id, stamps, owned_before, self.cipher, self.owner)
 
     # ---- frames
 
@@ -180,6 +205,7 @@ class ModelDownstairs:
         for index, op in enumerate(frame.ops):
             kind = OpKind(int(op["kind"]))
             job, offset, length = int(op["job"]), int(op["offset"]), int(op["length"])
+            assert not self.read_only or kind in _LOOKING, f"{kind.name} in a read-only session"
             data: list[Block] = []
             if kind in (OpKind.WRITE, OpKind.WRITE_UNWRITTEN):
                 data = [
@@ -229,14 +255,18 @@ class ModelDownstairs:
             if self.rng.random() < self.corrupt_rate:
                 context, block = blocks[0]
                 blocks[0] = (context, bytes([block[0] ^ 1]) + block[1:])
-        elif kind in (OpKind.WRITE, OpKind.DISCARD):
+        elif kind is OpKind.WRITE_UNWRITTEN and self._incomplete(offset, length):
+            status, text = OpStatus.BAD_REQUEST, UNKNOWN
+            self.write_failed = True
+        elif kind in (OpKind.WRITE, OpKind.WRITE_UNWRITTEN, OpKind.DISCARD):
             if self.poisoned or self.rng.random() < self.write_error_rate:
                 status, text = OpStatus.IO_ERROR, "injected"
                 # What a later flush of this session would stamp is not what was asked.
                 self.write_failed = True
             else:
                 for index in range(length):
-                    self._change(offset + index, data[index] if data else None)
+                    if kind is not OpKind.WRITE_UNWRITTEN or offset + index not in self.memory:
+                        self._change(offset + index, data[index] if data else None)
         elif kind is OpKind.EXTENT_STATES:
             rows = [
                 [
@@ -257,6 +287,11 @@ class ModelDownstairs:
             else:
                 self.since_begin = {}
         return status, 0, text, blocks, raw
+
+    def _incomplete(self, offset: int, length: int) -> bool:
+        per_extent = self.geometry.blocks_per_extent
+        extents = {block // per_extent for block in range(offset, offset + length)}
+        return any(self.extents.incomplete[extent] for extent in extents)
 
     def _change(self, block: int, value: Block | None) -> None:
         if value is None:

@@ -9,10 +9,13 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from stairlib.model.cipher import AES_256_GCM
 from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import Frame, decode
-from tests.unit.vmmd.upstairs.model_downstairs import ModelDownstairs, Session
+from tests.unit.vmmd.upstairs.model_downstairs import UNKNOWN, ModelDownstairs, Session
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.codec import Encryption
@@ -34,6 +37,9 @@ class Link:
     to_client_at: float = 0.0
     cut: bool = False
     told: bool = False
+
+
+Taken = Callable[[BlockStatus, bytes | None, npt.NDArray[np.bool_] | None], None]
 
 
 @dataclass
@@ -93,10 +99,11 @@ class World:
         ]
         self._tokens = itertools.count(1)
         self._keys = itertools.count(1)
-        self.in_flight: dict[int, Callable[[BlockStatus, bytes | None], None]] = {}
+        self.in_flight: dict[int, Taken] = {}
         self.busy: dict[int, int] = {}
         self.counts: dict[str, int] = {}
         self.trace: list[str] = []
+        self.read_only = False
         self.upstairs: Upstairs
         self.start_upstairs()
         self.later(TICK_SECONDS, self._tick)
@@ -138,6 +145,7 @@ class World:
             self.geometry,
             (self.targets[0], self.targets[1], self.targets[2]),
             encryption=self.encryption,
+            read_only=self.read_only,
         )
         for link in self.links.values():
             self._cut(link)
@@ -146,6 +154,14 @@ class World:
         self.busy = {}
         self.upstairs = Upstairs(config)
         self.was_lossy = False
+
+    def restart_read_only(self) -> None:
+        """All daemons and the upstairs are started again and serve what is durable, read-only."""
+        for server in self.daemons.values():
+            server.crash()
+            server.read_only = server.up = True
+        self.read_only = True
+        self.start_upstairs()
 
     def feed(self, event: events.Event) -> None:
         for effect in self.upstairs.apply(event, self.now):
@@ -166,7 +182,7 @@ class World:
         elif isinstance(effect, events.CompleteGuest):
             for completion in effect.completions:
                 data = None if completion.data is None else bytes(completion.data)
-                self.in_flight.pop(completion.token)(completion.status, data)
+                self.in_flight.pop(completion.token)(completion.status, data, completion.owned)
         elif isinstance(effect, events.Connect):
             link = Link(effect.link, self.daemons[effect.address])
             self.links[effect.link] = link
@@ -182,6 +198,8 @@ class World:
             self.note(f"repair of {effect.slot} ended: {effect.error or 'ok'}")
         elif isinstance(effect, events.SlotLeft):
             self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+            # A scrub must not cost a member its repair.
+            assert UNKNOWN not in effect.reason, "an unwritten write met a member being filled"
 
     def _check_nonces(self, frame: Frame) -> None:
         """A nonce goes out again only in the very frame that it was in."""
@@ -199,7 +217,11 @@ class World:
             return
         config = upstairs._region.config
         code, info = server.open_session(
-            config.upstairs_id, config.session_id, effect.generation, effect.region_id
+            config.upstairs_id,
+            config.session_id,
+            effect.generation,
+            effect.region_id,
+            read_only=config.read_only,
         )
         if info is None:
             self.cut(link, f"refused: {code}", code)
@@ -308,7 +330,7 @@ class World:
         token = next(self._tokens)
         self._occupy(offset, length, 1)
 
-        def done(status: BlockStatus, _data: bytes | None) -> None:
+        def done(status: BlockStatus, _data: object, _owned: object) -> None:
             self._occupy(offset, length, -1)
             self._count(f"write {status.name}")
             if status is BlockStatus.OK:
@@ -324,23 +346,53 @@ class World:
             return Request(BlockOp.DISCARD, token, offset, length)
         return Request(BlockOp.WRITE, token, offset, length, bytearray(b"".join(values)))
 
-    def read(self, offset: int, length: int) -> Request:
+    def write_unwritten(self, offset: int, length: int) -> Request:
+        """What a scrub does. A block that holds something, which is never zeros here, keeps it."""
+        size = self.geometry.block_size
+        zero = bytes(size)
+        value = self.rng.getrandbits(64).to_bytes(8, "little") * (size // 8)
+        token = next(self._tokens)
+        self._occupy(offset, length, 1)
+
+        def done(status: BlockStatus, _data: object, _owned: object) -> None:
+            self._occupy(offset, length, -1)
+            self._count(f"unwritten {status.name}")
+            if status is not BlockStatus.OK:
+                return
+            for block in self.blocks[offset : offset + length]:
+                possible = block.values[-1:] if block.exact else block.values[block.floor :]
+                if zero in possible:
+                    block.values.append(value)
+
+        self.in_flight[token] = done
+        return Request(BlockOp.WRITE_UNWRITTEN, token, offset, length, value * length)
+
+    def read(self, offset: int, length: int, *, owned: bool = False) -> Request:
         token = next(self._tokens)
         self._occupy(offset, length, 1)
         size = self.geometry.block_size
+        zero = bytes(size)
 
-        def done(status: BlockStatus, data: bytes | None) -> None:
+        def done(
+            status: BlockStatus, data: bytes | None, mask: npt.NDArray[np.bool_] | None
+        ) -> None:
             self._occupy(offset, length, -1)
             self._count(f"read {status.name}")
             if status is not BlockStatus.OK:
                 return
             assert data is not None
             assert len(data) == length * size
-            for index in range(length):
-                self._check(offset + index, data[index * size : (index + 1) * size])
+            blocks = [data[index * size : (index + 1) * size] for index in range(length)]
+            for index, block in enumerate(blocks):
+                self._check(offset + index, block)
+            if owned:
+                assert mask is not None
+                assert mask.tolist() == [block != zero for block in blocks]
+            else:
+                assert mask is None
 
         self.in_flight[token] = done
-        return Request(BlockOp.READ, token, offset, length)
+        return Request(BlockOp.READ_OWNED if owned else BlockOp.READ, token, offset, length)
 
     def flush(self) -> Request:
         token = next(self._tokens)
@@ -349,7 +401,7 @@ class World:
         blocks = list(self.blocks)
         bases = [id(block.values) for block in blocks]
 
-        def done(status: BlockStatus, _data: bytes | None) -> None:
+        def done(status: BlockStatus, _data: object, _owned: object) -> None:
             self._count(f"flush {status.name}")
             if status is not BlockStatus.OK:
                 return

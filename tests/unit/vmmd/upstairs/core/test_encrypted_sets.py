@@ -34,7 +34,7 @@ def slot(world, number):
 def read_status(world, offset, length):
     found = []
     request = Request(BlockOp.READ, "r", offset, length)
-    world.in_flight["r"] = lambda status, data: found.append((status, data))
+    world.in_flight["r"] = lambda status, data, _owned: found.append((status, data))
     world.submit([request])
     assert world.run_until(lambda: bool(found), 30)
     return found[0]
@@ -128,8 +128,8 @@ def test_a_region_of_another_owner_is_no_copy():
     world = World(4, cipher=AES_256_GCM)
     original = world.daemons["d2:1"].open_session
 
-    def of_another(*asked):
-        code, info = original(*asked)
+    def of_another(*asked, **more):
+        code, info = original(*asked, **more)
         return code, info and dataclasses.replace(info, owner_id="another")
 
     world.daemons["d2:1"].open_session = of_another

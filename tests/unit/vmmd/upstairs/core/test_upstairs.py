@@ -34,7 +34,7 @@ def replace(world, old, new):
 
 def status_of(world, request):
     found = []
-    world.in_flight[request.token] = lambda status, data: found.append((status, data))
+    world.in_flight[request.token] = lambda status, data, _owned: found.append((status, data))
     world.submit([request])
     assert world.run_until(lambda: bool(found), 30)
     return found[0]
