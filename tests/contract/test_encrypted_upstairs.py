@@ -39,7 +39,7 @@ def cipher(request):
 
 @pytest.fixture
 async def daemons(tmp_path, cipher):
-    found = DownstairsSet(tmp_path, GEOMETRY, 4, cipher)
+    found = DownstairsSet(tmp_path, GEOMETRY, 4, cipher=cipher)
     await found.start_all()
     yield found
     await found.close()
@@ -48,11 +48,11 @@ async def daemons(tmp_path, cipher):
 @pytest.fixture
 async def make(daemons):
     made = []
-    volume_id = uuid.uuid4()
+    ours = uuid.uuid4()
     tracing = Tracing("machine", "test")
 
-    def build(generation=1, key=KEY):
-        upstairs = RegionUpstairs(daemons.spec(volume_id, generation, key), tracing=tracing)
+    def build(generation=1, key=KEY, volume_id=ours):
+        upstairs = RegionUpstairs(daemons.spec(volume_id, generation, key=key), tracing=tracing)
         made.append(upstairs)
         return upstairs
 
@@ -179,6 +179,41 @@ async def test_a_member_that_was_emptied_is_repaired_from_the_others(make, daemo
     await daemons.stop(2)
     await until(lambda: [s.state for s in again.status().slots].count(SlotState.ACTIVE) == 1)
     assert await read(again, 10, 128) == data
+
+
+async def test_a_reader_of_another_id_needs_only_the_key_and_one_member(make, daemons):
+    first = make(1)
+    await first.activate(timeout_seconds=10)
+    data = content(9, 5)
+    await write(first, 40, data)
+    await flush(first)
+    await first.deactivate()
+    daemons.read_only = True
+    for number in range(3):
+        await daemons.stop(number)
+    await daemons.start(1)
+    reader = make(1, volume_id=uuid.uuid4())
+    await reader.activate(timeout_seconds=10)
+    assert await read(reader, 39, 7) == bytes(4096) + data + bytes(4096)
+    done = await one(reader, BlockOp.READ_OWNED, 39, 7)
+    assert done.owned.tolist() == [False, *[True] * 5, False]
+    assert done.data[4096:-4096] == data
+    wrong = make(1, OTHER_KEY, volume_id=uuid.uuid4())
+    await wrong.activate(timeout_seconds=10)
+    assert (await one(wrong, BlockOp.READ, 40, 5)).status is BlockStatus.FAILED
+
+
+async def test_unwritten_writes_are_encrypted_and_keep_what_is_there(make):
+    upstairs = make(1)
+    await upstairs.activate(timeout_seconds=10)
+    mine, scrubbed = content(10, 1), content(11, 3)
+    await write(upstairs, 5, mine)
+    done = await one(upstairs, BlockOp.WRITE_UNWRITTEN, 4, 3, scrubbed)
+    assert done.status is BlockStatus.OK
+    await flush(upstairs)
+    expected = scrubbed[:4096] + mine + scrubbed[8192:]
+    assert await read(upstairs, 4, 3) == expected
+    assert (await upstairs.verify(read_data=True)).equal
 
 
 async def test_a_plain_upstairs_is_refused(make):

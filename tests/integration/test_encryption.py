@@ -194,7 +194,7 @@ async def test_the_data_is_right_and_the_key_is_nowhere(volume: Volume) -> None:
     await volume.settled()
     uri = (await volume.info()).volume.nbd_uri
     with NbdClient(uri) as client:
-        client.write(17 * MIB, MARK.ljust(65536, b"."))
+        client.write(63 * MIB, MARK.ljust(65536, b"."))
         client.flush()
     await volume.fill(8 * MIB)
     # The control plane begins anew: the key comes back out of its store.
@@ -211,7 +211,7 @@ async def test_the_data_is_right_and_the_key_is_nowhere(volume: Volume) -> None:
     await volume.verify()
     await volume.read_back()
     with NbdClient(uri) as client:
-        assert client.read(17 * MIB, len(MARK)) == MARK
+        assert client.read(63 * MIB, 4096).startswith(MARK)
     members = [volume.downstairs[number] for number in (0, 1, 3)]
     for member in members:
         told = await heard.call(
