@@ -13,6 +13,8 @@ from downstaird.config import (
     CloneOptions,
     CreateOptions,
     RunOptions,
+    add_cipher,
+    checked_cipher,
     checked_geometry,
     checked_uuid,
     wrong,
@@ -104,7 +106,7 @@ def _create_options(options: argparse.Namespace) -> CreateOptions:
         directory=options.data,
         id=checked_uuid(options.uuid, "--uuid"),
         geometry=checked_geometry(options.block_size, options.extent_size, options.extent_count),
-        encrypted=options.encrypted,
+        cipher=checked_cipher(options.cipher, encrypted=options.encrypted),
     )
 
 
@@ -247,11 +249,7 @@ def _add_definition(parser: argparse._ActionsContainer) -> None:
         default=DEFAULT_EXTENT_COUNT,
         help="extents (default %(default)s)",
     )
-    parser.add_argument(
-        "--encrypted",
-        action="store_true",
-        help="the blocks will be encrypted by the upstairs; the daemon never has the key",
-    )
+    add_cipher(parser, "the blocks will be encrypted by the upstairs; the daemon never has the key")
 
 
 def _add_create(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

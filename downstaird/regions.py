@@ -14,9 +14,10 @@ from downstaird.config import CreateOptions
 from downstaird.core.engine import Engine, RegionDefinition
 from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
-from downstaird.core.region_files import DEFINITION_NAME, FORMAT_VERSION
+from downstaird.core.region_files import DEFINITION_NAME, version_for
 from downstaird.core.unfinished import UnfinishedDisk
 from downstaird.store.files import FileDisk
+from stairlib.model.cipher import describe_cipher
 from stairlib.model.errors import AlreadyExistsError, StateError
 from stairlib.model.geometry import Geometry
 
@@ -28,7 +29,8 @@ def create_region(options: CreateOptions) -> None:
     """Makes the region; AlreadyExistsError when the directory holds one, StateError
     CLONE_UNFINISHED when it is becoming one."""
     _refuse_unfinished(options.directory)
-    definition = RegionDefinition(options.id, options.geometry, options.encrypted, FORMAT_VERSION)
+    version = version_for(options.cipher)
+    definition = RegionDefinition(options.id, options.geometry, options.cipher, version)
     Region.create(FileDisk(options.directory), definition).close()
 
 
@@ -111,8 +113,8 @@ def is_region(directory: Path) -> bool:
 def check_matches(engine: Engine, options: CreateOptions) -> None:
     """StateError REGION_DIFFERS when the region is not the one `run --create` describes."""
     definition = engine.definition
-    wanted = (options.id, options.geometry, options.encrypted)
-    found = (definition.id, definition.geometry, definition.encrypted)
+    wanted = (options.id, options.geometry, options.cipher)
+    found = (definition.id, definition.geometry, definition.cipher)
     if found != wanted:
         raise StateError(
             f"{options.directory} holds {_described(*found)}, not {_described(*wanted)}: "
@@ -121,8 +123,8 @@ def check_matches(engine: Engine, options: CreateOptions) -> None:
         )
 
 
-def _described(region_id: uuid.UUID, geometry: Geometry, encrypted: bool) -> str:
-    return f"region {region_id} with {geometry.describe()}{', encrypted' if encrypted else ''}"
+def _described(region_id: uuid.UUID, geometry: Geometry, cipher: str) -> str:
+    return f"region {region_id} with {geometry.describe()}, {describe_cipher(cipher)}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+from stairlib.model.cipher import CIPHERS, describe_cipher
 from stairlib.model.construction import RegionSpec
 from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
@@ -17,7 +18,8 @@ from stairlib.model.geometry import Geometry
 
 @dataclass(frozen=True, slots=True)
 class RegionFacts:
-    """What a downstairs says of its region. Empty ids are None."""
+    """What a downstairs says of its region. Empty ids are None. `cipher` is empty for a region that
+    is not encrypted."""
 
     region_id: UUID
     geometry: Geometry
@@ -26,6 +28,7 @@ class RegionFacts:
     owner_id: UUID | None
     active_session_id: UUID | None
     written: bool = False
+    cipher: str = ""
 
 
 def judge(
@@ -35,12 +38,13 @@ def judge(
     region: RegionSpec,
     facts: RegionFacts,
     siblings: Mapping[str, UUID],
+    ciphers: Mapping[str, str],
     siblings_written: bool = False,
 ) -> None:
     """StateError unless the downstairs at `target` can take a slot of `region`.
 
-    `siblings` are the region ids of the members that stay, by address; `siblings_written` says that
-    one of them holds something.
+    `siblings` are the region ids of the members that stay, by address; `ciphers` how the regions of
+    those that answered are encrypted; `siblings_written` says that one of them holds something.
     """
     if facts.geometry != region.geometry:
         raise StateError(
@@ -62,6 +66,7 @@ def judge(
             target=target,
             field=field,
         )
+    _judge_cipher(target, field, facts, ciphers)
     if facts.read_only != region.options.read_only:
         raise StateError(
             f"the downstairs at {target} serves its region {_access(facts.read_only)}, and the"
@@ -80,6 +85,31 @@ def judge(
             target=target,
             field=field,
         )
+
+
+def _judge_cipher(target: str, field: str, facts: RegionFacts, ciphers: Mapping[str, str]) -> None:
+    """StateError unless the region is encrypted by a suite that exists, and that of the others."""
+    if facts.encrypted and facts.cipher not in CIPHERS:
+        raise StateError(
+            f"the region at {target} is encrypted with {facts.cipher or 'nothing it names'}; this"
+            f" version knows {', '.join(CIPHERS)}. Name a downstairs of the same release",
+            reason="TARGET_CIPHER_UNKNOWN",
+            target=target,
+            field=field,
+            target_cipher=facts.cipher,
+        )
+    for address, cipher in ciphers.items():
+        if cipher != facts.cipher:
+            raise StateError(
+                f"the region at {target} is {describe_cipher(facts.cipher)}, that at {address} is"
+                f" {describe_cipher(cipher)}. Name a downstairs whose region was created with"
+                f" {f'--cipher {cipher}' if cipher else 'no cipher'}",
+                reason="TARGET_CIPHER_MISMATCH",
+                target=target,
+                field=field,
+                target_cipher=facts.cipher,
+                volume_cipher=cipher,
+            )
 
 
 def _judge_free(

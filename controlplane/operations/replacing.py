@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from controlplane.core import replacement as core
-from controlplane.core.preflight import in_use, judge
+from controlplane.core.preflight import RegionFacts, in_use, judge
 from controlplane.core.progress import Progress
 from controlplane.core.records import DiskRecord, Role, region_at, targets
 from controlplane.core.replace_decision import Begin, RaiseGeneration, Repeat, decide
@@ -224,19 +224,24 @@ class Replacing:
             changed.new, field=field, options=options, slot=changed.slot
         )
         answers = await asyncio.gather(*(self._sibling(each, field, options) for each in siblings))
+        told = dict(zip(siblings, answers, strict=True))
         known_ids = {
-            address: found[0]
-            for address, found in zip(siblings, answers, strict=True)
+            address: found.region_id if isinstance(found, RegionFacts) else found
+            for address, found in told.items()
             if found is not None
         }
         others = {} if region.options.read_only else await self._other_members(disk, wish, changed)
+        answered = {
+            address: found for address, found in told.items() if isinstance(found, RegionFacts)
+        }
         judge(
             target=changed.new,
             field=field,
             region=region,
             facts=facts,
             siblings={**others, **known_ids},
-            siblings_written=any(found is not None and found[1] for found in answers),
+            ciphers={address: found.cipher for address, found in answered.items()},
+            siblings_written=any(found.written for found in answered.values()),
         )
         return {**known_ids, changed.new: facts.region_id}
 
@@ -267,16 +272,14 @@ class Replacing:
 
     async def _sibling(
         self, address: str, field: str, options: RegionOptions
-    ) -> tuple[UUID, bool] | None:
-        """The region a member serves, and whether it is known to hold something: its own word, else
-        what was known; None when neither."""
+    ) -> RegionFacts | UUID | None:
+        """The region a member serves: its own word, else the id that was known; None when
+        neither."""
         try:
-            facts = await self._fleet.region(address, field=field, options=options)
+            return await self._fleet.region(address, field=field, options=options)
         except StairwellError:
             known = await self._store.downstairs(address)
-            region_id = known.region_id if known is not None else None
-            return None if region_id is None else (region_id, False)
-        return facts.region_id, facts.written
+            return known.region_id if known is not None else None
 
     @contextmanager
     def _step(

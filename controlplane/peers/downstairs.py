@@ -121,6 +121,7 @@ def _facts(region: pb.Region) -> RegionFacts:
         owner_id=_optional(region.owner_id),
         active_session_id=_optional(region.active_session_id),
         written=region.written,
+        cipher=region.cipher,
     )
 
 

@@ -36,6 +36,7 @@ def _facts(engine: Engine) -> dict[str, str | int | bool | None]:
         "total_bytes": geometry.total_bytes,
         "stored_bytes": engine.stored_bytes(),
         "encrypted": definition.encrypted,
+        "cipher": definition.cipher or None,
         "format_version": definition.format_version,
         "owner": str(ownership.owner_id) if ownership.owner_id is not None else None,
         "promoted_generation": ownership.generation,

@@ -26,7 +26,8 @@ def contexts_for(definition: RegionDefinition, block: int, data: bytes) -> Conte
     geometry = definition.geometry
     if definition.encrypted:
         raise StateError(
-            "the region holds encrypted blocks, and only its upstairs has the key",
+            "the region holds encrypted blocks, and only its upstairs has the key: write through "
+            "the volume's machine",
             reason="REGION_ENCRYPTED",
         )
     if not data or len(data) % geometry.block_size:

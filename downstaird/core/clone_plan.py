@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, replace
 
 from downstaird.core.engine import ExtentStates, Ownership, RegionDefinition
-from downstaird.core.region_files import FORMAT_VERSION
+from downstaird.core.region_files import version_for
 from stairlib.model.errors import StateError
 
 # Extents copied between two flushes: what an interrupted clone has to compare, not copy, again.
@@ -46,13 +46,14 @@ def clone_definition(
     """What the clone is to be: as its source, but for the id. StateError FORMAT_VERSION,
     REGION_INCOMPATIBLE, SAME_REGION, SOURCE_NOT_READ_ONLY or SOURCE_NOT_WHOLE."""
     source = facts.definition
-    if source.format_version != FORMAT_VERSION:
+    version = version_for(source.cipher)
+    if source.format_version != version:
         raise StateError(
             f"the region at {address} has format version {source.format_version}, this program "
-            f"makes version {FORMAT_VERSION}: clone with the release that made the source",
+            f"makes version {version} of it: clone with the release that made the source",
             reason="FORMAT_VERSION",
             source=str(source.format_version),
-            wanted=str(FORMAT_VERSION),
+            wanted=str(version),
         )
     _check_expected(address, source, expected)
     if source.id == region_id:

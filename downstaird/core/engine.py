@@ -31,12 +31,18 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class RegionDefinition:
-    """What a region is for ever: written at creation, checked at each open."""
+    """What a region is for ever: written at creation, checked at each open. `cipher` is a name of
+    stairlib.model.cipher; empty when the blocks are not encrypted."""
 
     id: uuid.UUID
     geometry: Geometry
-    encrypted: bool
+    cipher: str
     format_version: int
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the upstairs encrypts the blocks before they come here."""
+        return bool(self.cipher)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,6 @@ from downstaird.core.region_checkpoint import (
     next_job,
 )
 from downstaird.core.region_files import (
-    FORMAT_VERSION,
     OWNER_NAME,
     VOID_MAX,
     VOID_NAME,
@@ -59,6 +58,7 @@ from downstaird.core.region_files import (
     read_definition,
     refuse_existing,
     region_tag,
+    version_for,
     write_definition,
 )
 from downstaird.core.region_flush import FlushJob
@@ -140,9 +140,10 @@ class Region:
         """Makes an empty region, and opens it. AlreadyExistsError, InvalidRequestError, StateError,
         DataError."""
         problems = definition.geometry.problems()
-        if problems or definition.format_version != FORMAT_VERSION:
+        version = version_for(definition.cipher)
+        if problems or definition.format_version != version:
             text = "; ".join(f"{field}: {text}" for field, text in problems)
-            text = text or f"the format version must be {FORMAT_VERSION}"
+            text = text or f"the format version must be {version}"
             raise InvalidRequestError(f"the region cannot be created: {text}")
         layout = Layout.for_geometry(definition.geometry, chunk_bytes)
         disk.prepare()

@@ -17,13 +17,16 @@ from downstaird.core.disk import Disk, File
 from downstaird.core.engine import Ownership, RegionDefinition
 from downstaird.core.layout import Layout
 from downstaird.core.slot_file import SlotFile
+from stairlib.model.cipher import CIPHERS
 from stairlib.model.errors import AlreadyExistsError, DataError, InvalidRequestError
 from stairlib.model.geometry import Geometry
 
 DEFINITION_NAME = "region.json"
 OWNER_NAME = "owner"
 VOID_NAME = "void"
-FORMAT_VERSION = 1
+# The newest; a region is given the oldest that can describe it, see `version_for`.
+FORMAT_VERSION = 2
+_PLAIN_VERSION = 1
 _FORMAT_NAME = "stairwell-region"
 _DEFINITION_BYTES_MAX = 4096
 
@@ -45,8 +48,15 @@ def region_tag(region_id: uuid.UUID) -> int:
     return xxhash.xxh3_64_intdigest(region_id.bytes)
 
 
+def version_for(cipher: str) -> int:
+    """The format version of a new region. Version 1 has no place for a cipher, and programs that
+    know no other still read the regions that need none."""
+    return FORMAT_VERSION if cipher else _PLAIN_VERSION
+
+
 def _fields(definition: RegionDefinition, chunk_blocks: int) -> dict[str, object]:
     geometry = definition.geometry
+    cipher = {"cipher": definition.cipher} if definition.cipher else {}
     return {
         "format": _FORMAT_NAME,
         "format_version": definition.format_version,
@@ -55,6 +65,7 @@ def _fields(definition: RegionDefinition, chunk_blocks: int) -> dict[str, object
         "blocks_per_extent": geometry.blocks_per_extent,
         "extent_count": geometry.extent_count,
         "encrypted": definition.encrypted,
+        **cipher,
         "chunk_blocks": chunk_blocks,
     }
 
@@ -115,10 +126,10 @@ def _parse_definition(name: str, raw: bytes) -> tuple[RegionDefinition, Layout]:
         raise _damaged(name, "it is not the JSON object this program writes") from error
     if checksum != _checksum(fields):
         raise _damaged(name, "its checksum does not match its fields")
-    if version != FORMAT_VERSION:
+    if version not in range(_PLAIN_VERSION, FORMAT_VERSION + 1):
         raise DataError(
-            f"{name} is of format version {version}; this program reads version {FORMAT_VERSION}: "
-            "run the version that made it",
+            f"{name} is of format version {version}; this program reads versions {_PLAIN_VERSION} "
+            f"to {FORMAT_VERSION}: run the version that made it",
             reason="FORMAT_VERSION",
             file=name,
             offset="0",
@@ -133,7 +144,7 @@ def _parse_definition(name: str, raw: bytes) -> tuple[RegionDefinition, Layout]:
         definition = RegionDefinition(
             id=uuid.UUID(fields["id"]),
             geometry=geometry,
-            encrypted=bool(fields["encrypted"]),
+            cipher=_cipher(name, fields),
             format_version=version,
         )
     except (KeyError, ValueError, TypeError) as error:
@@ -141,6 +152,23 @@ def _parse_definition(name: str, raw: bytes) -> tuple[RegionDefinition, Layout]:
     if geometry.problems() or not 1 <= chunk_blocks <= geometry.blocks_per_extent:
         raise _damaged(name, f"{geometry.describe()} with chunks of {chunk_blocks} is not legal")
     return definition, Layout(geometry, chunk_blocks)
+
+
+def _cipher(name: str, fields: dict[str, object]) -> str:
+    """DataError CIPHER_UNKNOWN for one that is not named, or not known here: nobody guesses."""
+    if not fields["encrypted"]:
+        return ""
+    cipher = fields.get("cipher")
+    if isinstance(cipher, str) and cipher in CIPHERS:
+        return cipher
+    found = f"with {cipher!r}" if cipher else "and does not say how"
+    raise DataError(
+        f"{name}: the region is encrypted {found}; this program knows {', '.join(CIPHERS)}: run "
+        "the version that made it, or create the region anew",
+        reason="CIPHER_UNKNOWN",
+        file=name,
+        offset="0",
+    )
 
 
 def _damaged(name: str, why: str) -> DataError:

@@ -127,11 +127,12 @@ DEFAULT_OUTPUT_DIR = "/tmp/dsc"  # noqa: S108 - likewise
 
 
 def _creation(options: argparse.Namespace) -> CreateOptions:
-    from downstaird.config import checked_geometry
+    from downstaird.config import checked_cipher, checked_geometry
     from downstaird.dsc.start import CreateOptions
 
     geometry = checked_geometry(options.block_size, options.extent_size, options.extent_count)
-    return CreateOptions(geometry, options.encrypted, options.cleanup)
+    cipher = checked_cipher(options.cipher, encrypted=options.encrypted)
+    return CreateOptions(geometry, cipher, options.cleanup)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -243,6 +244,8 @@ def _add_tls(start: argparse.ArgumentParser) -> None:
 
 
 def _add_geometry(parser: argparse.ArgumentParser) -> None:
+    from downstaird.config import add_cipher
+
     group = parser.add_argument_group("new regions (must match the volume construction request)")
     group.add_argument(
         "--block-size",
@@ -261,9 +264,7 @@ def _add_geometry(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--extent-count", type=int, default=15, metavar="N", help="extents (default %(default)s)"
     )
-    group.add_argument(
-        "--encrypted", action="store_true", help="for a volume with a key in its request"
-    )
+    add_cipher(group, "for a volume with a key in its request")
 
 
 def _add_cmd(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -48,15 +48,16 @@ class Launcher:
         """Where a member is reached from here."""
         return str(Address(_LOCAL.get(self.host, self.host), plan.port))
 
-    async def create(self, plan: MemberPlan, geometry: Geometry, *, encrypted: bool) -> None:
-        """Make a member's region. Raises a StairwellError with what the program printed."""
+    async def create(self, plan: MemberPlan, geometry: Geometry, *, cipher: str) -> None:
+        """Make a member's region; `cipher` empty: not encrypted. Raises a StairwellError with what
+        the program printed."""
         Path(plan.directory).parent.mkdir(parents=True, exist_ok=True)
         command = [
             *(self.program, "create", "-d", plan.directory, "-u", str(plan.region_id)),
             *("--block-size", str(geometry.block_size)),
             *("--extent-size", str(geometry.blocks_per_extent)),
             *("--extent-count", str(geometry.extent_count)),
-            *(["--encrypted"] if encrypted else []),
+            *(["--encrypted", "--cipher", cipher] if cipher else []),
         ]
         status = await self._finished(command, plan)
         if status != 0:

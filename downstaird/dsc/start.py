@@ -38,10 +38,11 @@ from stairwell.dsc.v1 import dsc_service_pb2_grpc as pb_grpc
 
 @dataclass(frozen=True, slots=True)
 class CreateOptions:
-    """Regions to be made. `cleanup`: what is in the way is deleted instead of refused."""
+    """Regions to be made. `cipher` empty: not encrypted. `cleanup`: what is in the way is deleted
+    instead of refused."""
 
     geometry: Geometry
-    encrypted: bool
+    cipher: str
     cleanup: bool
 
 
@@ -131,7 +132,7 @@ async def _create_regions(options: DscOptions, wanted: CreateOptions) -> None:
     async def one(plan: MemberPlan) -> None:
         async with turns:
             begun = time.monotonic()
-            await options.launcher.create(plan, wanted.geometry, encrypted=wanted.encrypted)
+            await options.launcher.create(plan, wanted.geometry, cipher=wanted.cipher)
             seconds = time.monotonic() - begun
             print(f"created region {plan.directory} in {seconds:.2f} s", flush=True)
 

@@ -14,6 +14,7 @@ from downstaird.core.engine import (
 )
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
+from stairlib.model.cipher import CIPHERS, describe_cipher
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
@@ -72,6 +73,7 @@ def region_message(host: RegionHost, version: str) -> region_pb.Region:
         stored_bytes=host.engine.stored_bytes(),
         version=version,
         written=not host.blank,
+        cipher=definition.cipher,
     )
 
 
@@ -84,10 +86,16 @@ def definition_of(message: region_pb.Region) -> RegionDefinition:
         raise InvalidRequestError(
             "; ".join(f"the source's {field}: {rule}" for field, rule in problems)
         )
+    if message.encrypted and message.cipher not in CIPHERS:
+        raise InvalidRequestError(
+            f"the source's region is {describe_cipher(message.cipher or 'nothing it names')}, and "
+            f"this program knows {', '.join(CIPHERS)}: clone with the release that made it",
+            reason="CIPHER_UNKNOWN",
+        )
     return RegionDefinition(
         id=uuid_of(message.id, "id"),
         geometry=geometry,
-        encrypted=message.encrypted,
+        cipher=message.cipher,
         format_version=message.format_version,
     )
 

@@ -4,8 +4,10 @@ A context is 32 bytes, four little-endian u64, in arrays of shape (n, 4):
 
     never written, or discarded: all zero
     plain:      xxh3-64 of the block | 1 | 0 | 0
-    encrypted:  u32 check, 12-byte nonce, 16-byte tag; check = low 32 bits of xxh3-64 over
-                nonce, tag and ciphertext, so that a daemon without the key can verify the block
+    encrypted:  u32 check, 12-byte nonce, 16-byte tag
+
+The check of an encrypted block is for daemons, which have no key: the low 32 bits of xxh3-64 of the
+ciphertext, seeded with the xxh3-64 of nonce and tag. One that has the key believes the tag alone.
 
 Whether a region holds plain or encrypted blocks is recorded in the region, never guessed from a
 context.
@@ -23,6 +25,7 @@ PLAIN_MARK = 1
 ContextArray = npt.NDArray[np.uint64]
 Buffer = bytes | bytearray | memoryview
 
+_UNWRITTEN = bytes(CONTEXT_BYTES)
 _hash = xxhash.xxh3_64_intdigest
 
 
@@ -93,24 +96,25 @@ def mismatches(
 
 
 def _encrypted_mismatches(view: memoryview, contexts: ContextArray, block_size: int) -> list[int]:
-    raw = np.ascontiguousarray(contexts).view(np.uint8).reshape(-1, CONTEXT_BYTES)
-    bad = []
-    zero = bytes(block_size)
-    for index in range(len(contexts)):
-        block = view[index * block_size : (index + 1) * block_size]
-        context = raw[index].tobytes()
-        if not any(context):
-            if block != zero:
-                bad.append(index)
-            continue
-        check = encrypted_check(context[4:], block)
-        if check != int.from_bytes(context[:4], "little"):
-            bad.append(index)
+    raw = contexts.tobytes()
+    if len(raw) == CONTEXT_BYTES and raw != _UNWRITTEN:
+        return [] if encrypted_check(raw[4:], view) == int.from_bytes(raw[:4], "little") else [0]
+    starts = range(0, len(view), block_size)
+    heads = range(0, len(raw), CONTEXT_BYTES)
+    hashes = [
+        _hash(view[at : at + block_size], _hash(raw[head + 4 : head + CONTEXT_BYTES]))
+        for at, head in zip(starts, heads, strict=True)
+    ]
+    found = np.array(hashes, dtype=np.uint64).astype(np.uint32)
+    wrong = found != np.frombuffer(raw, dtype="<u4")[:: CONTEXT_BYTES // 4]
+    empty = ~written(contexts)
+    if empty.any():
+        blocks = np.frombuffer(view, dtype=np.uint8).reshape(-1, block_size)
+        wrong[empty] = blocks[empty].any(axis=1)
+    bad: list[int] = np.flatnonzero(wrong).tolist()
     return bad
 
 
 def encrypted_check(nonce_and_tag: bytes, ciphertext: Buffer) -> int:
     """The u32 at the head of an encrypted block's context."""
-    digest = xxhash.xxh3_64(nonce_and_tag)
-    digest.update(ciphertext)
-    return digest.intdigest() & 0xFFFFFFFF
+    return _hash(ciphertext, _hash(nonce_and_tag)) & 0xFFFFFFFF

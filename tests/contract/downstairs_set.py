@@ -21,7 +21,8 @@ from stairlib.telemetry.tracing import Tracing
 
 class DownstairsSet:
     """`count` daemons; each keeps its address and directory over restarts. `read_only` is for the
-    daemons started from then on, and for specs; `tls` by number, plain text where there is none."""
+    daemons started from then on, and for specs; `tls` by number, plain text where there is none.
+    `cipher` empty: the regions are not encrypted."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class DownstairsSet:
         geometry: Geometry,
         count: int,
         tls: Sequence[TlsFiles | None] = (),
+        cipher: str = "",
     ) -> None:
         self.geometry = geometry
         self.read_only = False
@@ -40,7 +42,7 @@ class DownstairsSet:
         self.faults = [FaultPlan()] * count
         self.tracings: list[Tracing] = []
         for number, directory in enumerate(self.directories):
-            create_region(CreateOptions(directory, self.ids[number], geometry, encrypted=False))
+            create_region(CreateOptions(directory, self.ids[number], geometry, cipher=cipher))
 
     async def start(self, number: int) -> None:
         tracing = Tracing(f"downstairs-{number}", "test")

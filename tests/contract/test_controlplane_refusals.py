@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from collections.abc import AsyncIterator
@@ -123,6 +124,26 @@ async def test_an_encrypted_target(home: House) -> None:
     home.members[3].region.encrypted = True
     code, error = await check_unchanged(home, home.replace(home.vcr()))
     assert (code, error.reason) == (PRECONDITION, "TARGET_ENCRYPTION_MISMATCH")
+
+
+async def test_a_target_that_is_encrypted_otherwise(tmp_path: Path) -> None:
+    key = base64.b64encode(bytes(range(32))).decode()
+    async with house(tmp_path / "data") as home:
+        for member in home.members:
+            member.region.encrypted, member.region.cipher = True, "aes-256-gcm"
+        home.members[3].region.cipher = "aes-256-gcm-siv"
+        disk = home.disk_json()
+        region(disk["volume_construction_request"])["opts"]["key"] = key
+        await home.create_running(disks=[disk])
+        vcr = home.vcr()
+        region(vcr)["opts"]["key"] = key
+        code, error = await check_unchanged(home, home.replace(vcr))
+        assert (code, error.reason) == (PRECONDITION, "TARGET_CIPHER_MISMATCH")
+        assert error.metadata["target_cipher"] == "aes-256-gcm-siv"
+        assert "--cipher aes-256-gcm" in error.message
+        assert key not in str(error)
+        home.members[3].region.cipher = "aes-256-gcm"
+        await home.replace(vcr)
 
 
 async def test_a_read_only_target(home: House) -> None:

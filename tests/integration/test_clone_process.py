@@ -38,7 +38,7 @@ def downstaird(*arguments):
 def region(tmp_path):
     """A directory with a region of which seven eighths are written."""
     place = tmp_path / "source"
-    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=False))
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, cipher=""))
     engine = open_region(place)
     for extent in range(14):
         data = np.random.default_rng(extent).bytes(GEOMETRY.extent_bytes)

@@ -54,6 +54,8 @@ class Volume:
         self.disk = f"disk-{self.id[:8]}"
         self.instance = f"vm-{self.id[:8]}"
         self.instance_id = ""
+        # Base64; empty for a disk that is not encrypted.
+        self.key = ""
 
     @property
     def targets(self) -> list[str]:
@@ -78,6 +80,8 @@ class Volume:
                 **self.options,
             },
         }  # fmt: skip
+        if self.key:
+            region["opts"]["key"] = self.key
         region.update(shape)
         size = region["block_size"]
         return {"type": "volume", "id": self.id, "block_size": size, "sub_volumes": [region]}
@@ -320,11 +324,16 @@ class Load:
 
 @asynccontextmanager
 async def fresh_volume(
-    cluster: Cluster, *, run: bool = True, spare: bool = True
+    cluster: Cluster, *, run: bool = True, spare: bool = True, key: str = "", cipher: str = ""
 ) -> AsyncIterator[Volume]:
-    """A machine with a disk of three fresh members, and by default a started spare."""
+    """A machine with a disk of three fresh members, and by default a started spare. With `key`, all
+    are encrypted with `cipher`."""
     programs = [cluster.downstairs() for _ in range(4 if spare else 3)]
     volume = Volume(cluster, programs)
+    if key:
+        volume.key = key
+        for program in programs:
+            program.command += ["--encrypted", "--cipher", cipher]
     try:
         await asyncio.gather(*(program.start() for program in programs))
         await volume.create()

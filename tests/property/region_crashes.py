@@ -67,7 +67,7 @@ class CrashWorld:
         definition = RegionDefinition(
             uuid.UUID(int=self.rng.getrandbits(128)),
             self.geometry,
-            encrypted=False,
+            cipher="",
             format_version=1,
         )
         self.region = Region.create(self.disk, definition, tuning=TUNING, chunk_bytes=CHUNK_BYTES)

@@ -53,7 +53,7 @@ class RegionMachine(RuleBasedStateMachine):
     def create(self, geometry):
         self.geometry = geometry
         self.disk = MemoryDisk()
-        definition = RegionDefinition(uuid.uuid4(), geometry, encrypted=False, format_version=1)
+        definition = RegionDefinition(uuid.uuid4(), geometry, cipher="", format_version=1)
         chunk_bytes = CHUNK_BLOCKS * BLOCK
         self.region = Region.create(self.disk, definition, tuning=TUNING, chunk_bytes=chunk_bytes)
         self.blocks = [None] * geometry.block_count

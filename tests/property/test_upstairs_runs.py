@@ -5,7 +5,8 @@ and flushes, and a scrub fills what was never written.
 Checked from outside: no flushed write is lost, a read gives the value written last (after a loss:
 one that it may have, and from then on the same), what was written is never replaced by a scrub,
 a read tells rightly which blocks were written, replicas are equal when all is repaired, and every
-run comes to its end. STAIRWELL_SEEDS=first:count runs other seeds."""
+run comes to its end. In encrypted worlds no nonce is used twice, whatever becomes of the members
+and of the upstairs. STAIRWELL_SEEDS=first:count runs other seeds."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import random
 
 import pytest
 
+from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV
 from stairlib.model.geometry import Geometry
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import Request
@@ -25,17 +27,20 @@ FIRST, COUNT = map(int, os.environ.get("STAIRWELL_SEEDS", "0:300").split(":"))
 SEEDS_PER_TEST = 25
 # Every third world has a slow network and a larger region: faults then hit the middle of repairs.
 SLOW_EVERY = 3
+# Some worlds are encrypted; nonces are then watched too.
+CIPHER_OF = ("", AES_256_GCM, "", AES_256_GCM_SIV, "")
 
 
 class Run:
     """One seeded run."""
 
     def __init__(self, seed: int) -> None:
+        cipher = CIPHER_OF[seed % len(CIPHER_OF)]
         if seed % SLOW_EVERY:
-            self.world = World(seed)
+            self.world = World(seed, cipher=cipher)
         else:
             delay = random.Random(seed).choice([0.02, 0.1, 0.3])
-            self.world = World(seed, geometry=Geometry(512, 8, 12), delay=delay)
+            self.world = World(seed, geometry=Geometry(512, 8, 12), delay=delay, cipher=cipher)
         self.rng = self.world.rng
         self.activate_key: object = None
         self.verifications: list[object] = []

@@ -70,6 +70,7 @@ def _region(path: str, region: RegionStatus) -> pb.RegionInfo:
         reason=region.reason,
         slots=map(_slot, region.slots),
         flush_number=region.flush_number,
+        cipher=region.cipher,
         read_only=region.read_only,
     )
 

@@ -15,7 +15,7 @@ from downstaird.config import RunOptions
 from downstaird.core.engine import RegionDefinition
 from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
-from downstaird.core.region_files import FORMAT_VERSION
+from downstaird.core.region_files import version_for
 from downstaird.daemon import Daemon
 from downstaird.faults import FaultPlan
 from downstaird.store.files import FileDisk
@@ -288,11 +288,9 @@ async def serve(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     running = []
 
-    async def start(
-        disk=None, *, geometry=GEOMETRY, encrypted=False, tuning=DEFAULT_TUNING, **changes
-    ):
+    async def start(disk=None, *, geometry=GEOMETRY, cipher="", tuning=DEFAULT_TUNING, **changes):
         place = disk if disk is not None else tmp_path / f"region-{len(running)}"
-        definition = RegionDefinition(uuid.uuid4(), geometry, encrypted, FORMAT_VERSION)
+        definition = RegionDefinition(uuid.uuid4(), geometry, cipher, version_for(cipher))
         read_only = changes.get("read_only", False)
         if isinstance(place, Path):
             if not (place / "region.json").exists():

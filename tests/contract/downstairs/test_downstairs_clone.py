@@ -13,6 +13,7 @@ from downstaird.core.engine import Ownership
 from downstaird.core.region import Region
 from downstaird.regions import CLONE_MARKER, create_region, open_clone, open_region
 from downstaird.store.files import FileDisk
+from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.model.errors import (
     AlreadyExistsError,
@@ -62,7 +63,7 @@ def fill(place, *, generation=3):
 async def source(serve, tmp_path):
     """A daemon that serves a region with data in every second extent, read-only."""
     place = tmp_path / "source"
-    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=False))
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, cipher=""))
     fill(place)
     return await serve(place, read_only=True)
 
@@ -130,7 +131,7 @@ async def test_a_clone_has_data_and_stamps_of_its_source(serve, source, clone, t
 
 async def test_a_clone_of_an_empty_region_is_empty(serve, clone, tmp_path):
     place = tmp_path / "empty"
-    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=False))
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, cipher=""))
     empty = await serve(place, read_only=True)
     done = await clone(address=empty.address)
     assert done.bytes_copied == 0
@@ -140,12 +141,13 @@ async def test_a_clone_of_an_empty_region_is_empty(serve, clone, tmp_path):
 
 async def test_a_clone_of_encrypted_blocks_needs_no_key(serve, clone, tmp_path):
     place = tmp_path / "sealed"
-    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=True))
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, DEFAULT_CIPHER))
     fill(place)
     sealed = await serve(place, read_only=True)
     await clone(address=sealed.address, expected=Expected(encrypted=True))
     copy = await same(serve, sealed, tmp_path / "clone", encrypted=True)
     assert (await copy.get()).encrypted
+    assert (await copy.get()).cipher == DEFAULT_CIPHER
 
 
 async def test_a_clone_is_taken_for_writing_by_its_source_s_set_alone(
@@ -166,7 +168,7 @@ async def test_a_clone_of_what_nobody_owns_is_taken_for_writing_by_nobody(
     serve, clone, upstairs, tmp_path
 ):
     place = tmp_path / "found"
-    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=False))
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, cipher=""))
     fill(place)
     region = Region.open(FileDisk(place))
     region.promote(Ownership(None, None, 0))
@@ -235,7 +237,7 @@ async def test_an_interrupted_clone_is_no_region_and_goes_on(serve, source, clon
     for attempt in (
         lambda: open_region(place),
         lambda: open_region(place, read_only=True),
-        lambda: create_region(CreateOptions(place, region_id, GEOMETRY, encrypted=False)),
+        lambda: create_region(CreateOptions(place, region_id, GEOMETRY, cipher="")),
     ):
         with pytest.raises(StateError) as refused:
             attempt()
@@ -312,7 +314,7 @@ async def test_two_at_once_into_one_directory_are_kept_apart(source, clone, tmp_
 def test_stamps_are_those_of_flushes(tmp_path):
     """What `fill` relies on: each extent was stamped by a flush of its own."""
     place = tmp_path / "region"
-    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=False))
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, cipher=""))
     fill(place)
     region = Region.open(FileDisk(place))
     states = region.extent_states()

@@ -10,6 +10,7 @@ import pytest
 
 from downstaird.faults import FaultPlan
 from downstaird.store.memory import MemoryDisk
+from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.wire import frame as wire
 from stairlib.wire.frame import FrameKind, OpKind, OpStatus
@@ -80,7 +81,7 @@ async def test_a_damaged_write_is_refused_alone(serve, upstairs):
 
 
 async def test_encrypted_blocks_come_back_with_their_contexts(serve, upstairs):
-    downstairs = await serve(encrypted=True)
+    downstairs = await serve(cipher=DEFAULT_CIPHER)
     client = await downstairs.session(upstairs, encrypted=True)
     nonce_and_tag, data = bytes(range(28)), pattern(1, 1)
     check = struct.pack("<I", encrypted_check(nonce_and_tag, data))

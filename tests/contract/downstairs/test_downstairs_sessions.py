@@ -3,9 +3,12 @@
 import asyncio
 import uuid
 
+import numpy as np
 import pytest
 
 from downstaird.store.memory import MemoryDisk
+from stairlib.model.cipher import CIPHERS, DEFAULT_CIPHER
+from stairlib.model.context import encrypted_check
 from stairlib.model.errors import InvalidRequestError, StateError
 from stairlib.wire.frame import FrameKind, OpKind
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
@@ -234,12 +237,33 @@ async def test_hands_that_reach_too_far_are_told_the_field(serve, request_, fiel
 
 
 async def test_hands_cannot_write_encrypted_regions(serve):
-    downstairs = await serve(encrypted=True)
+    downstairs = await serve(cipher=DEFAULT_CIPHER)
     with pytest.raises(StateError) as caught:
         await downstairs.call(
             downstairs.block.Write, block_pb.WriteRequest(block=0, data=bytes(4096))
         )
     assert caught.value.reason == "REGION_ENCRYPTED"
+    assert "the volume's machine" in caught.value.message
+
+
+async def test_hands_read_what_is_stored_of_encrypted_blocks(serve, upstairs):
+    downstairs = await serve(cipher=DEFAULT_CIPHER)
+    client = await downstairs.session(upstairs, encrypted=True)
+    nonce_and_tag, data = bytes(range(28)), bytes(range(256)) * 16
+    check = encrypted_check(nonce_and_tag, data).to_bytes(4, "little")
+    context = np.frombuffer(check + nonce_and_tag, dtype="<u8").reshape(1, 4)
+    await client.write(5, data, contexts=context)
+    await client.close()
+    answer = await downstairs.call(downstairs.block.Read, block_pb.ReadRequest(block=4, count=2))
+    assert answer.data == bytes(4096) + data
+    assert answer.contexts == bytes(32) + check + nonce_and_tag
+
+
+@pytest.mark.parametrize("cipher", ["", *CIPHERS])
+async def test_a_region_says_how_its_blocks_are_encrypted(serve, upstairs, cipher):
+    downstairs = await serve(cipher=cipher)
+    assert (await downstairs.get()).cipher == cipher
+    assert (await downstairs.open(upstairs, encrypted=bool(cipher))).region.cipher == cipher
 
 
 async def test_a_verification_finds_what_is_stored(serve, upstairs):

@@ -35,8 +35,8 @@ class PlainWork:
 class PlainEngine:
     """Does what the contract says, slowly and obviously. `calls` lists what was asked in order."""
 
-    def __init__(self, geometry=GEOMETRY, *, encrypted=False):
-        self.definition = RegionDefinition(uuid.uuid4(), geometry, encrypted, 1)
+    def __init__(self, geometry=GEOMETRY, *, cipher=""):
+        self.definition = RegionDefinition(uuid.uuid4(), geometry, cipher, 1)
         self.ownership = Ownership(None, None, 0)
         self.data = bytearray(geometry.total_bytes)
         self.kept = np.zeros((geometry.block_count, 4), dtype=np.uint64)

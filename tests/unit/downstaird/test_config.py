@@ -1,12 +1,17 @@
 """Checked command-line values, and the parser around them."""
 
+import dataclasses
+import json
 import uuid
 
 import pytest
 
 from downstaird.__main__ import main
-from downstaird.config import checked_geometry, checked_uuid
-from stairlib.model.errors import InvalidRequestError
+from downstaird.config import CreateOptions, checked_geometry, checked_uuid
+from downstaird.regions import check_matches, create_region, opened
+from stairlib.model.cipher import AES_256_GCM, CIPHERS, DEFAULT_CIPHER
+from stairlib.model.errors import InvalidRequestError, StateError
+from stairlib.model.geometry import Geometry
 
 
 def test_every_flag_of_a_geometry_that_is_wrong_is_named():
@@ -56,9 +61,41 @@ def test_create_info_verify_and_dump_agree(tmp_path, capsys):
     assert main(["verify", "-d", region]) == 0
     assert main(["dump", "-d", region, "-d", other]) == 0
     shown = capsys.readouterr().out
-    assert "encrypted" in shown
+    assert "encrypted with aes-256-gcm-siv" in shown
     assert "0 blocks (0 MiB) read, 0 bad" in shown
     assert "0 of 4 extents differ" in shown
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_the_cipher_is_recorded_and_shown(tmp_path, capsys, cipher):
+    region = str(tmp_path / "r")
+    flags = ["-u", str(uuid.uuid4()), "--encrypted", "--cipher", cipher]
+    assert main(["create", "-d", region, *flags]) == 0
+    assert f"encrypted with {cipher}" in capsys.readouterr().out
+    assert main(["info", "-d", region, "--output", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["encrypted"], facts["cipher"], facts["format_version"]) == (True, cipher, 2)
+
+
+def test_a_cipher_alone_and_one_that_does_not_exist_are_refused(tmp_path, capsys):
+    flags = ["create", "-d", str(tmp_path / "r"), "-u", str(uuid.uuid4()), "--cipher"]
+    assert main([*flags, "aes-256-gcm"]) == 1
+    assert "add --encrypted" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*flags, "rot13", "--encrypted"])
+    assert "aes-256-gcm-siv" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_region_that_is_there_must_have_the_cipher(tmp_path):
+    options = CreateOptions(tmp_path / "r", uuid.uuid4(), Geometry(512, 8, 4), AES_256_GCM)
+    create_region(options)
+    with opened(tmp_path / "r") as engine:
+        check_matches(engine, options)
+        with pytest.raises(StateError) as differs:
+            check_matches(engine, dataclasses.replace(options, cipher=DEFAULT_CIPHER))
+    assert differs.value.reason == "REGION_DIFFERS"
+    assert "encrypted with aes-256-gcm, not" in differs.value.message
 
 
 def test_regions_of_other_geometry_are_not_compared(tmp_path, capsys):

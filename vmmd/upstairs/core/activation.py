@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from stairlib.model.errors import DataError, StairwellError, StateError
 from vmmd.upstairs.core import limits
+from vmmd.upstairs.core.cipher_check import check_generation
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.reconcile import ReconcilePlan, Reconciliation, plan, trust_regions
 from vmmd.upstairs.core.region_set import RegionSet
@@ -71,6 +72,9 @@ class Activation:
             self.failure = error
             return False
         if region.state is UpstairsState.GO_ACTIVE:
+            self.failure = check_generation(region)
+            if self.failure is not None:
+                return False
             required = work.generation_max + 1
             if region.generation < required:
                 self.failure = StateError(

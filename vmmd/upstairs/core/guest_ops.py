@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stairlib.model.context import plain_contexts
 from stairlib.wire.frame import (
     OPS_MAX,
     PAYLOAD_BYTES_MAX,
@@ -241,9 +240,10 @@ class GuestOps:
         # The one copy: the guest may reuse its memory once it is answered, the frame is kept for
         # replay.
         only = frame.data[0] if len(frame.data) == 1 else None
-        payload = only if isinstance(only, bytes) else b"".join(frame.data)
+        payload: Bytes = only if isinstance(only, bytes) else b"".join(frame.data)
         if payload:
-            contexts = plain_contexts(payload, self._block_size)
+            spans = (op[1:] for op in frame.ops if op[0] != OpKind.DISCARD)
+            contexts, payload = region.codec.seal(payload, spans, region.generation)
             buffers = encode(
                 FrameKind.REQUEST, ops, sequence=first, contexts=contexts, payload=[payload]
             )

@@ -12,12 +12,13 @@ them. A read whose member's connection broke has not been tried there: it may be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from stairlib.model.context import ContextArray, mismatches, written
+from stairlib.model.context import ContextArray, written
 from stairlib.wire.frame import PAYLOAD_BYTES_MAX, Frame, FrameKind, OpKind, encode, pack_op
 from vmmd.block.backend import BlockStatus, Completion
 from vmmd.upstairs.core import limits
@@ -225,13 +226,15 @@ class ReadBook:
         payload, contexts = reply.payload, reply.contexts
         if len(contexts) != frame.blocks or len(payload) != frame.blocks * size:
             return False
-        if self._bad_blocks(payload, contexts):
+        opened = self._region.codec.open(payload, contexts, map(_span, frame.reads))
+        if opened is None:
             at = 0
             for index, read in enumerate(frame.reads):
                 end = at + read.length
                 self._one(frame, index, payload[at * size : end * size], contexts[at:end])
                 at = end
             return True
+        payload = opened
         del self._frames[frame.first_job]
         self._release(frame, frame.left)
         if frame.reads[0].owned:
@@ -289,13 +292,15 @@ class ReadBook:
 
     def _one(self, frame: ReadFrame, index: int, data: memoryview, contexts: ContextArray) -> None:
         read = frame.reads[index]
-        if self._bad_blocks(data, contexts):
+        codec = self._region.codec
+        opened = codec.open(data, contexts, (_span(read),))
+        if opened is None:
             self._region.read_mismatches += 1
-            frame.member.last_error = f"a read at block {read.offset} did not match its context"
+            frame.member.last_error = f"a read at block {read.offset} {codec.complaint}"
             self._retry(frame, index)
             return
         self._answered(frame, index)
-        self._done(read, data, written(contexts) if read.owned else None)
+        self._done(read, opened, written(contexts) if read.owned else None)
 
     def _done(self, read: Read, data: memoryview, owned: npt.NDArray[np.bool_] | None) -> None:
         if read.gather is not None:
@@ -330,8 +335,6 @@ class ReadBook:
             done = Completion(read.token, BlockStatus.OK, gather.buffer, gather.owned)
             self._region.effects.append(CompleteGuest(read.key, [done]))
 
-    def _bad_blocks(self, payload: memoryview, contexts: ContextArray) -> bool:
-        if len(contexts) > 1 and not written(contexts).any():
-            # Wide reads of never-written space: one pass instead of one comparison a block.
-            return bool(np.frombuffer(payload, dtype=np.uint8).any())
-        return bool(mismatches(payload, contexts, self._block_size, encrypted=False))
+
+# (first block, blocks) of a read.
+_span = attrgetter("offset", "length")

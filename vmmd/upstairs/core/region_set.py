@@ -27,6 +27,7 @@ from stairlib.wire.frame import (
 )
 from vmmd.block.backend import BlockStatus, Completion
 from vmmd.upstairs.core import limits
+from vmmd.upstairs.core.codec import Codec, Encryption, Keyring, PlainCodec
 from vmmd.upstairs.core.control_jobs import ControlBook, ControlJob
 from vmmd.upstairs.core.events import (
     Changed,
@@ -62,6 +63,8 @@ class UpstairsConfig:
     targets: tuple[str, str, str]
     flush_timeout_seconds: float = limits.FLUSH_TIMEOUT_SECONDS
     read_only: bool = False
+    # None for a set whose blocks are kept as they are.
+    encryption: Encryption | None = None
 
 
 class ReadsInFlight(Protocol):
@@ -86,6 +89,13 @@ class RegionSet:
         self.flushes = FlushBook(config.flush_timeout_seconds)
         self.control = ControlBook()
         self.reads: ReadsInFlight
+        block_size = config.geometry.block_size
+        # How the members' blocks are encrypted, and the owner whose they are; empty when they are
+        # not, and until a member has told.
+        self.encrypted_as = ("", "")
+        self.codec: Codec = PlainCodec(block_size)
+        encryption = config.encryption
+        self._keyring = None if encryption is None else Keyring(encryption, block_size)
         self.read_mismatches = 0
         self.changed = True
         # Extents written since a repair's survey began; None while nobody asks.
@@ -147,6 +157,17 @@ class RegionSet:
     def last_job(self) -> int:
         """The newest job id given out."""
         return self._next_job - 1
+
+    @property
+    def cipher(self) -> str:
+        """The suite, as in `encrypted_as`."""
+        return self.encrypted_as[0]
+
+    def encrypt_as(self, cipher: str, owner_id: str) -> None:
+        """Takes the suite of a member that was found to go with all others."""
+        if self._keyring is not None:
+            self.encrypted_as = (cipher, owner_id)
+            self.codec = self._keyring.codec(cipher, owner_id)
 
     # ---- sending
 

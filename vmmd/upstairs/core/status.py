@@ -45,7 +45,8 @@ class SlotStatus:
 
 @dataclass(frozen=True, slots=True)
 class RegionStatus:
-    """One region set."""
+    """One region set. `cipher` is empty when its blocks are not encrypted, and until a member has
+    said how."""
 
     upstairs_id: str
     session_id: str
@@ -56,6 +57,7 @@ class RegionStatus:
     flush_number: int
     read_mismatches: int
     guest_waiting: int
+    cipher: str
     read_only: bool
 
 
@@ -120,5 +122,6 @@ def snapshot(
         flush_number=region.flushes.number - 1,
         read_mismatches=region.read_mismatches,
         guest_waiting=waiting,
+        cipher=region.cipher,
         read_only=region.config.read_only,
     )

@@ -22,6 +22,7 @@ from stairlib.wire.frame import OpKind
 from vmmd.block.backend import BlockStatus
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.activation import Activation
+from vmmd.upstairs.core.cipher_check import cipher_problem
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.live_repair import LiveRepair, RepairPhase
@@ -212,6 +213,7 @@ class Upstairs:
             member.owned_before = session.owned_before
             member.region_id = session.region_id
         member.cipher, member.owner_id = session.cipher, session.owner_id
+        region.encrypt_as(session.cipher, session.owner_id)
         member.stamps = session.stamps
         member.connected_at = region.now
         if region.state is UpstairsState.GO_ACTIVE or self._read_only is not None:
@@ -233,7 +235,7 @@ class Upstairs:
         extents = self._region.config.geometry.extent_count
         if len(session.stamps.generations) != extents:
             return f"{len(session.stamps.generations)} extents were told, {extents} are expected"
-        return ""
+        return cipher_problem(self._region, member, session)
 
     def _on_disconnected(self, event: events.Disconnected) -> None:
         region = self._region

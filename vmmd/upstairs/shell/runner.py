@@ -8,6 +8,8 @@ are queued: steps never nest.
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -19,8 +21,9 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
 
-from stairlib.model.construction import RegionSpec
-from stairlib.model.errors import InvalidRequestError, UnavailableError, UnsupportedError
+from stairlib.model.cipher import KEY_BYTES
+from stairlib.model.construction import RegionOptions, RegionSpec
+from stairlib.model.errors import InvalidRequestError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, reach, region_tls
@@ -31,6 +34,7 @@ from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from vmmd.block.backend import BackendInfo, Done, Request
 from vmmd.upstairs.core import events, limits
+from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import Replacement, SessionInfo
 from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
@@ -76,11 +80,8 @@ class Peer:
 
 
 def check_supported(spec: RegionSpec) -> None:
-    """UnsupportedError names what this version does not offer; InvalidRequestError what cannot
-    be, and StateError TLS_FILE a file that will not do."""
+    """InvalidRequestError names what cannot be, StateError TLS_FILE a file that will not do."""
     options = spec.options
-    if options.key is not None:
-        raise UnsupportedError("encrypted regions are not offered by this version: leave out `key`")
     if len(options.targets) != limits.SLOT_COUNT or len(set(options.targets)) != limits.SLOT_COUNT:
         raise InvalidRequestError("a region has exactly three different targets")
     problems = spec.geometry.problems()
@@ -89,6 +90,21 @@ def check_supported(spec: RegionSpec) -> None:
     tls = region_tls(options)
     if tls is not None:
         tls.check()
+    encryption_of(options)
+
+
+def encryption_of(options: RegionOptions) -> Encryption | None:
+    """The region's key, ready for use; None without one. InvalidRequestError, which does not show
+    it."""
+    if options.key is None:
+        return None
+    try:
+        key = base64.b64decode(options.key.reveal(), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise InvalidRequestError(f"key must be base64 of {KEY_BYTES} bytes", reason="KEY_INVALID")
+    return Encryption(key, os.urandom)
 
 
 class RegionUpstairs:
@@ -99,6 +115,7 @@ class RegionUpstairs:
         options = spec.options
         timeout = options.flush_timeout
         self._geometry = spec.geometry
+        self._encrypted = spec.encrypted
         self._tls = region_tls(options)
         self._lossy = options.lossy
         if options.control is not None:
@@ -114,6 +131,7 @@ class RegionUpstairs:
                 geometry=spec.geometry,
                 targets=(targets[0], targets[1], targets[2]),
                 flush_timeout_seconds=limits.FLUSH_TIMEOUT_SECONDS if timeout is None else timeout,
+                encryption=encryption_of(options),
                 read_only=options.read_only,
             )
         )
@@ -338,6 +356,7 @@ class RegionUpstairs:
             generation=effect.generation,
             region_id=effect.region_id,
             geometry=self._geometry,
+            encrypted=self._encrypted,
             read_only=status.read_only,
             stream_only=self._stream_only,
             lossy=self._lossy,

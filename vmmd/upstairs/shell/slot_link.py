@@ -48,6 +48,7 @@ class SessionWish:
     region_id: str
     geometry: Geometry
     read_only: bool = False
+    encrypted: bool = False
     stream_only: bool = False
     lossy: bool = False
     tls: TlsFiles | None = None
@@ -139,6 +140,7 @@ class SlotLink:
                     ),
                     data_versions=[DATA_VERSION],
                     region_id=wish.region_id,
+                    encrypted=wish.encrypted,
                     lossy=wish.lossy,
                 ),
                 timeout=RPC_SECONDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -9,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from controlplane.core.preflight import RegionFacts, judge
+from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV
 from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
 from tests.unit.controlplane.core.records_made import GEOMETRY, VOLUME, region
@@ -18,9 +20,16 @@ FACTS = RegionFacts(
     active_session_id=None,
 )  # fmt: skip
 SIBLINGS = {"a:1": UUID(int=41), "b:2": UUID(int=42)}
+PLAIN_SIBLINGS = {"a:1": "", "b:2": ""}
 
 
-def judged(facts: RegionFacts, *, siblings_written: bool = False, **changes: Any) -> str:
+def judged(
+    facts: RegionFacts,
+    ciphers: Mapping[str, str] = PLAIN_SIBLINGS,
+    *,
+    siblings_written: bool = False,
+    **changes: Any,
+) -> str:
     """The reason of the refusal, empty when there is none."""
     try:
         judge(
@@ -29,6 +38,7 @@ def judged(facts: RegionFacts, *, siblings_written: bool = False, **changes: Any
             region=region(**changes),
             facts=facts,
             siblings=SIBLINGS,
+            ciphers=ciphers,
             siblings_written=siblings_written,
         )
     except StateError as caught:
@@ -64,7 +74,19 @@ def test_what_is_refused(changes: dict[str, Any], reason: str) -> None:
 
 def test_a_volume_with_a_key_wants_an_encrypted_one() -> None:
     assert judged(FACTS, key="k" * 44) == "TARGET_ENCRYPTION_MISMATCH"
-    assert judged(replace(FACTS, encrypted=True), key="k" * 44) == ""
+    encrypted = replace(FACTS, encrypted=True, cipher=AES_256_GCM)
+    assert judged(encrypted, {"a:1": AES_256_GCM}, key="k" * 44) == ""
+    assert judged(encrypted, {}, key="k" * 44) == "", "its siblings are away"
+
+
+def test_all_members_are_encrypted_alike() -> None:
+    facts = replace(FACTS, encrypted=True, cipher=AES_256_GCM)
+    others = {"a:1": AES_256_GCM, "b:2": AES_256_GCM_SIV}
+    assert judged(facts, others, key="k" * 44) == "TARGET_CIPHER_MISMATCH"
+    assert judged(facts, {"a:1": ""}, key="k" * 44) == "TARGET_CIPHER_MISMATCH"
+    for unknown in ("rot13", ""):
+        strange = replace(facts, cipher=unknown)
+        assert judged(strange, {"a:1": unknown}, key="k" * 44) == "TARGET_CIPHER_UNKNOWN"
 
 
 def test_read_only_regions_are_shared() -> None:

@@ -26,7 +26,7 @@ TUNING = Tuning(
 
 
 def definition_of(geometry=GEOMETRY, **changes):
-    fields = {"id": uuid.uuid4(), "geometry": geometry, "encrypted": False, "format_version": 1}
+    fields = {"id": uuid.uuid4(), "geometry": geometry, "cipher": "", "format_version": 1}
     return RegionDefinition(**{**fields, **changes})
 
 

@@ -19,12 +19,11 @@ from downstaird.core.clone_plan import (
 )
 from downstaird.core.engine import ExtentStates, Ownership, RegionDefinition
 from downstaird.core.region_files import FORMAT_VERSION
+from stairlib.model.cipher import AES_256_GCM
 from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
 
-SOURCE = RegionDefinition(
-    uuid.UUID(int=1), Geometry(4096, 256, 8), encrypted=False, format_version=FORMAT_VERSION
-)
+SOURCE = RegionDefinition(uuid.UUID(int=1), Geometry(4096, 256, 8), cipher="", format_version=1)
 OWNER = Ownership(uuid.UUID(int=3), None, 4)
 FACTS = SourceFacts(SOURCE, OWNER, read_only=True, incomplete=0, faulted=0)
 CLONE = uuid.UUID(int=2)
@@ -32,6 +31,9 @@ CLONE = uuid.UUID(int=2)
 
 def test_a_clone_is_like_its_source_but_for_the_id():
     assert clone_definition("a:1", FACTS, CLONE, Expected()) == replace(SOURCE, id=CLONE)
+    sealed = replace(SOURCE, cipher=AES_256_GCM, format_version=2)
+    found = clone_definition("a:1", replace(FACTS, definition=sealed), CLONE, Expected())
+    assert found == replace(sealed, id=CLONE)
     expected = Expected(4096, 256, 8, False)
     assert clone_definition("a:1", FACTS, CLONE, expected) == replace(SOURCE, id=CLONE)
 

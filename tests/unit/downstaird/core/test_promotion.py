@@ -12,7 +12,7 @@ from stairlib.model.geometry import Geometry
 A, B = uuid.UUID(int=1), uuid.UUID(int=2)
 S, T = uuid.UUID(int=11), uuid.UUID(int=12)
 GEOMETRY = Geometry(4096, 64, 4)
-DEFINITION = RegionDefinition(uuid.UUID(int=99), GEOMETRY, encrypted=False, format_version=1)
+DEFINITION = RegionDefinition(uuid.UUID(int=99), GEOMETRY, cipher="", format_version=1)
 
 
 def proposal(upstairs=A, session=S, generation=5, **more):

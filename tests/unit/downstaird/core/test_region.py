@@ -12,6 +12,7 @@ from downstaird.core.engine import FLAG_FAULTED, Ownership
 from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
+from stairlib.model.cipher import AES_256_GCM
 from stairlib.model.context import empty_contexts, plain_contexts
 from stairlib.model.errors import (
     AlreadyExistsError,
@@ -49,7 +50,7 @@ def region(disk):
 
 
 def test_a_new_region_is_empty_and_says_what_it_is(disk) -> None:
-    definition = definition_of(encrypted=True)
+    definition = definition_of(cipher=AES_256_GCM, format_version=2)
     region = Region.create(disk, definition)
     assert region.definition == definition
     assert region.ownership == Ownership(None, None, 0)

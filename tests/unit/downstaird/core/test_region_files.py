@@ -6,6 +6,7 @@ import json
 import uuid
 
 import pytest
+import xxhash
 
 from downstaird.core import slot_file
 from downstaird.core.engine import Ownership
@@ -19,9 +20,11 @@ from downstaird.core.region_files import (
     VoidFile,
     read_definition,
     refuse_existing,
+    version_for,
     write_definition,
 )
 from downstaird.store.memory import MemoryDisk
+from stairlib.model.cipher import AES_256_GCM, CIPHERS
 from stairlib.model.errors import AlreadyExistsError, DataError, InvalidRequestError
 from stairlib.model.geometry import Geometry
 from tests.unit.downstaird.core.region_rig import definition_of
@@ -42,13 +45,50 @@ def replace_text(disk, text):
 
 
 def test_a_definition_comes_back_and_can_be_read_by_hand(disk) -> None:
-    definition = definition_of(Geometry(4096, 100, 3), encrypted=True)
+    definition = definition_of(Geometry(4096, 100, 3))
     layout = Layout.for_geometry(definition.geometry)
     write_definition(disk, definition, layout)
     assert read_definition(disk) == (definition, layout)
     fields = json.loads(text_of(disk))
     assert fields["id"] == str(definition.id)
     assert fields["blocks_per_extent"] == 100
+    # As the first version of the format has it, to the last field: other releases read it.
+    assert set(fields) == {
+        *("format", "format_version", "id", "block_size", "blocks_per_extent", "extent_count"),
+        *("encrypted", "chunk_blocks", "checksum"),
+    }
+    assert fields["format_version"] == 1
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_an_encrypted_region_says_how_and_is_of_the_second_version(disk, cipher) -> None:
+    version = version_for(cipher)
+    definition = definition_of(cipher=cipher, format_version=version)
+    layout = Layout.for_geometry(definition.geometry)
+    write_definition(disk, definition, layout)
+    assert read_definition(disk) == (definition, layout)
+    fields = json.loads(text_of(disk))
+    assert (fields["format_version"], fields["encrypted"], fields["cipher"]) == (2, True, cipher)
+
+
+@pytest.mark.parametrize(
+    ("cipher", "says"),
+    [("rot13", "encrypted with 'rot13'"), (7, "encrypted with 7"), (None, "does not say how")],
+)
+def test_a_suite_that_is_not_known_or_not_named_is_refused(disk, cipher, says) -> None:
+    definition = definition_of(cipher=AES_256_GCM, format_version=2)
+    write_definition(disk, definition, Layout.for_geometry(definition.geometry))
+    fields = json.loads(text_of(disk))
+    del fields["checksum"]
+    fields["cipher"] = cipher
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    checksum = f"{xxhash.xxh3_64_intdigest(text.encode()):016x}"
+    place = MemoryDisk()
+    replace_text(place, json.dumps({**fields, "checksum": checksum}))
+    with pytest.raises(DataError) as refused:
+        read_definition(place)
+    assert refused.value.reason == "CIPHER_UNKNOWN"
+    assert says in refused.value.message
 
 
 def test_a_directory_without_one_is_no_region(disk) -> None:
@@ -81,7 +121,7 @@ def test_a_changed_field_is_damage(disk) -> None:
 
 def test_a_newer_format_is_refused(disk) -> None:
     write_definition(
-        disk, definition_of(format_version=2), Layout.for_geometry(Geometry(512, 16, 4))
+        disk, definition_of(format_version=3), Layout.for_geometry(Geometry(512, 16, 4))
     )
     with pytest.raises(DataError) as newer:
         read_definition(disk)

@@ -9,6 +9,7 @@ import pytest
 
 from downstaird.core.engine import FLAG_INCOMPLETE
 from downstaird.core.session import CopyExtent, LimitRepair, RunWork, Session
+from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.model.errors import DataError, UnavailableError
 from stairlib.wire import frame as wire
@@ -189,7 +190,7 @@ def test_a_write_that_does_not_match_its_contexts_is_refused_whole_and_alone(pee
 
 
 def test_encrypted_blocks_are_checked_without_the_key(make_engine):
-    engine = make_engine(encrypted=True)
+    engine = make_engine(cipher=DEFAULT_CIPHER)
     nonce_and_tag, ciphertext = bytes(range(28)), block(5)
     check = encrypted_check(nonce_and_tag, ciphertext).to_bytes(4, "little")
     context = np.frombuffer(check + nonce_and_tag, dtype="<u8").reshape(1, 4)

@@ -8,16 +8,13 @@ import pytest
 
 from downstaird.core.engine import RegionDefinition
 from downstaird.core.region import Region
-from downstaird.core.region_files import FORMAT_VERSION
 from downstaird.core.unfinished import UnfinishedDisk
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import plain_contexts
 from stairlib.model.errors import AlreadyExistsError, InvalidRequestError
 from stairlib.model.geometry import Geometry
 
-DEFINITION = RegionDefinition(
-    uuid.UUID(int=1), Geometry(4096, 64, 2), encrypted=False, format_version=FORMAT_VERSION
-)
+DEFINITION = RegionDefinition(uuid.UUID(int=1), Geometry(4096, 64, 2), cipher="", format_version=1)
 
 
 def flush(region):

@@ -98,10 +98,11 @@ def test_a_region_must_be_there(plan: MemberPlan) -> None:
 async def test_creation_passes_the_geometry(plan: MemberPlan, tmp_path: Path) -> None:
     program = script(tmp_path, "import sys; print(*sys.argv[1:])")
     launcher = Launcher(program, "127.0.0.1", read_only=False)
-    await launcher.create(plan, Geometry(4096, 16, 8), encrypted=True)
+    await launcher.create(plan, Geometry(4096, 16, 8), cipher="aes-256-gcm")
     assert printed(plan) == [
         *("create", "-d", plan.directory, "-u", str(plan.region_id)),
-        *("--block-size", "4096", "--extent-size", "16", "--extent-count", "8", "--encrypted"),
+        *("--block-size", "4096", "--extent-size", "16", "--extent-count", "8"),
+        *("--encrypted", "--cipher", "aes-256-gcm"),
     ]
 
 
@@ -111,7 +112,7 @@ async def test_a_creation_that_fails_says_what_was_printed(
     program = script(tmp_path, "import sys; sys.exit('no room on the disk')")
     launcher = Launcher(program, "127.0.0.1", read_only=False)
     with pytest.raises(StairwellError, match=r"status 1.*\n.*no room on the disk"):
-        await launcher.create(plan, Geometry(4096, 16, 8), encrypted=False)
+        await launcher.create(plan, Geometry(4096, 16, 8), cipher="")
 
 
 @pytest.mark.parametrize(("read_only", "mode"), [(True, "ro"), (False, "rw")])

@@ -66,3 +66,35 @@ def test_encrypted_blocks_are_checked_without_the_key() -> None:
     assert context.mismatches(good, contexts, BLOCK, encrypted=True) == []
     assert context.mismatches(block(8) + bytes(BLOCK), contexts, BLOCK, encrypted=True) == [0]
     assert context.mismatches(data + block(1), contexts, BLOCK, encrypted=True) == [1]
+
+
+@pytest.mark.parametrize("size", [512, 4096, 32768])
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_flipped_bit_anywhere_in_an_encrypted_block_or_its_context_is_found(size, count) -> None:
+    rng = np.random.default_rng(size + count)
+    data = rng.bytes(size * count)
+    heads = [rng.bytes(28) for _ in range(count)]
+    raw = bytearray()
+    for index, head in enumerate(heads):
+        check = context.encrypted_check(head, data[index * size : (index + 1) * size])
+        raw += check.to_bytes(4, "little") + head
+    contexts = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
+    assert context.mismatches(data, contexts, size, encrypted=True) == []
+    last = count - 1
+    for bit in range(256):
+        flipped = bytearray(raw)
+        flipped[last * 32 + bit // 8] ^= 1 << bit % 8
+        other = np.frombuffer(flipped, dtype="<u8").reshape(-1, 4)
+        assert context.mismatches(data, other, size, encrypted=True) == [last]
+    damaged = bytearray(data)
+    damaged[-1] ^= 0x80
+    assert context.mismatches(damaged, contexts, size, encrypted=True) == [last]
+    assert context.mismatches(data, contexts, size, encrypted=False) == list(range(count))
+
+
+def test_encrypted_regions_have_unwritten_blocks_that_hold_nothing() -> None:
+    empty = context.empty_contexts(3)
+    assert context.mismatches(bytes(3 * BLOCK), empty, BLOCK, encrypted=True) == []
+    data = block(0) + block(1) + block(0)
+    assert context.mismatches(data, empty, BLOCK, encrypted=True) == [1]
+    assert context.mismatches(block(1), empty[:1], BLOCK, encrypted=True) == [0]

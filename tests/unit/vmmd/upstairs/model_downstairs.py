@@ -76,6 +76,7 @@ class ModelDownstairs:
         rng: random.Random,
         later: Callable[[float, Callable[[], None]], None],
         resolve: Callable[[str], ModelDownstairs | None],
+        cipher: str = "",
     ) -> None:
         self.address = address
         self.region_id = region_id
@@ -83,6 +84,7 @@ class ModelDownstairs:
         self.rng = rng
         self.later = later
         self.resolve = resolve
+        self.cipher = cipher
         count = geometry.extent_count
         self.up = True
         self.read_only = False
@@ -164,7 +166,7 @@ class ModelDownstairs:
             return "READ_ONLY_MISMATCH", None
         if read_only:
             self.end_session()
-            return "", self._told(self.owner == upstairs_id)
+            return "", self._session_info(owned_before=self.owner == upstairs_id)
         if self.owner and self.owner != upstairs_id:
             return "REGION_IN_USE", None
         known = self.promoted
@@ -174,10 +176,10 @@ class ModelDownstairs:
         self.owner = upstairs_id
         self.promoted = (session_id, generation)
         self.end_session()
-        return "", self._told(owned_before)
+        return "", self._session_info(owned_before=owned_before)
 
-    def _told(self, owned_before: bool) -> SessionInfo:
-        return SessionInfo(self.region_id, self._stamps(), owned_before, owner_id=self.owner)
+    def _session_info(self, *, owned_before: bool) -> SessionInfo:
+        return SessionInfo(self.region_id, self._stamps(), owned_before, self.cipher, self.owner)
 
     def _stamps(self) -> ExtentStamps:
         flags = [

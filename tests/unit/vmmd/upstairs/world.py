@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from stairlib.model.cipher import AES_256_GCM
 from stairlib.model.geometry import Geometry
-from stairlib.wire.frame import decode
+from stairlib.wire.frame import Frame, decode
 from tests.unit.vmmd.upstairs.model_downstairs import UNKNOWN, ModelDownstairs, Session
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
+from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
 
@@ -60,10 +62,17 @@ class World:
         geometry: Geometry | None = None,
         spares: int = 1,
         delay: float = 0.005,
+        cipher: str = "",
     ) -> None:
         self.rng = random.Random(seed)
         self.geometry = geometry or Geometry(512, 4, 6)
         self.delay = delay
+        self.cipher = cipher
+        key = random.Random(seed).randbytes(32)
+        # Every counter begins at one place: only generations keep the nonces of sessions apart.
+        entropy = bytes if cipher == AES_256_GCM else random.Random(seed + 1).randbytes
+        self.encryption = Encryption(key, entropy) if cipher else None
+        self.sealed: dict[bytes, bytes] = {}
         self.now = 0.0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -75,6 +84,7 @@ class World:
                 random.Random(self.rng.random()),
                 self.later,
                 lambda address: self.daemons.get(address),
+                cipher,
             )
             for number in range(3 + spares)
         }
@@ -134,6 +144,7 @@ class World:
             self.generation,
             self.geometry,
             (self.targets[0], self.targets[1], self.targets[2]),
+            encryption=self.encryption,
             read_only=self.read_only,
         )
         for link in self.links.values():
@@ -164,6 +175,8 @@ class World:
     def _carry_out(self, effect: events.Effect) -> None:
         if isinstance(effect, events.SendFrame):
             data = b"".join(effect.buffers)
+            if self.cipher:
+                self._check_nonces(decode(data))
             for number in effect.links:
                 self._to_server(self.links[number], data)
         elif isinstance(effect, events.CompleteGuest):
@@ -187,6 +200,13 @@ class World:
             self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
             # A scrub must not cost a member its repair.
             assert UNKNOWN not in effect.reason, "an unwritten write met a member being filled"
+
+    def _check_nonces(self, frame: Frame) -> None:
+        """A nonce goes out again only in the very frame that it was in."""
+        for context in frame.contexts:
+            raw = context.tobytes()
+            nonce = raw[4:16]
+            assert self.sealed.setdefault(nonce, raw) == raw, f"nonce {nonce.hex()} came twice"
 
     def _open(self, upstairs: Upstairs, link: Link, effect: events.Connect) -> None:
         if upstairs is not self.upstairs or link.cut:
