@@ -67,10 +67,12 @@ async def test_a_new_member_that_hangs_is_waited_for(cluster: Cluster) -> None:
             await volume.mid_repair(started.replacement_id)
             volume.spare.signal(signal.SIGSTOP)
             try:
-                await load.goes_on()
-                await load.goes_on()
+                # Not until the guest goes on: with what is owed to the new member it soon waits.
+                await load.reported()
+                await load.reported()
             finally:
                 volume.spare.signal(signal.SIGCONT)
+            await load.goes_on()
             await volume.limit(0)
             await volume.done(started.replacement_id)
         slot = await volume.slot(2)

@@ -287,7 +287,7 @@ class Load:
             self.last = report
             self._arrived.set()
 
-    async def _next(self) -> None:
+    async def reported(self) -> None:
         """Waits for the next report."""
         self._arrived.clear()
         arrival = asyncio.create_task(self._arrived.wait())
@@ -304,12 +304,12 @@ class Load:
 
     async def goes_on(self) -> None:
         """Waits until commands that began after this call have ended."""
-        await self._next()
+        await self.reported()
         end = time.monotonic() + DEADLINE
         before = self.last.ios
         while self.last.ios <= before:
             assert time.monotonic() < end, f"the guest's I/O stands still: {self.last}"
-            await self._next()
+            await self.reported()
 
     async def stop(self) -> None:
         """Ends it."""

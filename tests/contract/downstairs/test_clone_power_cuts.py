@@ -45,7 +45,7 @@ class Inline(Executor):
 @pytest.fixture
 async def source(serve, tmp_path):
     place = tmp_path / "source"
-    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, encrypted=False))
+    create_region(CreateOptions(place, uuid.uuid4(), GEOMETRY, cipher=""))
     region = Region.open(FileDisk(place))
     region.promote(Ownership(OWNER, uuid.uuid4(), 2))
     # Small writes and whole chunks, over one another, in all extents but one.
