@@ -178,7 +178,11 @@ def _disk_fields(disk: Disk) -> Table:
 def _region_line(region: RegionInfo) -> str:
     state = enum_word(VolumeState.DESCRIPTOR, region.state)
     reason = f": {region.reason}" if region.reason else ""
-    return f"{region.path or 'region'} {state}, session generation {region.generation}{reason}"
+    encrypted = f", encrypted with {region.cipher}" if region.cipher else ""
+    return (
+        f"{region.path or 'region'} {state}, session generation {region.generation}{encrypted}"
+        f"{reason}"
+    )
 
 
 def _slots(region: RegionInfo) -> Table:

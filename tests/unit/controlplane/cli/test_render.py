@@ -95,6 +95,13 @@ def test_a_disks_status_has_every_slot():
     assert "100 MiB/s" in lines["2"]
 
 
+def test_a_disks_status_says_how_it_is_encrypted():
+    found = disk()
+    assert "encrypted" not in text_of(render.disk_status(found))
+    found.volume.regions[0].cipher = "aes-256-gcm"
+    assert "encrypted with aes-256-gcm" in text_of(render.disk_status(found))
+
+
 def test_a_disk_without_a_machine_says_so():
     text = text_of(render.disk_status(disk_pb.Disk(name="block2", recorded_generation=1)))
     assert "no machine runs this disk" in text
