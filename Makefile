@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := stairlib controlplane vmmd downstaird scripts bench tests
 TEST_FLAGS ?=
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
 
@@ -37,6 +38,10 @@ test: setup ## Run the tests that need only Python
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
 	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
+
+.PHONY: fuzz
+fuzz: setup ## Feed the judge of construction requests whatever atheris thinks of (FUZZ_SECONDS=60)
+	@$(BIN)/python tests/fuzz/fuzz_construction.py --seconds $(FUZZ_SECONDS)
 
 .PHONY: check
 check: setup ## Format, lint, types, stubs current, layering

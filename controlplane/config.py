@@ -28,6 +28,12 @@ examples:
 vmmd may be started later: calls that need it say so until it is there. SIGTERM ends the control
 plane in order; replacements under way go on when it is started again with the same --data."""
 
+_TLS_TEXT = """\
+The control plane asks a downstairs what it is before it becomes a member. Where a region's request
+names TLS files it does so over TLS: with the files given here, or else with those of the request,
+which must then be readable on this host too. Where it names none, in plain text. Spares are
+registered over TLS if files are given here, in plain text if not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -109,14 +115,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 
 def _add_tls(run: argparse.ArgumentParser) -> None:
-    group = run.add_argument_group(
-        "TLS towards the downstairs (all three or none)",
-        "The control plane asks a downstairs what it is before it becomes a member. For regions "
-        "whose request names TLS files it does so over TLS: with the files given here, or else "
-        "with those of the request, which must then be readable on this host too. Given here, "
-        "they are also used to register spares, which must then speak TLS. Regions whose request "
-        "names none are asked in plain text.",
-    )
+    group = run.add_argument_group("TLS towards the downstairs (all three or none)", _TLS_TEXT)
     texts = (
         "certificate to show the downstairs",
         "its private key, without a passphrase",

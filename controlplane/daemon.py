@@ -25,8 +25,10 @@ from controlplane.operations.fleet import FleetBook
 from controlplane.operations.instances import Instances
 from controlplane.operations.replacements import Replacements
 from controlplane.operations.replacing import Replacing
+from controlplane.operations.scrubs import Scrubs
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
+from controlplane.scrub_driver import ScrubDriver
 from controlplane.services.disks import DiskServicer
 from controlplane.services.fleet import FleetServicer
 from controlplane.services.instances import InstanceServicer
@@ -54,11 +56,12 @@ _PACKAGE = "stairwell.controlplane.v1"
 class ControlPlane:
     """One control plane: `async with` serves for as long as the block lasts.
 
-    `store`, `driver` and `address` may be read inside the block.
+    `store`, the drivers and `address` may be read inside the block.
     """
 
     store: Store
     driver: ReplacementDriver
+    scrub_driver: ScrubDriver
 
     def __init__(
         self,
@@ -121,11 +124,16 @@ class ControlPlane:
             store, vmmd, traces, replacement_news, detached, tracing,
             disk_changed=disk_changed, pace=self._pace,
         )  # fmt: skip
+        scrub_driver = ScrubDriver(
+            store, vmmd, detached, disk_changed=disk_changed, pace=self._pace
+        )
         stack.push_async_callback(detached.drain)
+        stack.push_async_callback(scrub_driver.stop)
         stack.push_async_callback(driver.stop)
         follower = MachineFollower(store, vmmd, instance_news)
         stack.push_async_callback(follower.stop)
         await driver.start()
+        await scrub_driver.start()
         await follower.start()
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
@@ -133,10 +141,12 @@ class ControlPlane:
         replacing = Replacing(
             store, fleet, driver, replacements, detached, tracing, disk_changed=disk_changed
         )
-        instances = Instances(store, vmmd, follower, driver, detached, instance_news)
+        instances = Instances(store, vmmd, follower, driver, scrub_driver, detached, instance_news)
+        disks = Disks(store, vmmd, scrub_driver, disk_news)
+        scrubs = Scrubs(store, scrub_driver, detached)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
-            DiskServicer(Disks(store, vmmd, disk_news), replacing, answers),
+            DiskServicer(disks, replacing, scrubs, answers),
             ReplacementServicer(replacements),
             FleetServicer(FleetBook(store, fleet)),
             TraceServicer(tracing, vmmd.channels),
@@ -147,7 +157,8 @@ class ControlPlane:
         stack.push_async_callback(server.stop, self._grace_seconds)
         for feed in (instance_news, replacement_news, disk_news):
             stack.callback(feed.close)
-        self.store, self.driver, self._server = store, driver, server
+        self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
+        self._server = server
 
 
 def _services(

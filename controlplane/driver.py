@@ -28,10 +28,18 @@ from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.peers.vmmd import Vmmd
 from controlplane.repair_watch import RepairWatch
-from controlplane.steps import as_event, original_as_running, region_ids, verified
+from controlplane.steps import (
+    as_event,
+    instance_ended,
+    look,
+    original_as_running,
+    region_ids,
+    released,
+    verified,
+)
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
-from stairlib.model.errors import NotFoundError, StairwellError, StateError
+from stairlib.model.errors import StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, context_from
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
@@ -109,9 +117,10 @@ class ReplacementDriver:
         return run.record if run is not None else None
 
     async def retry(self, record: Replacement) -> Replacement:
-        """Starts a failed replacement again; StateError when it has not failed."""
+        """Starts a failed replacement again; StateError when it has not failed, ConflictError
+        when the recorded request is not its own any more."""
         changed, _effects = core.step(record, core.Retried(at=self._clock()))
-        await self._store.save_replacement(changed)
+        await self._store.retry_replacement(changed)
         self.begin(changed)
         return changed
 
@@ -219,14 +228,7 @@ class ReplacementDriver:
             return as_event(error, self._clock(), ended)
 
     async def _instance_ended(self, record: Replacement) -> str:
-        """Why no machine will come any more for the replacement; empty when one may."""
-        try:
-            instance = await self._store.instance(str(record.instance_id))
-        except NotFoundError:
-            return "its instance was deleted"
-        if instance.state.ended:
-            return f"instance {instance.name!r} is {instance.state}"
-        return ""
+        return await instance_ended(self._store, record.instance_id)
 
     @contextmanager
     def _span(self, record: Replacement) -> Iterator[Span]:
@@ -260,6 +262,8 @@ class ReplacementDriver:
     async def _apply(self, run: _Run) -> Event:
         record = run.record
         info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
+        if released(record, info):
+            return look(record, info, self._clock())
         # The last chance to learn which region the old member serves.
         for address, region_id in region_ids(info).items():
             await self._store.note_region(address, region_id)
@@ -288,7 +292,12 @@ class ReplacementDriver:
 
     async def _verify(self, run: _Run) -> Event:
         record = run.record
-        report = await self._vmmd.verify_volume(record.instance_id, record.disk, read_data=False)
+        info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
+        if released(record, info):
+            return look(record, info, self._clock())
+        report = await self._vmmd.verify_volume(
+            record.instance_id, record.disk, read_data=False, region_path=record.region_path
+        )
         info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
         return verified(record, report, info, self._clock())
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from uuid import UUID
 
 from controlplane.core import replacement as core
+from controlplane.core.parents import is_below, parent_path
 from controlplane.core.records import with_target
 from controlplane.core.replacement import Event, Replacement
+from controlplane.store.base import InstanceStore
 from stairlib.model.construction import Construction
 from stairlib.model.errors import (
     InvalidRequestError,
@@ -21,6 +23,10 @@ from stairwell.vmmd.v1 import volume_service_pb2 as pb
 
 # A comparison of one member with itself would prove nothing.
 MEMBERS_MIN = 2
+_RELEASED = (
+    "the region was in a read-only parent that was copied into the volume meanwhile; nothing is"
+    " left to replace"
+)
 
 
 def as_event(error: StairwellError, at: float, instance_ended: str) -> Event:
@@ -36,10 +42,23 @@ def as_event(error: StairwellError, at: float, instance_ended: str) -> Event:
     return core.StepFailed(at=at, error=error.message)
 
 
+async def instance_ended(store: InstanceStore, instance_id: UUID) -> str:
+    """Why no machine will come any more for an instance; empty when one may."""
+    try:
+        instance = await store.instance(str(instance_id))
+    except NotFoundError:
+        return "its instance was deleted"
+    if instance.state.ended:
+        return f"instance {instance.name!r} is {instance.state}"
+    return ""
+
+
 def look(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
     """What the present state of the volume says about the repair of the new member."""
     found = _slot(record, info)
     if found is None:
+        if released(record, info):
+            return core.GaveUp(at=at, error=_RELEASED)
         where = f"region {record.region_path!r}, slot {record.slot}"
         return core.StepFailed(at=at, error=f"the machine's volume has no {where}")
     region, slot = found
@@ -65,20 +84,37 @@ def is_moving(info: pb.VolumeInfo, record: Replacement) -> bool:
 def verified(record: Replacement, report: pb.VerifyReport, info: pb.VolumeInfo, at: float) -> Event:
     """What a comparison of the members says; `info` is the volume after it."""
     found = _slot(record, info)
+    if found is None and released(record, info):
+        return core.GaveUp(at=at, error=_RELEASED)
     if found is None or found[1].state != pb.SLOT_STATE_ACTIVE:
         detail = _slot_text(found[1]) if found else "the volume lost its slot"
         return core.MemberLost(at=at, detail=f"the new member left service: {detail}")
-    if report.differences:
-        first = report.differences[0]
+    # Another region's trouble is no fault of this replacement, should the report tell of it.
+    differing = [each for each in report.differences if each.region_path == record.region_path]
+    if differing:
+        first = differing[0]
         return core.GaveUp(
             at=at,
-            error=f"the members differ in {len(report.differences)} extents, first in extent"
+            error=f"the members differ in {len(differing)} extents, first in extent"
             f" {first.extent} of {first.region_path or 'the region'}",
         )
-    if not report.equal or report.members_compared < MEMBERS_MIN:
+    unequal = not report.equal and not report.differences
+    if unequal or report.members_compared < MEMBERS_MIN:
         error = f"only {report.members_compared} members could be compared"
         return core.StepFailed(at=at, error=error)
     return core.Verified(at=at, extents=report.extents_compared, members=report.members_compared)
+
+
+def released(record: Replacement, info: pb.VolumeInfo) -> bool:
+    """Whether the region was in a parent that the machine's volume has let go after its scrub."""
+    return (
+        any(
+            each.state == pb.SCRUB_STATE_DONE
+            and is_below(record.region_path, parent_path(each.path))
+            for each in info.scrubs
+        )
+        and _slot(record, info) is None
+    )
 
 
 def original_as_running(record: Replacement, info: pb.VolumeInfo) -> Construction:

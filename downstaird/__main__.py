@@ -38,6 +38,15 @@ upstairs at a time. A typical first session:
 Then name the address as one of the three targets of a volume construction request, or look at it
 by hand: grpcurl -plaintext 127.0.0.1:8810 stairwell.downstairs.v1.RegionService/GetRegion
 """
+_TLS_GUIDE = """\
+With these files the daemon speaks TLS and nothing else, over gRPC and on the data connection. It
+takes clients whose certificates are signed by the root certificate: volumes, whose construction
+requests name three such files too (cert_pem, key_pem, root_cert_pem), and other downstairs. When it
+is repaired it asks those itself, with this certificate. By hand:
+
+  grpcurl -cacert ROOT -cert CERT -key KEY -servername downstairs0 127.0.0.1:8810 \\
+      stairwell.downstairs.v1.RegionService/GetRegion
+"""
 DEFAULT_PORT = 9000
 DEFAULT_BLOCK_SIZE = 512
 DEFAULT_EXTENT_SIZE = 100
@@ -112,7 +121,7 @@ def _clone_options(options: argparse.Namespace) -> CloneOptions:
             options.extent_count,
             options.encrypted or None,
         ),
-        tls=_tls_files(options),
+        tls=_tls_files(options, server=False),
     )
 
 
@@ -136,17 +145,17 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
             latency_seconds=options.latency / 1000,
         ),
         create=_create_options(options) if options.create else None,
-        tls=_tls_files(options),
+        tls=_tls_files(options, server=True),
     )
 
 
-def _tls_files(options: argparse.Namespace) -> TlsFiles | None:
+def _tls_files(options: argparse.Namespace, *, server: bool) -> TlsFiles | None:
     """The files, if any, that will do: said before a region is made or locked for them."""
     from stairlib.rpc.tls import FLAGS, tls_files
 
     files = tls_files(options.cert_pem, options.key_pem, options.root_cert_pem, FLAGS)
     if files is not None:
-        files.check()
+        files.check(server=server)
     return files
 
 
@@ -337,17 +346,11 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _add_tls(run: argparse.ArgumentParser) -> None:
-    tls = run.add_argument_group(
-        "TLS (all three or none)",
-        "With them this daemon speaks TLS only, over gRPC and on the data connection, and takes "
-        "clients whose certificate is signed by the root certificate: those of the volumes, whose "
-        "construction requests name three such files too (cert_pem, key_pem, root_cert_pem), and "
-        "of the other downstairs, which it also asks with this certificate when it is repaired.",
-    )
+    tls = run.add_argument_group("TLS (all three or none)", _TLS_GUIDE)
     _add_tls_files(
         tls,
-        "this daemon's certificate, for the name downstairs0, downstairs1 or downstairs2 "
-        "(its place in the request) or for the host that requests name",
+        "this daemon's certificate: for the name downstairs0, downstairs1 or downstairs2, which is "
+        "its place in the request, or for the host that requests name",
         "what the certificates of clients, and of other downstairs, must be signed by",
     )
 
@@ -374,7 +377,9 @@ def _add_creation(run: argparse.ArgumentParser) -> None:
 def _add_faults(run: argparse.ArgumentParser) -> None:
     faults = run.add_argument_group("trouble on purpose, for tests")
     faults.add_argument(
-        "--lossy", action="store_true", help="hold back one request in four for 100 ms"
+        "--lossy",
+        action="store_true",
+        help="hold back one request in four for 100 ms, also of volumes that do not ask for it",
     )
     for kind in ("read", "write", "flush"):
         faults.add_argument(

@@ -33,9 +33,9 @@ from downstaird.faults import Delays, FaultPlan
 from downstaird.region_host import RegionHost
 from downstaird.regions import Unfinished
 from downstaird.services.mapping import definition_of, ownership_of
-from stairlib.model.errors import DataError, StairwellError
+from stairlib.model.errors import DataError, StairwellError, UnavailableError
 from stairlib.rpc.errors import translated
-from stairlib.rpc.tls import TlsFiles
+from stairlib.rpc.tls import FLAGS, TlsFiles, explained
 from stairlib.telemetry.tracing import Tracing
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
@@ -77,7 +77,12 @@ async def ask_source(
     """What a clone of the region at `address` has to be. UnavailableError when nobody answers, else
     as `clone_definition`."""
     async with await open_source(address, tracing, files) as channel:
-        facts = await _facts(channel, address)
+        try:
+            facts = await _facts(channel, address)
+        except UnavailableError as error:
+            if files is not None:
+                raise
+            raise await explained(address, error, f"give {', '.join(FLAGS)}") from error
     definition = clone_definition(address, facts, region_id, expected)
     return CloneTask(address, definition, facts.ownership, files)
 

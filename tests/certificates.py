@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +53,23 @@ class Authority:
         self.root.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, *names: str, period: Period = VALID, passphrase: bytes | None = None
+        self,
+        name: str,
+        *names: str,
+        period: Period = VALID,
+        passphrase: bytes | None = None,
+        uses: Sequence[x509.ObjectIdentifier] = (),
     ) -> TlsFiles:
-        """A certificate valid for host names and IP addresses (`names`), as three files."""
+        """A certificate for host names and IP addresses (`names`), as three files; for any use
+        where `uses` is empty."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._name, key, period)
         if names:
             alternatives = x509.SubjectAlternativeName([_general(each) for each in names])
             builder = builder.add_extension(alternatives, critical=False)
+        if uses:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         cert_path, key_path = self._folder / f"{name}.cert.pem", self._folder / f"{name}.key.pem"
         cert_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -51,6 +51,8 @@ def describe(error: StairwellError | CommandError, address: str, locate: Locate 
     details: list[str] = []
     if isinstance(error, InvalidRequestError):
         details = [violation_line(violation, locate) for violation in error.violations]
+        if omitted := error.metadata.get("violations_omitted"):
+            details.append(f"and {omitted} more")
     elif field := error.metadata.get("field"):
         # Well formed, but what it names will not do: a target that is away, or in use.
         details = [f"named in {_where(field, locate)}"]

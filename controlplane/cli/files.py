@@ -7,7 +7,7 @@ key. The files are the documented ones; nothing in them needs a wrapper of ours.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ _REPLACE_KEYS = frozenset({"name", "vcr", "vcr_json"})
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed JSON file that remembers where each value stands."""
+    """A parsed JSON file that remembers where each value stands, and which keys it has twice."""
 
     path: str
     data: Any
     lines: dict[str, int]
+    duplicates: tuple[str, ...] = ()
 
     def locate(self, field: str) -> str | None:
         """ "file:line" of a field that a daemon named, or None when the file has no such place."""
@@ -44,15 +45,23 @@ class Document:
 
     def refuse(self, problems: list[shape.Misfit]) -> None:
         """Raises one error with every problem; does nothing when there are none."""
-        if not problems:
-            return
+        if problems:
+            message = f"{self.path} is not what this command takes"
+            raise CommandError(message, details=self.described(problems))
+
+    def described(self, problems: list[shape.Misfit]) -> tuple[str, ...]:
+        """The problems with their places, one a line; many are cut off and counted."""
         details = [
             f"{self.path}:{self.line_near(problem.path)}: {problem.path or '(top)'}: {problem.text}"
             for problem in problems[:PROBLEMS_SHOWN]
         ]
         if len(problems) > PROBLEMS_SHOWN:
             details.append(f"and {len(problems) - PROBLEMS_SHOWN} more")
-        raise CommandError(f"{self.path} is not what this command takes", details=tuple(details))
+        return tuple(details)
+
+    def twice(self) -> list[shape.Misfit]:
+        """The keys that are given twice, as problems."""
+        return [shape.Misfit(key, "this key is given twice") for key in self.duplicates]
 
     def line_near(self, path: str) -> int:
         """The line of a path, or of the nearest value around it."""
@@ -63,9 +72,19 @@ class Document:
 
 def read_document(path: str) -> Document:
     """Parses a JSON file; a missing file, broken syntax or a key given twice is a CommandError."""
-    text = _read_text(path)
+    document = _parse_document(path)
+    document.refuse(document.twice())
+    return document
+
+
+def _parse_document(path: str) -> Document:
+    return _parse(path, _read_text(path))
+
+
+def _parse(path: str, text: str) -> Document:
+    """The document of a text; `path` is what messages call it."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise CommandError(
             f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}",
@@ -73,12 +92,16 @@ def read_document(path: str) -> Document:
         ) from None
     except RecursionError:
         raise CommandError(f"{path}: nested too deep to be a construction request") from None
+    except ValueError as error:  # NaN and its like, or a number of thousands of digits
+        raise CommandError(f"{path}: not JSON: {error}") from None
     found = positions.scan(text)
     if max(map(positions.depth, found.lines)) > DEPTH_MAX:
         raise CommandError(f"{path}: nested deeper than {DEPTH_MAX} levels")
-    document = Document(path, data, found.lines)
-    document.refuse([shape.Misfit(key, "this key is given twice") for key, _ in found.duplicates])
-    return document
+    return Document(path, data, found.lines, tuple(key for key, _ in found.duplicates))
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _read_text(path: str) -> str:
@@ -134,20 +157,56 @@ def read_replacement(path: str) -> tuple[disk_service_pb2.ReplaceVcrRequest, Doc
     return request, document
 
 
-def read_vcr(
-    path: str,
-) -> tuple[volume_construction_request_pb2.VolumeConstructionRequest, Document]:
-    """A construction request: alone in its file, or as the `vcr` of a replacement file.
+@dataclass(frozen=True, slots=True)
+class VcrFile:
+    """A construction request in its file: `data` as it was written, standing at path `where`.
+
+    `problems` are those for which it cannot be a message at all.
+    """
+
+    document: Document
+    data: Any
+    where: str
+    problems: list[shape.Misfit]
+
+    def line(self, field: str) -> int | None:
+        """The line of a field of the request, or of the nearest thing around it."""
+        path = self.where
+        if field:
+            path = field if not path else f"{path}{'' if field.startswith('[') else '.'}{field}"
+        while path and path not in self.document.lines:
+            path = positions.parent(path)
+        return self.document.lines.get(path)
+
+    def locate(self, field: str) -> str | None:
+        """ "file:line" of a field of the request."""
+        line = self.line(field)
+        return None if line is None else f"{Path(self.document.path).name}:{line}"
+
+    def message(self) -> volume_construction_request_pb2.VolumeConstructionRequest:
+        """The request as a message; what has `problems` is a CommandError."""
+        self.document.refuse(self.problems)
+        request = volume_construction_request_pb2.VolumeConstructionRequest()
+        _fill(self.document, self.data, request)
+        return request
+
+
+def open_vcr(path: str) -> VcrFile:
+    """A construction request: alone in its file, or the `vcr` or `vcr_json` of a replacement file.
 
     A crucible-disks file with one disk works as well, so that the two documented files can be
-    compared as they are.
+    compared as they are. A file that is missing or no JSON is a CommandError.
     """
-    document = read_document(path)
+    document = _parse_document(path)
     data, where = _unwrap(document.data)
-    request = volume_construction_request_pb2.VolumeConstructionRequest()
-    document.refuse(list(shape.misfits(data, request.DESCRIPTOR, where)))
-    _fill(document, data, request)
-    return request, document
+    if isinstance(data, str) and where == "vcr_json":
+        # A text in a text: everything in it stands on the one line that it is written on.
+        inner = _parse(f"{path}:{document.lines[where]}: vcr_json", data)
+        twice = (f"{where}.{key}" for key in inner.duplicates)
+        document = replace(document, duplicates=(*document.duplicates, *twice))
+        data = inner.data
+    descriptor = volume_construction_request_pb2.VolumeConstructionRequest.DESCRIPTOR
+    return VcrFile(document, data, where, list(shape.misfits(data, descriptor, where)))
 
 
 def _unwrap(data: Any) -> tuple[Any, str]:
@@ -158,6 +217,8 @@ def _unwrap(data: Any) -> tuple[Any, str]:
             return inner, "[0].volume_construction_request"
     if isinstance(data, dict) and isinstance(data.get("vcr"), dict):
         return data["vcr"], "vcr"
+    if isinstance(data, dict) and isinstance(data.get("vcr_json"), str):
+        return data["vcr_json"], "vcr_json"
     return data, ""
 
 

@@ -13,7 +13,6 @@ from controlplane.cli.plain import enum_word
 from controlplane.cli.units import (
     format_bytes,
     format_limit,
-    format_rate,
     format_seconds,
 )
 from stairwell.controlplane.v1.disk_service_pb2 import Disk, ReplaceResult, ReplaceVcrResponse
@@ -21,11 +20,6 @@ from stairwell.controlplane.v1.fleet_service_pb2 import Downstairs, DownstairsRo
 from stairwell.controlplane.v1.instance_service_pb2 import Instance, InstanceState
 from stairwell.controlplane.v1.replacement_service_pb2 import Replacement, ReplacementState
 from stairwell.vmmd.v1.volume_service_pb2 import (
-    RegionInfo,
-    RepairProgress,
-    SlotInfo,
-    SlotMode,
-    SlotState,
     VerifyReport,
     VolumeState,
 )
@@ -60,7 +54,8 @@ def clock(stamp: Timestamp) -> str:
     return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table without lines; the columns in `right` hold numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -108,11 +103,13 @@ def overview(instances: Sequence[Instance], disks: Sequence[Disk]) -> Renderable
     """What there is: instances and their disks."""
     if not instances and not disks:
         return "no instances; make one with `stairwell new NAME --crucible-disks FILE`"
-    machines = _table("INSTANCE", "STATE", "DISKS", "ID", "VMMD")
+    machines = new_table("INSTANCE", "STATE", "DISKS", "ID", "VMMD")
     for one in instances:
         state = word(instance_word(one.state))
         machines.add_row(one.name, state, ", ".join(one.disks) or "-", one.id, one.vmmd or "-")
-    volumes = _table("DISK", "INSTANCE", "DEVICE", "PCI", "GEN", "STATE", "VOLUME", right=["GEN"])
+    volumes = new_table(
+        "DISK", "INSTANCE", "DEVICE", "PCI", "GEN", "STATE", "VOLUME", right=["GEN"]
+    )
     for disk in disks:
         volume_state = volume_word(disk) if disk.HasField("volume") else "-"
         generation = str(disk.recorded_generation)
@@ -134,91 +131,6 @@ def overview(instances: Sequence[Instance], disks: Sequence[Disk]) -> Renderable
 def volume_word(disk: Disk) -> str:
     """What state the disk's volume is in."""
     return enum_word(VolumeState.DESCRIPTOR, disk.volume.state)
-
-
-def disk_status(disk: Disk) -> RenderableType:
-    """One disk: what is recorded, what runs, and each slot of each region."""
-    parts: list[RenderableType] = [_disk_fields(disk)]
-    if not disk.HasField("volume"):
-        parts.append("no machine runs this disk now; only what is recorded is known")
-    for region in disk.volume.regions:
-        parts += ["", _region_line(region), _slots(region)]
-    return Group(*parts)
-
-
-def _disk_fields(disk: Disk) -> Table:
-    volume = disk.volume
-    rows: list[tuple[str, RenderableType]] = [
-        ("disk", disk.name),
-        ("volume", disk.id),
-        ("instance", disk.instance),
-        ("device", f"{disk.device} at {disk.pci_path}" + (" read-only" * disk.read_only)),
-        ("recorded generation", str(disk.recorded_generation)),
-    ]
-    if disk.HasField("volume"):
-        counters = volume.counters
-        served = (
-            f"{counters.reads} reads, {counters.writes} writes, {counters.flushes} flushes, "
-            f"{counters.failed} failed"
-        )
-        size = f"{format_bytes(volume.total_bytes)} in blocks of {volume.block_size} bytes"
-        rows += [
-            ("state", word(volume_word(disk))),
-            ("reason", volume.reason),
-            ("size", size),
-            ("nbd_uri", volume.nbd_uri),
-            ("served", served),
-        ]
-        if counters.read_mismatches:
-            rows.append(("mismatches", f"{counters.read_mismatches} served by another member"))
-    rows.append(("replacement", disk.replacement_id))
-    return fields(rows)
-
-
-def _region_line(region: RegionInfo) -> str:
-    state = enum_word(VolumeState.DESCRIPTOR, region.state)
-    reason = f": {region.reason}" if region.reason else ""
-    encrypted = f", encrypted with {region.cipher}" if region.cipher else ""
-    return (
-        f"{region.path or 'region'} {state}, session generation {region.generation}{encrypted}"
-        f"{reason}"
-    )
-
-
-def _slots(region: RegionInfo) -> Table:
-    table = _table("SLOT", "ADDRESS", "STATE", "MODE", "REPAIR", "REGION", right=["SLOT"])
-    for slot in region.slots:
-        table.add_row(
-            str(slot.slot),
-            slot.address,
-            word(enum_word(SlotState.DESCRIPTOR, slot.state)),
-            word(mode_word(slot)),
-            repair_words(slot),
-            slot.region_id or "-",
-        )
-    return table
-
-
-def mode_word(slot: SlotInfo) -> str:
-    """Why the slot is connecting, or "-" while it is in service."""
-    connecting = slot.mode and slot.state != SlotState.SLOT_STATE_ACTIVE
-    return enum_word(SlotMode.DESCRIPTOR, slot.mode) if connecting else "-"
-
-
-def repair_words(slot: SlotInfo) -> str:
-    """How far a repair is, else what the slot last suffered, else "-"."""
-    if slot.HasField("repair"):
-        return repair_progress(slot.repair)
-    return slot.last_error or "-"
-
-
-def repair_progress(repair: RepairProgress) -> str:
-    """Share, extents and rate of a running repair."""
-    return (
-        f"{percent(repair.bytes_done, repair.bytes_total)} "
-        f"({repair.extents_done}/{repair.extents_total} extents, "
-        f"{format_bytes(repair.bytes_copied)} copied, {format_rate(repair.bytes_per_second)})"
-    )
 
 
 def percent(done: int, total: int) -> str:
@@ -268,7 +180,7 @@ def replace_result(response: ReplaceVcrResponse) -> str:
 def replacement_view(replacement: Replacement) -> RenderableType:
     """One replacement with its history."""
     change = (
-        f"{replacement.region_path} slot {replacement.slot}: "
+        f"{replacement.region_path or 'region'} slot {replacement.slot}: "
         f"{replacement.old_target} -> {replacement.new_target}"
     )
     progress = (
@@ -294,8 +206,15 @@ def replacement_view(replacement: Replacement) -> RenderableType:
     return Group(fields(rows), "", _transitions(replacement))
 
 
+def member_words(replacement: Replacement) -> str:
+    """The slot that is replaced, with its region where that is not the plain disk's one."""
+    where = replacement.region_path
+    plain = where in ("", "sub_volumes[0]")
+    return f"slot {replacement.slot} of {replacement.disk}" + ("" if plain else f", {where},")
+
+
 def _transitions(replacement: Replacement) -> Table:
-    table = _table("AFTER", "STATE", "EVENT", "DETAIL", right=["AFTER"])
+    table = new_table("AFTER", "STATE", "EVENT", "DETAIL", right=["AFTER"])
     start = replacement.create_time.ToNanoseconds()
     for step in replacement.transitions:
         offset = max(0, step.time.ToNanoseconds() - start) / 1e9
@@ -309,11 +228,14 @@ def replacements_table(replacements: Sequence[Replacement]) -> RenderableType:
     """All replacements, newest last as the control plane sends them."""
     if not replacements:
         return "no replacement has been asked for"
-    table = _table("REPLACEMENT", "DISK", "STATE", "SLOT", "OLD", "NEW", "DONE", "STARTED")
+    table = new_table(
+        "REPLACEMENT", "DISK", "REGION", "STATE", "SLOT", "OLD", "NEW", "DONE", "STARTED"
+    )
     for one in replacements:
         table.add_row(
             one.id,
             one.disk,
+            one.region_path or "region",
             word(replacement_word(one.state)),
             str(one.slot),
             one.old_target,
@@ -331,7 +253,7 @@ def fleet_table(downstairs: Sequence[Downstairs]) -> RenderableType:
     """Known downstairs."""
     if not downstairs:
         return "no downstairs known; register one with `stairwell fleet register HOST:PORT`"
-    table = _table("ADDRESS", "ROLE", "SIZE", "BLOCK", "EXTENTS", "REGION", "VOLUME")
+    table = new_table("ADDRESS", "ROLE", "SIZE", "BLOCK", "EXTENTS", "REGION", "VOLUME")
     for one in downstairs:
         size = one.block_size * one.blocks_per_extent * one.extent_count
         table.add_row(

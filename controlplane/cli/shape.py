@@ -16,6 +16,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from controlplane.cli.positions import join
 
+_WRAPPERS = {f"google.protobuf.{name}Value" for name in ("String", "Float")}
 _UNSIGNED = {FieldDescriptor.TYPE_UINT32: 32, FieldDescriptor.TYPE_UINT64: 64}
 
 
@@ -52,6 +53,9 @@ def _field(value: Any, field: FieldDescriptor, path: str) -> Iterator[Misfit]:
 
 
 def _single(value: Any, field: FieldDescriptor, path: str) -> Iterator[Misfit]:
+    if field.message_type is not None and field.message_type.full_name in _WRAPPERS:
+        # A scalar that may be null: JSON writes the value itself.
+        field = field.message_type.fields_by_name["value"]
     if field.message_type is not None:
         yield from misfits(value, field.message_type, path)
         return

@@ -31,30 +31,48 @@ def exit_code(outcome: int) -> int:
 def check_view(path: str, response: CheckVcrResponse, locate: Locate) -> str:
     """A valid request's size and shape, or everything that is wrong with it."""
     if not response.valid:
-        return "\n".join([f"{path}: not valid", *_violations(response.violations, locate)])
+        count = len(response.violations) + response.violations_omitted
+        lines = [f"{path}: not valid, {count} problem{'' if count == 1 else 's'}"]
+        lines += _violations(response.violations, locate)
+        return "\n".join(lines + _omitted(response.violations_omitted))
     summary = response.summary
     encrypted = ", encrypted" if summary.encrypted else ""
+    sources = f", {summary.sources} file(s) or URL(s) of unknown size" if summary.sources else ""
     return (
         f"{path}: valid; {format_bytes(summary.total_bytes)} in blocks of {summary.block_size} "
-        f"bytes, {summary.regions} region(s) on {summary.targets} targets{encrypted}"
+        f"bytes, {summary.regions} region(s) on {summary.targets} targets{encrypted}{sources}"
     )
 
 
-def diff_view(response: CompareVcrsResponse, locate: Locate) -> str:
-    """What the second request would do to the first."""
+def diff_view(response: CompareVcrsResponse, locate: Locate, *, numbered: bool = False) -> str:
+    """What the second request would do to the first; objections `numbered` as in the tree."""
     if response.outcome == VcrOutcome.VCR_OUTCOME_REPLACE:
         changed = response.changed
         return f"replace: {changed.path} (slot {changed.slot}) {changed.old} -> {changed.new}"
     if response.outcome == VcrOutcome.VCR_OUTCOME_GENERATION_ONLY:
         return "generation_only: only the generation was raised; no target changes"
     if response.outcome == VcrOutcome.VCR_OUTCOME_UNCHANGED:
-        return "unchanged: the two requests are the same"
+        text = "unchanged: nothing to replace, and no generation is higher"
+        return "\n".join([text, *_violations(response.violations, locate)])
     lines = ["reject: this is not a replacement of one target"]
-    return "\n".join([*lines, *_violations(response.violations, locate)])
+    lines += _violations(response.violations, locate, numbered=numbered)
+    return "\n".join(lines + _omitted(response.violations_omitted))
 
 
-def _violations(violations: Iterable[Violation], locate: Locate) -> list[str]:
+def _violations(
+    violations: Iterable[Violation], locate: Locate, *, numbered: bool = False
+) -> list[str]:
     return [
-        "  " + violation_line(FieldViolation(one.field, one.description, one.reason), locate)
-        for one in violations
+        f"  [{number}] {line}" if numbered else f"  {line}"
+        for number, line in enumerate(
+            (
+                violation_line(FieldViolation(one.field, one.description, one.reason), locate)
+                for one in violations
+            ),
+            start=1,
+        )
     ]
+
+
+def _omitted(count: int) -> list[str]:
+    return [f"  and {count} more that are not listed"] if count else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlplane.cli.render import percent, replacement_word
+from controlplane.cli.render import member_words, percent, replacement_word
 from controlplane.cli.units import format_bytes, format_rate, format_seconds
 from stairwell.controlplane.v1.instance_service_pb2 import Instance, InstanceState, RequestedState
 from stairwell.controlplane.v1.replacement_service_pb2 import Replacement, ReplacementState
@@ -46,20 +46,24 @@ def progress_line(replacement: Replacement) -> str:
     return "  ".join(parts).rstrip()
 
 
-def bar(replacement: Replacement, cells: int = BAR_CELLS) -> str:
+def bar(done: int, total: int, cells: int = BAR_CELLS) -> str:
     """The share done as a bar of `cells` characters; full only when all is done."""
-    total = replacement.bytes_total
-    filled = cells * replacement.bytes_done // total if total else 0
+    filled = cells * done // total if total else 0
     return "━" * filled + "─" * (cells - filled)
 
 
-def live_line(replacement: Replacement, columns: int | None = None) -> str:
-    """The one line of a terminal: the bar before the words, shorter where `columns` are few."""
-    words = progress_line(replacement)
+def live_text(words: str, done: int, total: int, columns: int | None = None) -> str:
+    """The bar before the words, shorter where `columns` are few."""
     cells = BAR_CELLS
     if columns is not None:
         cells = max(BAR_CELLS_MIN, min(BAR_CELLS, columns - len(words) - 3))
-    return f"{bar(replacement, cells)}  {words}"
+    return f"{bar(done, total, cells)}  {words}"
+
+
+def live_line(replacement: Replacement, columns: int | None = None) -> str:
+    """The one line of a terminal."""
+    words = progress_line(replacement)
+    return live_text(words, replacement.bytes_done, replacement.bytes_total, columns)
 
 
 def closing_lines(replacement: Replacement) -> list[str]:
@@ -67,7 +71,7 @@ def closing_lines(replacement: Replacement) -> list[str]:
     if replacement.state == ReplacementState.REPLACEMENT_STATE_DONE:
         seconds = format_seconds(repair_seconds(replacement))
         done = (
-            f"done: slot {replacement.slot} of {replacement.disk} is now "
+            f"done: {member_words(replacement)} is now "
             f"{replacement.new_target}, verified; {format_bytes(replacement.bytes_copied)} "
             f"copied in {seconds}"
         )

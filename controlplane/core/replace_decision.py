@@ -1,16 +1,23 @@
 """What a request to replace a disk's construction request comes to. Pure; changes nothing.
 
-The recorded request, the newest replacement of the disk and the wanted request decide alone, so the
-same request gives the same answer whenever it is sent.
+The recorded request, the newest replacement of the disk, its scrubs and the wanted request decide
+alone, so the same request gives the same answer whenever it is sent.
+
+The comparison itself lets a request drop a read-only parent, since it cannot know what was copied.
+Here it is refused: the recorded request loses a parent when its scrub has ended, and not before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from controlplane.core.construction_check import check
+from controlplane.core.parents import dropped, parent_path, volume_words
 from controlplane.core.records import DiskRecord, InstanceState
 from controlplane.core.replacement import Replacement, State
+from controlplane.core.scrub import Scrub
+from controlplane.core.scrub import State as ScrubState
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget, Outcome, compare
 from stairlib.model.errors import ConflictError, FieldViolation, InvalidRequestError, StateError
@@ -45,22 +52,24 @@ def decide(
     wanted: Construction,
     *,
     prefix: str,
+    scrubs: Sequence[Scrub] = (),
 ) -> Decision:
     """The decision; InvalidRequestError, ConflictError or StateError when it is a refusal.
 
     `newest` is the newest replacement of this disk, ended or not; `prefix` is put before the field
-    paths of violations.
+    paths of violations; `scrubs` are those of this disk.
     """
     _refuse(prefix, check(wanted).violations, "the construction request is not well formed")
     if newest is not None and wanted == disk.construction == newest.replacement:
         return Repeat(newest)
     if newest is not None and not newest.state.ended:
-        _refuse_while_running(disk, newest, wanted, prefix)
+        _refuse_while_running(disk, newest, wanted, prefix, scrubs)
     comparison = compare(disk.construction, wanted)
+    if comparison.outcome is Outcome.REJECT:
+        _refuse(prefix, _explained(comparison.violations, scrubs), _rejected(disk))
+    _refuse_drop(disk, wanted, prefix, scrubs)
     if comparison.outcome is Outcome.UNCHANGED:
         raise _no_difference(disk, prefix)
-    if comparison.outcome is Outcome.REJECT:
-        _refuse(prefix, comparison.violations, _rejected(disk))
     if instance_state.ended:
         raise StateError(
             f"instance {disk.instance_name!r} is {instance_state}: its volumes take no replacement"
@@ -76,13 +85,19 @@ def decide(
 
 
 def _refuse_while_running(
-    disk: DiskRecord, running: Replacement, wanted: Construction, prefix: str
+    disk: DiskRecord,
+    running: Replacement,
+    wanted: Construction,
+    prefix: str,
+    scrubs: Sequence[Scrub],
 ) -> None:
     """Raises. A request that was never possible is wrong; any other one comes too early."""
     now = compare(disk.construction, wanted)
     before = compare(running.original, wanted)
     if now.outcome is Outcome.REJECT and before.outcome is Outcome.REJECT:
-        _refuse(prefix, now.violations, _rejected(disk))
+        _refuse(prefix, _explained(now.violations, scrubs), _rejected(disk))
+    if now.outcome is not Outcome.REJECT:
+        _refuse_drop(disk, wanted, prefix, scrubs)
     if now.outcome is Outcome.UNCHANGED:
         raise _no_difference(disk, prefix)
     raise ConflictError(
@@ -92,6 +107,49 @@ def _refuse_while_running(
         replacement=str(running.id),
         state=running.state,
         disk=disk.name,
+    )
+
+
+def _refuse_drop(
+    disk: DiskRecord, wanted: Construction, prefix: str, scrubs: Iterable[Scrub]
+) -> None:
+    """StateError when the request drops a parent: what is still in it alone would be lost."""
+    paths = dropped(disk.construction, wanted)
+    if not paths:
+        return
+    path = paths[0]
+    option = f" --path '{path}'" if path else ""
+    command = f"`stairwell disk scrub {disk.name}{option}`"
+    if any(each.path == path and not each.state.ended for each in scrubs):
+        advice = f"its scrub is running: wait for the end, which {command} follows"
+    else:
+        advice = f"{command} copies it; then the parent is dropped by itself"
+    raise StateError(
+        f"the request drops the read-only parent of {volume_words(path)} of disk {disk.name!r}"
+        f" before all of it was copied, and would lose what only the parent has; {advice}",
+        reason="PARENT_NOT_SCRUBBED",
+        disk=disk.name,
+        path=path,
+        field=f"{prefix}.{parent_path(path)}",
+    )
+
+
+def _explained(
+    violations: tuple[FieldViolation, ...], scrubs: Iterable[Scrub]
+) -> tuple[FieldViolation, ...]:
+    """The violations; a parent that a scrub took away is called that, and not one that is new."""
+    done = {each.path: each for each in scrubs if each.state is ScrubState.DONE}
+    gone = {parent_path(path): each.recorded_generation for path, each in done.items()}
+    return tuple(
+        FieldViolation(
+            each.field,
+            "was copied into the volume by a scrub and dropped: leave it null, with gen at least"
+            f" {gone[each.field]} in every region",
+            "PARENT_SCRUBBED",
+        )
+        if each.field in gone
+        else each
+        for each in violations
     )
 
 

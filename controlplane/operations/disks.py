@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from controlplane.core.records import DiskRecord
+from controlplane.core.scrub import Scrub
 from controlplane.feed import Feed, Subscription
 from controlplane.operations.paging import page_size, position, token
 from controlplane.peers.vmmd import GLANCE_SECONDS, Vmmd
+from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
 from stairlib.model.errors import NotFoundError, StairwellError
 from stairlib.telemetry.logs import get_logger
@@ -30,14 +32,16 @@ class DiskView:
     disk: DiskRecord
     volume: volume_pb.VolumeInfo | None
     replacement_id: UUID | None
+    scrubs: tuple[Scrub, ...] = ()
 
 
 class Disks:
     """See the module. `news` gets something under a disk's key when its records change."""
 
-    def __init__(self, store: Store, vmmd: Vmmd, news: Feed[None]) -> None:
+    def __init__(self, store: Store, vmmd: Vmmd, scrubs: ScrubDriver, news: Feed[None]) -> None:
         self._store = store
         self._vmmd = vmmd
+        self._scrubs = scrubs
         self._news = news
 
     async def get(self, name: str) -> DiskView:
@@ -116,4 +120,5 @@ class Disks:
     async def _view(self, disk: DiskRecord, volume: volume_pb.VolumeInfo | None) -> DiskView:
         newest = await self._store.newest_replacement(disk.key)
         running = newest is not None and not newest.state.ended
-        return DiskView(disk, volume, newest.id if newest is not None and running else None)
+        scrubs = self._scrubs.fresh(await self._store.scrubs(disk.key))
+        return DiskView(disk, volume, newest.id if newest is not None and running else None, scrubs)

@@ -16,6 +16,7 @@ from controlplane.machine_spec import machine_spec
 from controlplane.machines import INSTANCES_MAX, MachineFollower
 from controlplane.operations.paging import page_size, position, token
 from controlplane.peers.vmmd import Vmmd
+from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
 from stairlib.model.errors import (
     AlreadyExistsError,
@@ -63,6 +64,7 @@ class Instances:
         vmmd: Vmmd,
         follower: MachineFollower,
         driver: ReplacementDriver,
+        scrubs: ScrubDriver,
         detached: Detached,
         news: Feed[InstanceRecord],
         clock: Callable[[], float] = time.time,
@@ -71,6 +73,7 @@ class Instances:
         self._vmmd = vmmd
         self._follower = follower
         self._driver = driver
+        self._scrubs = scrubs
         self._detached = detached
         self._news = news
         self._clock = clock
@@ -233,7 +236,7 @@ class Instances:
                         return
 
     async def delete(self, name: str) -> None:
-        """Ends the machine and forgets the instance; its running replacements fail."""
+        """Ends the machine and forgets the instance; its running replacements and scrubs fail."""
         if not name:
             text = "is needed: what is deleted has to be named"
             raise InvalidRequestError(
@@ -250,6 +253,7 @@ class Instances:
         disks = await self._store.list_disks(instance_id=instance.id, limit=0)
         why = f"instance {instance.name!r} was deleted"
         await self._driver.abandon([disk.key for disk in disks], why)
+        await self._scrubs.abandon([disk.key for disk in disks], why)
         await self._store.delete_instance(instance.id)
 
     async def run_workload(

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from controlplane.core import replacement as core
 from controlplane.core.preflight import RegionFacts, in_use, judge
 from controlplane.core.progress import Progress
-from controlplane.core.records import DiskRecord, Role, region_at
+from controlplane.core.records import DiskRecord, Role, region_at, targets
 from controlplane.core.replace_decision import Begin, RaiseGeneration, Repeat, decide
 from controlplane.core.replacement import Replacement, State
 from controlplane.detached import Detached
@@ -126,7 +126,10 @@ class Replacing:
             if newest is not None:
                 newest = self._driver.running(newest.id) or newest
             instance = await self._store.instance(str(disk.instance_id))
-            decision = decide(disk, instance.state, newest, wish.wanted, prefix=wish.field)
+            decision = decide(
+                disk, instance.state, newest, wish.wanted, prefix=wish.field,
+                scrubs=await self._store.scrubs(disk.key),
+            )  # fmt: skip
         match decision:
             case Repeat(replacement=replacement):
                 return await self._repeated(replacement, wish)
@@ -227,6 +230,7 @@ class Replacing:
             for address, found in told.items()
             if found is not None
         }
+        others = {} if region.options.read_only else await self._other_members(disk, wish, changed)
         answered = {
             address: found for address, found in told.items() if isinstance(found, RegionFacts)
         }
@@ -235,11 +239,28 @@ class Replacing:
             field=field,
             region=region,
             facts=facts,
-            siblings=known_ids,
+            siblings={**others, **known_ids},
             ciphers={address: found.cipher for address, found in answered.items()},
             siblings_written=any(found.written for found in answered.values()),
         )
         return {**known_ids, changed.new: facts.region_id}
+
+    async def _other_members(
+        self, disk: DiskRecord, wish: ReplaceWish, changed: ChangedTarget
+    ) -> dict[str, UUID]:
+        """The regions known behind the other members of the whole volume.
+
+        One of them under another address is owned by this volume, and would be filled over.
+        """
+        wanted = {address for _path, address, _region in targets(wish.wanted)} - {changed.new}
+        return {
+            known.address: known.region_id
+            for known in await self._store.list_downstairs()
+            if known.role is Role.MEMBER
+            and known.volume_id == disk.volume_id
+            and known.region_id is not None
+            and known.address in wanted
+        }
 
     async def _refuse_member(
         self, disk: DiskRecord, holder: UUID | None, target: str, field: str

@@ -139,17 +139,40 @@ class Vmmd:
         return answer
 
     async def verify_volume(
-        self, machine_id: UUID, disk: str, *, read_data: bool
+        self, machine_id: UUID, disk: str, *, read_data: bool, region_path: str | None = None
     ) -> volume_pb.VerifyReport:
-        """Compares the members of a volume."""
+        """Compares the members of a volume, or of its region at `region_path` alone."""
         request = volume_pb.VerifyVolumeRequest(
-            machine_id=str(machine_id), disk=disk, read_data=read_data
+            machine_id=str(machine_id), disk=disk, read_data=read_data, region_path=region_path
         )
         seconds = VERIFY_DATA_SECONDS if read_data else VERIFY_SECONDS
         with translated(self.peer):
             answer = await self._volumes.VerifyVolume(request, timeout=seconds)
         report: volume_pb.VerifyReport = answer.report
         return report
+
+    async def start_scrub(
+        self, machine_id: UUID, disk: str, path: str, bytes_per_second_max: int
+    ) -> volume_pb.ScrubInfo:
+        """Has the parent of the volume at `path` copied; of one that runs, changes the rate."""
+        request = volume_pb.StartScrubRequest(
+            machine_id=str(machine_id),
+            disk=disk,
+            path=path,
+            bytes_per_second_max=bytes_per_second_max,
+        )
+        with translated(self.peer):
+            answer = await self._volumes.StartScrub(request, timeout=ASK_SECONDS)
+        scrub: volume_pb.ScrubInfo = answer.scrub
+        return scrub
+
+    async def stop_scrub(self, machine_id: UUID, disk: str, path: str) -> volume_pb.ScrubInfo:
+        """Ends one; NotFoundError or StateError when there is none."""
+        request = volume_pb.StopScrubRequest(machine_id=str(machine_id), disk=disk, path=path)
+        with translated(self.peer):
+            answer = await self._volumes.StopScrub(request, timeout=ASK_SECONDS)
+        scrub: volume_pb.ScrubInfo = answer.scrub
+        return scrub
 
     async def set_repair_limit(
         self, machine_id: UUID, disk: str, bytes_per_second_max: int

@@ -10,7 +10,13 @@ import grpc.aio
 from controlplane.answers import AnswerBook
 from controlplane.operations.disks import Disks
 from controlplane.operations.replacing import Replacing
-from controlplane.services.mapping import disk_message, replace_answer, replace_wish
+from controlplane.operations.scrubs import Scrubs, ScrubWish
+from controlplane.services.mapping import (
+    disk_message,
+    replace_answer,
+    replace_wish,
+    scrub_message,
+)
 from stairwell.controlplane.v1 import disk_service_pb2 as pb
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as pb_grpc
 
@@ -18,9 +24,12 @@ from stairwell.controlplane.v1 import disk_service_pb2_grpc as pb_grpc
 class DiskServicer(pb_grpc.DiskServiceServicer):
     """Disks over gRPC."""
 
-    def __init__(self, disks: Disks, replacing: Replacing, answers: AnswerBook) -> None:
+    def __init__(
+        self, disks: Disks, replacing: Replacing, scrubs: Scrubs, answers: AnswerBook
+    ) -> None:
         self._disks = disks
         self._replacing = replacing
+        self._scrubs = scrubs
         self._answers = answers
 
     async def GetDisk(
@@ -82,3 +91,29 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
         del context
         report = await self._disks.verify(request.name, read_data=request.read_data)
         return pb.VerifyDiskResponse(report=report)
+
+    async def StartScrub(
+        self,
+        request: pb.StartScrubRequest,
+        context: grpc.aio.ServicerContext[pb.StartScrubRequest, pb.StartScrubResponse],
+    ) -> pb.StartScrubResponse:
+        """Fills a volume of a disk from its parent."""
+        del context
+        wish = ScrubWish(request.name, request.path, request.bytes_per_second_max)
+
+        async def start() -> pb.StartScrubResponse:
+            return pb.StartScrubResponse(scrub=scrub_message(await self._scrubs.start(wish)))
+
+        return await self._answers.once(
+            "StartScrub", request.request_id, request, pb.StartScrubResponse, start
+        )
+
+    async def StopScrub(
+        self,
+        request: pb.StopScrubRequest,
+        context: grpc.aio.ServicerContext[pb.StopScrubRequest, pb.StopScrubResponse],
+    ) -> pb.StopScrubResponse:
+        """Ends that."""
+        del context
+        record = await self._scrubs.stop(request.name, request.path)
+        return pb.StopScrubResponse(scrub=scrub_message(record))

@@ -10,6 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from controlplane.core.instance_check import DiskRequest
 from controlplane.core.records import Desired, DownstairsRecord, InstanceRecord
 from controlplane.core.replacement import Replacement
+from controlplane.core.scrub import Scrub
+from controlplane.core.scrub import State as ScrubState
 from controlplane.operations.disks import DiskView
 from controlplane.operations.instances import CreateInstance
 from controlplane.operations.replacing import ReplaceAnswer, ReplaceWish
@@ -24,6 +26,13 @@ _DESIRED: dict[int, Desired | None] = {
     instance_pb.REQUESTED_STATE_RUN: Desired.RUNNING,
     instance_pb.REQUESTED_STATE_STOP: Desired.STOPPED,
     instance_pb.REQUESTED_STATE_REBOOT: None,
+}
+_SCRUB_STATES = {
+    ScrubState.COPY: disk_pb.SCRUB_STATE_RUNNING,
+    ScrubState.DROP: disk_pb.SCRUB_STATE_RUNNING,
+    ScrubState.DONE: disk_pb.SCRUB_STATE_DONE,
+    ScrubState.STOPPED: disk_pb.SCRUB_STATE_STOPPED,
+    ScrubState.FAILED: disk_pb.SCRUB_STATE_FAILED,
 }
 
 
@@ -112,6 +121,24 @@ def disk_message(view: DiskView) -> disk_pb.Disk:
         vcr=to_message(disk.construction, secrets=False),
         volume=view.volume,
         replacement_id=_text(view.replacement_id),
+        scrubs=[scrub_message(each) for each in view.scrubs],
+    )
+
+
+def scrub_message(record: Scrub) -> disk_pb.Scrub:
+    """A scrub for clients, to whom copying and recording are one."""
+    return disk_pb.Scrub(
+        disk=record.disk,
+        path=record.path,
+        state=_SCRUB_STATES[record.state],
+        bytes_done=record.bytes_done,
+        bytes_total=record.bytes_total,
+        bytes_per_second_max=record.bytes_per_second_max,
+        blocked_on=record.blocked_on,
+        last_error=record.last_error,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        recorded_generation=record.recorded_generation,
     )
 
 

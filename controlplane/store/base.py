@@ -21,6 +21,7 @@ from controlplane.core.records import (
     InstanceState,
 )
 from controlplane.core.replacement import Replacement
+from controlplane.core.scrub import Scrub
 from stairlib.model.construction import Construction
 
 
@@ -129,8 +130,16 @@ class ReplacementStore(Protocol):
         """
         ...
 
+    async def retry_replacement(self, record: Replacement) -> None:
+        """Saves one that has failed and is to go on.
+
+        ConflictError when the recorded request is not `record.replacement` any more
+        (RECORDED_VCR_CHANGED), or another replacement of the disk runs.
+        """
+        ...
+
     async def retire_member(self, record: Replacement) -> None:
-        """The old target is retired, the new one a member. Idempotent."""
+        """The old target is retired, the new one a member, unless they are shared. Idempotent."""
         ...
 
     async def replacement(self, replacement_id: UUID) -> Replacement:
@@ -156,6 +165,40 @@ class ReplacementStore(Protocol):
 
         `disk` is a disk name or a volume UUID; empty means all.
         """
+        ...
+
+
+class ScrubStore(Protocol):
+    """The newest scrub of each volume that had one, by disk and path."""
+
+    async def begin_scrub(self, record: Scrub) -> None:
+        """Records it in the place of an earlier one of the volume.
+
+        NotFoundError when there is no such disk any more.
+        """
+        ...
+
+    async def save_scrub(self, record: Scrub) -> None:
+        """The present state; NotFoundError when it went with its disk."""
+        ...
+
+    async def drop_parent(
+        self, record: Scrub, original: Construction, wanted: Construction
+    ) -> None:
+        """The disk's new request and the scrub that is done with it, or nothing.
+
+        ConflictError unless the recorded request is `original` (RECORDED_VCR_CHANGED) and no
+        replacement of the disk is running (REPLACEMENT_RUNNING): what that one was begun with
+        must stay what is recorded.
+        """
+        ...
+
+    async def scrubs(self, disk_key: UUID) -> list[Scrub]:
+        """Those of one disk, in the order of paths."""
+        ...
+
+    async def running_scrubs(self) -> list[Scrub]:
+        """Those that have not ended, oldest first."""
         ...
 
 
@@ -201,7 +244,9 @@ class TraceStore(Protocol):
         ...
 
 
-class Store(InstanceStore, DiskStore, ReplacementStore, FleetStore, TraceStore, Protocol):
+class Store(
+    InstanceStore, DiskStore, ReplacementStore, ScrubStore, FleetStore, TraceStore, Protocol
+):
     """All of it."""
 
     async def close(self) -> None:

@@ -18,6 +18,8 @@ from controlplane.core.records import (
     Role,
 )
 from controlplane.core.replacement import Replacement, State, Transition
+from controlplane.core.scrub import Scrub
+from controlplane.core.scrub import State as ScrubState
 from controlplane.store.sealing import Sealer
 from stairlib.model.construction import Construction
 from stairlib.model.geometry import Geometry
@@ -243,4 +245,48 @@ def replacement_of(row: Row, log: Sequence[Row], sealer: Sealer) -> Replacement:
             )
             for each in log
         ),
+    )
+
+
+def scrub_row(record: Scrub) -> dict[str, Any]:
+    """The row of a scrub."""
+    return {
+        "disk_key": str(record.disk_key),
+        "path": record.path,
+        "disk": record.disk,
+        "instance_id": str(record.instance_id),
+        "volume_id": str(record.volume_id),
+        "state": record.state.value,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "bytes_done": str(record.bytes_done),
+        "bytes_total": str(record.bytes_total),
+        "bytes_per_second_max": record.bytes_per_second_max,
+        "attempt": record.attempt,
+        "next_attempt_at": record.next_attempt_at,
+        "blocked_on": record.blocked_on,
+        "last_error": record.last_error,
+        "recorded_generation": str(record.recorded_generation),
+    }
+
+
+def scrub_of(row: Row) -> Scrub:
+    """The scrub of a row."""
+    return Scrub(
+        disk_key=UUID(row["disk_key"]),
+        disk=row["disk"],
+        instance_id=UUID(row["instance_id"]),
+        volume_id=UUID(row["volume_id"]),
+        path=row["path"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        state=ScrubState(row["state"]),
+        bytes_done=int(row["bytes_done"]),
+        bytes_total=int(row["bytes_total"]),
+        bytes_per_second_max=row["bytes_per_second_max"],
+        attempt=row["attempt"],
+        next_attempt_at=row["next_attempt_at"],
+        blocked_on=row["blocked_on"],
+        last_error=row["last_error"],
+        recorded_generation=int(row["recorded_generation"]),
     )

@@ -142,6 +142,29 @@ transitions = Table(
     Column("detail", Text, nullable=False),
 )
 
+# The newest scrub of each volume that had one; a disk that goes takes its own with it.
+scrubs = Table(
+    "scrubs",
+    metadata,
+    Column("disk_key", String(36), ForeignKey("disks.key"), primary_key=True),
+    Column("path", Text, primary_key=True),
+    Column("disk", String(63), nullable=False),
+    Column("instance_id", String(36), nullable=False),
+    Column("volume_id", String(36), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    # Text, since what a URL says of its size may use all of 64 bits.
+    Column("bytes_done", String(20), nullable=False),
+    Column("bytes_total", String(20), nullable=False),
+    Column("bytes_per_second_max", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("next_attempt_at", Float, nullable=True),
+    Column("blocked_on", Text, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("recorded_generation", String(20), nullable=False),
+)
+
 spans = Table(
     "spans",
     metadata,

@@ -20,7 +20,7 @@ from controlplane.core.records import (
     generation,
 )
 from controlplane.store import rows
-from controlplane.store.schema import disks, fleet, generations, instances
+from controlplane.store.schema import disks, fleet, generations, instances, scrubs
 from controlplane.store.sealing import Sealer
 from stairlib.model.construction import Construction
 from stairlib.model.errors import AlreadyExistsError, ConflictError, NotFoundError
@@ -136,6 +136,8 @@ def _members(connection: Connection, sealer: Sealer, instance_id: UUID) -> list[
 
 
 def _remove(connection: Connection, instance_id: UUID) -> None:
+    keys = select(disks.c.key).where(disks.c.instance_id == str(instance_id))
+    connection.execute(delete(scrubs).where(scrubs.c.disk_key.in_(keys)))
     connection.execute(delete(disks).where(disks.c.instance_id == str(instance_id)))
     connection.execute(delete(instances).where(instances.c.id == str(instance_id)))
 
@@ -232,6 +234,18 @@ def record_construction(
     wanted: Construction,
 ) -> None:  # fmt: skip
     """See `DiskStore.record_construction`."""
+    require_recorded(connection, sealer, disk_key, expected)
+    connection.execute(
+        update(disks)
+        .where(disks.c.key == str(disk_key))
+        .values(rows.recorded_columns(wanted, generation(wanted), sealer))
+    )
+
+
+def require_recorded(
+    connection: Connection, sealer: Sealer, disk_key: UUID, expected: Construction
+) -> None:
+    """ConflictError unless `expected` is what is recorded for the disk."""
     row = connection.execute(_disks().where(disks.c.key == str(disk_key))).mappings().first()
     present = rows.disk_of(row, sealer) if row is not None else None
     if present is None or present.construction != expected:
@@ -241,11 +255,6 @@ def record_construction(
             reason="RECORDED_VCR_CHANGED",
             disk=present.name if present else str(disk_key),
         )
-    connection.execute(
-        update(disks)
-        .where(disks.c.key == str(disk_key))
-        .values(rows.recorded_columns(wanted, generation(wanted), sealer))
-    )
 
 
 def downstairs(connection: Connection, address: str) -> DownstairsRecord | None:

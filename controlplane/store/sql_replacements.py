@@ -22,7 +22,8 @@ TRACES_MAX = 500
 # Request ids remembered; a repeat after this many later requests is a new request.
 ANSWERS_MAX = 10_000
 
-_RUNNING = replacements.c.state.not_in([State.DONE.value, State.FAILED.value])
+# The rows of replacements that have not ended.
+RUNNING = replacements.c.state.not_in([State.DONE.value, State.FAILED.value])
 
 
 def begin(connection: Connection, sealer: Sealer, record: Replacement) -> None:
@@ -51,13 +52,26 @@ def begin(connection: Connection, sealer: Sealer, record: Replacement) -> None:
     try:
         connection.execute(insert(replacements).values(rows.replacement_row(record, sealer)))
     except IntegrityError as error:
-        raise ConflictError(
-            f"another replacement of disk {record.disk!r} is running",
-            reason="REPLACEMENT_RUNNING",
-            disk=record.disk,
-        ) from error
+        raise _another_runs(record) from error
     _add_log(connection, record)
     _drop_old_traces(connection)
+
+
+def _another_runs(record: Replacement) -> ConflictError:
+    return ConflictError(
+        f"another replacement of disk {record.disk!r} is running",
+        reason="REPLACEMENT_RUNNING",
+        disk=record.disk,
+    )
+
+
+def retry(connection: Connection, sealer: Sealer, record: Replacement) -> None:
+    """See `ReplacementStore.retry_replacement`."""
+    sql_disks.require_recorded(connection, sealer, record.disk_key, record.replacement)
+    try:
+        save(connection, record)
+    except IntegrityError as error:
+        raise _another_runs(record) from error
 
 
 def save(connection: Connection, record: Replacement) -> None:
@@ -95,6 +109,9 @@ def _drop_old_traces(connection: Connection) -> None:
 
 def retire_member(connection: Connection, record: Replacement) -> None:
     """See `ReplacementStore.retire_member`."""
+    if region_at(record.replacement, record.region_path).options.read_only:
+        # Others may read from the old one, and the new one is nobody's own.
+        return
     volumes = [record.volume_id]
     sql_disks.set_role(connection, record.old_target, Role.RETIRED, volumes)
     sql_disks.set_role(connection, record.new_target, Role.MEMBER, volumes)
@@ -138,7 +155,7 @@ def newest(connection: Connection, sealer: Sealer, disk_key: UUID) -> Replacemen
 
 def running(connection: Connection, sealer: Sealer) -> list[Replacement]:
     """See `ReplacementStore.running_replacements`."""
-    query = select(replacements).where(_RUNNING).order_by(replacements.c.number)
+    query = select(replacements).where(RUNNING).order_by(replacements.c.number)
     found = connection.execute(query).mappings().all()
     return [_load(connection, sealer, row) for row in found]
 

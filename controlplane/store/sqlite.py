@@ -24,7 +24,8 @@ from controlplane.core.records import (
     InstanceState,
 )
 from controlplane.core.replacement import Replacement
-from controlplane.store import sql_disks, sql_replacements
+from controlplane.core.scrub import Scrub
+from controlplane.store import sql_disks, sql_replacements, sql_scrubs
 from controlplane.store.base import StoredAnswer, StoredSpan
 from controlplane.store.opening import Opened, open_directory
 from stairlib.model.construction import Construction
@@ -135,6 +136,10 @@ class SqliteStore:
         """See `ReplacementStore`."""
         await self._run(sql_replacements.save, record)
 
+    async def retry_replacement(self, record: Replacement) -> None:
+        """See `ReplacementStore`."""
+        await self._run(sql_replacements.retry, self._sealer, record)
+
     async def retire_member(self, record: Replacement) -> None:
         """See `ReplacementStore`."""
         await self._run(sql_replacements.retire_member, record)
@@ -160,6 +165,28 @@ class SqliteStore:
     ) -> list[tuple[int, Replacement]]:
         """See `ReplacementStore`."""
         return await self._run(sql_replacements.listed, self._sealer, disk, before, limit)
+
+    async def begin_scrub(self, record: Scrub) -> None:
+        """See `ScrubStore`."""
+        await self._run(sql_scrubs.begin, record)
+
+    async def save_scrub(self, record: Scrub) -> None:
+        """See `ScrubStore`."""
+        await self._run(sql_scrubs.save, record)
+
+    async def drop_parent(
+        self, record: Scrub, original: Construction, wanted: Construction
+    ) -> None:
+        """See `ScrubStore`."""
+        await self._run(sql_scrubs.drop_parent, self._sealer, record, original, wanted)
+
+    async def scrubs(self, disk_key: UUID) -> list[Scrub]:
+        """See `ScrubStore`."""
+        return await self._run(sql_scrubs.of_disk, disk_key)
+
+    async def running_scrubs(self) -> list[Scrub]:
+        """See `ScrubStore`."""
+        return await self._run(sql_scrubs.running)
 
     async def put_downstairs(self, record: DownstairsRecord) -> DownstairsRecord:
         """See `FleetStore`."""

@@ -99,7 +99,7 @@ def _local(options: argparse.Namespace) -> int:
     if starting:
         tls = tls_files(options.cert_pem, options.key_pem, options.root_cert_pem, FLAGS)
     if tls is not None:
-        tls.check()
+        tls.check(server=True)
     dsc = start.DscOptions(
         plans=plan_members(
             count=options.region_count,
@@ -233,8 +233,8 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 def _add_tls(start: argparse.ArgumentParser) -> None:
     group = start.add_argument_group(
         "TLS (all three or none)",
-        "Given to each downstairs, see `downstaird run --help`. The one certificate must be for "
-        "--address, or for downstairs0, downstairs1 and downstairs2.",
+        "Given to each downstairs, see `downstaird run --help`. The one certificate is for the\n"
+        "host of --address, or for all of downstairs0, downstairs1 and downstairs2.",
     )
     group.add_argument("--cert-pem", metavar="FILE", help="the downstairs' certificate")
     group.add_argument("--key-pem", metavar="FILE", help="its private key")

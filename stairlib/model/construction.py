@@ -27,10 +27,21 @@ from stairlib.model.geometry import Geometry
 # Levels of nodes from the root to the deepest leaf. Each clone of a clone adds one; protobuf itself
 # stops at 100, and the walks over a construction are recursive.
 DEPTH_MAX = 32
-# Nodes of one construction: above any real volume, and few enough to judge in milliseconds.
-NODES_MAX = 1024
+# Nodes of one construction: above any real volume, and few enough to judge in half a second. So
+# many regions take 2 MiB as a message and 6 MiB as JSON; a JSON text inside a call, which is at
+# most 4 MiB, ends at about 11,000.
+NODES_MAX = 16384
 # What a region is kept by: the upstairs drives exactly this many copies.
 TARGETS_PER_REGION = 3
+# A generation asked for; the control plane raises what it hands out to machines above it, into
+# what is left of 64 bits.
+GENERATION_MAX = (1 << 63) - 1
+# Seconds without a flush: from what an event loop can tell from none, to a year.
+FLUSH_TIMEOUT_MIN = 0.001
+FLUSH_TIMEOUT_MAX = 31_536_000.0
+# Bytes of a path in UTF-8 (Linux: PATH_MAX), and letters of a URL.
+PATH_BYTES_MAX = 4095
+URL_LENGTH_MAX = 4096
 U32_MAX = (1 << 32) - 1
 U64_MAX = (1 << 64) - 1
 
@@ -38,6 +49,9 @@ _HOST_NAME_MAX = 253
 _HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _PORT_MAX = 65535
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+# What nearly every target is, in the spelling that is kept: IPv4 and a port of up to four digits.
+_COMMON_ADDRESS = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}:[1-9][0-9]{{0,3}}", re.ASCII)
 
 
 class Secret:
@@ -226,6 +240,8 @@ def as_f32(value: float) -> float:
 
 def canonical_address(text: str, *, port_min: int = 1) -> str:
     """The one spelling of "ip:port", "[ipv6]:port" or "name:port"; ValueError says the rule."""
+    if port_min <= 1 and _COMMON_ADDRESS.fullmatch(text):
+        return text
     host, colon, port_text = text.rpartition(":")
     if not colon or not host:
         raise ValueError('must be "ip:port", "[ipv6]:port" or "name:port"')

@@ -2,7 +2,7 @@
 
 Both trees are walked together by position. A field that may not change, a lowered generation and
 a second changed target are violations wherever they are; all are listed, and any makes the outcome
-REJECT. Only a pair of trees without any is then judged as a whole:
+REJECT. The trees as a whole are judged as well:
 
     one target changed           REPLACE, unless a volume stands among the top volume's sub-volumes
     no target changed            GENERATION_ONLY when the first sub-volume has a part in the rise
@@ -34,6 +34,7 @@ from stairlib.model.construction import (
     type_name,
 )
 from stairlib.model.errors import FieldViolation
+from stairlib.model.violations import ViolationList
 
 
 class Outcome(Enum):
@@ -62,32 +63,35 @@ class Comparison:
     """Outcome of `compare`.
 
     `changed` is set for REPLACE alone. `violations` says why there is nothing to do, or what
-    forbids it: empty for REPLACE and GENERATION_ONLY, never empty for UNCHANGED and REJECT.
+    forbids it: empty for REPLACE and GENERATION_ONLY, never empty for UNCHANGED and REJECT;
+    `omitted` more are not listed.
     """
 
     outcome: Outcome
     changed: ChangedTarget | None = None
     violations: tuple[FieldViolation, ...] = ()
+    omitted: int = 0
 
 
 def compare(original: Construction, replacement: Construction) -> Comparison:
     """Judge `replacement` against `original`. Never raises; both may be any parsed construction."""
     walk = _Walk()
     top = walk.pair(original, replacement, "")
-    violations = list(walk.violations)
     if len(walk.changed) > 1:
-        violations += _several_targets(walk.changed)
-    elif walk.changed:
-        violations += _nested_sub_volumes(top)
-    if violations:
-        return _reject(violations)
+        _refuse_several_targets(walk)
+    if isinstance(top, _VolumePair):
+        if walk.changed:
+            _refuse_nested_sub_volumes(walk, top)
+        elif walk.raised and not _first_sub_volume_takes_part(top):
+            _refuse_raises_elsewhere(walk, top)
+    if walk.violations.count:
+        found = walk.violations
+        return Comparison(Outcome.REJECT, violations=found.listed, omitted=found.omitted)
     if walk.changed:
         return Comparison(Outcome.REPLACE, walk.changed[0])
-    if not walk.raised:
-        return Comparison(Outcome.UNCHANGED, violations=(_no_difference(original, replacement),))
-    if isinstance(top, _VolumePair) and not _first_sub_volume_takes_part(top):
-        return _reject([_raised_elsewhere(path, top) for path in walk.raised])
-    return Comparison(Outcome.GENERATION_ONLY)
+    if walk.raised:
+        return Comparison(Outcome.GENERATION_ONLY)
+    return Comparison(Outcome.UNCHANGED, violations=(_no_difference(original, replacement),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ _Pair = _RegionPair | _VolumePair | _Refused
 class _Walk:
     """One walk over both trees: what was refused, which targets changed, which generations rose."""
 
-    violations: list[FieldViolation] = field(default_factory=list)
+    violations: ViolationList = field(default_factory=ViolationList)
     changed: list[ChangedTarget] = field(default_factory=list)
     raised: list[str] = field(default_factory=list)
 
@@ -233,7 +237,7 @@ class _Walk:
             self._refuse(join_path(path, name), reason, text)
 
     def _refuse(self, at: str, reason: str, description: str) -> None:
-        self.violations.append(FieldViolation(at, description, reason))
+        self.violations.refuse(at, reason, description)
 
 
 def _shown(value: object) -> str:
@@ -246,35 +250,21 @@ def _shown(value: object) -> str:
             return str(value)
 
 
-def _reject(violations: list[FieldViolation]) -> Comparison:
-    return Comparison(Outcome.REJECT, violations=tuple(violations))
-
-
-def _several_targets(changed: list[ChangedTarget]) -> list[FieldViolation]:
-    return [
-        FieldViolation(
-            target.path,
-            f"is {target.new}, was {target.old}: one of {len(changed)} targets that changed, "
-            "must be the only one; replace one target at a time",
-            "TWO_TARGETS_CHANGED",
+def _refuse_several_targets(walk: _Walk) -> None:
+    for target in walk.changed:
+        text = (
+            f"is {target.new}, was {target.old}: one of {len(walk.changed)} targets that changed, "
+            "must be the only one; replace one target at a time"
         )
-        for target in changed
-    ]
+        walk.violations.refuse(target.path, "TWO_TARGETS_CHANGED", text)
 
 
-def _nested_sub_volumes(top: _Pair) -> list[FieldViolation]:
-    """Why a target cannot be replaced under this top: volumes among its sub-volumes."""
-    if not isinstance(top, _VolumePair):
-        return []
-    return [
-        FieldViolation(
-            join_path(sub.path, "type"),
-            "is volume, must be region: a target is replaced only where no volume is nested",
-            "NESTED_VOLUME",
-        )
-        for sub in top.subs
-        if isinstance(sub, _VolumePair)
-    ]
+def _refuse_nested_sub_volumes(walk: _Walk, top: _VolumePair) -> None:
+    """A target is not replaced under a top with volumes among its sub-volumes."""
+    text = "is volume, must be region: a target is replaced only where no volume is nested"
+    for sub in top.subs:
+        if isinstance(sub, _VolumePair):
+            walk.violations.refuse(join_path(sub.path, "type"), "NESTED_VOLUME", text)
 
 
 def _no_difference(original: Construction, replacement: Construction) -> FieldViolation:
@@ -302,9 +292,10 @@ def _wholly_same(pair: _Pair) -> bool:
             return False
 
 
-def _raised_elsewhere(path: str, top: _VolumePair) -> FieldViolation:
+def _refuse_raises_elsewhere(walk: _Walk, top: _VolumePair) -> None:
     if not top.subs:
         text = "rose, must not: the volume has no sub-volume whose gen could rise with it"
     else:
         text = "rose, must not rise unless a gen of sub_volumes[0] rises or a target changes"
-    return FieldViolation(path, text, "FIRST_SUB_VOLUME_UNCHANGED")
+    for path in walk.raised:
+        walk.violations.refuse(path, "FIRST_SUB_VOLUME_UNCHANGED", text)

@@ -34,7 +34,9 @@ class StairwellError(Exception):
 
 
 class InvalidRequestError(StairwellError):
-    """The request is wrong whatever the state of the system; `violations` names each field."""
+    """The request is wrong whatever the state of the system; `violations` names each field.
+
+    `omitted` is how many more there are than `violations` lists; metadata tells clients."""
 
     reason = "INVALID_REQUEST"
 
@@ -44,8 +46,11 @@ class InvalidRequestError(StairwellError):
         violations: tuple[FieldViolation, ...] = (),
         *,
         reason: str | None = None,
+        omitted: int = 0,
         **metadata: str,
     ) -> None:
+        if omitted:
+            metadata["violations_omitted"] = str(omitted)
         super().__init__(message, reason=reason, **metadata)
         self.violations = violations
 

@@ -203,7 +203,7 @@ def _details(error: StairwellError, room: int) -> list[Any]:
 
 
 def _fit(info: Any, request: Any, room: int) -> None:
-    """Drops violations from the end until both fit, and says how many went."""
+    """Drops violations from the end until both fit, and says how many are not told in all."""
     # What packing a message and counting what was dropped take themselves.
     room -= info.ByteSize() + 192
     dropped = 0
@@ -212,7 +212,8 @@ def _fit(info: Any, request: Any, room: int) -> None:
         size -= request.field_violations.pop().ByteSize() + 2
         dropped += 1
     if dropped:
-        info.metadata["violations_omitted"] = str(dropped)
+        omitted = int(info.metadata.get("violations_omitted", "0")) + dropped
+        info.metadata["violations_omitted"] = str(omitted)
 
 
 def _detail(error: StairwellError) -> Any | None:

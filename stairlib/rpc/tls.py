@@ -59,13 +59,14 @@ class TlsFiles:
     root: str = field(repr=False)
     names: tuple[str, str, str] = FLAGS
 
-    def check(self) -> None:
-        """StateError TLS_FILE unless all three can be read, fit together and are valid today."""
-        self._read()
+    def check(self, *, server: bool = False) -> None:
+        """StateError TLS_FILE unless all three can be read, fit together, are valid today and may
+        be used for this: as a client, or as a `server` that is also a client of its like."""
+        self._read(server=server)
 
     def client(self) -> ClientTls:
         """What a client needs, from the files as they are now. StateError TLS_FILE."""
-        key, cert, root = self._read()
+        key, cert, root = self._read(server=False)
         probe = self._context(ssl.PROTOCOL_TLS_CLIENT)
         probe.check_hostname = False
         probe.set_alpn_protocols([_HTTP2])
@@ -74,12 +75,12 @@ class TlsFiles:
 
     def server(self) -> ServerTls:
         """What a server needs; it turns away clients without a certificate. StateError TLS_FILE."""
-        key, cert, root = self._read()
+        key, cert, root = self._read(server=True)
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
         return ServerTls(grpc.ssl_server_credentials([(key, cert)], root, True), context)
 
-    def _read(self) -> tuple[bytes, bytes, bytes]:
+    def _read(self, *, server: bool) -> tuple[bytes, bytes, bytes]:
         """(key, certificate chain, roots) in PEM, checked."""
         cert_name, key_name, root_name = self.names
         cert = _content(self.cert, cert_name)
@@ -87,6 +88,7 @@ class TlsFiles:
         root = _content(self.root, root_name)
         leaf = _certificates(cert, self.cert, cert_name)[0]
         _check_period(leaf, self.cert, cert_name)
+        _check_use(leaf, self.cert, cert_name, server=server)
         _check_key(key, leaf, self, key_name)
         roots = _certificates(root, self.root, root_name)
         if len(roots) == 1:
@@ -351,6 +353,21 @@ def _parsed(parse: Callable[[], _T], path: str, name: str, wanted: str) -> _T:
         return parse()
     except Exception:  # noqa: BLE001 - many kinds, whose texts may quote what they read
         _refuse(path, name, f"does not hold {wanted}")
+
+
+def _check_use(leaf: x509.Certificate, path: str, name: str, *, server: bool) -> None:
+    """A certificate that says what it may be used for must say so of what it is used for here."""
+    from cryptography.x509 import ExtendedKeyUsage
+    from cryptography.x509.oid import ExtendedKeyUsageOID as Use
+
+    found = _parsed(lambda: list(leaf.extensions), path, name, "a certificate that can be read")
+    wanted = {Use.CLIENT_AUTH: "clientAuth"} | ({Use.SERVER_AUTH: "serverAuth"} if server else {})
+    for extension in found:
+        if isinstance(extension.value, ExtendedKeyUsage):
+            missing = [text for use, text in wanted.items() if use not in extension.value]
+            if missing:
+                texts = " and ".join(wanted.values())
+                _refuse(path, name, f"must be for {texts}, and is not for {' and '.join(missing)}")
 
 
 def _check_period(certificate: x509.Certificate, path: str, name: str) -> None:

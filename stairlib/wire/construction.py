@@ -2,6 +2,8 @@
 
 Both forms go through one reader, so they accept and refuse the same things with the same words.
 A reading collects every problem before it gives up; each is named by its path as the user wrote it.
+What it could read all the same is a draft, which a check may look at to tell the other problems in
+the same answer; a request with a problem is never a `construction`.
 Rules: a key that may be null may also be left out; every other key must be there; a key no such
 node has is refused by name.
 
@@ -33,8 +35,9 @@ from stairwell.vcr.v1.volume_construction_request_pb2 import (
 )
 from stairwell.vcr.v1.volume_construction_request_pb2 import VolumeConstructionRequest
 
-# A request of NODES_MAX regions takes about 1 MiB of JSON; what is far above is no request.
-JSON_BYTES_MAX = 4 << 20
+# A request of NODES_MAX regions takes about 6 MiB of JSON; and what was read from a message of
+# 4 MiB can be stored and read again, even where each of its letters takes six in JSON.
+JSON_BYTES_MAX = 32 << 20
 REDACTED = "<redacted>"
 
 _PEM_MARK = "-----BEGIN"
@@ -42,15 +45,25 @@ _PEM_MARK = "-----BEGIN"
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """Outcome of a reading: a construction, or the violations that there is none for."""
+    """Outcome of a reading: a construction, or the violations that there is none for.
+
+    `omitted` problems are not in `violations`. `draft` is what could be read, the construction
+    itself where there is one and None where nothing could; `unread` are the paths in it at which a
+    placeholder stands.
+    """
 
     construction: Construction | None
     violations: tuple[FieldViolation, ...]
+    omitted: int = 0
+    draft: Construction | None = None
+    unread: frozenset[str] = frozenset()
 
     def require(self) -> Construction:
         """The construction, or InvalidRequestError with all violations."""
         if self.construction is None:
-            raise InvalidRequestError(_message(self.violations), self.violations)
+            raise InvalidRequestError(
+                _message(self.violations, self.omitted), self.violations, omitted=self.omitted
+            )
         return self.construction
 
 
@@ -62,10 +75,12 @@ def parse_message(message: VolumeConstructionRequest, *, path: str = "") -> Pars
 def parse_object(value: object, *, path: str = "") -> Parsed:
     """Read what a JSON reader made of a request; `path` is put before every field path."""
     reader = ConstructionReader()
-    construction = reader.construction(value, path, 1)
-    if reader.count:
-        return Parsed(None, reader.violations())
-    return Parsed(construction, ())
+    draft = reader.construction(value, path, 1)
+    found = reader.violations
+    if not found.count:
+        return Parsed(draft, (), draft=draft)
+    readable = None if path in reader.unread else draft
+    return Parsed(None, found.listed, found.omitted, readable, frozenset(reader.unread))
 
 
 def parse_json(text: str | bytes, *, path: str = "") -> Parsed:
@@ -248,8 +263,9 @@ def _refused(path: str, reason: str, description: str) -> Parsed:
     return Parsed(None, (FieldViolation(path, description, reason),))
 
 
-def _message(violations: tuple[FieldViolation, ...]) -> str:
+def _message(violations: tuple[FieldViolation, ...], omitted: int) -> str:
     first = violations[0]
     where = f"{first.field} " if first.field else ""
-    rest = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    more = len(violations) - 1 + omitted
+    rest = f" (and {more} more)" if more else ""
     return f"the volume construction request is not valid: {where}{first.description}{rest}"

@@ -3,6 +3,10 @@
 It walks the tree once and goes on after every problem, so that one reading tells all of them. It
 knows no protobuf: a message is handed over as the JSON values it stands for. No value of a field is
 repeated in a violation unless it is an address or an identifier, so none ever carries a secret.
+
+What could not be read stands in the result as a placeholder of the right type, in its own place, so
+that everything after it keeps its index. `unread` holds the paths of all of them: such a draft is
+for a judge that looks no further at these paths, and for nobody else.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from uuid import UUID
 from stairlib.model.construction import (
     DEPTH_MAX,
     NODES_MAX,
+    TARGETS_PER_REGION,
     U32_MAX,
     U64_MAX,
     Construction,
@@ -29,13 +34,17 @@ from stairlib.model.construction import (
     canonical_address,
     join_path,
 )
-from stairlib.model.errors import FieldViolation
 from stairlib.model.geometry import Geometry
+from stairlib.model.violations import ViolationList
 
-# Violations travel in gRPC trailing metadata, which is limited to some KiB.
-VIOLATIONS_MAX = 32
+# A guess at what a key was meant to be costs more than all else here; nobody needs many.
+GUESSES_MAX = 32
+# Addresses read of one region. The right number is three; what is far above is only counted.
+TARGETS_READ_MAX = 16
 
 _SHOWN_MAX = 64
+# Names under .invalid never exist (RFC 2606).
+_PLACEHOLDER_ADDRESS = "unread-{}.invalid:1"
 _VOLUME = ("type", "id", "block_size", "sub_volumes", "read_only_parent")
 _REGION = ("type", "block_size", "blocks_per_extent", "extent_count", "opts", "gen")
 _FILE = ("type", "id", "block_size", "path")
@@ -79,29 +88,28 @@ class ConstructionReader:
     """One reading: walks the tree once and collects violations.
 
     The readers of single fields answer a value of the right type whatever they find, so that the
-    walk goes on; a construction made with violations noted is thrown away by the caller.
+    walk goes on; where it is not what was written, its path is in `unread`.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._violations: list[FieldViolation] = []
+        self.violations = ViolationList()
+        self.unread: set[str] = set()
         self._nodes = 0
+        self._guesses = 0
 
     def refuse(self, field: str, reason: str, description: str) -> None:
-        """Note one problem; past the limit it is only counted."""
-        self.count += 1
-        if self.count <= VIOLATIONS_MAX:
-            self._violations.append(FieldViolation(field, description, reason))
+        """Note one problem; what stands at `field` will be a placeholder."""
+        self.violations.refuse(field, reason, description)
+        self.unread.add(field)
 
-    def violations(self) -> tuple[FieldViolation, ...]:
-        """What was noted; where that is not all, the last one tells how much more there is."""
-        if self.count <= VIOLATIONS_MAX:
-            return tuple(self._violations)
-        shown = self._violations[: VIOLATIONS_MAX - 1]
-        text = f"{self.count - len(shown)} more problems are not listed"
-        return (*shown, FieldViolation(shown[0].field, text, "TOO_MANY_VIOLATIONS"))
+    def guess(self, name: str, names: tuple[str, ...]) -> list[str]:
+        """The one of `names` that `name` may be a slip of, if any."""
+        self._guesses += 1
+        if self._guesses > GUESSES_MAX:
+            return []
+        return difflib.get_close_matches(name[:_SHOWN_MAX], names, n=1, cutoff=0.45)
 
-    def construction(self, value: object, path: str, depth: int) -> Construction | None:
+    def construction(self, value: object, path: str, depth: int) -> Construction:
         """Read the node at `path`, `depth` levels below nothing."""
         self._nodes += 1
         if self._nodes > NODES_MAX:
@@ -109,18 +117,18 @@ class ConstructionReader:
                 self.refuse(
                     path, "TOO_MANY_NODES", f"is node {NODES_MAX + 1}; {NODES_MAX} are the limit"
                 )
-            return None
+            return self._unread_node(path)
         if depth > DEPTH_MAX:
             self.refuse(path, "TOO_DEEP", f"is at level {depth}; {DEPTH_MAX} levels are the limit")
-            return None
+            return self._unread_node(path)
         if not isinstance(value, dict):
             self.refuse(path, "WRONG_TYPE", f"must be an object, not {_kind(value)}")
-            return None
+            return self._unread_node(path)
         fields = _Fields(self, value, path)
-        violations_before = self.count
+        violations_before = self.violations.count
         node_type = fields.text("type")
-        if self.count > violations_before:
-            return None
+        if self.violations.count > violations_before:
+            return self._unread_node(path)
         names = _FIELDS_OF_TYPE.get(node_type)
         if names is None:
             self.refuse(
@@ -128,7 +136,7 @@ class ConstructionReader:
                 "UNKNOWN_TYPE",
                 f"is {_shown(node_type)}; must be one of volume, region, file, url",
             )
-            return None
+            return self._unread_node(path)
         fields.only(names, f"a {node_type}", _NODE_FIELDS)
         match node_type:
             case "volume":
@@ -142,15 +150,18 @@ class ConstructionReader:
                 url = fields.text("url")
                 return UrlSpec(fields.uuid("id"), fields.integer("block_size", U64_MAX), url)
 
+    def _unread_node(self, path: str) -> Construction:
+        """What stands where no node could be read."""
+        self.unread.add(path)
+        return FileSpec(_NO_ID, 0, "")
+
     def _volume(self, fields: _Fields, depth: int) -> VolumeSpec:
         identity = fields.uuid("id")
         block_size = fields.integer("block_size", U64_MAX)
         subs = []
         for index, value in enumerate(fields.array("sub_volumes")):
             at = join_path(fields.path, f"sub_volumes[{index}]")
-            sub = self.construction(value, at, depth + 1)
-            if sub is not None:
-                subs.append(sub)
+            subs.append(self.construction(value, at, depth + 1))
             if self._nodes > NODES_MAX:
                 break
         parent = None
@@ -174,6 +185,7 @@ class ConstructionReader:
         if not isinstance(value, dict):
             if value is not None:
                 self.refuse(path, "WRONG_TYPE", f"must be an object, not {_kind(value)}")
+            self.unread.update(join_path(path, name) for name in _OPTION_FIELDS)
             return RegionOptions(_NO_ID, ())
         fields = _Fields(self, value, path)
         fields.only(_OPTION_FIELDS, "a region's opts", frozenset(_OPTION_FIELDS))
@@ -200,16 +212,18 @@ class _Fields:
         self._values = values
         self.path = path
         for name in getattr(values, "repeated", ()):
-            reader.refuse(_key_path(path, name), "DUPLICATE_KEY", "is written twice; write it once")
+            at = _key_path(path, name)
+            reader.violations.refuse(at, "DUPLICATE_KEY", "is written twice; write it once")
 
     def only(self, names: tuple[str, ...], owner: str, elsewhere: frozenset[str]) -> None:
         """Refuse keys that are not in `names`; those in `elsewhere` may be there as null."""
         for name, value in self._values.items():
             if name in names or (value is None and name in elsewhere):
                 continue
-            near = []
-            if self._reader.count < VIOLATIONS_MAX:  # a guess costs more than all else here
-                near = difflib.get_close_matches(name[:_SHOWN_MAX], names, n=1, cutoff=0.45)
+            if self._reader.violations.full:
+                self._reader.violations.refuse("", "UNKNOWN_FIELD", "")  # only counted
+                continue
+            near = self._reader.guess(name, names)
             hint = f'; did you mean "{near[0]}"?' if near else f"; it has {', '.join(names)}"
             self._reader.refuse(
                 _key_path(self.path, name), "UNKNOWN_FIELD", f"is not a field of {owner}{hint}"
@@ -283,14 +297,15 @@ class _Fields:
         if not isinstance(value, int | float) or isinstance(value, bool):
             self._refuse(name, "WRONG_TYPE", f"must be a number of seconds, not {_kind(value)}")
             return None
-        if value == 0:
-            self._refuse(name, "OUT_OF_RANGE", "is 0, must be above 0 seconds, or null for 0.5")
-            return None
         try:
-            return as_f32(value)
+            seconds = as_f32(value)
         except ValueError:
             self._refuse(name, "OUT_OF_RANGE", "must be a finite number of seconds")
             return None
+        if seconds == 0:  # or so little that 32 bits cannot tell it from 0
+            self._refuse(name, "OUT_OF_RANGE", "is 0, must be above 0 seconds, or null for 0.5")
+            return None
+        return seconds
 
     def array(self, name: str) -> list[object]:
         """An array that has to be there; it may be empty."""
@@ -302,13 +317,16 @@ class _Fields:
         return []
 
     def targets(self) -> tuple[str, ...]:
-        """The addresses of `target` that can be read, in their one spelling."""
-        found = []
-        for index, value in enumerate(self.array("target")):
-            address = self._address(f"target[{index}]", value, port_min=1)
-            if address is not None:
-                found.append(address)
-        return tuple(found)
+        """The addresses of `target` in their one spelling, placeholders for what is none."""
+        values = self.array("target")
+        if len(values) > TARGETS_READ_MAX:
+            text = f"has {len(values)} addresses, must have exactly {TARGETS_PER_REGION}"
+            self._refuse("target", "TARGET_COUNT", text)
+        return tuple(
+            self._address(f"target[{index}]", value, port_min=1)
+            or _PLACEHOLDER_ADDRESS.format(index)
+            for index, value in enumerate(values[:TARGETS_READ_MAX])
+        )
 
     def control(self) -> str | None:
         """The address to listen on for control; port 0 lets the system choose."""

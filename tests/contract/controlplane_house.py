@@ -37,11 +37,12 @@ from tests.contract.controlplane_peers import (
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 VOLUME = "0cedae45-3d6e-4d90-b2cb-56f1a1a42a89"
+PARENT = "99999999-3d6e-4d90-b2cb-56f1a1a42a89"
 SECONDS = 10.0
 # What a refused request must not change. Spans and answers are no state.
 STATE = (
     schema.instances, schema.disks, schema.generations, schema.fleet, schema.replacements,
-    schema.transitions,
+    schema.transitions, schema.scrubs,
 )  # fmt: skip
 
 
@@ -83,6 +84,34 @@ class House:
         vcr["sub_volumes"][0]["opts"]["target"] = self.targets(*slots)
         vcr["sub_volumes"][0]["gen"] = gen
         return vcr
+
+    def region_json(
+        self, *slots: int, read_only: bool = False, gen: int = 1, owner: str = VOLUME
+    ) -> dict[str, Any]:
+        """A region at scripted addresses, of the document's shape."""
+        region = document_disk()["volume_construction_request"]["sub_volumes"][0]
+        region["opts"] |= {
+            "id": owner, "target": self.targets(*slots), "read_only": read_only
+        }  # fmt: skip
+        return {**region, "gen": gen}
+
+    def over_parent(
+        self, slots: tuple[int, ...] = (0, 1, 2), gen: int = 1,
+        parents: tuple[int, ...] = (5, 6, 7), parent_gen: int = 1,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The document's volume over a read-only one."""
+        parent = self.region_json(*parents, read_only=True, gen=parent_gen, owner=PARENT)
+        return volume_json(
+            self.region_json(*slots, gen=gen), read_only_parent=volume_json(parent, id=PARENT)
+        )
+
+    async def create_over(self, vcr: dict[str, Any] | None = None) -> instance_pb.Instance:
+        """The document's instance running, with its disk over a parent or as wanted."""
+        for slot in (5, 6, 7):
+            if slot < len(self.members):
+                self.members[slot].region.read_only = True
+        disk = {**document_disk(), "volume_construction_request": vcr or self.over_parent()}
+        return await self.create_running(disks=[disk])
 
     async def create(self, name: str = "crub", **changes: Any) -> instance_pb.Instance:
         if "disks" not in changes:
@@ -154,6 +183,43 @@ class House:
         finally:
             call.cancel()
 
+    async def disk(self, name: str = "block2") -> disk_pb.Disk:
+        answer = await self.disks.GetDisk(disk_pb.GetDiskRequest(name=name), timeout=SECONDS)
+        return answer.disk
+
+    async def start_scrub(self, path: str = "", **fields: Any) -> disk_pb.Scrub:
+        request = disk_pb.StartScrubRequest(**{"name": "block2", "path": path, **fields})
+        return (await self.disks.StartScrub(request, timeout=SECONDS)).scrub
+
+    async def stop_scrub(self, path: str = "", name: str = "block2") -> disk_pb.Scrub:
+        request = disk_pb.StopScrubRequest(name=name, path=path)
+        return (await self.disks.StopScrub(request, timeout=SECONDS)).scrub
+
+    async def wait_scrub(
+        self, wanted: Callable[[disk_pb.Scrub], bool] | str, path: str = ""
+    ) -> disk_pb.Scrub:
+        """The disk's scrub once it is in a state, or as wanted."""
+        if isinstance(wanted, str):
+            state = disk_pb.ScrubState.Value(f"SCRUB_STATE_{wanted}")
+
+            def test(record: disk_pb.Scrub) -> bool:
+                return record.state == state
+        else:
+            test = wanted
+        call = self.disks.WatchDisk(disk_pb.WatchDiskRequest(name="block2"))
+        last = None
+        try:
+            async with asyncio.timeout(SECONDS):
+                async for answer in call:
+                    for last in answer.disk.scrubs:
+                        if last.path == path and test(last):
+                            return last
+            raise AssertionError(f"the watch ended at {last}")
+        except TimeoutError:
+            raise AssertionError(f"still {last}") from None
+        finally:
+            call.cancel()
+
     def state(self) -> list[Any]:
         """Everything the control plane has recorded, read from its file."""
         engine = sqlite_engine(self.data / "controlplane.sqlite")
@@ -165,6 +231,12 @@ class House:
                 ]
         finally:
             engine.dispose()
+
+
+def volume_json(*sub_volumes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "type": "volume", "id": VOLUME, "block_size": 4096, "sub_volumes": list(sub_volumes), **more
+    }  # fmt: skip
 
 
 async def refused(call: Any) -> tuple[grpc.StatusCode, StairwellError]:

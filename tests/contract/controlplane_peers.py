@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
-from stairlib.model.errors import NotFoundError, StairwellError
+from stairlib.model.construction import VolumeSpec, regions, total_bytes, walk
+from stairlib.model.construction_diff import compare
+from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
 from stairlib.telemetry.tracing import Tracing
+from stairlib.wire.construction import from_message
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from stairwell.telemetry.v1 import trace_service_pb2_grpc as trace_grpc
@@ -22,6 +25,10 @@ from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 from stairwell.vmmd.v1 import machine_service_pb2_grpc as machine_grpc
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
 from stairwell.vmmd.v1 import volume_service_pb2_grpc as pb_grpc
+
+# The one region of a plain disk.
+FIRST = "sub_volumes[0]"
+UNTIL_SECONDS = 10.0
 
 
 @dataclass
@@ -67,25 +74,51 @@ class ScriptedVmmd:
         async with self.changed:
             self.changed.notify_all()
 
-    def slot(self, disk: str, number: int) -> pb.SlotInfo:
-        return self.volumes[disk].regions[0].slots[number]
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Waits for something that a call changes here."""
+        async with asyncio.timeout(UNTIL_SECONDS), self.changed:
+            await self.changed.wait_for(true)
+
+    def slot(self, disk: str, number: int, path: str = FIRST) -> pb.SlotInfo:
+        (region,) = (each for each in self.volumes[disk].regions if each.path == path)
+        return region.slots[number]
 
     async def set_volume(self, disk: str, state: str) -> None:
         self.volumes[disk].state = pb.VolumeState.Value(f"VOLUME_STATE_{state}")
-        self.volumes[disk].regions[0].state = self.volumes[disk].state
-        for slot in self.volumes[disk].regions[0].slots:
-            slot.state = pb.SLOT_STATE_ACTIVE
+        for region in self.volumes[disk].regions:
+            region.state = self.volumes[disk].state
+            for slot in region.slots:
+                slot.state = pb.SLOT_STATE_ACTIVE
         await self.tell()
 
-    async def progress(self, disk: str, number: int, done: int, total: int) -> None:
-        slot = self.slot(disk, number)
+    async def scrub(self, disk: str, path: str = "", **changes: Any) -> None:
+        """Changes the machine's scrub; one that is done lets the parent's regions go."""
+        (found,) = (each for each in self.volumes[disk].scrubs if each.path == path)
+        for name, value in changes.items():
+            setattr(found, name, value)
+        if found.state == pb.SCRUB_STATE_DONE:
+            parent = f"{path}.read_only_parent" if path else "read_only_parent"
+            kept = [each for each in self.volumes[disk].regions if not each.path.startswith(parent)]
+            del self.volumes[disk].regions[:]
+            self.volumes[disk].regions.extend(kept)
+        await self.tell()
+
+    async def lose(self, machine_id: str) -> None:
+        """As after a restart of vmmd: the machine and all it knew are gone."""
+        del self.machines[machine_id]
+        await self.tell()
+
+    async def progress(
+        self, disk: str, number: int, done: int, total: int, path: str = FIRST
+    ) -> None:
+        slot = self.slot(disk, number, path)
         slot.state = pb.SLOT_STATE_LIVE_REPAIR
         slot.repair.bytes_done, slot.repair.bytes_total = done, total
         slot.repair.bytes_copied = done
         await self.tell()
 
-    async def finish(self, disk: str, number: int) -> None:
-        slot = self.slot(disk, number)
+    async def finish(self, disk: str, number: int, path: str = FIRST) -> None:
+        slot = self.slot(disk, number, path)
         slot.state = pb.SLOT_STATE_ACTIVE
         slot.ClearField("repair")
         await self.tell()
@@ -98,20 +131,21 @@ class ScriptedVmmd:
         )  # fmt: skip
         for disk in spec.disks:
             vcr = disk.volume_construction_request
-            region = vcr.sub_volumes[0]
             self.volumes[disk.name] = pb.VolumeInfo(
                 machine_id=spec.id, disk=disk.name, volume_id=vcr.id,
                 state=pb.VOLUME_STATE_INITIALIZING, nbd_uri="nbd+unix:///block2",
                 regions=[
                     pb.RegionInfo(
-                        path="sub_volumes[0]", generation=region.gen,
+                        path=path, generation=region.generation,
                         state=pb.VOLUME_STATE_INITIALIZING,
+                        read_only=region.options.read_only,
                         slots=[
                             pb.SlotInfo(slot=number, address=address,
                                         state=pb.SLOT_STATE_WAIT_CONNECT)
-                            for number, address in enumerate(region.opts.target)
+                            for number, address in enumerate(region.options.targets)
                         ],
                     )
+                    for path, region in regions(from_message(vcr))
                 ],
             )  # fmt: skip
 
@@ -134,6 +168,7 @@ class Machines(machine_grpc.MachineServiceServicer):
         await self.script.heard("EnsureMachine", request)
         if request.spec.id not in self.script.machines:
             self.script.make(request.spec)
+            await self.script.tell()
         return machine_pb.EnsureMachineResponse(machine=self.find(request.spec.id))
 
     async def GetMachine(self, request, context):
@@ -160,6 +195,8 @@ class Machines(machine_grpc.MachineServiceServicer):
             async with self.script.changed:
                 if machine.state_generation == seen:
                     await self.script.changed.wait()
+            if request.id not in self.script.machines:
+                raise UnavailableError("the stream was cut: vmmd has restarted")
 
     async def DeleteMachine(self, request, context):
         await self.script.heard("DeleteMachine", request)
@@ -193,15 +230,20 @@ class Volumes(pb_grpc.VolumeServiceServicer):
     async def ReplaceVcr(self, request, context):
         await self.script.heard("ReplaceVcr", request)
         info = self.script.volume(request)
-        new = request.replacement.sub_volumes[0].opts.target
+        comparison = compare(from_message(request.original), from_message(request.replacement))
+        changed = comparison.changed
+        assert changed is not None
+        found = [each for each in info.regions if each.path == changed.region_path]
+        if not found:
+            raise NotFoundError("target", changed.old, f"no member is at {changed.old}")
         result = pb.VCR_REPLACE_RESULT_STARTED_ALREADY
-        for slot in info.regions[0].slots:
-            if slot.address != new[slot.slot]:
-                slot.address = new[slot.slot]
-                slot.state = pb.SLOT_STATE_ACTIVE if self.script.quick else (
-                    pb.SLOT_STATE_WAIT_CONNECT)  # fmt: skip
-                slot.mode = pb.SLOT_MODE_REPLACED
-                result = pb.VCR_REPLACE_RESULT_STARTED
+        slot = found[0].slots[changed.slot]
+        if slot.address != changed.new:
+            slot.address = changed.new
+            slot.state = pb.SLOT_STATE_ACTIVE if self.script.quick else (
+                pb.SLOT_STATE_WAIT_CONNECT)  # fmt: skip
+            slot.mode = pb.SLOT_MODE_REPLACED
+            result = pb.VCR_REPLACE_RESULT_STARTED
         await self.script.tell()
         return pb.ReplaceVcrResponse(result=result)
 
@@ -211,6 +253,37 @@ class Volumes(pb_grpc.VolumeServiceServicer):
             return pb.VerifyVolumeResponse(report=self.script.reports.pop(0))
         report = pb.VerifyReport(equal=True, extents_compared=128, members_compared=3)
         return pb.VerifyVolumeResponse(report=report)
+
+    async def StartScrub(self, request, context):
+        await self.script.heard("StartScrub", request)
+        info = self.script.volume(request)
+        spec = self.script.specs[request.machine_id]
+        (disk,) = (each for each in spec.disks if each.name == request.disk)
+        volume = dict(walk(from_message(disk.volume_construction_request))).get(request.path)
+        if not isinstance(volume, VolumeSpec) or volume.read_only_parent is None:
+            raise NotFoundError("parent", request.path)
+        found = [each for each in info.scrubs if each.path == request.path]
+        scrub = found[0] if found else info.scrubs.add(path=request.path)
+        if scrub.state != pb.SCRUB_STATE_DONE:
+            if scrub.state != pb.SCRUB_STATE_RUNNING:
+                scrub.bytes_done, scrub.reason = 0, ""
+            scrub.state = pb.SCRUB_STATE_RUNNING
+            scrub.bytes_total = total_bytes(volume.read_only_parent)
+            scrub.bytes_per_second_max = request.bytes_per_second_max
+        if self.script.quick:
+            await self.script.scrub(request.disk, request.path, state=pb.SCRUB_STATE_DONE)
+        await self.script.tell()
+        return pb.StartScrubResponse(scrub=scrub)
+
+    async def StopScrub(self, request, context):
+        await self.script.heard("StopScrub", request)
+        info = self.script.volume(request)
+        found = [each for each in info.scrubs if each.path == request.path]
+        if not found:
+            raise NotFoundError("scrub", request.path)
+        found[0].state = pb.SCRUB_STATE_STOPPED
+        await self.script.tell()
+        return pb.StopScrubResponse(scrub=found[0])
 
     async def SetRepairLimits(self, request, context):
         await self.script.heard("SetRepairLimits", request)

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from downstaird.faults import FaultPlan
 from stairlib.model.construction import FileSpec, UrlSpec, VolumeSpec
-from stairlib.model.errors import NotFoundError, StateError
+from stairlib.model.errors import NotFoundError, StairwellError, StateError
 from tests.contract.layers import SIZE, Layers, ask, flush, over, read, seen, write
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.block.scrub import ScrubState
@@ -115,6 +115,23 @@ async def test_a_volume_of_a_parent_alone_is_read_only(layers: Layers) -> None:
     assert await read(volume, 2, 3) == [0, 1, 0]
     assert await write(volume, 0, 1) is BlockStatus.READ_ONLY
     assert await flush(volume) is BlockStatus.OK
+
+
+async def test_one_region_is_verified_whatever_the_others_are(layers: Layers) -> None:
+    """A parent whose members are away says nothing about the region above it."""
+    parent = await layers.region(16, {0: 1})
+    volume = await layers.active(over(await layers.region(16), parent=parent))
+    assert await write(volume, 0, 7) is BlockStatus.OK
+    daemons = layers.daemons(parent)
+    for number in range(3):
+        await daemons.stop(number)
+    one = await volume.verify(region_path="sub_volumes[0]")
+    assert one.equal
+    assert (one.members_compared, one.extents_compared) == (3, 2)
+    with pytest.raises(StairwellError):
+        await volume.verify(region_path="read_only_parent")
+    with pytest.raises(NotFoundError):
+        await volume.verify(region_path="sub_volumes[1]")
 
 
 # ---- limits

@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from controlplane.services.vcr import VcrServicer
 from stairlib.model.errors import InvalidRequestError
+from stairlib.model.violations import VIOLATIONS_MAX
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import from_rpc_error
 from stairlib.rpc.server import RpcServer, Service
@@ -133,10 +134,57 @@ async def test_check_lists_what_is_wrong(stub: Any, original: Any) -> None:
         "sub_volumes[0].opts.target": "TARGET_COUNT",
     }
     original["sub_volumes"][0]["generation"] = 1
+    original["sub_volumes"][0]["opts"]["target"].append("nowhere")
     reply = await stub.CheckVcr(pb.CheckVcrRequest(vcr_json=json.dumps(original)), timeout=TIMEOUT)
-    assert [v.field for v in reply.violations] == ["sub_volumes[0].generation"]
+    assert {v.field: v.reason for v in reply.violations} == {
+        "sub_volumes[0].generation": "UNKNOWN_FIELD",
+        "sub_volumes[0].opts.target[2]": "INVALID_ADDRESS",
+        "sub_volumes[0].gen": "GENERATION_ZERO",
+    }
+    assert reply.summary.total_bytes == 8 << 30
     reply = await stub.CheckVcr(pb.CheckVcrRequest(vcr_json="{"), timeout=TIMEOUT)
     assert [v.reason for v in reply.violations] == ["INVALID_JSON"]
+    assert not reply.HasField("summary")
+
+
+async def test_check_leaves_out_of_the_summary_what_it_cannot_say(stub: Any, original: Any) -> None:
+    original["sub_volumes"][0]["extent_count"] = "128"
+    reply = await stub.CheckVcr(pb.CheckVcrRequest(vcr_json=json.dumps(original)), timeout=TIMEOUT)
+    assert not reply.summary.HasField("total_bytes")
+    assert (reply.summary.regions, reply.summary.HasField("encrypted")) == (1, True)
+
+
+async def test_a_check_lists_many_problems_and_counts_the_rest(stub: Any, original: Any) -> None:
+    original |= {f"key{number}": 1 for number in range(1200)}
+    original["sub_volumes"][0]["gen"] = 0
+    reply = await stub.CheckVcr(pb.CheckVcrRequest(vcr_json=json.dumps(original)), timeout=TIMEOUT)
+    assert len(reply.violations) + reply.violations_omitted == 1201
+    assert len(reply.violations) == VIOLATIONS_MAX
+
+
+async def test_ten_thousand_nodes_are_judged(stub: Any, original: Any) -> None:
+    region = original["sub_volumes"][0]
+    original["sub_volumes"] = [
+        region | {"opts": region["opts"] | {"target": [f"node-{n}:{port}" for port in (1, 2, 3)]}}
+        for n in range(9_999)
+    ]
+    by_message = json_format.ParseDict({"vcr": original}, pb.CheckVcrRequest())
+    by_text = pb.CheckVcrRequest(vcr_json=json.dumps(original))
+    for request in (by_message, by_text):
+        reply = await stub.CheckVcr(request, timeout=TIMEOUT)
+        assert reply.valid
+        assert reply.summary.regions == 9_999
+
+
+async def test_an_error_names_fields_of_both_sides_however_many(stub: Any, original: Any) -> None:
+    request = compare_request(original, original)
+    for side in (request.original, request.replacement):
+        for _ in range(1200):
+            side.sub_volumes.add(type="disk")
+    error = await refused(stub.CompareVcrs(request, timeout=TIMEOUT))
+    sides = {v.field.split(".")[0] for v in error.violations}
+    assert sides == {"original", "replacement"}
+    assert len(error.violations) + int(error.metadata["violations_omitted"]) == 2400
 
 
 async def test_check_wants_one_request(stub: Any, original: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from stairlib.model.context import plain_contexts
 from tests.unit.vmmd.upstairs.model_downstairs import Extents, ModelDownstairs
-from tests.unit.vmmd.upstairs.world import World
+from tests.unit.vmmd.upstairs.world import UPSTAIRS_ID, World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.states import SlotState, UpstairsState
@@ -73,6 +73,8 @@ class Run:
                 daemon.recreate(f"other-{address}")
                 continue
             durable, extents = rng.choice(self.versions)
+            if not member:
+                daemon.owner = UPSTAIRS_ID if rng.random() < 0.8 else "another volume"
             daemon.durable, daemon.durable_extents = dict(durable), extents.copy()
             if kind < 0.65:
                 # An extent went its own way: newer or older than any version.
@@ -116,11 +118,16 @@ class Run:
         world.submit([Request(BlockOp.READ_OWNED, token, offset, length)])
 
     def fresh(self, floor: list[tuple[int, int]]) -> list[ModelDownstairs]:
+        # A strange region may serve as long as no other has come since the activation.
+        read_only = self.world.upstairs._read_only
+        assert read_only is not None
+        owner = read_only._owner
         return [
             daemon
             for daemon in self.world.daemons.values()
             if all(mine >= lowest for mine, lowest in zip(stamps_of(daemon), floor, strict=True))
             and not any(daemon.durable_extents.incomplete)
+            and daemon.owner in (owner, "")
         ]
 
     def holds(
@@ -185,6 +192,8 @@ class Run:
         serving = [m for m in self.world.upstairs._region.members if m.active]
         stamps = [stamps_of(self.world.daemons[m.address]) for m in serving]
         assert all(each == stamps[0] for each in stamps), "members that differ serve together"
+        owners = {self.world.daemons[m.address].owner for m in serving} - {""}
+        assert len(owners) <= 1, "regions of two volumes serve together"
         for each in stamps:
             newer = [max(pair) for pair in zip(self.served, each, strict=True)]
             assert newer == each, "an older member serves after a newer one"
@@ -219,16 +228,19 @@ class Run:
         self.restart()
         world.run_until(self.look, 40)
         members = [world.daemons[address] for address in world.targets]
-        whole = [m for m in members if not any(m.durable_extents.incomplete)]
+        whole = [
+            m
+            for m in members
+            if not any(m.durable_extents.incomplete) and m.owner != "another volume"
+        ]
         newest = self.nothing()
         for member in whole:
             newest = [max(pair) for pair in zip(newest, stamps_of(member), strict=True)]
         right = [m in whole and stamps_of(m) == newest for m in members]
         slots = world.upstairs.status().slots
         assert [s.state is SlotState.ACTIVE for s in slots] == right
-        assert all(
-            "MEMBER_" in s.last_error for s, good in zip(slots, right, strict=True) if not good
-        )
+        errors = [s.last_error for s, good in zip(slots, right, strict=True) if not good]
+        assert all("MEMBER_" in error or "OWNER_MISMATCH" in error for error in errors)
         if any(right):
             assert world.upstairs.state is UpstairsState.ACTIVE
             for _ in range(10):

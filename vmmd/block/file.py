@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -67,13 +68,19 @@ class FileBackend:
                 reason="FILE_NOT_OPENED",
                 path=str(path),
             ) from error
+        if not _holds_blocks(self._descriptor):
+            os.close(self._descriptor)
+            text = f"{path} is neither a file nor a block device"
+            raise InvalidRequestError(text, (FieldViolation("path", text),), reason="NOT_A_FILE")
         if lock:
             _lock(self._descriptor, path, read_only=read_only)
         size = os.lseek(self._descriptor, 0, os.SEEK_END)
         if size < block_size:
             os.close(self._descriptor)
             text = f"{path} has {size} bytes: less than one block of {block_size}"
-            raise InvalidRequestError(text, (FieldViolation("path", text),))
+            raise InvalidRequestError(
+                text, (FieldViolation("path", text),), reason="FILE_TOO_SMALL"
+            )
         self.size = size
         self.failed = 0
         self.last_error = ""
@@ -144,6 +151,11 @@ def _check_block_size(block_size: int) -> None:
     if not 512 <= block_size <= 32768 or block_size & (block_size - 1):
         text = f"{block_size} is not a power of two from 512 to 32768"
         raise InvalidRequestError(text, (FieldViolation("block_size", text),))
+
+
+def _holds_blocks(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def _lock(descriptor: int, path: Path | str, *, read_only: bool) -> None:

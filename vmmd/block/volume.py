@@ -205,9 +205,17 @@ class Volume:
                 )
         return await region.replace(old, new, replacement_id)
 
-    async def verify(self, *, read_data: bool = False) -> VolumeVerification:
-        """Compares the members of every region."""
+    async def verify(
+        self, *, read_data: bool = False, region_path: str | None = None
+    ) -> VolumeVerification:
+        """Compares the members of every region, or of one; NotFoundError when that is not there."""
         parts = dict(self._tree.regions)
+        if region_path is not None:
+            if region_path not in parts:
+                raise NotFoundError(
+                    "region", region_path, f"the volume has no region at {region_path!r}"
+                )
+            parts = {region_path: parts[region_path]}
         results = await asyncio.gather(
             *(region.verify(read_data=read_data) for region in parts.values())
         )

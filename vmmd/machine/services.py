@@ -118,7 +118,10 @@ class VolumeServicer(VolumeServiceServicer):
     async def VerifyVolume(
         self, request: pb.VerifyVolumeRequest, _context: Context
     ) -> pb.VerifyVolumeResponse:
-        verification = await self._disk(request.disk).volume.verify(read_data=request.read_data)
+        region_path = request.region_path if request.HasField("region_path") else None
+        verification = await self._disk(request.disk).volume.verify(
+            read_data=request.read_data, region_path=region_path
+        )
         return pb.VerifyVolumeResponse(report=verified_message(verification))
 
     async def StartScrub(

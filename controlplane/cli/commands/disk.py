@@ -1,4 +1,7 @@
-"""`disk status`, `disk verify`: what a disk is kept on, and whether its copies agree."""
+"""`disk status`, `disk verify`: what a disk is kept on, and whether its copies agree.
+
+`disk scrub` and `disk scrub-stop` are in a module of their own.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 
+from controlplane.cli import disks as disk_views
 from controlplane.cli import render
 from controlplane.cli.command import command
+from controlplane.cli.commands import scrub
 from controlplane.cli.commands.instance import list_disks, spinner
 from controlplane.cli.plain import plain
 from controlplane.cli.session import Session
@@ -20,10 +25,11 @@ VERIFY_SECONDS = 3600.0
 
 def add_to(app: typer.Typer) -> None:
     """Registers this module's commands."""
-    disk = typer.Typer(help="Disks: their members, and whether these agree.", no_args_is_help=True)
+    disk = typer.Typer(help="Disks: members, sources and parents.", no_args_is_help=True)
     app.add_typer(disk, name="disk")
     command(disk, "status")(status)
     command(disk, "verify")(verify)
+    scrub.add_to(disk)
 
 
 async def get_disk(session: Session, name: str) -> pb.Disk:
@@ -38,15 +44,19 @@ async def status(
     session: Session,
     name: Annotated[str, typer.Argument(help="Disk name or volume UUID; all when left out.")] = "",
 ) -> None:
-    """Show members, states, repair progress, recorded generation and NBD address of disks."""
+    """Show what disks are kept on: each region of the tree with its members, files and URLs.
+
+    A region is named by its path in the disk's request; those of read-only parents, which may
+    serve other disks too, are marked. Scrubs, running and ended, stand at the end.
+    """
     if name:
         disk = await get_disk(session, name)
-        session.show(plain(disk), render.disk_status(disk))
+        session.show(plain(disk), disk_views.disk_status(disk))
         return
     disks = [await get_disk(session, one.name) for one in await list_disks(session)]
     parts: list[RenderableType] = []
     for disk in disks:
-        parts += [""] * bool(parts) + [render.disk_status(disk)]
+        parts += [""] * bool(parts) + [disk_views.disk_status(disk)]
     human = Group(*parts) if parts else "no disks; `stairwell new` makes an instance with disks"
     session.show({"disks": [plain(disk) for disk in disks]}, human)
 

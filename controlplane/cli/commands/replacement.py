@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from rich.live import Live
-from rich.text import Text
 
 from controlplane.cli import render, watch
 from controlplane.cli.command import command
+from controlplane.cli.display import Look, progress_display
 from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import plain
 from controlplane.cli.session import Session
 from controlplane.cli.units import format_limit, parse_size
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 
-# A terminal line changes this often at most.
-REFRESHES_PER_SECOND = 8
+_LOOK: Look[pb.Replacement] = Look(
+    line=watch.progress_line,
+    live_line=watch.live_line,
+    phase=watch.phase_of,
+    ended=watch.has_ended,
+)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Replacement id.")]
 
@@ -142,7 +144,7 @@ async def follow(
     With `on_update` or `--output json` nothing is shown for people but a failure's explanation.
     """
     quiet = on_update is not None or session.is_json
-    show, live = _display(session, quiet=quiet)
+    show, live = progress_display(session, _LOOK, quiet=quiet)
     last = pb.Replacement()
     updates = session.watch(
         session.replacements.WatchReplacement,
@@ -177,29 +179,3 @@ def _failure(replacement: pb.Replacement) -> list[str]:
         f"`stairwell replacement retry {name}`"
     )
     return [f"error: replacement {name} {reason}", hint]
-
-
-def _display(
-    session: Session, *, quiet: bool
-) -> tuple[Callable[[pb.Replacement], None], AbstractContextManager[object]]:
-    """How updates are shown, and what has to be open meanwhile."""
-    if quiet:
-        return (lambda _: None), nullcontext()
-    if session.out.is_terminal:
-        live = Live(
-            Text("…"), console=session.out, refresh_per_second=REFRESHES_PER_SECOND, transient=True
-        )
-
-        def move(one: pb.Replacement) -> None:
-            text = watch.live_line(one, session.out.width)
-            live.update(Text(text, no_wrap=True, overflow="ellipsis"))
-
-        return move, live
-    pace = watch.Pace()
-    loop = asyncio.get_running_loop()
-
-    def line(one: pb.Replacement) -> None:
-        if pace.admits(watch.phase_of(one), loop.time(), final=watch.has_ended(one)):
-            session.line(None, watch.progress_line(one))
-
-    return line, nullcontext()

@@ -22,8 +22,10 @@ from stairlib.model.errors import (
     UnavailableError,
 )
 from stairlib.model.geometry import Geometry
+from stairlib.rpc.tls import TlsFiles
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import OpKind
+from tests.certificates import Authority
 
 GEOMETRY = Geometry(block_size=4096, blocks_per_extent=256, extent_count=8)
 BLOCK = GEOMETRY.block_size
@@ -76,11 +78,18 @@ def tracing():
 @pytest.fixture
 def clone(source, tracing, tmp_path):
     async def run(
-        place=None, *, region_id=None, progress=lambda _: None, expected=None, address=None
+        place=None,
+        *,
+        region_id=None,
+        progress=lambda _: None,
+        expected=None,
+        address=None,
+        tls=None,
     ):
         place = tmp_path / "clone" if place is None else place
         address = address or source.address
-        task = await ask_source(address, tracing, region_id or uuid.uuid4(), expected or Expected())
+        region_id, expected = region_id or uuid.uuid4(), expected or Expected()
+        task = await ask_source(address, tracing, region_id, expected, tls)
         cloning = Cloning(task, open_clone(place, task.definition), tracing, progress)
         return await asyncio.wait_for(cloning.run(), 60)
 
@@ -312,3 +321,23 @@ def test_stamps_are_those_of_flushes(tmp_path):
     region.close()
     assert states.flushes.tolist() == [10, 0, 11, 0, 12, 0, 13, 0]
     assert np.unique(states.generations).tolist() == [0, 3]
+
+
+async def test_a_source_that_speaks_tls_is_cloned_with_certificates(serve, source, clone, tmp_path):
+    authority = Authority(tmp_path / "certificates")
+    await source.daemon.stop()
+    secure = await serve(source.place, read_only=True, tls=authority.issue("source", "127.0.0.1"))
+    with pytest.raises(UnavailableError) as plain:
+        await clone(address=secure.address)
+    assert plain.value.reason == "TLS_NEEDED"
+    assert "--cert-pem, --key-pem, --root-cert-pem" in plain.value.message
+    assert not (tmp_path / "clone").exists()
+    stranger = Authority(tmp_path / "stranger").issue("cloner")
+    files = authority.issue("cloner")
+    known = TlsFiles(stranger.cert, stranger.key, files.root)
+    with pytest.raises(UnavailableError) as refused:
+        await clone(address=secure.address, tls=known)
+    assert refused.value.reason == "TLS_REFUSED"
+    done = await clone(address=secure.address, tls=files)
+    assert done.extents_done == EXTENTS
+    await same(serve, secure, tmp_path / "clone")

@@ -144,6 +144,22 @@ async def test_a_member_that_was_away_comes_back_over_tls(serve, make, authority
     await write_and_read(upstairs, 3)
 
 
+async def test_a_read_only_set_is_read_over_tls(serve, make, authority, client):
+    daemons = await serve(*servers(authority)[:3])
+    writing = make(daemons, client)
+    await writing.activate(timeout_seconds=10)
+    await write_and_read(writing)
+    await writing.close()
+    for number in range(3):
+        await daemons.stop(number)
+    daemons.read_only = True
+    await daemons.start(1)
+    reading = make(daemons, client)
+    await reading.activate(timeout_seconds=10)
+    data = random.Random(1).randbytes(400 * 4096)
+    assert (await one(reading, BlockOp.READ, 100, 64)).data == data[97 * 4096 : 161 * 4096]
+
+
 @pytest.mark.parametrize("names", [(), (HOST,)], ids=["slots", "host"])
 async def test_a_member_is_replaced_and_repaired_over_tls(serve, make, authority, client, names):
     daemons = await serve(*servers(authority, *names))

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from controlplane.core import replacement as core
-from controlplane.steps import as_event, look, original_as_running, region_ids, verified
+from controlplane.steps import (
+    as_event,
+    look,
+    original_as_running,
+    region_ids,
+    released,
+    verified,
+)
 from stairlib.model.construction import regions
 from stairlib.model.errors import (
     ConflictError,
@@ -92,6 +99,10 @@ def test_a_machine_with_another_target_or_none() -> None:
     assert isinstance(look(RECORD, info(state=pb.VOLUME_STATE_DISABLED), 1), core.StepFailed)
 
 
+def differing(region_path: str) -> pb.ExtentDifference:
+    return pb.ExtentDifference(region_path=region_path, extent=3)
+
+
 @pytest.mark.parametrize(
     ("report", "slot_state", "kind"),
     [
@@ -101,8 +112,12 @@ def test_a_machine_with_another_target_or_none() -> None:
         ({"equal": False, "members_compared": 3}, pb.SLOT_STATE_ACTIVE, core.StepFailed),
         ({"equal": True, "members_compared": 2}, pb.SLOT_STATE_WAIT_CONNECT, core.MemberLost),
         (
-            {"members_compared": 3, "differences": [pb.ExtentDifference(extent=3)]},
+            {"members_compared": 3, "differences": [differing("sub_volumes[0]")]},
             pb.SLOT_STATE_ACTIVE, core.GaveUp,
+        ),
+        (
+            {"members_compared": 3, "differences": [differing("read_only_parent")]},
+            pb.SLOT_STATE_ACTIVE, core.Verified,
         ),
     ],
 )  # fmt: skip
@@ -123,3 +138,19 @@ def test_what_the_machine_has_in_the_slot_is_what_is_replaced() -> None:
     other = original_as_running(RECORD, info(address="127.0.0.1:9999"))
     ((_, region),) = regions(other)
     assert region.options.targets == (*TARGETS[:2], "127.0.0.1:9999")
+
+
+def test_a_region_that_was_let_go_with_its_parent_leaves_nothing_to_replace() -> None:
+    record = replacement(region_path="read_only_parent.sub_volumes[0]")
+    done = pb.ScrubInfo(path="", state=pb.SCRUB_STATE_DONE)
+    gone = pb.VolumeInfo(regions=info().regions, scrubs=[done])
+    assert released(record, gone)
+    assert isinstance(look(record, gone, 1), core.GaveUp)
+    assert isinstance(verified(record, pb.VerifyReport(equal=True), gone, 1), core.GaveUp)
+    # Not so while it is copied, for another volume's parent, or for a region that is still there.
+    done.state = pb.SCRUB_STATE_RUNNING
+    assert not released(record, pb.VolumeInfo(scrubs=[done]))
+    done.state, done.path = pb.SCRUB_STATE_DONE, "sub_volumes[1]"
+    assert not released(record, pb.VolumeInfo(scrubs=[done]))
+    done.path = ""
+    assert not released(RECORD, pb.VolumeInfo(regions=info().regions, scrubs=[done]))

@@ -57,7 +57,7 @@ class Agreement:
         extent = int(flawed[0])
         flags = int(stamps.flags[extent])
         what = next((text for flag, text in _FLAW_TEXTS if flags & flag), f"has flags {flags}")
-        return f"MEMBER_NOT_WHOLE extent {extent} {what} ({len(flawed)} such extents); {_WAY_OUT}"
+        return f"MEMBER_NOT_WHOLE: extent {extent} {what} ({len(flawed)} such extents); {_WAY_OUT}"
 
     def behind(self, stamps: ExtentStamps) -> str:
         """Which extents are older than known; empty when none is."""
@@ -84,9 +84,9 @@ class Agreement:
         if not len(extents):
             return ""
         extent = int(extents[0])
+        here = f"generation {stamps.generations[extent]}, flush {stamps.flushes[extent]}"
+        known = f"generation {self._generations[extent]}, flush {self._flushes[extent]}"
         return (
-            f"{code} {len(extents)} extents are {how} than on other members; extent {extent} is of "
-            f"generation {stamps.generations[extent]}, flush {stamps.flushes[extent]} there, and of"
-            f" generation {self._generations[extent]}, flush {self._flushes[extent]} elsewhere; "
-            f"{_WAY_OUT}"
+            f"{code}: {len(extents)} extents are {how} than on other members; extent {extent} is "
+            f"of {here} there, and of {known} elsewhere; {_WAY_OUT}"
         )

@@ -3,7 +3,7 @@
 One member is enough to serve. Members that connect wait in WAIT_QUORUM until they have been looked
 at, in the same step; whoever may not serve is let go with the reason and tried again later, since
 its region may have been copied anew by then. When a newer member comes, the older ones leave
-service, after it has entered.
+service, after it has entered. A region of another volume is no member at all, however new.
 
 An activation does not take the first member at once while attempts to reach others are still
 under way: the first one may be outdated, and what was read from it could not be taken back. That
@@ -26,10 +26,14 @@ class ReadOnlyMembers:
         self._region = region
         self._agreement = Agreement(region.config.geometry.extent_count)
         self._others_until = 0.0
+        # Whose regions are the set's, once one was seen that holds anything; empty for regions that
+        # nobody owns.
+        self._owner: str | None = None
 
     def begin(self) -> None:
         """An activation begins: what earlier members brought does not count."""
         self._agreement.forget()
+        self._owner = None
         self._others_until = self._region.now + limits.READ_ONLY_OTHERS_SECONDS
 
     def advance(self) -> bool:
@@ -48,9 +52,11 @@ class ReadOnlyMembers:
 
     def _admit(self, waiting: list[Member]) -> None:
         agreement = self._agreement
-        fit = []
         # A member that came by a replacement is to be a copy of the others: they are asked first.
-        for member in sorted(waiting, key=lambda m: m.replacing):
+        candidates = sorted(waiting, key=lambda m: (m.replacing, m.slot))
+        self._choose_owner(candidates)
+        fit = []
+        for member in candidates:
             problem = self._unfit(member)
             if problem:
                 self._refuse(member, problem)
@@ -69,15 +75,39 @@ class ReadOnlyMembers:
         for member, problem in outdated:
             self._refuse(member, problem)
 
+    def _choose_owner(self, candidates: list[Member]) -> None:
+        """This upstairs' own regions, if there are any; else what most of the candidates have, the
+        first of them when they are even. It stays: who comes later is measured by it."""
+        if self._owner is not None:
+            return
+        filled = [m for m in candidates if not _blank(m)]
+        owners = [m.owner_id for m in filled if not m.replacing] or [m.owner_id for m in filled]
+        if owners:
+            own = self._region.config.upstairs_id
+            self._owner = own if own in owners else max(owners, key=owners.count)
+
     def _unfit(self, member: Member) -> str:
-        assert member.stamps is not None
-        flaw = self._agreement.flaw(member.stamps)
+        stamps = member.stamps
+        assert stamps is not None
+        if member.owner_id != self._owner and not _blank(member):
+            return (
+                f"OWNER_MISMATCH: its region belongs to {member.owner_id or 'nobody'}, the others' "
+                f"to {self._owner or 'nobody'}: they are not copies of one volume"
+            )
+        flaw = self._agreement.flaw(stamps)
         if flaw or not (member.replacing and self._agreement.known):
             return flaw
-        return self._agreement.strange(member.stamps)
+        return self._agreement.strange(stamps)
 
     def _refuse(self, member: Member, reason: str) -> None:
         """Lets the member go; it connects again after a while and is compared anew."""
         running = self._region.state is UpstairsState.ACTIVE
         self._region.stop(member, SlotMode.FAULTED if running else SlotMode.NEW, reason)
         member.last_error = reason
+
+
+def _blank(member: Member) -> bool:
+    """Nobody's, and nothing was ever written to it."""
+    stamps = member.stamps
+    assert stamps is not None
+    return not (member.owner_id or stamps.generations.any() or stamps.flags.any())

@@ -103,7 +103,9 @@ class ReadBook:
         size = self._block_size
         piece = PAYLOAD_BYTES_MAX // size
         if length <= piece:
-            return [Read(key, token, offset, length, owned=owned)]
+            if not owned:
+                return [Read(key, token, offset, length)]
+            return [Read(key, token, offset, length, None, 0, True)]
         starts = range(0, length, piece)
         mask = np.zeros(length, dtype=np.bool_) if owned else None
         gather = Gather(length * size, len(starts), mask)

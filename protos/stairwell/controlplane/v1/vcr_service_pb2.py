@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from stairwell.vcr.v1 import volume_construction_request_pb2 as stairwell_dot_vcr_dot_v1_dot_volume__construction__request__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+stairwell/controlplane/v1/vcr_service.proto\x12\x19stairwell.controlplane.v1\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"?\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"y\n\nVcrSummary\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07regions\x18\x02 \x01(\r\x12\x0f\n\x07targets\x18\x03 \x01(\r\x12\x11\n\tencrypted\x18\x04 \x01(\x08\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\r\x12\x12\n\nblock_size\x18\x06 \x01(\x04\"o\n\x0f\x43heckVcrRequest\x12\x38\n\x03vcr\x18\x01 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x15\n\x08vcr_json\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_vcr_json\"\x93\x01\n\x10\x43heckVcrResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12\x38\n\nviolations\x18\x02 \x03(\x0b\x32$.stairwell.controlplane.v1.Violation\x12\x36\n\x07summary\x18\x03 \x01(\x0b\x32%.stairwell.controlplane.v1.VcrSummary\"\x95\x01\n\x12\x43ompareVcrsRequest\x12=\n\x08original\x18\x01 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12@\n\x0breplacement\x18\x02 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\"E\n\rChangedTarget\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x0b\n\x03old\x18\x03 \x01(\t\x12\x0b\n\x03new\x18\x04 \x01(\t\"\xc2\x01\n\x13\x43ompareVcrsResponse\x12\x36\n\x07outcome\x18\x01 \x01(\x0e\x32%.stairwell.controlplane.v1.VcrOutcome\x12\x39\n\x07\x63hanged\x18\x02 \x01(\x0b\x32(.stairwell.controlplane.v1.ChangedTarget\x12\x38\n\nviolations\x18\x03 \x03(\x0b\x32$.stairwell.controlplane.v1.Violation*\x96\x01\n\nVcrOutcome\x12\x1b\n\x17VCR_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13VCR_OUTCOME_REPLACE\x10\x01\x12\x1f\n\x1bVCR_OUTCOME_GENERATION_ONLY\x10\x02\x12\x19\n\x15VCR_OUTCOME_UNCHANGED\x10\x03\x12\x16\n\x12VCR_OUTCOME_REJECT\x10\x04\x32\xdf\x01\n\nVcrService\x12\x63\n\x08\x43heckVcr\x12*.stairwell.controlplane.v1.CheckVcrRequest\x1a+.stairwell.controlplane.v1.CheckVcrResponse\x12l\n\x0b\x43ompareVcrs\x12-.stairwell.controlplane.v1.CompareVcrsRequest\x1a..stairwell.controlplane.v1.CompareVcrsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+stairwell/controlplane/v1/vcr_service.proto\x12\x19stairwell.controlplane.v1\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"?\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\x88\x02\n\nVcrSummary\x12\x18\n\x0btotal_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x07regions\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x07targets\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x16\n\tencrypted\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x12\n\x05\x64\x65pth\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x17\n\nblock_size\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x14\n\x07sources\x18\x07 \x01(\rH\x06\x88\x01\x01\x42\x0e\n\x0c_total_bytesB\n\n\x08_regionsB\n\n\x08_targetsB\x0c\n\n_encryptedB\x08\n\x06_depthB\r\n\x0b_block_sizeB\n\n\x08_sources\"o\n\x0f\x43heckVcrRequest\x12\x38\n\x03vcr\x18\x01 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x15\n\x08vcr_json\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_vcr_json\"\xaf\x01\n\x10\x43heckVcrResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12\x38\n\nviolations\x18\x02 \x03(\x0b\x32$.stairwell.controlplane.v1.Violation\x12\x36\n\x07summary\x18\x03 \x01(\x0b\x32%.stairwell.controlplane.v1.VcrSummary\x12\x1a\n\x12violations_omitted\x18\x04 \x01(\r\"\x95\x01\n\x12\x43ompareVcrsRequest\x12=\n\x08original\x18\x01 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12@\n\x0breplacement\x18\x02 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\"E\n\rChangedTarget\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x0b\n\x03old\x18\x03 \x01(\t\x12\x0b\n\x03new\x18\x04 \x01(\t\"\xde\x01\n\x13\x43ompareVcrsResponse\x12\x36\n\x07outcome\x18\x01 \x01(\x0e\x32%.stairwell.controlplane.v1.VcrOutcome\x12\x39\n\x07\x63hanged\x18\x02 \x01(\x0b\x32(.stairwell.controlplane.v1.ChangedTarget\x12\x38\n\nviolations\x18\x03 \x03(\x0b\x32$.stairwell.controlplane.v1.Violation\x12\x1a\n\x12violations_omitted\x18\x04 \x01(\r*\x96\x01\n\nVcrOutcome\x12\x1b\n\x17VCR_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13VCR_OUTCOME_REPLACE\x10\x01\x12\x1f\n\x1bVCR_OUTCOME_GENERATION_ONLY\x10\x02\x12\x19\n\x15VCR_OUTCOME_UNCHANGED\x10\x03\x12\x16\n\x12VCR_OUTCOME_REJECT\x10\x04\x32\xdf\x01\n\nVcrService\x12\x63\n\x08\x43heckVcr\x12*.stairwell.controlplane.v1.CheckVcrRequest\x1a+.stairwell.controlplane.v1.CheckVcrResponse\x12l\n\x0b\x43ompareVcrs\x12-.stairwell.controlplane.v1.CompareVcrsRequest\x1a..stairwell.controlplane.v1.CompareVcrsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.controlplane.v1.vcr_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VCROUTCOME']._serialized_start=998
-  _globals['_VCROUTCOME']._serialized_end=1148
+  _globals['_VCROUTCOME']._serialized_start=1198
+  _globals['_VCROUTCOME']._serialized_end=1348
   _globals['_VIOLATION']._serialized_start=126
   _globals['_VIOLATION']._serialized_end=189
-  _globals['_VCRSUMMARY']._serialized_start=191
-  _globals['_VCRSUMMARY']._serialized_end=312
-  _globals['_CHECKVCRREQUEST']._serialized_start=314
-  _globals['_CHECKVCRREQUEST']._serialized_end=425
-  _globals['_CHECKVCRRESPONSE']._serialized_start=428
-  _globals['_CHECKVCRRESPONSE']._serialized_end=575
-  _globals['_COMPAREVCRSREQUEST']._serialized_start=578
-  _globals['_COMPAREVCRSREQUEST']._serialized_end=727
-  _globals['_CHANGEDTARGET']._serialized_start=729
-  _globals['_CHANGEDTARGET']._serialized_end=798
-  _globals['_COMPAREVCRSRESPONSE']._serialized_start=801
-  _globals['_COMPAREVCRSRESPONSE']._serialized_end=995
-  _globals['_VCRSERVICE']._serialized_start=1151
-  _globals['_VCRSERVICE']._serialized_end=1374
+  _globals['_VCRSUMMARY']._serialized_start=192
+  _globals['_VCRSUMMARY']._serialized_end=456
+  _globals['_CHECKVCRREQUEST']._serialized_start=458
+  _globals['_CHECKVCRREQUEST']._serialized_end=569
+  _globals['_CHECKVCRRESPONSE']._serialized_start=572
+  _globals['_CHECKVCRRESPONSE']._serialized_end=747
+  _globals['_COMPAREVCRSREQUEST']._serialized_start=750
+  _globals['_COMPAREVCRSREQUEST']._serialized_end=899
+  _globals['_CHANGEDTARGET']._serialized_start=901
+  _globals['_CHANGEDTARGET']._serialized_end=970
+  _globals['_COMPAREVCRSRESPONSE']._serialized_start=973
+  _globals['_COMPAREVCRSRESPONSE']._serialized_end=1195
+  _globals['_VCRSERVICE']._serialized_start=1351
+  _globals['_VCRSERVICE']._serialized_end=1574
 # @@protoc_insertion_point(module_scope)

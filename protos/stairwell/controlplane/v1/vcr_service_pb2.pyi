@@ -70,6 +70,10 @@ Global___Violation: _TypeAlias = Violation  # noqa: Y015
 
 @_typing.final
 class VcrSummary(_message.Message):
+    """What a request amounts to. A field is absent where it cannot be said, since what it is counted
+    from could not be read. Regions and targets include those of read-only parents.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
@@ -78,27 +82,60 @@ class VcrSummary(_message.Message):
     ENCRYPTED_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     total_bytes: _builtins.int
+    """Size of the address space; each of the sources counts 0."""
     regions: _builtins.int
     targets: _builtins.int
     encrypted: _builtins.bool
     depth: _builtins.int
+    """Levels of the tree; 1 for a bare region."""
     block_size: _builtins.int
+    sources: _builtins.int
+    """Files and URLs, whose size the request does not say."""
     def __init__(
         self,
         *,
-        total_bytes: _builtins.int = ...,
-        regions: _builtins.int = ...,
-        targets: _builtins.int = ...,
-        encrypted: _builtins.bool = ...,
-        depth: _builtins.int = ...,
-        block_size: _builtins.int = ...,
+        total_bytes: _builtins.int | None = ...,
+        regions: _builtins.int | None = ...,
+        targets: _builtins.int | None = ...,
+        encrypted: _builtins.bool | None = ...,
+        depth: _builtins.int | None = ...,
+        block_size: _builtins.int | None = ...,
+        sources: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_depth", b"_depth", "_encrypted", b"_encrypted", "_regions", b"_regions", "_sources", b"_sources", "_targets", b"_targets", "_total_bytes", b"_total_bytes", "block_size", b"block_size", "depth", b"depth", "encrypted", b"encrypted", "regions", b"regions", "sources", b"sources", "targets", b"targets", "total_bytes", b"total_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "depth", b"depth", "encrypted", b"encrypted", "regions", b"regions", "targets", b"targets", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_size", b"_block_size", "_depth", b"_depth", "_encrypted", b"_encrypted", "_regions", b"_regions", "_sources", b"_sources", "_targets", b"_targets", "_total_bytes", b"_total_bytes", "block_size", b"block_size", "depth", b"depth", "encrypted", b"encrypted", "regions", b"regions", "sources", b"sources", "targets", b"targets", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__block_size: _TypeAlias = _typing.Literal["block_size"]  # noqa: Y015
+    _WhichOneofArgType__block_size: _TypeAlias = _typing.Literal["_block_size", b"_block_size"]  # noqa: Y015
+    _WhichOneofReturnType__depth: _TypeAlias = _typing.Literal["depth"]  # noqa: Y015
+    _WhichOneofArgType__depth: _TypeAlias = _typing.Literal["_depth", b"_depth"]  # noqa: Y015
+    _WhichOneofReturnType__encrypted: _TypeAlias = _typing.Literal["encrypted"]  # noqa: Y015
+    _WhichOneofArgType__encrypted: _TypeAlias = _typing.Literal["_encrypted", b"_encrypted"]  # noqa: Y015
+    _WhichOneofReturnType__regions: _TypeAlias = _typing.Literal["regions"]  # noqa: Y015
+    _WhichOneofArgType__regions: _TypeAlias = _typing.Literal["_regions", b"_regions"]  # noqa: Y015
+    _WhichOneofReturnType__sources: _TypeAlias = _typing.Literal["sources"]  # noqa: Y015
+    _WhichOneofArgType__sources: _TypeAlias = _typing.Literal["_sources", b"_sources"]  # noqa: Y015
+    _WhichOneofReturnType__targets: _TypeAlias = _typing.Literal["targets"]  # noqa: Y015
+    _WhichOneofArgType__targets: _TypeAlias = _typing.Literal["_targets", b"_targets"]  # noqa: Y015
+    _WhichOneofReturnType__total_bytes: _TypeAlias = _typing.Literal["total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__total_bytes: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__block_size) -> _WhichOneofReturnType__block_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__depth) -> _WhichOneofReturnType__depth | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__encrypted) -> _WhichOneofReturnType__encrypted | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__regions) -> _WhichOneofReturnType__regions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sources) -> _WhichOneofReturnType__sources | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targets) -> _WhichOneofReturnType__targets | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_bytes) -> _WhichOneofReturnType__total_bytes | None: ...
 
 Global___VcrSummary: _TypeAlias = VcrSummary  # noqa: Y015
 
@@ -134,21 +171,27 @@ class CheckVcrResponse(_message.Message):
     VALID_FIELD_NUMBER: _builtins.int
     VIOLATIONS_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_OMITTED_FIELD_NUMBER: _builtins.int
     valid: _builtins.bool
+    violations_omitted: _builtins.int
+    """Problems beyond those listed."""
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Violation]: ...
     @_builtins.property
-    def summary(self) -> Global___VcrSummary: ...
+    def summary(self) -> Global___VcrSummary:
+        """Absent when nothing of the request could be read."""
+
     def __init__(
         self,
         *,
         valid: _builtins.bool = ...,
         violations: _abc.Iterable[Global___Violation] | None = ...,
         summary: Global___VcrSummary | None = ...,
+        violations_omitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary", "valid", b"valid", "violations", b"violations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary", "valid", b"valid", "violations", b"violations", "violations_omitted", b"violations_omitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -213,7 +256,10 @@ class CompareVcrsResponse(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     VIOLATIONS_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_OMITTED_FIELD_NUMBER: _builtins.int
     outcome: Global___VcrOutcome.ValueType
+    violations_omitted: _builtins.int
+    """Problems beyond those listed."""
     @_builtins.property
     def changed(self) -> Global___ChangedTarget: ...
     @_builtins.property
@@ -224,10 +270,11 @@ class CompareVcrsResponse(_message.Message):
         outcome: Global___VcrOutcome.ValueType = ...,
         changed: Global___ChangedTarget | None = ...,
         violations: _abc.Iterable[Global___Violation] | None = ...,
+        violations_omitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "outcome", b"outcome", "violations", b"violations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "outcome", b"outcome", "violations", b"violations", "violations_omitted", b"violations_omitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

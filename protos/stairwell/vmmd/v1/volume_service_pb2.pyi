@@ -616,21 +616,27 @@ class VerifyVolumeRequest(_message.Message):
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
     READ_DATA_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
     read_data: _builtins.bool
+    region_path: _builtins.str
+    """Only the region at this path (empty for a disk that is a bare region); all when left out."""
     def __init__(
         self,
         *,
         machine_id: _builtins.str = ...,
         disk: _builtins.str = ...,
         read_data: _builtins.bool = ...,
+        region_path: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_region_path", b"_region_path", "region_path", b"region_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "machine_id", b"machine_id", "read_data", b"read_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_region_path", b"_region_path", "disk", b"disk", "machine_id", b"machine_id", "read_data", b"read_data", "region_path", b"region_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__region_path: _TypeAlias = _typing.Literal["region_path"]  # noqa: Y015
+    _WhichOneofArgType__region_path: _TypeAlias = _typing.Literal["_region_path", b"_region_path"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__region_path) -> _WhichOneofReturnType__region_path | None: ...
 
 Global___VerifyVolumeRequest: _TypeAlias = VerifyVolumeRequest  # noqa: Y015
 

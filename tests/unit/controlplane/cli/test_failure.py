@@ -68,3 +68,8 @@ def test_a_thing_that_will_not_do_is_shown_where_it_was_named():
         "error: the downstairs at h:1 is in use (TARGET_IN_USE)",
         f"  named in {field} [r.json:26]",
     ]
+
+
+def test_violations_that_did_not_fit_are_counted():
+    error = InvalidRequestError("bad", (FieldViolation("gen", "raise it"),), omitted=12)
+    assert describe(error, ADDRESS).splitlines()[-1] == "  and 12 more"

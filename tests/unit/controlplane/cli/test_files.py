@@ -20,6 +20,10 @@ def refused(read, path) -> str:
     return describe(caught.value, "cp")
 
 
+def read_message(path: str):
+    return files.open_vcr(path).message()
+
+
 def written(tmp_path, data) -> Path:
     path = tmp_path / "file.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data, indent=1))
@@ -62,9 +66,9 @@ def test_a_construction_request_in_any_of_its_files(tmp_path, wrap):
         "disks": DISKS,
         "replacement": REPLACE,
     }[wrap]
-    message, document = files.read_vcr(str(path))
-    assert message.id == VOLUME
-    assert document.locate("sub_volumes[0].gen") is not None
+    found = files.open_vcr(str(path))
+    assert found.message().id == VOLUME
+    assert found.locate("sub_volumes[0].gen") is not None
 
 
 def test_a_missing_file(tmp_path):
@@ -158,3 +162,34 @@ def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(b'{"name": "\xff"}')
     assert "not UTF-8 text" in refused(files.read_replacement, path)
+
+
+def test_what_may_be_null_is_taken_when_it_is_not(tmp_path):
+    vcr = json.loads(REPLACE.read_text())["vcr"]
+    options = vcr["sub_volumes"][0]["opts"]
+    options |= {"key": "a2V5", "flush_timeout": 2.5, "cert_pem": "/c", "control": "127.0.0.1:1"}
+    message = files.open_vcr(str(written(tmp_path, vcr))).message()
+    assert message.sub_volumes[0].opts.key.value == "a2V5"
+    assert message.sub_volumes[0].opts.flush_timeout.value == 2.5
+    options["key"], options["flush_timeout"] = 7, "long"
+    text = refused(read_message, written(tmp_path, vcr))
+    assert "opts.key: expected a string, found the number 7" in text
+    assert "opts.flush_timeout: expected a number, found a string" in text
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1" + "0" * 5000])
+def test_numbers_that_json_does_not_have(tmp_path, number):
+    path = written(tmp_path, f'{{"gen": {number}}}')
+    assert f"{path}: not JSON: " in refused(read_message, path)
+
+
+def test_a_request_in_its_file_knows_its_lines(tmp_path):
+    vcr = json.loads(REPLACE.read_text())["vcr"]
+    alone, wrapped = files.open_vcr(str(written(tmp_path, vcr))), files.open_vcr(str(REPLACE))
+    assert (alone.where, wrapped.where) == ("", "vcr")
+    assert wrapped.locate("sub_volumes[0].opts.target[2]") == "replace.json:27"
+    assert wrapped.locate("sub_volumes[0].opts.target[7]") == wrapped.locate(
+        "sub_volumes[0].opts.target"
+    )
+    assert alone.line("") == 1
+    assert wrapped.line("") == 3

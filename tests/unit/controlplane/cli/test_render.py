@@ -82,31 +82,6 @@ def test_what_there_is():
     assert "stairwell new" in text_of(render.overview([], []))
 
 
-def test_a_disks_status_has_every_slot():
-    text = text_of(render.disk_status(disk()))
-    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert lines["recorded"].split() == ["recorded", "generation", "2"]
-    assert "nbd+unix:///block2?socket=/tmp/x" in lines["nbd_uri"]
-    assert "8 GiB in blocks of 4096 bytes" in lines["size"]
-    assert lines["0"].split()[:4] == ["0", "[::1]:8810", "active", "-"]
-    assert "went away once" in lines["1"]
-    assert lines["2"].split()[:4] == ["2", "127.0.0.1:8840", "live_repair", "replaced"]
-    assert "12 % (16/128 extents" in lines["2"]
-    assert "100 MiB/s" in lines["2"]
-
-
-def test_a_disks_status_says_how_it_is_encrypted():
-    found = disk()
-    assert "encrypted" not in text_of(render.disk_status(found))
-    found.volume.regions[0].cipher = "aes-256-gcm"
-    assert "encrypted with aes-256-gcm" in text_of(render.disk_status(found))
-
-
-def test_a_disk_without_a_machine_says_so():
-    text = text_of(render.disk_status(disk_pb.Disk(name="block2", recorded_generation=1)))
-    assert "no machine runs this disk" in text
-
-
 def test_a_share_is_full_only_at_the_end():
     assert render.percent(999, 1000) == "99 %"
     assert render.percent(1000, 1000) == "100 %"

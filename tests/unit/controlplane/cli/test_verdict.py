@@ -63,3 +63,26 @@ def test_checks():
 def test_the_other_outcomes(outcome, word):
     response = pb.CompareVcrsResponse(outcome=outcome)
     assert verdict.diff_view(response, nowhere).startswith(f"{word}: ")
+
+
+def test_numbers_as_in_the_tree_and_what_is_not_listed():
+    response = pb.CompareVcrsResponse(outcome=OUTCOME.VCR_OUTCOME_REJECT, violations_omitted=7)
+    response.violations.add(field="gen", reason="GENERATION_LOWERED", description="raise")
+    lines = verdict.diff_view(response, nowhere, numbered=True).splitlines()
+    assert lines[1:] == [
+        "  [1] gen: raise (GENERATION_LOWERED)",
+        "  and 7 more that are not listed",
+    ]
+    bad = pb.CheckVcrResponse(violations_omitted=2)
+    bad.violations.add(field="gen", reason="GENERATION_ZERO", description="raise")
+    lines = verdict.check_view("x.json", bad, nowhere).splitlines()
+    assert (lines[0], lines[-1]) == (
+        "x.json: not valid, 3 problems",
+        "  and 2 more that are not listed",
+    )
+
+
+def test_a_dropped_parent_alone_says_why_nothing_is_to_do():
+    response = pb.CompareVcrsResponse(outcome=OUTCOME.VCR_OUTCOME_UNCHANGED)
+    response.violations.add(field="read_only_parent", reason="NO_DIFFERENCE", description="is gone")
+    assert "read_only_parent: is gone" in verdict.diff_view(response, nowhere)

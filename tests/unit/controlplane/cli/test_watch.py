@@ -53,7 +53,7 @@ def test_before_the_repair_there_is_nothing_to_count():
     ("done", "filled"), [(0, 0), (511 * MIB, 23), (512 * MIB, 24), (256 * MIB, 12)]
 )
 def test_the_bar_is_full_only_when_all_is_done(done, filled):
-    assert watch.bar(repairing(bytes_done=done)).count("━") == filled
+    assert watch.bar(done, 512 * MIB).count("━") == filled
     assert len(watch.live_line(repairing(bytes_done=done)).split()[0]) == watch.BAR_CELLS
 
 
@@ -65,7 +65,7 @@ def test_the_bar_gives_way_on_narrow_terminals(columns, cells):
 
 
 def test_the_bar_of_an_unknown_total_is_empty():
-    assert "━" not in watch.bar(Replacement())
+    assert "━" not in watch.bar(0, 0)
 
 
 def test_the_last_words_of_a_good_end():

@@ -9,7 +9,8 @@ from uuid import UUID
 from controlplane.core.progress import Progress
 from controlplane.core.records import Desired, DiskRecord, InstanceRecord, InstanceState
 from controlplane.core.replacement import Replacement
-from stairlib.model.construction import RegionOptions, RegionSpec, Secret, VolumeSpec
+from controlplane.core.scrub import Scrub
+from stairlib.model.construction import Construction, RegionOptions, RegionSpec, Secret, VolumeSpec
 from stairlib.model.geometry import Geometry
 
 VOLUME = UUID("0cedae45-3d6e-4d90-b2cb-56f1a1a42a89")
@@ -26,8 +27,17 @@ def region(
     return RegionSpec(GEOMETRY, options, gen)
 
 
-def volume(*regions: RegionSpec, **changes: Any) -> VolumeSpec:
+def volume(*regions: Construction, **changes: Any) -> VolumeSpec:
     spec = VolumeSpec(VOLUME, 4096, regions or (region(),))
+    return replace(spec, **changes)
+
+
+def parent(
+    targets: tuple[str, ...] = ("p:1", "p:2", "p:3"), gen: int = 1, **changes: Any
+) -> VolumeSpec:
+    """A read-only volume to be the parent of others."""
+    leaf = region(targets, gen=gen, read_only=True)
+    spec = VolumeSpec(UUID(int=30), 4096, (leaf,))
     return replace(spec, **changes)
 
 
@@ -84,5 +94,19 @@ def replacement(number: int = 7, **changes: Any) -> Replacement:
         created_at=1000.0,
         updated_at=1000.0,
         progress=Progress(bytes_total=GEOMETRY.total_bytes, extents_total=128),
+    )
+    return replace(record, **changes)
+
+
+def scrub(**changes: Any) -> Scrub:
+    """The disk's, of its outermost volume."""
+    record = Scrub(
+        disk_key=DISK_KEY,
+        disk="block2",
+        instance_id=INSTANCE,
+        volume_id=VOLUME,
+        path="",
+        created_at=1000.0,
+        updated_at=1000.0,
     )
     return replace(record, **changes)

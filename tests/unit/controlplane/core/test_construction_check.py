@@ -19,6 +19,7 @@ from stairlib.model.construction import (
     VolumeSpec,
 )
 from stairlib.model.geometry import Geometry
+from stairlib.model.violations import VIOLATIONS_MAX
 from stairlib.wire.construction import REDACTED
 
 ID = UUID("0cedae45-3d6e-4d90-b2cb-56f1a1a42a89")
@@ -191,7 +192,7 @@ def test_a_size_above_64_bits() -> None:
     huge = replace(region(), geometry=Geometry(32768, 1 << 62, 4))
     report = check(volume(huge))
     assert [v.reason for v in report.violations if v.field == "sub_volumes"] == ["SIZE_OVERFLOW"]
-    assert report.summary.total_bytes == 0
+    assert report.summary.total_bytes is None
 
 
 def test_depth_and_nodes_have_limits() -> None:
@@ -202,6 +203,28 @@ def test_depth_and_nodes_have_limits() -> None:
     assert problems(deep) == {path: "TOO_DEEP"}
     wide = volume(*(region(first * 3 + 1) for first in range(NODES_MAX + 5)))
     assert problems(wide) == {f"sub_volumes[{NODES_MAX - 1}]": "TOO_MANY_NODES"}
+
+
+def test_a_list_of_problems_is_bounded_and_the_rest_counted() -> None:
+    report = check(volume(*[region()] * 1000))
+    assert len(report.violations) == VIOLATIONS_MAX
+    assert len(report.violations) + report.omitted == 999 * 3
+
+
+def test_paths_and_urls_have_a_length() -> None:
+    assert check(FileSpec(ID, 4096, "/" + "ä" * 2047)).valid
+    assert problems(FileSpec(ID, 4096, "/" + "ä" * 2048)) == {"path": "PATH_INVALID"}
+    url = "http://images/"
+    assert check(UrlSpec(ID, 4096, url + "a" * (4096 - len(url)))).valid
+    assert problems(UrlSpec(ID, 4096, url + "a" * 4096)) == {"url": "URL_INVALID"}
+
+
+def test_what_could_not_be_read_is_not_judged() -> None:
+    draft = volume(replace(region(), generation=0), region(4, targets=("a:1", "a:1")))
+    unread = frozenset({"sub_volumes[0].gen", "sub_volumes[1].opts.target[1]"})
+    report = check(draft, unread=unread)
+    assert [v.field for v in report.violations] == ["sub_volumes[1].opts.target"]
+    assert check(draft, unread=unread | {"sub_volumes[1]"}).violations == ()
 
 
 def test_no_secret_is_in_a_report() -> None:

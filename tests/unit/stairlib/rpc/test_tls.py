@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID as Use
 
 from stairlib.model.construction import RegionOptions
 from stairlib.model.errors import InvalidRequestError, StateError
@@ -80,6 +81,21 @@ def test_a_file_that_will_not_do_is_named(
 def test_a_certificate_s_time_must_have_come_and_not_have_gone(authority: Authority) -> None:
     assert "expired on" in refusal(authority.issue("old", period=EXPIRED)).message
     assert "not valid before" in refusal(authority.issue("new", period=NOT_YET)).message
+
+
+def test_a_certificate_must_be_for_its_use(authority: Authority) -> None:
+    """A daemon is a client too: it asks the source of a repair."""
+    both = authority.issue("both", uses=[Use.CLIENT_AUTH, Use.SERVER_AUTH])
+    both.check()
+    both.check(server=True)
+    client = authority.issue("client", uses=[Use.CLIENT_AUTH])
+    client.check()
+    with pytest.raises(StateError, match="clientAuth and serverAuth, and is not for serverAuth"):
+        client.check(server=True)
+    server = authority.issue("server", uses=[Use.SERVER_AUTH])
+    assert "must be for clientAuth" in refusal(server).message
+    with pytest.raises(StateError, match="is not for clientAuth"):
+        server.server()
 
 
 def test_the_key_must_be_the_certificate_s(authority: Authority) -> None:

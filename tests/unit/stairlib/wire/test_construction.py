@@ -17,6 +17,7 @@ from stairlib.model.construction import (
     as_f32,
 )
 from stairlib.model.errors import InvalidRequestError
+from stairlib.model.violations import VIOLATIONS_MAX
 from stairlib.wire.construction import (
     JSON_BYTES_MAX,
     REDACTED,
@@ -30,7 +31,6 @@ from stairlib.wire.construction import (
     to_message,
     to_object,
 )
-from stairlib.wire.construction_reader import VIOLATIONS_MAX
 from stairwell.vcr.v1.volume_construction_request_pb2 import VolumeConstructionRequest
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
@@ -212,11 +212,45 @@ def test_all_problems_at_once_with_their_paths() -> None:
     assert "5 more" in caught.value.message
 
 
-def test_violations_are_few_whatever_is_sent() -> None:
-    found = parse_object(volume(**{f"key{n}": n for n in range(10_000)})).violations
-    assert len(found) == VIOLATIONS_MAX
-    assert found[-1].reason == "TOO_MANY_VIOLATIONS"
-    assert str(10_000 - VIOLATIONS_MAX + 1) in found[-1].description
+def test_violations_are_listed_up_to_a_bound_and_then_counted() -> None:
+    parsed = parse_object(volume(**{f"key{n}": n for n in range(10_000)}))
+    assert len(parsed.violations) == VIOLATIONS_MAX
+    assert parsed.omitted == 10_000 - VIOLATIONS_MAX
+    with pytest.raises(InvalidRequestError, match=f"and {10_000 - 1} more") as caught:
+        parsed.require()
+    assert caught.value.metadata == {"violations_omitted": str(10_000 - VIOLATIONS_MAX)}
+    assert all(v.field.startswith("key") for v in parsed.violations)
+
+
+def test_what_can_be_read_is_a_draft_with_everything_in_its_place() -> None:
+    bad = region(gen="1", opts=options(target=["127.0.0.1:1", "nowhere", "127.0.0.1:3"]))
+    parsed = parse_object(volume({"type": "disk"}, bad, region()))
+    assert parsed.construction is None
+    assert isinstance(parsed.draft, VolumeSpec)
+    assert parsed.unread == {
+        "sub_volumes[0]",
+        "sub_volumes[0].type",
+        "sub_volumes[1].gen",
+        "sub_volumes[1].opts.target[1]",
+    }
+    second, third = parsed.draft.sub_volumes[1:]
+    assert isinstance(second, RegionSpec)
+    assert second.options.targets[0::2] == ("127.0.0.1:1", "127.0.0.1:3")
+    assert second.options.targets[1].endswith(".invalid:1")
+    assert third == from_object(region())
+
+
+def test_nothing_of_a_root_that_cannot_be_read_is_a_draft() -> None:
+    for value in (7, {"type": "disk"}, {}):
+        parsed = parse_object(value)
+        assert (parsed.construction, parsed.draft) == (None, None)
+        assert parsed.violations
+
+
+def test_of_far_too_many_targets_only_the_number_counts() -> None:
+    parsed = parse_object(region(opts=options(target=[1] * 100_000)))
+    assert parsed.violations[0].description == "has 100000 addresses, must have exactly 3"
+    assert len(parsed.violations) < 20
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,11 @@ async def test_what_cannot_be_built_names_the_part(tracing, tmp_path):
         (volume(), InvalidRequestError, "sub_volumes is empty"),
         (volume(volume()), InvalidRequestError, r"sub_volumes\[0\].sub_volumes is empty"),
         (volume(region(), parent=missing), NotFoundError, "read_only_parent: .*missing"),
+        (
+            volume(region(), parent=FileSpec(uuid.uuid4(), 512, str(tmp_path))),
+            InvalidRequestError,
+            "read_only_parent: .*neither a file nor a block device",
+        ),
         (volume(odd), InvalidRequestError, r"sub_volumes\[0\]: .*1000 bytes"),
         (
             volume(UrlSpec(uuid.uuid4(), 512, "http://127.0.0.1:1/x")),

@@ -123,7 +123,9 @@ class ModelDownstairs:
         self._restart()
 
     def copy_of(self, other: ModelDownstairs) -> None:
-        """What a clone of another daemon's region is: its data and stamps under another id."""
+        """What a clone of another daemon's region is: its data, stamps and owner under another
+        id."""
+        self.owner = other.owner
         self.durable = dict(other.durable)
         self.durable_extents = other.durable_extents.copy()
         self._restart()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import FrameKind, OpKind, decode, encode, pack_op
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events, limits
@@ -86,6 +87,38 @@ def test_ownership_is_gathered_from_the_pieces_of_a_large_read():
     assert status is BlockStatus.OK
     assert len(data) == length * 512
     assert [index for index in range(length) if owned[index]] == [5, at + 3, at + 4]
+
+
+def test_ownership_is_told_when_a_reply_comes_in_parts(world, monkeypatch):
+    world.submit([world.write(1, 2), world.write(6, 1)])
+    whole = world._to_client
+
+    def in_parts(upstairs, link, data):
+        frame = decode(data)
+        at = 0
+        for op in frame.ops:
+            end = at + int(op["length"])
+            entry = [
+                pack_op(int(op["job"]), OpKind.READ, offset=int(op["offset"]), length=end - at)
+            ]
+            part = frame.payload[at * SIZE : end * SIZE]
+            contexts = frame.contexts[at:end]
+            reply = encode(FrameKind.REPLY, entry, contexts=contexts, payload=[part])
+            whole(upstairs, link, b"".join(reply))
+            at = end
+
+    settle(world)
+    monkeypatch.setattr(world, "_to_client", in_parts)
+    first, second, third = ask(
+        world,
+        Request(BlockOp.READ_OWNED, "a", 0, 2),
+        Request(BlockOp.READ_OWNED, "b", 2, 3),
+        Request(BlockOp.READ_OWNED, "c", 6, 1),
+    )
+    assert first[2].tolist() == [False, True]
+    assert second[2].tolist() == [True, False, False]
+    assert third[2].tolist() == [True]
+    assert second[1] == world.blocks[2].values[-1] + bytes(2 * SIZE)
 
 
 def test_ownership_comes_from_another_member_when_one_has_damaged_data(world):

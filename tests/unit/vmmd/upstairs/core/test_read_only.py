@@ -254,7 +254,7 @@ def test_a_member_that_was_being_filled_does_not_serve_even_alone(world):
     world.start("d0:1")
     key = world.ask(events.Activate)
     assert not world.run_until(lambda: key in world.answers, 10)
-    assert "MEMBER_NOT_WHOLE extent 2 " in slot(world, 0).last_error
+    assert "MEMBER_NOT_WHOLE: extent 2 " in slot(world, 0).last_error
     world.start("d1:1")
     assert world.run_until(lambda: key in world.answers, 15)
     read_all(world)
@@ -291,6 +291,65 @@ def test_a_replacement_that_holds_other_data_does_not_serve(active, what):
     assert states(active).count(SlotState.ACTIVE) == 2
     assert replace(active, "d3:1", "d1:1").value.result is ReplaceResult.STARTED
     assert active.healthy()
+
+
+@pytest.mark.parametrize("foreign", ALL)
+def test_a_region_of_another_volume_does_not_serve_however_new(world, foreign):
+    daemon = world.daemons[foreign]
+    daemon.owner = "another volume"
+    daemon.durable_extents.generation[0] += 9
+    daemon.durable[0] = daemon.durable[1]
+    daemon.crash()
+    daemon.up = True
+    activate(world)
+    number = ALL.index(foreign)
+    assert world.run_until(lambda: "OWNER_MISMATCH" in slot(world, number).last_error, 5)
+    assert states(world).count(SlotState.ACTIVE) == 2
+    read_all(world)
+    # Nor later, when it comes after the others.
+    world.break_links(foreign)
+    assert world.run_until(lambda: slot(world, number).state is SlotState.NEGOTIATING, 15)
+    read_all(world)
+    assert states(world).count(SlotState.ACTIVE) == 2
+
+
+def test_a_region_of_another_volume_does_not_serve_because_the_right_ones_do_not(world):
+    foreign = world.daemons["d2:1"]
+    foreign.owner = "another volume"
+    age(world, "d0:1", extent=0)
+    age(world, "d1:1", extent=1)
+    world.ask(events.Activate)
+    assert not world.run_until(lambda: SlotState.ACTIVE in states(world), 60)
+    assert "OWNER_MISMATCH" in slot(world, 2).last_error
+
+
+def test_an_empty_region_that_came_first_gives_way(world):
+    world.daemons["d0:1"].recreate("region-9")
+    world.crash("d1:1")
+    world.crash("d2:1")
+    activate(world)
+    world.start("d1:1")
+    world.start("d2:1")
+    assert world.run_until(lambda: "MEMBER_OUTDATED" in slot(world, 0).last_error, 15)
+    assert world.run_until(lambda: states(world).count(SlotState.ACTIVE) == 2, 15)
+    read_all(world)
+
+
+def test_a_set_may_be_read_by_an_upstairs_that_does_not_own_it(world):
+    for daemon in world.daemons.values():
+        daemon.owner = "a volume that was written before"
+    activate(world)
+    assert world.run_until(world.healthy, 5)
+    read_all(world)
+
+
+def test_a_replacement_of_another_volume_does_not_serve(active):
+    spare = active.daemons["d3:1"]
+    spare.copy_of(active.daemons["d0:1"])
+    spare.owner = "another volume"
+    replace(active, "d1:1", "d3:1")
+    assert active.run_until(lambda: "OWNER_MISMATCH" in slot(active, 1).last_error, 5)
+    read_all(active)
 
 
 def test_a_set_without_any_member_left_is_saved_by_a_copy(active):
