@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -242,7 +243,7 @@ class GuestOps:
         only = frame.data[0] if len(frame.data) == 1 else None
         payload: Bytes = only if isinstance(only, bytes) else b"".join(frame.data)
         if payload:
-            spans = (op[1:] for op in frame.ops if op[0] != OpKind.DISCARD)
+            spans = map(_span, filter(_carries_data, frame.ops))
             contexts, payload = region.codec.seal(payload, spans, region.generation)
             buffers = encode(
                 FrameKind.REQUEST, ops, sequence=first, contexts=contexts, payload=[payload]
@@ -285,6 +286,14 @@ def _nothing(op: BlockOp, token: object) -> Completion:
     if op is BlockOp.READ_OWNED:
         return Completion(token, BlockStatus.OK, b"", np.zeros(0, dtype=np.bool_))
     return Completion(token, BlockStatus.OK)
+
+
+# (first block, blocks) of an op.
+_span = itemgetter(1, 2)
+
+
+def _carries_data(op: tuple[int, int, int]) -> bool:
+    return op[0] != OpKind.DISCARD
 
 
 def _load(member: Member) -> tuple[int, int]:
