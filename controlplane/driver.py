@@ -35,6 +35,7 @@ from controlplane.steps import (
     original_as_running,
     region_ids,
     released,
+    serves_alone,
     verified,
 )
 from controlplane.store.base import Store
@@ -296,7 +297,10 @@ class ReplacementDriver:
         if released(record, info):
             return look(record, info, self._clock())
         report = await self._vmmd.verify_volume(
-            record.instance_id, record.disk, read_data=False, region_path=record.region_path
+            record.instance_id,
+            record.disk,
+            read_data=serves_alone(record, info),
+            region_path=record.region_path,
         )
         info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
         return verified(record, report, info, self._clock())

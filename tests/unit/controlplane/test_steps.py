@@ -13,6 +13,7 @@ from controlplane.steps import (
     original_as_running,
     region_ids,
     released,
+    serves_alone,
     verified,
 )
 from stairlib.model.construction import regions
@@ -124,6 +125,25 @@ def differing(region_path: str) -> pb.ExtentDifference:
 def test_what_a_comparison_says(report: dict[str, Any], slot_state: Any, kind: type) -> None:
     event = verified(RECORD, pb.VerifyReport(**report), info(slot_state), 1)
     assert type(event) is kind
+
+
+def test_a_new_member_that_serves_alone_is_read_instead() -> None:
+    """Only in a read-only region, and only when its blocks were read and are right."""
+    alone = info()
+    assert not serves_alone(RECORD, alone)
+    alone.regions[0].read_only = True
+    for slot in alone.regions[0].slots:
+        slot.state = pb.SLOT_STATE_WAIT_CONNECT
+    alone.regions[0].slots[RECORD.slot].state = pb.SLOT_STATE_ACTIVE
+    assert serves_alone(RECORD, alone)
+    read = pb.VerifyReport(equal=True, members_compared=1, blocks_read=7)
+    assert isinstance(verified(RECORD, read, alone, 1), core.Verified)
+    unread = pb.VerifyReport(equal=True, members_compared=1)
+    assert isinstance(verified(RECORD, unread, alone, 1), core.StepFailed)
+    bad = pb.VerifyReport(equal=False, members_compared=1, blocks_read=7, bad_blocks=1)
+    assert isinstance(verified(RECORD, bad, alone, 1), core.StepFailed)
+    alone.regions[0].slots[0].state = pb.SLOT_STATE_ACTIVE
+    assert not serves_alone(RECORD, alone)
 
 
 def test_regions_that_the_machine_has_seen() -> None:
