@@ -74,7 +74,7 @@ def test_the_cipher_is_recorded_and_shown(tmp_path, capsys, cipher):
     assert f"encrypted with {cipher}" in capsys.readouterr().out
     assert main(["info", "-d", region, "--output", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["encrypted"], facts["cipher"], facts["format_version"]) == (True, cipher, 2)
+    assert (facts["encrypted"], facts["cipher"], facts["format_version"]) == (True, cipher, 3)
 
 
 def test_a_cipher_alone_and_one_that_does_not_exist_are_refused(tmp_path, capsys):
