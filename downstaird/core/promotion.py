@@ -136,8 +136,8 @@ def check_key(proposal: Proposal, current: Ownership) -> None:
         return
     if proposal.key_check:
         why = (
-            "the key is not the one that the region was first activated with: give that key, or "
-            "create the region anew if nothing in it is needed"
+            "the key is not the one that the region was first activated with: give that key (if "
+            "that one was wrong, and only then, 'downstaird forget-key' clears it)"
         )
     else:
         why = "the caller does not say which key it has: run the same release on both ends"

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from downstaird.__main__ import main
 from downstaird.cloning import Cloning, ask_source
 from downstaird.core.clone_plan import Expected
 from downstaird.core.region import Region
@@ -21,7 +22,8 @@ from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
-from tests.contract.guest_calls import all_active, flush, read, write
+from tests.contract.guest_calls import all_active, flush, one, read, write
+from vmmd.block.backend import BlockOp, BlockStatus
 from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 from vmmd.upstairs.shell.runner import RegionUpstairs, encryption_of
 
@@ -245,6 +247,32 @@ async def test_regions_from_before_open_and_learn_it(make, daemons, tmp_path, tr
     await daemons.close()
     with opened(daemons.directories[0]) as engine:
         assert engine.definition.format_version == 3
+
+
+async def test_a_wrong_key_that_regions_from_before_have_learnt_can_be_forgotten(
+    make, daemons, capsys
+):
+    await filled(make)
+    await daemons.close()
+    for directory in daemons.directories[:3]:
+        age(directory)
+    await daemons.restart_all(read_only=False)
+    wrong = make(2, OTHER_KEY)
+    await wrong.activate(timeout_seconds=10)
+    done = await one(wrong, BlockOp.READ, 40, 5)
+    assert done.status is BlockStatus.FAILED
+    await wrong.deactivate()
+    await refused(make(3))
+    await daemons.close()
+    for directory in daemons.directories[:3]:
+        assert main(["forget-key", "-d", str(directory)]) == 0
+    assert capsys.readouterr().out.count("has forgotten") == 3
+    await daemons.restart_all(read_only=False)
+    right = make(3)
+    await right.activate(timeout_seconds=10)
+    assert await read(right, 40, 5) == DATA
+    await right.deactivate()
+    await refused(make(4, OTHER_KEY))
 
 
 async def test_a_running_set_goes_on_without_a_member_of_another_key(make, daemons):
