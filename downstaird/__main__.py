@@ -208,16 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out extents that are the same everywhere",
     )
-    forget = _add(
-        commands,
-        "forget-key",
-        "Forget by what the key of an encrypted region's owner is recognised.",
-        "An owner's first activation records it, and another key is refused from then on. If\n"
-        "that was the wrong one, run this for all regions of the set, then activate with the\n"
-        "right one. Blocks that were written with another key stay unreadable. The region must\n"
-        "not be in service.",
-    )
-    _add_directory(forget)
+    _add_forget_key(commands)
     _add(
         commands,
         "version",
@@ -305,6 +296,19 @@ def _add_clone(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "the certificate to show to the source",
         "what the source's certificate must be signed by",
     )
+
+
+def _add_forget_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    forget = _add(
+        commands,
+        "forget-key",
+        "Forget by what the key of an encrypted region's owner is recognised.",
+        "An owner's first activation records it, and another key is refused from then on. If\n"
+        "that was the wrong one, run this for all regions of the set, then activate with the\n"
+        "right one. Blocks that were written with another key stay unreadable. The region must\n"
+        "not be in service.",
+    )
+    _add_directory(forget)
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
