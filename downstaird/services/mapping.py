@@ -116,5 +116,5 @@ def definition_of(message: region_pb.Region) -> RegionDefinition:
 def ownership_of(message: region_pb.Region) -> Ownership:
     """Whom another daemon's region belongs to; of the session nothing is told."""
     owner = uuid_of(message.owner_id, "owner_id") if message.owner_id else None
-    check = key_check_of(message.key_check, "the source's ")
+    check = key_check_of(message.key_check, "the source's ") if message.encrypted else b""
     return Ownership(owner, None, message.promoted_generation, check)
