@@ -96,6 +96,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from downstaird.commands.dump import dump
 
         return dump(options.data, only_differences=options.only_show_differences)
+    if options.command == "forget-key":
+        from downstaird.commands.forget_key import forget_key
+
+        return forget_key(options.data)
     from downstaird.commands.version import version
 
     return version()
@@ -204,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out extents that are the same everywhere",
     )
+    _add_forget_key(commands)
     _add(
         commands,
         "version",
@@ -291,6 +296,19 @@ def _add_clone(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "the certificate to show to the source",
         "what the source's certificate must be signed by",
     )
+
+
+def _add_forget_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    forget = _add(
+        commands,
+        "forget-key",
+        "Forget by what the key of an encrypted region's owner is recognised.",
+        "An owner's first activation records it, and another key is refused from then on. If\n"
+        "that was the wrong one, run this for all regions of the set, then activate with the\n"
+        "right one. Blocks that were written with another key stay unreadable. The region must\n"
+        "not be in service.",
+    )
+    _add_directory(forget)
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

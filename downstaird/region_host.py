@@ -11,7 +11,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from downstaird.core.engine import Engine
-from downstaird.core.promotion import Proposal, check_compatible, promoted
+from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
 from downstaird.lane import Lane
@@ -66,8 +66,10 @@ class RegionHost:
         )
         now = self._loop.time()
         self._table.expire(now)
-        if not self.read_only:
-            current = self.engine.ownership
+        current = self.engine.ownership
+        if self.read_only:
+            check_key(proposal, current)
+        else:
             wanted = promoted(proposal, current, blank=self.blank)
             if wanted != current:
                 self.engine.promote(wanted)

@@ -6,6 +6,7 @@ field of the request that holds it, and both values.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
@@ -19,7 +20,8 @@ from stairlib.model.geometry import Geometry
 @dataclass(frozen=True, slots=True)
 class RegionFacts:
     """What a downstairs says of its region. Empty ids are None. `cipher` is empty for a region that
-    is not encrypted."""
+    is not encrypted. `key_check` is what the key of its owner is recognised by; empty until that
+    was recorded."""
 
     region_id: UUID
     geometry: Geometry
@@ -29,6 +31,7 @@ class RegionFacts:
     active_session_id: UUID | None
     written: bool = False
     cipher: str = ""
+    key_check: bytes = dataclasses.field(default=b"", repr=False)
 
 
 def judge(
@@ -39,12 +42,14 @@ def judge(
     facts: RegionFacts,
     siblings: Mapping[str, UUID],
     ciphers: Mapping[str, str],
+    key_checks: Mapping[str, bytes],
     siblings_written: bool = False,
 ) -> None:
     """StateError unless the downstairs at `target` can take a slot of `region`.
 
     `siblings` are the region ids of the members that stay, by address; `ciphers` how the regions of
-    those that answered are encrypted; `siblings_written` says that one of them holds something.
+    those that answered are encrypted; `key_checks` those of members with the target's owner, where
+    they are recorded; `siblings_written` says that one of them holds something.
     """
     if facts.geometry != region.geometry:
         raise StateError(
@@ -76,6 +81,7 @@ def judge(
             field=field,
         )
     _judge_free(target, field, region, facts, siblings)
+    _judge_key(target, field, facts, key_checks)
     if region.options.read_only and siblings_written and not facts.written:
         raise StateError(
             f"the region at {target} is empty, and the volume's is not: nothing is copied to a new"
@@ -109,6 +115,22 @@ def _judge_cipher(target: str, field: str, facts: RegionFacts, ciphers: Mapping[
                 field=field,
                 target_cipher=facts.cipher,
                 volume_cipher=cipher,
+            )
+
+
+def _judge_key(
+    target: str, field: str, facts: RegionFacts, key_checks: Mapping[str, bytes]
+) -> None:
+    """StateError if the target was a member of the same volume under another key."""
+    for address, key_check in key_checks.items():
+        if facts.key_check and key_check and key_check != facts.key_check:
+            raise StateError(
+                f"the region at {target} belongs to this volume and was last used with another key"
+                f" than that at {address}: create it anew, or name another downstairs",
+                reason="TARGET_KEY_MISMATCH",
+                target=target,
+                field=field,
+                sibling=address,
             )
 
 

@@ -241,6 +241,11 @@ class Replacing:
             facts=facts,
             siblings={**others, **known_ids},
             ciphers={address: found.cipher for address, found in answered.items()},
+            key_checks={
+                address: found.key_check
+                for address, found in answered.items()
+                if found.owner_id == facts.owner_id
+            },
             siblings_written=any(found.written for found in answered.values()),
         )
         return {**known_ids, changed.new: facts.region_id}

@@ -122,6 +122,7 @@ def _facts(region: pb.Region) -> RegionFacts:
         active_session_id=_optional(region.active_session_id),
         written=region.written,
         cipher=region.cipher,
+        key_check=region.key_check,
     )
 
 

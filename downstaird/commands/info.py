@@ -39,6 +39,7 @@ def _facts(engine: Engine) -> dict[str, str | int | bool | None]:
         "cipher": definition.cipher or None,
         "format_version": definition.format_version,
         "owner": str(ownership.owner_id) if ownership.owner_id is not None else None,
+        "key_recorded": bool(ownership.key_check),
         "promoted_generation": ownership.generation,
         "newest_generation": int(states.generations.max(initial=0)),
         "newest_flush": int(states.flushes.max(initial=0)),

@@ -1,8 +1,9 @@
 """What may be cloned into what: the decisions of `downstaird clone`, without I/O.
 
-A clone is a new region with another region's data, stamps and owner, and an id of its own: as a
-member of its source's set it is as good as the original. No other set can take it for writing: it
-belongs to somebody else, or to nobody and is not blank, and its stamps would mean nothing there.
+A clone is a new region with another region's data, stamps, owner and key check, and an id of its
+own: as a member of its source's set it is as good as the original. No other set can take it for
+writing: it belongs to somebody else, or to nobody and is not blank, and its stamps would mean
+nothing there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import uuid
 from dataclasses import dataclass, replace
 
 from downstaird.core.engine import ExtentStates, Ownership, RegionDefinition
-from downstaird.core.region_files import version_for
+from downstaird.core.region_files import version_for, versions_of
 from stairlib.model.errors import StateError
 
 # Extents copied between two flushes: what an interrupted clone has to compare, not copy, again.
@@ -43,11 +44,11 @@ class SourceFacts:
 def clone_definition(
     address: str, facts: SourceFacts, region_id: uuid.UUID, expected: Expected
 ) -> RegionDefinition:
-    """What the clone is to be: as its source, but for the id. StateError FORMAT_VERSION,
-    REGION_INCOMPATIBLE, SAME_REGION, SOURCE_NOT_READ_ONLY or SOURCE_NOT_WHOLE."""
+    """What the clone is to be: as its source, but for the id, and in the newest format. StateError
+    FORMAT_VERSION, REGION_INCOMPATIBLE, SAME_REGION, SOURCE_NOT_READ_ONLY or SOURCE_NOT_WHOLE."""
     source = facts.definition
     version = version_for(source.cipher)
-    if source.format_version != version:
+    if source.format_version not in versions_of(source.cipher):
         raise StateError(
             f"the region at {address} has format version {source.format_version}, this program "
             f"makes version {version} of it: clone with the release that made the source",
@@ -74,7 +75,7 @@ def clone_definition(
             "read-write once so that it is repaired",
             reason="SOURCE_NOT_WHOLE",
         )
-    return replace(source, id=region_id)
+    return replace(source, id=region_id, format_version=version)
 
 
 def _check_expected(address: str, source: RegionDefinition, expected: Expected) -> None:

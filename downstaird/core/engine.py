@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -48,11 +48,13 @@ class RegionDefinition:
 @dataclass(frozen=True, slots=True)
 class Ownership:
     """Who was promoted last: kept durably, so that an older generation stays fenced over
-    restarts."""
+    restarts. `key_check`: what the key of the owner's volume is recognised by; empty for a region
+    that is not encrypted, or whose owner has not named it yet."""
 
     owner_id: uuid.UUID | None
     session_id: uuid.UUID | None
     generation: int
+    key_check: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ stand beside the members of a set. To use it for another volume, create it anew.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from downstaird.core.engine import Ownership, RegionDefinition
 from stairlib.model.errors import FieldViolation, InvalidRequestError, StateError
@@ -19,7 +19,7 @@ from stairlib.model.geometry import Geometry
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What an upstairs asks for. `geometry` and `region_id` None where any will do. `lossy`: its
-    requests are to be held back at random."""
+    requests are to be held back at random. `key_check` as in Ownership."""
 
     upstairs_id: uuid.UUID
     session_id: uuid.UUID
@@ -30,6 +30,7 @@ class Proposal:
     geometry: Geometry | None
     region_id: uuid.UUID | None
     lossy: bool = False
+    key_check: bytes = field(default=b"", repr=False)
 
 
 def check_compatible(
@@ -86,14 +87,16 @@ def promoted(proposal: Proposal, current: Ownership, *, blank: bool) -> Ownershi
     """The ownership to record; `blank` says that nothing was ever written to the region.
 
     StateError REGION_IN_USE for another owner whatever its generation, REGION_NOT_BLANK for a first
-    owner of a region that holds something, GENERATION_TOO_LOW for a generation that was promoted
-    before or is lower than one that was."""
+    owner of a region that holds something, KEY_MISMATCH as `check_key`, GENERATION_TOO_LOW for a
+    generation that was promoted before or is lower than one that was."""
     if proposal.generation == 0:
         raise InvalidRequestError(
             "generation 0 is never promoted: generations start at 1",
             (FieldViolation("generation", "must be 1 or more", "OUT_OF_RANGE"),),
         )
-    wanted = Ownership(proposal.upstairs_id, proposal.session_id, proposal.generation)
+    wanted = Ownership(
+        proposal.upstairs_id, proposal.session_id, proposal.generation, proposal.key_check
+    )
     if current.owner_id is None:
         if not blank:
             raise StateError(
@@ -111,7 +114,10 @@ def promoted(proposal: Proposal, current: Ownership, *, blank: bool) -> Ownershi
             owner_id=str(current.owner_id),
             requested_by=str(proposal.upstairs_id),
         )
-    if proposal.generation > current.generation or wanted == current:
+    check_key(proposal, current)
+    # A session that comes again may name a check that was not recorded yet.
+    again = replace(current, key_check=wanted.key_check) == wanted
+    if proposal.generation > current.generation or again:
         return wanted
     raise StateError(
         f"generation {proposal.generation} was asked for, but generation {current.generation} "
@@ -119,6 +125,24 @@ def promoted(proposal: Proposal, current: Ownership, *, blank: bool) -> Ownershi
         reason="GENERATION_TOO_LOW",
         requested=str(proposal.generation),
         promoted=str(current.generation),
+    )
+
+
+def check_key(proposal: Proposal, current: Ownership) -> None:
+    """StateError KEY_MISMATCH unless the caller has the key that the region's blocks are encrypted
+    with, as far as that is recorded. What would be written with another key could not be read with
+    the right one later."""
+    if not current.key_check or proposal.key_check == current.key_check:
+        return
+    if proposal.key_check:
+        why = (
+            "the key is not the one that the region was first activated with: give that key (if "
+            "that one was wrong, and only then, 'downstaird forget-key' clears it)"
+        )
+    else:
+        why = "the caller does not say which key it has: run the same release on both ends"
+    raise StateError(
+        f"{why}; nothing was written", reason="KEY_MISMATCH", owner_id=str(current.owner_id or "")
     )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -187,7 +188,7 @@ class Region:
 
     @property
     def definition(self) -> RegionDefinition:
-        """As created."""
+        """As created, but for the format version, which a promotion may raise."""
         return self._definition
 
     @property
@@ -328,10 +329,21 @@ class Region:
         return self.extents.states()
 
     def promote(self, ownership: Ownership) -> None:
-        """Stores the new owner durably before it returns."""
+        """Stores the new owner durably before it returns. DataError."""
         if self._read_only:
             raise StateError("the region is open read-only", reason="READ_ONLY")
+        if ownership.key_check:
+            self._make_room_for_key_check()
         self._owner.store(ownership)
+
+    def _make_room_for_key_check(self) -> None:
+        """Programs that do not know the newer slot would take the older one for true, and its
+        generation: they must not open the region any more, before there is such a slot."""
+        version = version_for(self._definition.cipher)
+        if self._definition.format_version != version:
+            newer = replace(self._definition, format_version=version)
+            write_definition(self._disk, newer, self.layout)
+            self._definition = newer
 
     # --- flush
 

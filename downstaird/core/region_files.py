@@ -17,22 +17,26 @@ from downstaird.core.disk import Disk, File
 from downstaird.core.engine import Ownership, RegionDefinition
 from downstaird.core.layout import Layout
 from downstaird.core.slot_file import SlotFile
-from stairlib.model.cipher import CIPHERS
+from stairlib.model.cipher import CIPHERS, KEY_CHECK_BYTES
 from stairlib.model.errors import AlreadyExistsError, DataError, InvalidRequestError
 from stairlib.model.geometry import Geometry
 
 DEFINITION_NAME = "region.json"
 OWNER_NAME = "owner"
 VOID_NAME = "void"
-# The newest; a region is given the oldest that can describe it, see `version_for`.
-FORMAT_VERSION = 2
+# The newest; a region is given the oldest that can describe it, see `version_for`. Version 2 is of
+# encrypted regions that have no place for a key check yet.
+FORMAT_VERSION = 3
 _PLAIN_VERSION = 1
+_ENCRYPTED_VERSION = 2
 _FORMAT_NAME = "stairwell-region"
 _DEFINITION_BYTES_MAX = 4096
 
 _OWNER_MAGIC = 0x4E4F5753  # "SWON"
 # owner id, session id (all zero: nobody), generation
 _OWNER = struct.Struct("<16s16sQ")
+# and the key check (all zero: none)
+_OWNER_WITH_KEY = struct.Struct(f"{_OWNER.format}{KEY_CHECK_BYTES}s")
 _VOID_MAGIC = 0x44565753  # "SWVD"
 # Records that failed to be made durable and are skipped at recovery; a checkpoint makes room for
 # more.
@@ -52,6 +56,11 @@ def version_for(cipher: str) -> int:
     """The format version of a new region. Version 1 has no place for a cipher, and programs that
     know no other still read the regions that need none."""
     return FORMAT_VERSION if cipher else _PLAIN_VERSION
+
+
+def versions_of(cipher: str) -> range:
+    """The format versions in which regions of that cipher are read."""
+    return range(_ENCRYPTED_VERSION if cipher else _PLAIN_VERSION, version_for(cipher) + 1)
 
 
 def _fields(definition: RegionDefinition, chunk_blocks: int) -> dict[str, object]:
@@ -179,23 +188,28 @@ class OwnerFile:
     """The durable ownership. For the loop's thread."""
 
     def __init__(self, file: File) -> None:
-        self._slots = SlotFile(file, _OWNER_MAGIC, _OWNER.size)
+        self._slots = SlotFile(file, _OWNER_MAGIC, _OWNER.size, _OWNER_WITH_KEY.size)
         self.ownership = Ownership(owner_id=None, session_id=None, generation=0)
 
     def load(self) -> None:
         """Reads it back. DataError."""
-        owner, session, generation = _OWNER.unpack(self._slots.load())
+        body = self._slots.load()
+        owner, session, generation = _OWNER.unpack_from(body)
+        key_check = body[_OWNER.size :]
         self.ownership = Ownership(
             owner_id=None if owner == _NOBODY.bytes else uuid.UUID(bytes=owner),
             session_id=None if session == _NOBODY.bytes else uuid.UUID(bytes=session),
             generation=generation,
+            key_check=key_check if any(key_check) else b"",
         )
 
     def store(self, ownership: Ownership) -> None:
         """Returns once it is durable. DataError; the ownership is then as before."""
         owner = (ownership.owner_id or _NOBODY).bytes
         session = (ownership.session_id or _NOBODY).bytes
-        self._slots.store(_OWNER.pack(owner, session, ownership.generation))
+        # Without a check as the first version has it: regions of older formats know no other.
+        body = _OWNER.pack(owner, session, ownership.generation)
+        self._slots.store(body + ownership.key_check)
         self.ownership = ownership
 
 

@@ -14,7 +14,7 @@ from downstaird.core.engine import (
 )
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
-from stairlib.model.cipher import CIPHERS, describe_cipher
+from stairlib.model.cipher import CIPHERS, KEY_CHECK_BYTES, describe_cipher
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
@@ -29,6 +29,15 @@ def uuid_of(text: str, field: str) -> uuid.UUID:
         raise InvalidRequestError(
             f"{field} {text!r} is not a UUID", (FieldViolation(field, "must be a UUID"),)
         ) from None
+
+
+def key_check_of(value: bytes, whose: str) -> bytes:
+    """InvalidRequestError, which does not show it, unless it is one or empty. All zeros stand for
+    none where it is stored."""
+    if value and (len(value) != KEY_CHECK_BYTES or not any(value)):
+        rule = f"must be {KEY_CHECK_BYTES} bytes, not all of them zero, or empty"
+        raise InvalidRequestError(f"{whose}key_check {rule}", (FieldViolation("key_check", rule),))
+    return value
 
 
 def proposal_of(request: block_pb.OpenSessionRequest) -> Proposal:
@@ -47,10 +56,13 @@ def proposal_of(request: block_pb.OpenSessionRequest) -> Proposal:
         geometry=geometry,
         region_id=uuid_of(request.region_id, "region_id") if request.region_id else None,
         lossy=request.lossy,
+        key_check=key_check_of(request.key_check, "") if request.encrypted else b"",
     )
 
 
-def region_message(host: RegionHost, version: str) -> region_pb.Region:
+def region_message(
+    host: RegionHost, version: str, *, with_key_check: bool = False
+) -> region_pb.Region:
     """The region as it is now."""
     definition, ownership = host.engine.definition, host.engine.ownership
     flags = host.engine.extent_states().flags
@@ -74,6 +86,7 @@ def region_message(host: RegionHost, version: str) -> region_pb.Region:
         version=version,
         written=not host.blank,
         cipher=definition.cipher,
+        key_check=ownership.key_check if with_key_check else b"",
     )
 
 
@@ -103,4 +116,5 @@ def definition_of(message: region_pb.Region) -> RegionDefinition:
 def ownership_of(message: region_pb.Region) -> Ownership:
     """Whom another daemon's region belongs to; of the session nothing is told."""
     owner = uuid_of(message.owner_id, "owner_id") if message.owner_id else None
-    return Ownership(owner, None, message.promoted_generation)
+    check = key_check_of(message.key_check, "the source's ") if message.encrypted else b""
+    return Ownership(owner, None, message.promoted_generation, check)

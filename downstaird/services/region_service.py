@@ -31,7 +31,8 @@ class RegionServicer(region_grpc.RegionServiceServicer):
         _context: grpc.aio.ServicerContext[region_pb.GetRegionRequest, region_pb.GetRegionResponse],
     ) -> region_pb.GetRegionResponse:
         """The region as it is now."""
-        return region_pb.GetRegionResponse(region=region_message(self._host, self._version))
+        region = region_message(self._host, self._version, with_key_check=True)
+        return region_pb.GetRegionResponse(region=region)
 
     async def VerifyRegion(
         self,

@@ -18,6 +18,8 @@ DEFAULT_CIPHER = AES_256_GCM_SIV
 KEY_BYTES = 32
 NONCE_BYTES = 12
 TAG_BYTES = 16
+# What a key is recognised by, without giving it away: docs/adr/0011.
+KEY_CHECK_BYTES = 16
 
 
 def describe_cipher(cipher: str) -> str:

@@ -146,6 +146,28 @@ async def test_a_target_that_is_encrypted_otherwise(tmp_path: Path) -> None:
         await home.replace(vcr)
 
 
+async def test_a_target_that_was_ours_under_another_key(tmp_path: Path) -> None:
+    key = base64.b64encode(bytes(range(32))).decode()
+    async with house(tmp_path / "data") as home:
+        disk = home.disk_json()
+        region(disk["volume_construction_request"])["opts"]["key"] = key
+        for member in home.members:
+            member.region.encrypted, member.region.cipher = True, "aes-256-gcm"
+        await home.create_running(disks=[disk])
+        owner = region(disk["volume_construction_request"])["opts"]["id"]
+        for member in home.members:
+            member.region.owner_id, member.region.key_check = owner, bytes(range(16))
+        home.members[3].region.key_check = bytes(range(1, 17))
+        vcr = home.vcr()
+        region(vcr)["opts"]["key"] = key
+        code, error = await check_unchanged(home, home.replace(vcr))
+        assert (code, error.reason) == (PRECONDITION, "TARGET_KEY_MISMATCH")
+        assert "create it anew" in error.message
+        assert error.metadata["sibling"] in {member.address for member in home.members[:3]}
+        home.members[3].region.key_check = bytes(range(16))
+        await home.replace(vcr)
+
+
 async def test_a_read_only_target(home: House) -> None:
     home.members[3].region.read_only = True
     code, error = await check_unchanged(home, home.replace(home.vcr()))

@@ -8,15 +8,18 @@ import contextlib
 import os
 import random
 import uuid
+from dataclasses import replace
 
 import pytest
 
 from downstaird.config import CreateOptions
+from downstaird.core.region import Region
 from downstaird.core.verification import Verification
 from downstaird.regions import create_region, opened
+from downstaird.store.files import FileDisk
 from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV, CIPHERS
 from stairlib.model.construction import Secret
-from stairlib.model.errors import InvalidRequestError, UnavailableError
+from stairlib.model.errors import InvalidRequestError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
@@ -114,22 +117,29 @@ async def test_what_is_written_is_read_by_the_next_upstairs_and_stored_nowhere(
         assert base64.b64decode(KEY.reveal()) not in stored
 
 
-async def test_with_another_key_reads_fail_and_are_counted(make):
+async def test_with_another_key_reads_fail_and_are_counted(make, daemons):
+    """Of regions, that is, that do not know their key: their owner has not named it yet."""
     first = make(1)
     await first.activate(timeout_seconds=10)
     data = content(3, 4)
     await write(first, 0, data)
     await flush(first)
     await first.deactivate()
+    await daemons.close()
+    for directory in daemons.directories[:3]:
+        region = Region.open(FileDisk(directory))
+        region.promote(replace(region.ownership, key_check=b""))
+        region.close()
+    await daemons.restart_all(read_only=True)
     wrong = make(2, OTHER_KEY)
     await wrong.activate(timeout_seconds=10)
+    await until(lambda: all_active(wrong))
     for offset, length in ((0, 4), (2, 1)):
         done = await one(wrong, BlockOp.READ, offset, length)
         assert (done.status, done.data) == (BlockStatus.FAILED, None)
     assert wrong.status().read_mismatches == 6
     assert "another key" in wrong.status().slots[0].last_error
     await wrong.deactivate()
-    # Nothing was harmed.
     right = make(3)
     await right.activate(timeout_seconds=10)
     assert await read(right, 0, 4) == data
@@ -199,8 +209,9 @@ async def test_a_reader_of_another_id_needs_only_the_key_and_one_member(make, da
     assert done.owned.tolist() == [False, *[True] * 5, False]
     assert done.data[4096:-4096] == data
     wrong = make(1, OTHER_KEY, volume_id=uuid.uuid4())
-    await wrong.activate(timeout_seconds=10)
-    assert (await one(wrong, BlockOp.READ, 40, 5)).status is BlockStatus.FAILED
+    with pytest.raises(StateError) as refused:
+        await wrong.activate(timeout_seconds=10)
+    assert refused.value.reason == "KEY_MISMATCH"
 
 
 async def test_unwritten_writes_are_encrypted_and_keep_what_is_there(make):

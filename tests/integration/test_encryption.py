@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import os
+import random
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -227,3 +228,29 @@ async def test_the_data_is_right_and_the_key_is_nowhere(volume: Volume) -> None:
     # The search does find what is there: the disk in the store, the machine in the logs.
     for place, needle in (("controlplane/", volume.id), ("vmmd.log", volume.instance_id)):
         assert any(place in name and needle.encode() in text for name, text in held.items())
+
+
+async def test_a_wrong_key_stops_the_machine_before_it_writes(volume: Volume) -> None:
+    """As somebody mistypes it who makes the machine anew for a disk that there is."""
+    await volume.settled()
+    data = random.Random(8).randbytes(MIB)
+    with NbdClient((await volume.info()).volume.nbd_uri) as client:
+        client.write(5 * MIB, data)
+        client.flush()
+    await volume.stop()
+    await volume.delete()
+    right, volume.key = volume.key, base64.b64encode(b"?" * 32).decode()
+    await volume.create(generation=2)
+    await volume.set_state(instance_pb.REQUESTED_STATE_RUN)
+    failed = await volume.reach(instance_pb.INSTANCE_STATE_FAILED)
+    assert "the key is not the one that the region was first activated with" in failed.reason
+    assert volume.key not in str(failed)
+    await volume.delete()
+    volume.key = right
+    # Not even the generation was taken.
+    await volume.create(generation=2)
+    await volume.run()
+    await volume.settled()
+    with NbdClient((await volume.info()).volume.nbd_uri) as client:
+        assert client.read(5 * MIB, MIB) == data
+    await volume.verify()

@@ -290,3 +290,31 @@ async def test_a_peer_that_says_nothing_is_dropped(serve, upstairs, monkeypatch)
     assert not client.ended.done()
     assert (await client.wait_ended()).startswith("SILENCE")
     assert (await downstairs.get()).active_session_id == ""
+
+
+async def test_a_key_check_is_recorded_compared_and_shown_to_those_who_ask(serve, upstairs):
+    downstairs = await serve(cipher=DEFAULT_CIPHER)
+    check = bytes(range(16))
+    answer = await downstairs.open(upstairs, 1, encrypted=True, key_check=check)
+    assert answer.region.key_check == b""
+    assert (await downstairs.get()).key_check == check
+    for wrong in (b"", bytes(range(1, 17))):
+        with pytest.raises(StateError) as caught:
+            await downstairs.open(upstairs, 2, encrypted=True, key_check=wrong)
+        assert caught.value.reason == "KEY_MISMATCH"
+        assert check.hex() not in str(caught.value.metadata)
+    region = await downstairs.get()
+    # The refused did not take the session over, nor raise what is fenced.
+    assert (region.promoted_generation, region.active_session_id != "") == (1, True)
+    assert region.key_check == check
+    await downstairs.open(upstairs, 2, encrypted=True, key_check=check)
+
+
+@pytest.mark.parametrize("value", [b"x", b"x" * 15, b"x" * 17, bytes(16), b"x" * 100_000])
+async def test_what_is_no_key_check_is_refused_and_not_shown(serve, upstairs, value):
+    downstairs = await serve(cipher=DEFAULT_CIPHER)
+    with pytest.raises(InvalidRequestError) as caught:
+        await downstairs.open(upstairs, encrypted=True, key_check=value)
+    assert caught.value.violations[0].field == "key_check"
+    assert "xx" not in caught.value.message
+    assert (await downstairs.get()).owner_id == ""

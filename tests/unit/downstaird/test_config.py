@@ -8,7 +8,8 @@ import pytest
 
 from downstaird.__main__ import main
 from downstaird.config import CreateOptions, checked_geometry, checked_uuid
-from downstaird.regions import check_matches, create_region, opened
+from downstaird.core.engine import Ownership
+from downstaird.regions import check_matches, create_region, open_region, opened
 from stairlib.model.cipher import AES_256_GCM, CIPHERS, DEFAULT_CIPHER
 from stairlib.model.errors import InvalidRequestError, StateError
 from stairlib.model.geometry import Geometry
@@ -74,7 +75,7 @@ def test_the_cipher_is_recorded_and_shown(tmp_path, capsys, cipher):
     assert f"encrypted with {cipher}" in capsys.readouterr().out
     assert main(["info", "-d", region, "--output", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["encrypted"], facts["cipher"], facts["format_version"]) == (True, cipher, 2)
+    assert (facts["encrypted"], facts["cipher"], facts["format_version"]) == (True, cipher, 3)
 
 
 def test_a_cipher_alone_and_one_that_does_not_exist_are_refused(tmp_path, capsys):
@@ -105,3 +106,25 @@ def test_regions_of_other_geometry_are_not_compared(tmp_path, capsys):
         )
     assert main(["dump", "-d", str(tmp_path / "a"), "-d", str(tmp_path / "b")]) == 1
     assert "cannot be compared" in capsys.readouterr().err
+
+
+def test_a_key_can_be_forgotten_and_nothing_else_is(tmp_path, capsys):
+    region = tmp_path / "r"
+    create_region(CreateOptions(region, uuid.uuid4(), Geometry(512, 8, 4), AES_256_GCM))
+    flags = ["-d", str(region)]
+    assert main(["forget-key", *flags]) == 0
+    assert "has no key recorded" in capsys.readouterr().out
+    engine = open_region(region)
+    owned = Ownership(uuid.uuid4(), uuid.uuid4(), 7, key_check=bytes(range(16)))
+    engine.promote(owned)
+    assert main(["forget-key", *flags]) == 1
+    assert "in use" in capsys.readouterr().err
+    engine.close()
+    assert main(["info", *flags, "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key_recorded"] is True
+    assert main(["forget-key", *flags]) == 0
+    assert "has forgotten" in capsys.readouterr().out
+    with opened(region) as engine:
+        assert engine.ownership == dataclasses.replace(owned, key_check=b"")
+    assert main(["info", *flags, "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key_recorded"] is False

@@ -24,7 +24,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from stairlib.model.cipher import AES_256_GCM, KEY_BYTES, NONCE_BYTES, TAG_BYTES
+from stairlib.model.cipher import (
+    AES_256_GCM,
+    KEY_BYTES,
+    KEY_CHECK_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+)
 from stairlib.model.context import (
     CONTEXT_BYTES,
     ContextArray,
@@ -235,6 +241,11 @@ class Encryption:
     def __post_init__(self) -> None:
         assert len(self.key) == KEY_BYTES
 
+    def key_check(self, owner_id: str) -> bytes:
+        """What the key is recognised by in regions of that owner. For others' eyes."""
+        info = f"stairwell key check {owner_id}".encode()
+        return _derived(self.key, KEY_CHECK_BYTES, info)
+
 
 class Keyring:
     """Makes a set's codec once its members have said what they are. For one session: what it has
@@ -264,5 +275,8 @@ class Keyring:
 def owner_key(key: bytes, owner_id: str) -> bytes:
     """The `aes-256-gcm` key of one owner's regions: volumes that were given the same key still do
     not share one, and so cannot repeat each other's nonces."""
-    info = f"stairwell {AES_256_GCM} {owner_id}".encode()
-    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(key)
+    return _derived(key, KEY_BYTES, f"stairwell {AES_256_GCM} {owner_id}".encode())
+
+
+def _derived(key: bytes, length: int, info: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(key)

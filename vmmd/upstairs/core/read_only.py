@@ -44,6 +44,12 @@ class ReadOnlyMembers:
             self._admit(waiting)
         return bool(region.active)
 
+    def others_may_serve(self) -> bool:
+        """Whether an activation may succeed by members other than one that was just refused."""
+        region = self._region
+        waiting = any(m.state is SlotState.WAIT_QUORUM for m in region.members)
+        return waiting or self._others_may_come()
+
     def _others_may_come(self) -> bool:
         region = self._region
         if region.state is not UpstairsState.GO_ACTIVE or region.now >= self._others_until:

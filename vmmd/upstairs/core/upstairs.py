@@ -249,6 +249,8 @@ class Upstairs:
             return
         if event.code == "GENERATION_TOO_LOW":
             self._generation_refused(member, event.reason)
+        elif event.code == "KEY_MISMATCH":
+            self._key_refused(member, event.reason)
         elif member.held and event.code in _PERMANENT_CODES:
             region.fault(member, event.reason)
 
@@ -265,6 +267,17 @@ class Upstairs:
             )
         elif state is UpstairsState.ACTIVE and member.joined:
             self._fail(taken_over(member, reason))
+
+    def _key_refused(self, member: Member, reason: str) -> None:
+        """Another try needs another key, so this one ends the activation. In a read-only set one
+        strange member does not count while others serve, or may be about to."""
+        state = self._region.state
+        if state is UpstairsState.GO_ACTIVE:
+            if self._read_only is None or not self._read_only.others_may_serve():
+                error = StateError(reason, reason="KEY_MISMATCH", target=member.address)
+                self._fail(error)
+        elif state is UpstairsState.ACTIVE:
+            self._region.fault(member, reason)
 
     def _on_notice(self, event: events.Notice) -> None:
         member = self._region.member_of(event.link)

@@ -115,7 +115,7 @@ class RegionUpstairs:
         options = spec.options
         timeout = options.flush_timeout
         self._geometry = spec.geometry
-        self._encrypted = spec.encrypted
+        self._encryption = encryption_of(options)
         self._tls = region_tls(options)
         self._lossy = options.lossy
         if options.control is not None:
@@ -131,7 +131,7 @@ class RegionUpstairs:
                 geometry=spec.geometry,
                 targets=(targets[0], targets[1], targets[2]),
                 flush_timeout_seconds=limits.FLUSH_TIMEOUT_SECONDS if timeout is None else timeout,
-                encryption=encryption_of(options),
+                encryption=self._encryption,
                 read_only=options.read_only,
             )
         )
@@ -356,7 +356,7 @@ class RegionUpstairs:
             generation=effect.generation,
             region_id=effect.region_id,
             geometry=self._geometry,
-            encrypted=self._encrypted,
+            encryption=self._encryption,
             read_only=status.read_only,
             stream_only=self._stream_only,
             lossy=self._lossy,

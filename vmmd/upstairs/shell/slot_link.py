@@ -24,6 +24,7 @@ from stairwell.downstairs.v1 import block_service_pb2 as block_pb
 from stairwell.downstairs.v1 import block_service_pb2_grpc as block_grpc
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
+from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 from vmmd.upstairs.shell.transport import DataConnection, connect, not_reached
 
@@ -37,7 +38,7 @@ _TLS_REMEDY = (
 @dataclass(frozen=True, slots=True)
 class SessionWish:
     """What is asked of the daemon. `region_id` empty where any region will do; `tls` None: plain
-    text."""
+    text; `encryption` None: the region is not encrypted."""
 
     link: int
     slot: int
@@ -48,7 +49,7 @@ class SessionWish:
     region_id: str
     geometry: Geometry
     read_only: bool = False
-    encrypted: bool = False
+    encryption: Encryption | None = None
     stream_only: bool = False
     lossy: bool = False
     tls: TlsFiles | None = None
@@ -126,6 +127,12 @@ class SlotLink:
         wish = self._wish
         geometry = wish.geometry
         before = await self._region(channel)
+        region_id, key_check = wish.region_id, b""
+        if wish.encryption is not None:
+            # The check is of the region that was asked about: no other may be opened with it.
+            region_id = region_id or before.id
+            owner_id = before.owner_id if wish.read_only else wish.upstairs_id
+            key_check = wish.encryption.key_check(owner_id)
         with translated(wish.address):
             opened = await block_grpc.BlockServiceStub(channel).OpenSession(
                 block_pb.OpenSessionRequest(
@@ -139,9 +146,10 @@ class SlotLink:
                         extent_count=geometry.extent_count,
                     ),
                     data_versions=[DATA_VERSION],
-                    region_id=wish.region_id,
-                    encrypted=wish.encrypted,
+                    region_id=region_id,
+                    encrypted=wish.encryption is not None,
                     lossy=wish.lossy,
+                    key_check=key_check,
                 ),
                 timeout=RPC_SECONDS,
             )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stairwell.downstairs.v1 import region_service_pb2 as stairwell_dot_downstairs_dot_v1_dot_region__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+stairwell/downstairs/v1/block_service.proto\x12\x17stairwell.downstairs.v1\x1a,stairwell/downstairs/v1/region_service.proto\"\xe5\x01\n\x12OpenSessionRequest\x12\x13\n\x0bupstairs_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x11\n\tencrypted\x18\x05 \x01(\x08\x12\x33\n\x08geometry\x18\x06 \x01(\x0b\x32!.stairwell.downstairs.v1.Geometry\x12\x15\n\rdata_versions\x18\x07 \x03(\r\x12\x11\n\tregion_id\x18\x08 \x01(\t\x12\r\n\x05lossy\x18\t \x01(\x08\"\xe3\x01\n\x13OpenSessionResponse\x12/\n\x06region\x18\x01 \x01(\x0b\x32\x1f.stairwell.downstairs.v1.Region\x12\x14\n\x0c\x64\x61ta_version\x18\x02 \x01(\r\x12\x14\n\x0c\x64\x61ta_address\x18\x03 \x01(\t\x12\r\n\x05token\x18\x04 \x01(\x0c\x12\x1a\n\x12\x65xtent_generations\x18\x05 \x03(\x04\x12\x16\n\x0e\x65xtent_flushes\x18\x06 \x03(\x04\x12\x14\n\x0c\x65xtent_flags\x18\x07 \x01(\x0c\x12\x16\n\x0e\x64\x61ta_unix_path\x18\x08 \x01(\t\"\x1c\n\x0b\x44\x61taRequest\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\"\x1d\n\x0c\x44\x61taResponse\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\"+\n\x0bReadRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\".\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x63ontexts\x18\x02 \x01(\x0c\"+\n\x0cWriteRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rWriteResponse\"\x0e\n\x0c\x46lushRequest\"%\n\rFlushResponse\x12\x14\n\x0c\x66lush_number\x18\x01 \x01(\x04\x32\xd6\x03\n\x0c\x42lockService\x12h\n\x0bOpenSession\x12+.stairwell.downstairs.v1.OpenSessionRequest\x1a,.stairwell.downstairs.v1.OpenSessionResponse\x12W\n\x04\x44\x61ta\x12$.stairwell.downstairs.v1.DataRequest\x1a%.stairwell.downstairs.v1.DataResponse(\x01\x30\x01\x12S\n\x04Read\x12$.stairwell.downstairs.v1.ReadRequest\x1a%.stairwell.downstairs.v1.ReadResponse\x12V\n\x05Write\x12%.stairwell.downstairs.v1.WriteRequest\x1a&.stairwell.downstairs.v1.WriteResponse\x12V\n\x05\x46lush\x12%.stairwell.downstairs.v1.FlushRequest\x1a&.stairwell.downstairs.v1.FlushResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+stairwell/downstairs/v1/block_service.proto\x12\x17stairwell.downstairs.v1\x1a,stairwell/downstairs/v1/region_service.proto\"\xf8\x01\n\x12OpenSessionRequest\x12\x13\n\x0bupstairs_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x11\n\tencrypted\x18\x05 \x01(\x08\x12\x33\n\x08geometry\x18\x06 \x01(\x0b\x32!.stairwell.downstairs.v1.Geometry\x12\x15\n\rdata_versions\x18\x07 \x03(\r\x12\x11\n\tregion_id\x18\x08 \x01(\t\x12\r\n\x05lossy\x18\t \x01(\x08\x12\x11\n\tkey_check\x18\n \x01(\x0c\"\xe3\x01\n\x13OpenSessionResponse\x12/\n\x06region\x18\x01 \x01(\x0b\x32\x1f.stairwell.downstairs.v1.Region\x12\x14\n\x0c\x64\x61ta_version\x18\x02 \x01(\r\x12\x14\n\x0c\x64\x61ta_address\x18\x03 \x01(\t\x12\r\n\x05token\x18\x04 \x01(\x0c\x12\x1a\n\x12\x65xtent_generations\x18\x05 \x03(\x04\x12\x16\n\x0e\x65xtent_flushes\x18\x06 \x03(\x04\x12\x14\n\x0c\x65xtent_flags\x18\x07 \x01(\x0c\x12\x16\n\x0e\x64\x61ta_unix_path\x18\x08 \x01(\t\"\x1c\n\x0b\x44\x61taRequest\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\"\x1d\n\x0c\x44\x61taResponse\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\"+\n\x0bReadRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\".\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x63ontexts\x18\x02 \x01(\x0c\"+\n\x0cWriteRequest\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rWriteResponse\"\x0e\n\x0c\x46lushRequest\"%\n\rFlushResponse\x12\x14\n\x0c\x66lush_number\x18\x01 \x01(\x04\x32\xd6\x03\n\x0c\x42lockService\x12h\n\x0bOpenSession\x12+.stairwell.downstairs.v1.OpenSessionRequest\x1a,.stairwell.downstairs.v1.OpenSessionResponse\x12W\n\x04\x44\x61ta\x12$.stairwell.downstairs.v1.DataRequest\x1a%.stairwell.downstairs.v1.DataResponse(\x01\x30\x01\x12S\n\x04Read\x12$.stairwell.downstairs.v1.ReadRequest\x1a%.stairwell.downstairs.v1.ReadResponse\x12V\n\x05Write\x12%.stairwell.downstairs.v1.WriteRequest\x1a&.stairwell.downstairs.v1.WriteResponse\x12V\n\x05\x46lush\x12%.stairwell.downstairs.v1.FlushRequest\x1a&.stairwell.downstairs.v1.FlushResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,25 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.downstairs.v1.blo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPENSESSIONREQUEST']._serialized_start=119
-  _globals['_OPENSESSIONREQUEST']._serialized_end=348
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=351
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=578
-  _globals['_DATAREQUEST']._serialized_start=580
-  _globals['_DATAREQUEST']._serialized_end=608
-  _globals['_DATARESPONSE']._serialized_start=610
-  _globals['_DATARESPONSE']._serialized_end=639
-  _globals['_READREQUEST']._serialized_start=641
-  _globals['_READREQUEST']._serialized_end=684
-  _globals['_READRESPONSE']._serialized_start=686
-  _globals['_READRESPONSE']._serialized_end=732
-  _globals['_WRITEREQUEST']._serialized_start=734
-  _globals['_WRITEREQUEST']._serialized_end=777
-  _globals['_WRITERESPONSE']._serialized_start=779
-  _globals['_WRITERESPONSE']._serialized_end=794
-  _globals['_FLUSHREQUEST']._serialized_start=796
-  _globals['_FLUSHREQUEST']._serialized_end=810
-  _globals['_FLUSHRESPONSE']._serialized_start=812
-  _globals['_FLUSHRESPONSE']._serialized_end=849
-  _globals['_BLOCKSERVICE']._serialized_start=852
-  _globals['_BLOCKSERVICE']._serialized_end=1322
+  _globals['_OPENSESSIONREQUEST']._serialized_end=367
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=370
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=597
+  _globals['_DATAREQUEST']._serialized_start=599
+  _globals['_DATAREQUEST']._serialized_end=627
+  _globals['_DATARESPONSE']._serialized_start=629
+  _globals['_DATARESPONSE']._serialized_end=658
+  _globals['_READREQUEST']._serialized_start=660
+  _globals['_READREQUEST']._serialized_end=703
+  _globals['_READRESPONSE']._serialized_start=705
+  _globals['_READRESPONSE']._serialized_end=751
+  _globals['_WRITEREQUEST']._serialized_start=753
+  _globals['_WRITEREQUEST']._serialized_end=796
+  _globals['_WRITERESPONSE']._serialized_start=798
+  _globals['_WRITERESPONSE']._serialized_end=813
+  _globals['_FLUSHREQUEST']._serialized_start=815
+  _globals['_FLUSHREQUEST']._serialized_end=829
+  _globals['_FLUSHRESPONSE']._serialized_start=831
+  _globals['_FLUSHRESPONSE']._serialized_end=868
+  _globals['_BLOCKSERVICE']._serialized_start=871
+  _globals['_BLOCKSERVICE']._serialized_end=1341
 # @@protoc_insertion_point(module_scope)

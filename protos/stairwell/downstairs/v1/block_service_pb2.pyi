@@ -32,6 +32,7 @@ class OpenSessionRequest(_message.Message):
     DATA_VERSIONS_FIELD_NUMBER: _builtins.int
     REGION_ID_FIELD_NUMBER: _builtins.int
     LOSSY_FIELD_NUMBER: _builtins.int
+    KEY_CHECK_FIELD_NUMBER: _builtins.int
     upstairs_id: _builtins.str
     session_id: _builtins.str
     generation: _builtins.int
@@ -42,6 +43,11 @@ class OpenSessionRequest(_message.Message):
     lossy: _builtins.bool
     """Hold back one request in four of this session for a while, as a daemon run with --lossy does for
     all: for tests.
+    """
+    key_check: _builtins.bytes
+    """16 bytes that the caller derived from the volume's key and the id of the region's owner, with
+    `encrypted` only. The first promotion that names them records them; another value is refused from
+    then on (KEY_MISMATCH).
     """
     @_builtins.property
     def geometry(self) -> _region_service_pb2.Geometry:
@@ -63,10 +69,11 @@ class OpenSessionRequest(_message.Message):
         data_versions: _abc.Iterable[_builtins.int] | None = ...,
         region_id: _builtins.str = ...,
         lossy: _builtins.bool = ...,
+        key_check: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_versions", b"data_versions", "encrypted", b"encrypted", "generation", b"generation", "geometry", b"geometry", "lossy", b"lossy", "read_only", b"read_only", "region_id", b"region_id", "session_id", b"session_id", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_versions", b"data_versions", "encrypted", b"encrypted", "generation", b"generation", "geometry", b"geometry", "key_check", b"key_check", "lossy", b"lossy", "read_only", b"read_only", "region_id", b"region_id", "session_id", b"session_id", "upstairs_id", b"upstairs_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/downstairs/v1/region_service.proto\x12\x17stairwell.downstairs.v1\"I\n\x08Geometry\x12\x12\n\nblock_size\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xtent_size\x18\x02 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x03 \x01(\r\"\xce\x02\n\x06Region\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x08geometry\x18\x02 \x01(\x0b\x32!.stairwell.downstairs.v1.Geometry\x12\x11\n\tencrypted\x18\x03 \x01(\x08\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x1b\n\x13promoted_generation\x18\x05 \x01(\x04\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x19\n\x11\x61\x63tive_session_id\x18\x07 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x08 \x01(\r\x12\x1a\n\x12incomplete_extents\x18\t \x01(\r\x12\x14\n\x0cstored_bytes\x18\n \x01(\x04\x12\x17\n\x0f\x66\x61ulted_extents\x18\x0b \x01(\r\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x0f\n\x07written\x18\r \x01(\x08\x12\x0e\n\x06\x63ipher\x18\x0e \x01(\t\"\x12\n\x10GetRegionRequest\"D\n\x11GetRegionResponse\x12/\n\x06region\x18\x01 \x01(\x0b\x32\x1f.stairwell.downstairs.v1.Region\"\x15\n\x13VerifyRegionRequest\")\n\x08\x42\x61\x64\x42lock\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"v\n\x14VerifyRegionResponse\x12\x13\n\x0b\x62locks_read\x18\x01 \x01(\x04\x12\x12\n\nblocks_bad\x18\x02 \x01(\x04\x12\x35\n\nbad_blocks\x18\x03 \x03(\x0b\x32!.stairwell.downstairs.v1.BadBlock2\xe0\x01\n\rRegionService\x12\x62\n\tGetRegion\x12).stairwell.downstairs.v1.GetRegionRequest\x1a*.stairwell.downstairs.v1.GetRegionResponse\x12k\n\x0cVerifyRegion\x12,.stairwell.downstairs.v1.VerifyRegionRequest\x1a-.stairwell.downstairs.v1.VerifyRegionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/downstairs/v1/region_service.proto\x12\x17stairwell.downstairs.v1\"I\n\x08Geometry\x12\x12\n\nblock_size\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xtent_size\x18\x02 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x03 \x01(\r\"\xe1\x02\n\x06Region\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x08geometry\x18\x02 \x01(\x0b\x32!.stairwell.downstairs.v1.Geometry\x12\x11\n\tencrypted\x18\x03 \x01(\x08\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x1b\n\x13promoted_generation\x18\x05 \x01(\x04\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x19\n\x11\x61\x63tive_session_id\x18\x07 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x08 \x01(\r\x12\x1a\n\x12incomplete_extents\x18\t \x01(\r\x12\x14\n\x0cstored_bytes\x18\n \x01(\x04\x12\x17\n\x0f\x66\x61ulted_extents\x18\x0b \x01(\r\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x0f\n\x07written\x18\r \x01(\x08\x12\x0e\n\x06\x63ipher\x18\x0e \x01(\t\x12\x11\n\tkey_check\x18\x0f \x01(\x0c\"\x12\n\x10GetRegionRequest\"D\n\x11GetRegionResponse\x12/\n\x06region\x18\x01 \x01(\x0b\x32\x1f.stairwell.downstairs.v1.Region\"\x15\n\x13VerifyRegionRequest\")\n\x08\x42\x61\x64\x42lock\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"v\n\x14VerifyRegionResponse\x12\x13\n\x0b\x62locks_read\x18\x01 \x01(\x04\x12\x12\n\nblocks_bad\x18\x02 \x01(\x04\x12\x35\n\nbad_blocks\x18\x03 \x03(\x0b\x32!.stairwell.downstairs.v1.BadBlock2\xe0\x01\n\rRegionService\x12\x62\n\tGetRegion\x12).stairwell.downstairs.v1.GetRegionRequest\x1a*.stairwell.downstairs.v1.GetRegionResponse\x12k\n\x0cVerifyRegion\x12,.stairwell.downstairs.v1.VerifyRegionRequest\x1a-.stairwell.downstairs.v1.VerifyRegionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GEOMETRY']._serialized_start=73
   _globals['_GEOMETRY']._serialized_end=146
   _globals['_REGION']._serialized_start=149
-  _globals['_REGION']._serialized_end=483
-  _globals['_GETREGIONREQUEST']._serialized_start=485
-  _globals['_GETREGIONREQUEST']._serialized_end=503
-  _globals['_GETREGIONRESPONSE']._serialized_start=505
-  _globals['_GETREGIONRESPONSE']._serialized_end=573
-  _globals['_VERIFYREGIONREQUEST']._serialized_start=575
-  _globals['_VERIFYREGIONREQUEST']._serialized_end=596
-  _globals['_BADBLOCK']._serialized_start=598
-  _globals['_BADBLOCK']._serialized_end=639
-  _globals['_VERIFYREGIONRESPONSE']._serialized_start=641
-  _globals['_VERIFYREGIONRESPONSE']._serialized_end=759
-  _globals['_REGIONSERVICE']._serialized_start=762
-  _globals['_REGIONSERVICE']._serialized_end=986
+  _globals['_REGION']._serialized_end=502
+  _globals['_GETREGIONREQUEST']._serialized_start=504
+  _globals['_GETREGIONREQUEST']._serialized_end=522
+  _globals['_GETREGIONRESPONSE']._serialized_start=524
+  _globals['_GETREGIONRESPONSE']._serialized_end=592
+  _globals['_VERIFYREGIONREQUEST']._serialized_start=594
+  _globals['_VERIFYREGIONREQUEST']._serialized_end=615
+  _globals['_BADBLOCK']._serialized_start=617
+  _globals['_BADBLOCK']._serialized_end=658
+  _globals['_VERIFYREGIONRESPONSE']._serialized_start=660
+  _globals['_VERIFYREGIONRESPONSE']._serialized_end=778
+  _globals['_REGIONSERVICE']._serialized_start=781
+  _globals['_REGIONSERVICE']._serialized_end=1005
 # @@protoc_insertion_point(module_scope)

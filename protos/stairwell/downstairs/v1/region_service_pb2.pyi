@@ -62,6 +62,7 @@ class Region(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     WRITTEN_FIELD_NUMBER: _builtins.int
     CIPHER_FIELD_NUMBER: _builtins.int
+    KEY_CHECK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     encrypted: _builtins.bool
     read_only: _builtins.bool
@@ -82,6 +83,10 @@ class Region(_message.Message):
     """How the upstairs encrypts the blocks: "aes-256-gcm-siv" or "aes-256-gcm"; empty when it does not.
     Recorded when the region is made.
     """
+    key_check: _builtins.bytes
+    """What the key of the region's owner is recognised by, in GetRegion's answer only: clones carry it
+    along, and a new member's is compared with the others'. Empty until a promotion has named it.
+    """
     @_builtins.property
     def geometry(self) -> Global___Geometry: ...
     def __init__(
@@ -101,10 +106,11 @@ class Region(_message.Message):
         version: _builtins.str = ...,
         written: _builtins.bool = ...,
         cipher: _builtins.str = ...,
+        key_check: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_session_id", b"active_session_id", "cipher", b"cipher", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_session_id", b"active_session_id", "cipher", b"cipher", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "key_check", b"key_check", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

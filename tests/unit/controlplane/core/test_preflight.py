@@ -28,6 +28,7 @@ def judged(
     ciphers: Mapping[str, str] = PLAIN_SIBLINGS,
     *,
     siblings_written: bool = False,
+    key_checks: Mapping[str, bytes] = {},
     **changes: Any,
 ) -> str:
     """The reason of the refusal, empty when there is none."""
@@ -39,6 +40,7 @@ def judged(
             facts=facts,
             siblings=SIBLINGS,
             ciphers=ciphers,
+            key_checks=key_checks,
             siblings_written=siblings_written,
         )
     except StateError as caught:
@@ -87,6 +89,20 @@ def test_all_members_are_encrypted_alike() -> None:
     for unknown in ("rot13", ""):
         strange = replace(facts, cipher=unknown)
         assert judged(strange, {"a:1": unknown}, key="k" * 44) == "TARGET_CIPHER_UNKNOWN"
+
+
+def test_one_that_was_ours_under_another_key() -> None:
+    ours = replace(FACTS, encrypted=True, cipher=AES_256_GCM, owner_id=VOLUME, key_check=b"k" * 16)
+    for checks, reason in (
+        ({}, ""),
+        ({"a:1": b"k" * 16, "b:2": b"k" * 16}, ""),
+        ({"a:1": b""}, ""),
+        ({"a:1": b"k" * 16, "b:2": b"o" * 16}, "TARGET_KEY_MISMATCH"),
+    ):
+        assert judged(ours, {}, key="k" * 44, key_checks=checks) == reason
+    blank = replace(ours, owner_id=None, key_check=b"")
+    assert judged(blank, {}, key="k" * 44, key_checks={"a:1": b"o" * 16}) == ""
+    assert "kkkk" not in repr(ours)
 
 
 def test_read_only_regions_are_shared() -> None:

@@ -33,7 +33,9 @@ def test_a_clone_is_like_its_source_but_for_the_id():
     assert clone_definition("a:1", FACTS, CLONE, Expected()) == replace(SOURCE, id=CLONE)
     sealed = replace(SOURCE, cipher=AES_256_GCM, format_version=2)
     found = clone_definition("a:1", replace(FACTS, definition=sealed), CLONE, Expected())
-    assert found == replace(sealed, id=CLONE)
+    assert found == replace(sealed, id=CLONE, format_version=3)
+    again = replace(FACTS, definition=found)
+    assert clone_definition("a:1", again, SOURCE.id, Expected()) == replace(found, id=SOURCE.id)
     expected = Expected(4096, 256, 8, False)
     assert clone_definition("a:1", FACTS, CLONE, expected) == replace(SOURCE, id=CLONE)
 
@@ -67,6 +69,7 @@ def test_a_source_that_is_not_as_expected_is_refused_with_both_values(expected, 
             replace(FACTS, definition=replace(SOURCE, format_version=FORMAT_VERSION + 1)),
             "FORMAT_VERSION",
         ),
+        (replace(FACTS, definition=replace(SOURCE, format_version=2)), "FORMAT_VERSION"),
     ],
 )
 def test_a_source_that_cannot_be_cloned_is_refused_by_name(facts, reason):

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from downstaird.core.engine import Ownership, RegionDefinition
-from downstaird.core.promotion import Proposal, check_compatible, promoted
+from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from stairlib.model.errors import InvalidRequestError, StateError
 from stairlib.model.geometry import Geometry
 
@@ -111,3 +111,58 @@ def test_a_first_owner_gets_a_blank_region_only():
         promoted(proposal(generation=9), Ownership(None, None, 0), blank=False)
     assert caught.value.reason == "REGION_NOT_BLANK"
     assert "create it anew" in caught.value.message
+
+
+KEY, OTHER = bytes(range(16)), bytes(range(1, 17))
+
+
+@pytest.mark.parametrize(
+    ("current", "asked"),
+    [
+        (Ownership(None, None, 0), proposal(generation=1, key_check=KEY)),
+        (Ownership(A, S, 5, KEY), proposal(session=T, generation=6, key_check=KEY)),
+        (Ownership(A, S, 5, KEY), proposal(generation=5, key_check=KEY)),
+        # From before checks were recorded: at the next promotion, or when the session comes again.
+        (Ownership(A, S, 5), proposal(session=T, generation=6, key_check=KEY)),
+        (Ownership(A, S, 5), proposal(generation=5, key_check=KEY)),
+    ],
+)
+def test_the_first_check_is_recorded_and_the_same_is_accepted(current, asked):
+    wanted = promoted(asked, current, blank=current.owner_id is None)
+    assert wanted == Ownership(A, asked.session_id, asked.generation, KEY)
+
+
+@pytest.mark.parametrize("given", [OTHER, b""])
+@pytest.mark.parametrize("generation", [5, 6])
+def test_another_key_is_refused_whatever_its_generation(given, generation):
+    current = Ownership(A, S, 5, KEY)
+    asked = proposal(generation=generation, key_check=given)
+    for refuse in (
+        lambda: promoted(asked, current, blank=False),
+        lambda: check_key(asked, current),
+    ):
+        with pytest.raises(StateError) as caught:
+            refuse()
+        assert caught.value.reason == "KEY_MISMATCH"
+        assert caught.value.metadata == {"owner_id": str(A)}
+        says = "give that key" if given else "run the same release"
+        assert says in caught.value.message
+        for value in (KEY, OTHER):
+            assert value.hex() not in caught.value.message
+            assert repr(value) not in caught.value.message
+
+
+def test_a_stranger_and_a_latecomer_learn_nothing_of_the_key():
+    current = Ownership(A, S, 5, KEY)
+    for asked, reason in (
+        (proposal(B, generation=9, key_check=OTHER), "REGION_IN_USE"),
+        (proposal(session=T, generation=5, key_check=KEY), "GENERATION_TOO_LOW"),
+    ):
+        with pytest.raises(StateError) as caught:
+            promoted(asked, current, blank=False)
+        assert caught.value.reason == reason
+
+
+def test_a_reader_of_a_region_without_a_check_is_not_asked_for_one():
+    check_key(proposal(key_check=KEY), Ownership(A, S, 5))
+    assert "key_check" not in repr(proposal(key_check=KEY))

@@ -50,7 +50,7 @@ def region(disk):
 
 
 def test_a_new_region_is_empty_and_says_what_it_is(disk) -> None:
-    definition = definition_of(cipher=AES_256_GCM, format_version=2)
+    definition = definition_of(cipher=AES_256_GCM, format_version=3)
     region = Region.create(disk, definition)
     assert region.definition == definition
     assert region.ownership == Ownership(None, None, 0)

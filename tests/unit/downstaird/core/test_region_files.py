@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 import uuid
 
 import pytest
 import xxhash
 
-from downstaird.core import slot_file
 from downstaird.core.engine import Ownership
 from downstaird.core.layout import Layout
 from downstaird.core.region_files import (
@@ -21,6 +21,7 @@ from downstaird.core.region_files import (
     read_definition,
     refuse_existing,
     version_for,
+    versions_of,
     write_definition,
 )
 from downstaird.store.memory import MemoryDisk
@@ -61,14 +62,23 @@ def test_a_definition_comes_back_and_can_be_read_by_hand(disk) -> None:
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-def test_an_encrypted_region_says_how_and_is_of_the_second_version(disk, cipher) -> None:
+def test_an_encrypted_region_says_how_and_is_of_the_third_version(disk, cipher) -> None:
     version = version_for(cipher)
     definition = definition_of(cipher=cipher, format_version=version)
     layout = Layout.for_geometry(definition.geometry)
     write_definition(disk, definition, layout)
     assert read_definition(disk) == (definition, layout)
     fields = json.loads(text_of(disk))
-    assert (fields["format_version"], fields["encrypted"], fields["cipher"]) == (2, True, cipher)
+    assert (fields["format_version"], fields["encrypted"], fields["cipher"]) == (3, True, cipher)
+
+
+def test_an_encrypted_region_of_the_second_version_is_still_read(disk) -> None:
+    definition = definition_of(cipher=AES_256_GCM, format_version=2)
+    layout = Layout.for_geometry(definition.geometry)
+    write_definition(disk, definition, layout)
+    assert read_definition(disk) == (definition, layout)
+    assert list(versions_of(AES_256_GCM)) == [2, 3]
+    assert list(versions_of("")) == [1]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +131,7 @@ def test_a_changed_field_is_damage(disk) -> None:
 
 def test_a_newer_format_is_refused(disk) -> None:
     write_definition(
-        disk, definition_of(format_version=3), Layout.for_geometry(Geometry(512, 16, 4))
+        disk, definition_of(format_version=4), Layout.for_geometry(Geometry(512, 16, 4))
     )
     with pytest.raises(DataError) as newer:
         read_definition(disk)
@@ -132,7 +142,8 @@ def test_ownership_survives_and_is_forgotten_when_given_back(disk) -> None:
     file = disk.open(OWNER_NAME, create=True)
     owner = OwnerFile(file)
     first = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
-    for ownership in (first, Ownership(None, None, 0), first):
+    keyed = Ownership(uuid.uuid4(), uuid.uuid4(), 8, key_check=bytes(range(16)))
+    for ownership in (first, Ownership(None, None, 0), keyed, first, keyed, keyed):
         owner.store(ownership)
         again = OwnerFile(file)
         again.load()
@@ -169,13 +180,43 @@ def test_no_whole_copy_is_damage(disk) -> None:
         OwnerFile(disk.open(OWNER_NAME, create=True)).load()
 
 
-def test_a_newer_slot_is_refused(disk, monkeypatch) -> None:
+def test_the_ownership_of_a_plain_region_is_as_the_first_version_has_it(disk) -> None:
     file = disk.open(OWNER_NAME, create=True)
-    monkeypatch.setattr(slot_file, "VERSION", 2)
-    OwnerFile(file).store(Ownership(None, None, 1))
-    monkeypatch.undo()
-    with pytest.raises(DataError, match="version 2"):
+    owner = OwnerFile(file)
+    kept = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
+    owner.store(kept)
+    body = struct.pack("<IHHQ16s16sQ", 0x4E4F5753, 1, 0, 1, kept.owner_id.bytes,
+                       kept.session_id.bytes, 7)  # fmt: skip
+    checksum = xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+    assert file.pread(512, 4096) == (body + checksum).ljust(512, b"\0")
+
+
+def test_a_torn_store_of_the_first_key_check_leaves_the_ownership_before(disk) -> None:
+    file = disk.open(OWNER_NAME, create=True)
+    owner = OwnerFile(file)
+    kept = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
+    owner.store(kept)
+    owner.store(Ownership(kept.owner_id, kept.session_id, 8, key_check=bytes(range(16))))
+    whole = file.pread(512, 0)
+    for at in range(0, 80, 5):
+        file.pwritev([whole[:at].ljust(512, b"\0")], 0)
+        again = OwnerFile(file)
+        again.load()
+        assert again.ownership == kept
+
+
+def test_a_key_check_is_not_shown() -> None:
+    assert "key_check" not in repr(Ownership(None, None, 1, key_check=bytes(range(16))))
+
+
+@pytest.mark.parametrize("body_bytes", [40, 56])
+def test_a_newer_slot_is_refused(disk, body_bytes) -> None:
+    file = disk.open(OWNER_NAME, create=True)
+    head = struct.pack("<IHHQ", 0x4E4F5753, 3, 0, 1) + bytes(body_bytes)
+    file.pwritev([head + xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")], 0)
+    with pytest.raises(DataError, match="version 3") as refused:
         OwnerFile(file).load()
+    assert refused.value.reason == "FORMAT_VERSION"
 
 
 def test_voids_survive_until_they_are_forgotten(disk) -> None:

@@ -90,6 +90,7 @@ class ModelDownstairs:
         self.read_only = False
         self.owner = ""
         self.promoted: tuple[str, int] = ("", 0)
+        self.key_check = b""
         self.durable: dict[int, Block] = {}
         self.durable_extents = Extents([0] * count, [0] * count, [False] * count)
         self.session: Session | None = None
@@ -118,6 +119,7 @@ class ModelDownstairs:
         self.region_id = region_id
         self.owner = ""
         self.promoted = ("", 0)
+        self.key_check = b""
         self.durable = {}
         self.durable_extents = Extents([0] * count, [0] * count, [False] * count)
         self._restart()
@@ -126,6 +128,7 @@ class ModelDownstairs:
         """What a clone of another daemon's region is: its data, stamps and owner under another
         id."""
         self.owner = other.owner
+        self.key_check = other.key_check
         self.durable = dict(other.durable)
         self.durable_extents = other.durable_extents.copy()
         self._restart()
@@ -158,6 +161,7 @@ class ModelDownstairs:
         region_id: str,
         *,
         read_only: bool = False,
+        key_check: bytes = b"",
     ) -> tuple[str, SessionInfo | None]:
         """(refusal code, info)."""
         if region_id and region_id != self.region_id:
@@ -165,16 +169,21 @@ class ModelDownstairs:
         if read_only != self.read_only:
             return "READ_ONLY_MISMATCH", None
         if read_only:
+            if self.key_check and self.key_check != key_check:
+                return "KEY_MISMATCH", None
             self.end_session()
             return "", self._session_info(owned_before=self.owner == upstairs_id)
         if self.owner and self.owner != upstairs_id:
             return "REGION_IN_USE", None
+        if self.key_check and self.key_check != key_check:
+            return "KEY_MISMATCH", None
         known = self.promoted
         if self.owner and not (generation > known[1] or (session_id, generation) == known):
             return "GENERATION_TOO_LOW", None
         owned_before = bool(self.owner)
         self.owner = upstairs_id
         self.promoted = (session_id, generation)
+        self.key_check = key_check
         self.end_session()
         return "", self._session_info(owned_before=owned_before)
 

@@ -222,6 +222,7 @@ class World:
             effect.generation,
             effect.region_id,
             read_only=config.read_only,
+            key_check=self._key_check(config, server),
         )
         if info is None:
             self.cut(link, f"refused: {code}", code)
@@ -232,6 +233,11 @@ class World:
             self.rng.uniform(0, self.delay),
             lambda: self._if_current(upstairs, link, events.Connected(link.number, info)),
         )
+
+    def _key_check(self, config: UpstairsConfig, server: ModelDownstairs) -> bytes:
+        if config.encryption is None:
+            return b""
+        return config.encryption.key_check(server.owner if config.read_only else config.upstairs_id)
 
     def _if_current(self, upstairs: Upstairs, link: Link, event: events.Event) -> None:
         if upstairs is self.upstairs and not link.cut:

@@ -3,6 +3,7 @@ every way for a block to be wrong."""
 
 from __future__ import annotations
 
+import hmac
 import json
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 
-from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV, CIPHERS
+from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV, CIPHERS, KEY_CHECK_BYTES
 from stairlib.model.context import empty_contexts, mismatches, plain_contexts, written
 from vmmd.upstairs.core.codec import (
     GCM_GENERATION_MAX,
@@ -252,3 +253,19 @@ def test_the_key_is_not_shown() -> None:
     codec = codec_of(AES_256_GCM)
     assert isinstance(codec, AeadCodec)
     assert written(codec.seal(bytes(BLOCK), [(0, 1)], 1)[0]).all()
+
+
+def test_the_key_check_is_of_key_and_owner_and_is_no_key_of_either_suite():
+    def check(key, owner):
+        return Encryption(key, bytes).key_check(owner)
+
+    key, other = bytes(range(32)), bytes(range(1, 33))
+    assert len(check(key, OWNER)) == KEY_CHECK_BYTES
+    assert check(key, OWNER) == check(key, OWNER)
+    assert len({check(key, OWNER), check(other, OWNER), check(key, ""), check(key, "x")}) == 4
+    # As RFC 5869 has it, by hand: another release must come to the same.
+    extracted = hmac.digest(bytes(32), key, "sha256")
+    info = f"stairwell key check {OWNER}".encode() + b"\1"
+    assert check(key, OWNER) == hmac.digest(extracted, info, "sha256")[:KEY_CHECK_BYTES]
+    assert check(key, OWNER) not in (key, owner_key(key, OWNER))
+    assert not owner_key(key, OWNER).startswith(check(key, OWNER))

@@ -8,12 +8,12 @@ import dataclasses
 import pytest
 
 from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV, CIPHERS
-from tests.unit.vmmd.upstairs.world import World
+from tests.unit.vmmd.upstairs.world import UPSTAIRS_ID, World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.codec import GCM_GENERATION_MAX
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 
 
 def active_world(cipher, seed=1):
@@ -194,12 +194,12 @@ def test_a_member_that_serves_a_block_in_another_s_place_is_not_believed(cipher)
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-def test_with_another_key_every_read_fails_and_nothing_is_given_out(cipher):
+def test_with_another_key_no_set_of_before_is_read_and_nothing_is_given_out(cipher):
     world = active_world(cipher)
     world.submit([world.write(0, 8), world.flush()])
     settle(world)
-    world.encryption = World(99, cipher=cipher).encryption
-    world.crash_upstairs()
+    forget_key(world)
+    take_another_key(world)
     world.ask(events.Activate)
     assert world.run_until(world.healthy, 20)
     for offset, length in ((0, 8), (2, 1), (7, 3)):
@@ -208,3 +208,144 @@ def test_with_another_key_every_read_fails_and_nothing_is_given_out(cipher):
     assert "another key" in slot(world, 0).last_error
     # What was never written needs no key.
     assert read_status(world, 10, 4) == (BlockStatus.OK, bytes(4 * 512))
+
+
+# ---- the key check
+
+
+def forget_key(world):
+    """As regions are that were last promoted before key checks were recorded."""
+    for daemon in world.daemons.values():
+        daemon.key_check = b""
+
+
+def take_another_key(world):
+    """The upstairs is started again with the wrong key; what it had is returned."""
+    right, world.encryption = world.encryption, World(99, cipher=world.cipher).encryption
+    world.crash_upstairs()
+    return right
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_another_key_ends_the_activation_and_the_right_one_goes_on(cipher):
+    world = active_world(cipher)
+    world.submit([world.write(0, 8), world.flush()])
+    settle(world)
+    right = take_another_key(world)
+    before = [world.daemons[address].promoted for address in world.targets]
+    key = world.ask(events.Activate)
+    assert world.run_until(lambda: key in world.answers, 5)
+    error = world.answers[key].error
+    assert error.reason == "KEY_MISMATCH"
+    assert error.metadata["target"] in world.targets
+    assert world.upstairs.state is UpstairsState.DISABLED
+    # It is not tried again, and nobody was taken over by it.
+    attempts = len(world.links)
+    assert not world.run_until(lambda: len(world.links) > attempts, 30)
+    assert [world.daemons[address].promoted for address in world.targets] == before
+    world.encryption = right
+    world.crash_upstairs()
+    world.ask(events.Activate)
+    assert world.run_until(world.healthy, 20)
+    world.submit([world.read(0, 8)])
+    settle(world)
+    assert world.counts["read OK"] == 1
+
+
+def test_one_member_of_another_key_is_enough():
+    world = World(7, cipher=AES_256_GCM)
+    world.daemons["d2:1"].owner = UPSTAIRS_ID
+    world.daemons["d2:1"].key_check = b"another key's   "
+    key = world.ask(events.Activate)
+    assert world.run_until(lambda: key in world.answers, 5)
+    assert world.answers[key].error.reason == "KEY_MISMATCH"
+    assert world.answers[key].error.metadata["target"] == "d2:1"
+
+
+def test_regions_of_before_learn_the_key_when_they_are_promoted():
+    world = active_world(AES_256_GCM)
+    forget_key(world)
+    world.crash_upstairs()
+    world.ask(events.Activate)
+    assert world.run_until(world.healthy, 20)
+    checks = {world.daemons[address].key_check for address in world.targets}
+    assert checks == {world.encryption.key_check(UPSTAIRS_ID)}
+
+
+def test_a_running_set_faults_a_member_that_comes_back_with_another_key():
+    world = active_world(AES_256_GCM)
+    world.submit([world.write(0, 8), world.flush()])
+    settle(world)
+    world.crash("d1:1")
+    right, world.daemons["d1:1"].key_check = world.daemons["d1:1"].key_check, b"x" * 16
+    world.start("d1:1")
+    assert world.run_until(lambda: "KEY_MISMATCH" in slot(world, 1).last_error, 10)
+    assert slot(world, 1).mode is SlotMode.FAULTED
+    assert world.upstairs.state is UpstairsState.ACTIVE
+    world.submit([world.write(0, 4), world.read(0, 8), world.flush()])
+    settle(world)
+    assert world.counts == {"write OK": 2, "flush OK": 2, "read OK": 1}
+    # Put right, it is repaired.
+    world.daemons["d1:1"].key_check = right
+    assert world.run_until(world.healthy, 60)
+
+
+def test_a_replacement_of_another_key_is_kept_out():
+    world = active_world(AES_256_GCM)
+    world.daemons["d3:1"].owner = UPSTAIRS_ID
+    world.daemons["d3:1"].key_check = b"x" * 16
+    world.ask(lambda key: events.Replace(key, "d2:1", "d3:1"))
+    assert world.run_until(lambda: "KEY_MISMATCH" in slot(world, 2).last_error, 10)
+    assert slot(world, 2).mode is SlotMode.FAULTED
+    world.submit([world.write(0, 4), world.flush()])
+    settle(world)
+    world.daemons["d3:1"].recreate("region-9")
+    assert world.run_until(world.healthy, 60)
+    assert world.daemons["d3:1"].key_check == world.encryption.key_check(UPSTAIRS_ID)
+
+
+def read_only_world(wrong):
+    """A filled set that is read only from now on; `wrong` members know another key."""
+    world = active_world(AES_256_GCM)
+    world.submit([world.write(0, 8), world.flush()])
+    settle(world)
+    world.ask(events.Deactivate)
+    assert world.run_until(lambda: world.upstairs.state is UpstairsState.INITIALIZING, 10)
+    for address in wrong:
+        world.daemons[address].key_check = b"x" * 16
+    world.restart_read_only()
+    return world
+
+
+def test_a_read_only_set_does_not_fail_for_one_strange_member():
+    world = read_only_world(["d0:1"])
+    key = world.ask(events.Activate)
+    assert world.run_until(lambda: key in world.answers, 10)
+    assert world.answers[key].error is None
+    assert world.run_until(lambda: "KEY_MISMATCH" in slot(world, 0).last_error, 15)
+    assert [slot(world, number).state for number in (1, 2)] == [SlotState.ACTIVE] * 2
+    assert read_status(world, 0, 8)[0] is BlockStatus.OK
+    world.daemons["d0:1"].key_check = world.daemons["d1:1"].key_check
+    assert world.run_until(lambda: slot(world, 0).state is SlotState.ACTIVE, 30)
+
+
+@pytest.mark.parametrize("down", [(), ("d1:1",), ("d1:1", "d2:1")])
+def test_a_read_only_set_fails_when_nobody_takes_its_key(down):
+    world = read_only_world(["d0:1", "d1:1", "d2:1"])
+    for address in down:
+        world.daemons[address].up = False
+    key = world.ask(events.Activate)
+    assert world.run_until(lambda: key in world.answers, 15)
+    assert world.answers[key].error.reason == "KEY_MISMATCH"
+
+
+def test_a_read_only_set_that_serves_does_not_mind_a_strange_member_that_comes_late():
+    world = read_only_world(["d0:1"])
+    world.daemons["d0:1"].up = False
+    world.daemons["d2:1"].up = False
+    key = world.ask(events.Activate)
+    assert world.run_until(lambda: key in world.answers, 10)
+    world.start("d0:1")
+    assert world.run_until(lambda: "KEY_MISMATCH" in slot(world, 0).last_error, 15)
+    assert world.upstairs.state is UpstairsState.ACTIVE
+    assert read_status(world, 0, 8)[0] is BlockStatus.OK
