@@ -129,6 +129,11 @@ class Scrub:
         except _GaveUp as error:
             self._end(ScrubState.FAILED, str(error))
             return False
+        except Exception as error:
+            # Who follows it must not wait for ever.
+            log.exception("scrub stumbled", path=self._path)
+            self._end(ScrubState.FAILED, f"unexpectedly: {error!r}")
+            return False
         self._done = self._overlay.covered
         return True
 

@@ -158,6 +158,19 @@ async def test_a_parent_that_fails_once_is_read_again():
     assert front.values()[0] == 1
 
 
+async def test_what_nobody_foresaw_ends_it_with_its_reason():
+    parent = Store(4, b0=1)
+
+    def bug(_request):
+        raise RuntimeError("a bug in a backend")
+
+    parent.status[BlockOp.READ_OWNED] = bug
+    watched = Watched(Overlay(Store(4), parent))
+    assert not await watched.scrub.run()
+    assert watched.scrub.state is ScrubState.FAILED
+    assert "a bug in a backend" in watched.scrub.status().reason
+
+
 async def test_a_volume_that_may_not_be_written_ends_it():
     watched = Watched(Overlay(Store(4, read_only=True), Store(4, b0=1)))
     assert not await watched.scrub.run()
