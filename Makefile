@@ -32,7 +32,7 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 
 .PHONY: test
 test: setup ## Run the tests that need only Python
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope \
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
 	  --ignore tests/compose --ignore tests/guest $(TEST_FLAGS)
 
 .PHONY: test-compose

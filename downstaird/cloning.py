@@ -163,18 +163,7 @@ class Cloning:
         lane = self._host.lane
         while not lane.free:
             await lane.wait_free()
-        outcome: asyncio.Future[None] = self._loop.create_future()
-
-        def done(error: StairwellError | None) -> None:
-            if outcome.cancelled():
-                return
-            if error is None:
-                outcome.set_result(None)
-            else:
-                outcome.set_exception(error)
-
-        lane.run(begin(), done)
-        await outcome
+        await lane.begun(begin())
 
     async def _check_source(self) -> None:
         """A source that was served for writing for a while, between two copies, gave a mixture."""

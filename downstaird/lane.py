@@ -67,6 +67,21 @@ class Lane:
 
         self._start(work.run, finished)
 
+    def begun(self, work: FlushWork) -> asyncio.Future[None]:
+        """As `run`, for who waits: done with its outcome."""
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: StairwellError | None) -> None:
+            if outcome.cancelled():
+                return
+            if error is None:
+                outcome.set_result(None)
+            else:
+                outcome.set_exception(error)
+
+        self.run(work, done)
+        return outcome
+
     def checkpoint_if_wanted(self) -> None:
         """Begins the next step of a checkpoint when the engine wants one and the lane is free for
         it."""

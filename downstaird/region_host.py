@@ -130,18 +130,8 @@ class RegionHost:
         self.require_no_writer()
         states = self.engine.extent_states()
         number = int(states.flushes.max(initial=0)) + 1
-        outcome: asyncio.Future[None] = self._loop.create_future()
         work = self.engine.begin_flush(number, self.engine.ownership.generation)
-
-        def done(error: Exception | None) -> None:
-            if outcome.cancelled():
-                return
-            if error is None:
-                outcome.set_result(None)
-            else:
-                outcome.set_exception(error)
-
-        self.lane.run(work, done)
+        outcome = self.lane.begun(work)
         # A session that came meanwhile must know that the lane is taken.
         self.changed(free=False)
         await outcome

@@ -11,6 +11,7 @@ from controlplane.cli.plain import enum_word
 from controlplane.cli.render import fields, new_table, percent, volume_word, word
 from controlplane.cli.scrubs import scrubs_table
 from controlplane.cli.units import format_bytes, format_rate
+from stairlib.model.construction import in_parent
 from stairwell.controlplane.v1.disk_service_pb2 import Disk
 from stairwell.vmmd.v1.volume_service_pb2 import (
     RegionInfo,
@@ -78,11 +79,6 @@ def _region_line(region: RegionInfo) -> str:
     notes.append(f"session generation {region.generation}")
     reason = f": {region.reason}" if region.reason else ""
     return ", ".join(notes) + reason
-
-
-def in_parent(path: str) -> bool:
-    """Whether what is at the path serves blocks that the disk has not itself."""
-    return "read_only_parent" in path.split(".")
 
 
 def _sources(sources: Iterable[SourceInfo]) -> Table:

@@ -13,17 +13,17 @@ from dataclasses import replace
 
 from controlplane.core.records import generation, with_generation
 from stairlib.model.construction import (
+    PARENT,
     U64_MAX,
     Construction,
     VolumeSpec,
     children,
+    in_parent,
     join_path,
     walk,
 )
 from stairlib.model.construction_diff import Outcome, compare
 from stairlib.model.errors import NotFoundError, StateError
-
-_PARENT = "read_only_parent"
 
 
 def parents(construction: Construction) -> list[str]:
@@ -37,7 +37,7 @@ def parents(construction: Construction) -> list[str]:
         if isinstance(node, VolumeSpec)
         and node.read_only_parent is not None
         and node.sub_volumes
-        and not _in_parent(path)
+        and not in_parent(path)
     ]
 
 
@@ -93,7 +93,7 @@ def volume_words(path: str) -> str:
 
 def parent_path(path: str) -> str:
     """The path of the parent of the volume at `path`."""
-    return join_path(path, _PARENT)
+    return join_path(path, PARENT)
 
 
 def is_below(region_path: str, parent: str) -> bool:
@@ -113,7 +113,7 @@ def _check(construction: Construction, path: str, disk: str) -> None:
         )
     if not isinstance(node, VolumeSpec) or node.read_only_parent is None:
         reason, text = "NO_PARENT", "has no read-only parent: there is nothing to copy"
-    elif _in_parent(path):
+    elif in_parent(path):
         reason = "IN_PARENT"
         text = "is part of a read-only parent, which is never written; scrub the volume above it"
     elif not node.sub_volumes:
@@ -124,10 +124,6 @@ def _check(construction: Construction, path: str, disk: str) -> None:
     raise StateError(
         f"{volume_words(path)} of disk {disk!r} {text}", reason=reason, disk=disk, path=path
     )
-
-
-def _in_parent(path: str) -> bool:
-    return _PARENT in path.split(".")
 
 
 def _cut(node: Construction, at: str, path: str) -> Construction:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from stairlib.model.construction import (
+    PARENT,
     Construction,
     RegionSpec,
     VolumeSpec,
@@ -191,7 +192,7 @@ def _with_target(
                 )
                 for index, child in enumerate(children)
             )
-            below = join_path(path, "read_only_parent")
+            below = join_path(path, PARENT)
             return replace(
                 node,
                 sub_volumes=changed,

@@ -42,6 +42,8 @@ FLUSH_TIMEOUT_MAX = 31_536_000.0
 # Bytes of a path in UTF-8 (Linux: PATH_MAX), and letters of a URL.
 PATH_BYTES_MAX = 4095
 URL_LENGTH_MAX = 4096
+# The field, and so the step of a path, that leads to a volume's parent.
+PARENT = "read_only_parent"
 U32_MAX = (1 << 32) - 1
 U64_MAX = (1 << 64) - 1
 
@@ -177,6 +179,11 @@ def join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def in_parent(path: str) -> bool:
+    """Whether the node at `path` is a read-only parent or inside one: it is never written."""
+    return PARENT in path.split(".")
+
+
 def children(construction: Construction, path: str = "") -> Iterator[tuple[str, Construction]]:
     """(path, node) of what is directly below a node: sub-volumes in order, then the parent."""
     if not isinstance(construction, VolumeSpec):
@@ -184,7 +191,7 @@ def children(construction: Construction, path: str = "") -> Iterator[tuple[str, 
     for index, child in enumerate(construction.sub_volumes):
         yield join_path(path, f"sub_volumes[{index}]"), child
     if construction.read_only_parent is not None:
-        yield join_path(path, "read_only_parent"), construction.read_only_parent
+        yield join_path(path, PARENT), construction.read_only_parent
 
 
 def walk(construction: Construction, path: str = "") -> Iterator[tuple[str, Construction]]:

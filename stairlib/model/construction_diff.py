@@ -25,6 +25,7 @@ from enum import Enum
 from uuid import UUID
 
 from stairlib.model.construction import (
+    PARENT,
     TARGETS_PER_REGION,
     Construction,
     RegionOptions,
@@ -164,7 +165,7 @@ class _Walk:
         before, after = old.read_only_parent, new.read_only_parent
         if after is None:
             return None
-        at = join_path(path, "read_only_parent")
+        at = join_path(path, PARENT)
         if before is None:
             text = "is new, must stay null: a volume never gains a read-only parent"
             self._refuse(at, "READ_ONLY_PARENT_ADDED", text)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
 from vmmd.upstairs.core.states import SlotState
 
+SECONDS = 30.0
 
-async def submit(upstairs, requests: list[Request]) -> dict[object, Completion]:
+
+async def submit(backend, requests: Sequence[Request]) -> dict[object, Completion]:
+    """{token: completion}; data is copied."""
     found: dict[object, Completion] = {}
     done = asyncio.Event()
 
@@ -20,8 +24,8 @@ async def submit(upstairs, requests: list[Request]) -> dict[object, Completion]:
         if len(found) == len(requests):
             done.set()
 
-    upstairs.submit(requests, take)
-    async with asyncio.timeout(20):
+    backend.submit(requests, take)
+    async with asyncio.timeout(SECONDS):
         await done.wait()
     return found
 
@@ -30,20 +34,25 @@ async def one(upstairs, op, offset=0, length=0, data=None) -> Completion:
     return (await submit(upstairs, [Request(op, 1, offset, length, data)]))[1]
 
 
-async def write(upstairs, offset, data) -> None:
-    done = await one(upstairs, BlockOp.WRITE, offset, len(data) // 4096, data)
+async def ok(upstairs, op, offset=0, length=0, data=None) -> Completion:
+    """As `one`, and it must succeed."""
+    done = await one(upstairs, op, offset, length, data)
     assert done.status is BlockStatus.OK
+    return done
+
+
+async def write(upstairs, offset, data) -> None:
+    await ok(upstairs, BlockOp.WRITE, offset, len(data) // 4096, data)
 
 
 async def read(upstairs, offset, length) -> bytes:
-    done = await one(upstairs, BlockOp.READ, offset, length)
-    assert done.status is BlockStatus.OK
+    done = await ok(upstairs, BlockOp.READ, offset, length)
     assert isinstance(done.data, bytes)
     return done.data
 
 
 async def flush(upstairs) -> None:
-    assert (await one(upstairs, BlockOp.FLUSH)).status is BlockStatus.OK
+    await ok(upstairs, BlockOp.FLUSH)
 
 
 def all_active(upstairs) -> bool:

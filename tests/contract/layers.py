@@ -11,6 +11,7 @@ from stairlib.model.construction import Construction, RegionSpec, VolumeSpec
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet
+from tests.contract.guest_calls import submit
 from vmmd.block.backend import Backend, BlockOp, BlockStatus, Completion, Request
 from vmmd.block.volume import Volume, VolumeStatus
 
@@ -20,20 +21,7 @@ SECONDS = 30.0
 
 async def ask(backend: Backend, *requests: Request) -> dict[object, Completion]:
     """{token: completion}; data is copied."""
-    found: dict[object, Completion] = {}
-    complete = asyncio.Event()
-
-    def done(completions: list[Completion]) -> None:
-        for each in completions:
-            data = None if each.data is None else bytes(each.data)
-            found[each.token] = each._replace(data=data)
-        if len(found) == len(requests):
-            complete.set()
-
-    backend.submit(requests, done)
-    async with asyncio.timeout(SECONDS):
-        await complete.wait()
-    return found
+    return await submit(backend, requests)
 
 
 async def write(

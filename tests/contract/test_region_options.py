@@ -12,7 +12,7 @@ import pytest
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet
-from vmmd.block.backend import BlockOp, BlockStatus, Request
+from tests.contract.guest_calls import flush, read, write
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
 GEOMETRY = Geometry(4096, 64, 8)
@@ -41,19 +41,6 @@ async def volumes(tmp_path):
     tracing.shutdown()
 
 
-async def ask(upstairs, op, offset=0, length=0, data=None) -> bytes | None:
-    done = asyncio.get_running_loop().create_future()
-
-    def take(completions):
-        [completion] = completions
-        assert completion.status is BlockStatus.OK
-        done.set_result(None if completion.data is None else bytes(completion.data))
-
-    upstairs.submit([Request(op, 1, offset, length, data)], take)
-    async with asyncio.timeout(60):
-        return await done
-
-
 async def test_a_lossy_volume_keeps_its_data_right_under_load(volumes):
     upstairs, _ = await volumes(lossy=True)
 
@@ -65,19 +52,19 @@ async def test_a_lossy_volume_keeps_its_data_right_under_load(volumes):
         for turn in range(40):
             at = 8 * rng.randrange(GEOMETRY.block_count // 8) + number
             if at in blocks and rng.random() < 0.5:
-                assert await ask(upstairs, BlockOp.READ, at, 1) == blocks[at]
+                assert await read(upstairs, at, 1) == blocks[at]
                 checked += 1
             else:
                 blocks[at] = rng.randbytes(BLOCK)
-                await ask(upstairs, BlockOp.WRITE, at, 1, blocks[at])
+                await write(upstairs, at, blocks[at])
             if turn % 20 == number:
-                await ask(upstairs, BlockOp.FLUSH)
+                await flush(upstairs)
         for at, data in blocks.items():
-            assert await ask(upstairs, BlockOp.READ, at, 1) == data
+            assert await read(upstairs, at, 1) == data
         return checked
 
     assert all(await asyncio.gather(*(worker(number) for number in range(8))))
-    await ask(upstairs, BlockOp.FLUSH)
+    await flush(upstairs)
     result = await upstairs.verify(read_data=True)
     assert result.equal
     assert result.members_compared == 3
@@ -111,7 +98,7 @@ async def test_the_automatic_flush_comes_when_the_request_says(volumes):
     loop = asyncio.get_running_loop()
     began = loop.time()
     for upstairs, _ in made:
-        await ask(upstairs, BlockOp.WRITE, 5, 1, random.Random(1).randbytes(BLOCK))
+        await write(upstairs, 5, random.Random(1).randbytes(BLOCK))
     times = await asyncio.gather(*(flushed(daemons) for _, daemons in made))
     for at, seconds in zip(times, wanted.values(), strict=True):
         assert at - began >= seconds
@@ -120,6 +107,6 @@ async def test_the_automatic_flush_comes_when_the_request_says(volumes):
 
 async def test_a_control_address_is_taken_and_not_served(volumes, unused_tcp_port):
     upstairs, _ = await volumes(control=f"127.0.0.1:{unused_tcp_port}")
-    await ask(upstairs, BlockOp.WRITE, 5, 1, bytes(BLOCK))
+    await write(upstairs, 5, bytes(BLOCK))
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", unused_tcp_port)

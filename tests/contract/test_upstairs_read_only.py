@@ -17,7 +17,8 @@ from stairlib.model.errors import UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
-from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
+from tests.contract.guest_calls import one, submit
+from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core.states import SlotMode, SlotState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
@@ -55,28 +56,6 @@ async def make(daemons, tracing):
     yield build
     for upstairs in made:
         await upstairs.close()
-
-
-async def submit(upstairs, requests: list[Request]) -> dict[object, Completion]:
-    found: dict[object, Completion] = {}
-    done = asyncio.Event()
-
-    def take(completions):
-        for completion in completions:
-            data = completion.data
-            kept = completion._replace(data=None if data is None else bytes(data))
-            found[completion.token] = kept
-        if len(found) == len(requests):
-            done.set()
-
-    upstairs.submit(requests, take)
-    async with asyncio.timeout(30):
-        await done.wait()
-    return found
-
-
-async def one(upstairs, op, offset=0, length=0, data=None) -> Completion:
-    return (await submit(upstairs, [Request(op, 1, offset, length, data)]))[1]
 
 
 async def fill(make, daemons, *, restart=True) -> bytes:

@@ -45,6 +45,13 @@ async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
         yield made
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unchanged(cluster: Cluster) -> AsyncIterator[Volume]:
+    """For tests that leave it as it was."""
+    async with fresh_volume(cluster) as made:
+        yield made
+
+
 async def told(
     volume: Volume, original: dict[str, Any], replacement: dict[str, Any]
 ) -> pb.ReplaceVcrResponse:
@@ -80,36 +87,42 @@ async def test_started_then_started_already_then_completed_already(volume: Volum
     await volume.read_back()
 
 
-async def test_a_generation_alone_matches_and_changes_nothing(volume: Volume) -> None:
-    answer = await told(volume, volume.vcr(1, volume.targets), volume.vcr(5, volume.targets))
+async def test_a_generation_alone_matches_and_changes_nothing(unchanged: Volume) -> None:
+    answer = await told(
+        unchanged, unchanged.vcr(1, unchanged.targets), unchanged.vcr(5, unchanged.targets)
+    )
     assert answer.result == pb.VCR_REPLACE_RESULT_VCR_MATCHES
-    slots = (await volume.info()).volume.regions[0].slots
-    assert [slot.address for slot in slots] == volume.targets
+    slots = (await unchanged.info()).volume.regions[0].slots
+    assert [slot.address for slot in slots] == unchanged.targets
 
 
-async def test_no_difference_and_two_differences_are_refused(volume: Volume) -> None:
-    same = volume.vcr(1, volume.targets)
-    two = volume.vcr(2, [volume.targets[0], NOBODY, volume.spare.address])
+async def test_no_difference_and_two_differences_are_refused(unchanged: Volume) -> None:
+    same = unchanged.vcr(1, unchanged.targets)
+    two = unchanged.vcr(2, [unchanged.targets[0], NOBODY, unchanged.spare.address])
     for replacement, reason in ((same, "NO_DIFFERENCE"), (two, "TWO_TARGETS_CHANGED")):
         with pytest.raises(InvalidRequestError) as caught:
-            await told(volume, same, replacement)
+            await told(unchanged, same, replacement)
         assert reason in [violation.reason for violation in caught.value.violations]
 
 
-async def test_an_old_target_that_is_no_member_is_missing(volume: Volume) -> None:
-    strange = [NOBODY, *volume.targets[1:]]
+async def test_an_old_target_that_is_no_member_is_missing(unchanged: Volume) -> None:
+    strange = [NOBODY, *unchanged.targets[1:]]
     with pytest.raises(NotFoundError, match=NOBODY) as caught:
         await told(
-            volume, volume.vcr(1, strange), volume.vcr(2, ["127.0.0.1:2", *volume.targets[1:]])
+            unchanged,
+            unchanged.vcr(1, strange),
+            unchanged.vcr(2, ["127.0.0.1:2", *unchanged.targets[1:]]),
         )
     assert caught.value.reason == "TARGET_NOT_FOUND"
 
 
-async def test_a_new_target_that_is_a_member_is_in_use(volume: Volume) -> None:
-    first, second, third = volume.targets
+async def test_a_new_target_that_is_a_member_is_in_use(unchanged: Volume) -> None:
+    first, second, third = unchanged.targets
     for replacement in ([second, second, third], [first, third, third]):
         with pytest.raises(StateError, match="not in use") as caught:
-            await told(volume, volume.vcr(1, volume.targets), volume.vcr(2, replacement))
+            await told(
+                unchanged, unchanged.vcr(1, unchanged.targets), unchanged.vcr(2, replacement)
+            )
         assert caught.value.reason == "TARGET_IN_USE"
 
 

@@ -55,6 +55,7 @@ class Overlay:
         self.failed_flushes = 0
         self.covered = min(front.info.block_count, parent.info.block_count)
         self._parent: Backend | None = parent
+        self._failure_owed = False
         self._layered = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -81,20 +82,21 @@ class Overlay:
     def submit(self, batch: Sequence[Request], done: Done) -> None:
         """As `Backend.submit`."""
         parent = self._parent
-        if parent is None:
+        if parent is None and not self._failure_owed:
             self.front.submit(batch, done)
             return
+        covered = self.covered if parent is not None else 0
         own: list[Request] = []
         flushes: list[Request] = []
         layered: list[Request] = []
         refused: list[Completion] = []
         for request in batch:
             op, token, offset, length, _data = request
-            if op in READS and offset < self.covered:
+            if op in READS and offset < covered:
                 layered.append(Request(BlockOp.READ_OWNED, request, offset, length))
             elif op is BlockOp.FLUSH:
                 flushes.append(request)
-            elif op is BlockOp.DISCARD:
+            elif op is BlockOp.DISCARD and parent is not None:
                 refused.append(Completion(token, BlockStatus.UNSUPPORTED))
             else:
                 own.append(request)
@@ -102,14 +104,28 @@ class Overlay:
             self.front.submit(own, done)
         if flushes:
             self.front.submit(flushes, lambda found: self._flushed(found, done))
-        if layered:
+        if parent is not None and layered:
             self._layered += len(layered)
             self._idle.clear()
             self.front.submit(layered, lambda found: self._front_read(parent, found, done))
         if refused:
             done(refused)
 
+    def submit_flush(self, batch: Sequence[Request], done: Done) -> None:
+        """A flush of the front that no guest asked for. A front tells once that acknowledged writes
+        are gone; when it may have told here, the next flush of the guest's fails as well."""
+
+        def flushed(found: list[Completion]) -> None:
+            if any(each.status is not BlockStatus.OK for each in found):
+                self._failure_owed = True
+            done(found)
+
+        self.front.submit(batch, flushed)
+
     def _flushed(self, found: list[Completion], done: Done) -> None:
+        if self._failure_owed:
+            self._failure_owed = False
+            found = [Completion(each.token, BlockStatus.FAILED) for each in found]
         self.failed_flushes += sum(each.status is not BlockStatus.OK for each in found)
         done(found)
 

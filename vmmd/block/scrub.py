@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stairlib.telemetry.logs import get_logger
-from vmmd.block.backend import Backend, BlockOp, BlockStatus, Completion, Request
+from vmmd.block.backend import Backend, BlockOp, BlockStatus, Completion, Done, Request
 from vmmd.block.overlay import Overlay
 from vmmd.block.pieces import TRANSFER_PIECE_BYTES
 
@@ -129,6 +129,11 @@ class Scrub:
         except _GaveUp as error:
             self._end(ScrubState.FAILED, str(error))
             return False
+        except Exception as error:
+            # Who follows it must not wait for ever.
+            log.exception("scrub stumbled", path=self._path)
+            self._end(ScrubState.FAILED, f"unexpectedly: {error!r}")
+            return False
         self._done = self._overlay.covered
         return True
 
@@ -161,7 +166,7 @@ class Scrub:
             self._changed()
             if moved:
                 await self._pace(began, moved)
-        [flush] = await _submitted(overlay.front, [Request(BlockOp.FLUSH, None)])
+        [flush] = await _submitted(overlay.submit_flush, [Request(BlockOp.FLUSH, None)])
         return flush.status is BlockStatus.OK and overlay.failed_flushes == failed_before
 
     async def _copy(self, first: int, count: int) -> int:
@@ -201,7 +206,7 @@ class Scrub:
         delay = RETRY_FIRST_SECONDS
         for attempt in range(PARENT_TRIES):
             request = Request(BlockOp.READ_OWNED, None, first, count)
-            [read] = await _submitted(self._parent, [request])
+            [read] = await _submitted(self._parent.submit, [request])
             if read.status is BlockStatus.OK:
                 return read
             if read.status in _FINAL or attempt + 1 == PARENT_TRIES:
@@ -217,7 +222,7 @@ class Scrub:
         """Until all have succeeded."""
         delay = RETRY_FIRST_SECONDS
         while True:
-            found = await _submitted(self._overlay.front, requests)
+            found = await _submitted(self._overlay.front.submit, requests)
             bad = [n for n, c in enumerate(found) if c.status is not BlockStatus.OK]
             if not bad:
                 self._waits("")
@@ -258,7 +263,9 @@ def _runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(begin, end) for begin, end in pairs]
 
 
-async def _submitted(backend: Backend, requests: Sequence[Request]) -> list[Completion]:
+async def _submitted(
+    submit: Callable[[Sequence[Request], Done], None], requests: Sequence[Request]
+) -> list[Completion]:
     """The completions in the order of the requests, with data of their own."""
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     found: dict[int, Completion] = {}
@@ -273,6 +280,6 @@ async def _submitted(backend: Backend, requests: Sequence[Request]) -> list[Comp
             answer.set_result(None)
 
     numbered = [request._replace(token=index) for index, request in enumerate(requests)]
-    backend.submit(numbered, done)
+    submit(numbered, done)
     await answer
     return [found[index] for index in range(len(requests))]

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stairlib.model.construction import (
+    PARENT,
     Construction,
     FileSpec,
     RegionSpec,
@@ -38,8 +39,6 @@ from vmmd.upstairs.shell.runner import RegionUpstairs
 
 if TYPE_CHECKING:
     from vmmd.block.url import UrlBackend
-
-PARENT = "read_only_parent"
 
 
 @dataclass(slots=True)

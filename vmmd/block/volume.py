@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
-from stairlib.model.construction import Construction, volume_id
+from stairlib.model.construction import PARENT, Construction, in_parent, join_path, volume_id
 from stairlib.model.errors import NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
@@ -28,7 +28,7 @@ from vmmd.block.backend import (
     Request,
 )
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
-from vmmd.block.tree import PARENT, Tree, build
+from vmmd.block.tree import Tree, build
 from vmmd.upstairs.core.events import Replacement, ReplaceResult
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
@@ -256,7 +256,7 @@ class Volume:
             raise NotFoundError(
                 "parent", path, f"{where} has no read_only_parent: there is nothing to copy"
             )
-        if self._read_only or overlay.front.info.read_only or PARENT in path.split("."):
+        if self._read_only or overlay.front.info.read_only or in_parent(path):
             raise StateError(
                 "a volume that is opened read-only is not filled from its parent",
                 reason="SCRUB_READ_ONLY",
@@ -292,7 +292,7 @@ class Volume:
     async def _let_go(self, path: str) -> None:
         """Drops the parent of the volume at `path`, whose blocks are all in it."""
         await self._tree.overlays[path].drop_parent()
-        parts = self._tree.below(f"{path}.{PARENT}" if path else PARENT)
+        parts = self._tree.below(join_path(path, PARENT))
         self._note_peers()
         self._tree.remove(parts)
         del self._tree.overlays[path]

@@ -20,7 +20,8 @@ from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import FrameKind, encode, pack_op
 from tests.certificates import EXPIRED, SLOT_NAMES
 from tests.contract.downstairs_set import until
-from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
+from tests.contract.guest_calls import ok
+from vmmd.block.backend import BlockOp
 from vmmd.machine.process import MachineHost
 from vmmd.upstairs.core.events import ReplaceResult
 from vmmd.upstairs.core.states import SlotState, UpstairsState
@@ -57,29 +58,14 @@ def servers(authority, *names):
     ]
 
 
-async def one(upstairs, op, offset=0, length=0, data=None) -> Completion:
-    done = asyncio.get_running_loop().create_future()
-
-    def take(completions):
-        [completion] = completions
-        kept = None if completion.data is None else bytes(completion.data)
-        done.set_result(completion._replace(data=kept))
-
-    upstairs.submit([Request(op, 1, offset, length, data)], take)
-    async with asyncio.timeout(20):
-        completion = await done
-    assert completion.status is BlockStatus.OK
-    return completion
-
-
 async def write_and_read(upstairs, seed=1):
     """Small and large, with a flush and a comparison of the members."""
     data = random.Random(seed).randbytes(400 * 4096)
-    await one(upstairs, BlockOp.WRITE, 3, 400, data)
-    await one(upstairs, BlockOp.WRITE, 7, 1, data[:4096])
+    await ok(upstairs, BlockOp.WRITE, 3, 400, data)
+    await ok(upstairs, BlockOp.WRITE, 7, 1, data[:4096])
     expected = data[: 4 * 4096] + data[:4096] + data[5 * 4096 :]
-    assert (await one(upstairs, BlockOp.READ, 3, 400)).data == expected
-    await one(upstairs, BlockOp.FLUSH)
+    assert (await ok(upstairs, BlockOp.READ, 3, 400)).data == expected
+    await ok(upstairs, BlockOp.FLUSH)
     result = await upstairs.verify(read_data=True)
     assert result.equal
     assert (result.members_compared, result.bad_blocks) == (3, 0)
@@ -138,7 +124,7 @@ async def test_a_member_that_was_away_comes_back_over_tls(serve, make, authority
     await upstairs.activate(timeout_seconds=10)
     await daemons.stop(1)
     await until(lambda: upstairs.status().slots[1].state is not SlotState.ACTIVE)
-    await one(upstairs, BlockOp.WRITE, 0, 8, random.Random(2).randbytes(8 * 4096))
+    await ok(upstairs, BlockOp.WRITE, 0, 8, random.Random(2).randbytes(8 * 4096))
     await daemons.start(1)
     await until(lambda: all(s.state is SlotState.ACTIVE for s in upstairs.status().slots))
     await write_and_read(upstairs, 3)
@@ -157,7 +143,7 @@ async def test_a_read_only_set_is_read_over_tls(serve, make, authority, client):
     reading = make(daemons, client)
     await reading.activate(timeout_seconds=10)
     data = random.Random(1).randbytes(400 * 4096)
-    assert (await one(reading, BlockOp.READ, 100, 64)).data == data[97 * 4096 : 161 * 4096]
+    assert (await ok(reading, BlockOp.READ, 100, 64)).data == data[97 * 4096 : 161 * 4096]
 
 
 @pytest.mark.parametrize("names", [(), (HOST,)], ids=["slots", "host"])
@@ -175,7 +161,7 @@ async def test_a_member_is_replaced_and_repaired_over_tls(serve, make, authority
     await daemons.stop(1)
     await until(lambda: [s.state for s in upstairs.status().slots].count(SlotState.ACTIVE) == 1)
     data = random.Random(1).randbytes(400 * 4096)
-    assert (await one(upstairs, BlockOp.READ, 100, 64)).data == data[97 * 4096 : 161 * 4096]
+    assert (await ok(upstairs, BlockOp.READ, 100, 64)).data == data[97 * 4096 : 161 * 4096]
 
 
 async def test_a_certificate_for_another_slot_is_refused(serve, make, authority, client):

@@ -46,6 +46,25 @@ def test_it_is_no_region_before_it_is_published():
     found.close()
 
 
+def test_publishing_ends_with_the_name_made_durable():
+    """The disk in memory does not lose names in a power cut; so the order is looked at."""
+    calls = []
+
+    class Recording(MemoryDisk):
+        def rename(self, old, new):
+            super().rename(old, new)
+            calls.append("rename")
+
+        def sync_directory(self):
+            calls.append("sync_directory")
+
+    disk = UnfinishedDisk(Recording())
+    Region.create(disk, DEFINITION).close()
+    calls.clear()
+    disk.publish()
+    assert calls == ["rename", "sync_directory"]
+
+
 def test_a_published_one_is_not_made_anew():
     memory = MemoryDisk()
     disk = UnfinishedDisk(memory)

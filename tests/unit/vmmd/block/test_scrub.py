@@ -7,9 +7,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from tests.unit.vmmd.block.stores import SIZE, Store, read, write
+from tests.unit.vmmd.block.stores import SIZE, Store, read, submit, write
 from vmmd.block import scrub as scrub_module
-from vmmd.block.backend import BlockOp, BlockStatus
+from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.block.overlay import Overlay
 from vmmd.block.scrub import Scrub, ScrubState
 
@@ -158,6 +158,19 @@ async def test_a_parent_that_fails_once_is_read_again():
     assert front.values()[0] == 1
 
 
+async def test_what_nobody_foresaw_ends_it_with_its_reason():
+    parent = Store(4, b0=1)
+
+    def bug(_request):
+        raise RuntimeError("a bug in a backend")
+
+    parent.status[BlockOp.READ_OWNED] = bug
+    watched = Watched(Overlay(Store(4), parent))
+    assert not await watched.scrub.run()
+    assert watched.scrub.state is ScrubState.FAILED
+    assert "a bug in a backend" in watched.scrub.status().reason
+
+
 async def test_a_volume_that_may_not_be_written_ends_it():
     watched = Watched(Overlay(Store(4, read_only=True), Store(4, b0=1)))
     assert not await watched.scrub.run()
@@ -181,9 +194,6 @@ async def test_after_a_failed_flush_everything_is_looked_at_again(whose):
     def guest_flush_fails(request):
         if request.offset >= MIB_BLOCKS:
             front.status[BlockOp.FLUSH] = lose
-            from tests.unit.vmmd.block.stores import submit
-            from vmmd.block.backend import Request
-
             submit(overlay, Request(BlockOp.FLUSH, "guest"))
         return BlockStatus.OK
 
@@ -193,6 +203,26 @@ async def test_after_a_failed_flush_everything_is_looked_at_again(whose):
         front.status[BlockOp.WRITE_UNWRITTEN] = guest_flush_fails
     await filled(overlay)
     assert (front.values()[0], front.values()[MIB_BLOCKS]) == (5, 6)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+async def test_a_guest_hears_of_the_failed_flush_that_the_scrub_was_told_of(dropped):
+    """The upstairs tells once that acknowledged writes are gone: it must not be the scrub alone."""
+    front, parent = Store(4), Store(4, b0=5)
+    overlay = Overlay(front, parent)
+
+    def once(_request):
+        front.status.clear()
+        return BlockStatus.FAILED
+
+    front.status[BlockOp.FLUSH] = once
+    await filled(overlay)
+    if dropped:
+        await overlay.drop_parent()
+    batch = [Request(BlockOp.READ, "read", 0, 1), Request(BlockOp.FLUSH, "flush")]
+    found = [submit(overlay, *batch) for _time in range(2)]
+    assert [each["flush"].status for each in found] == [BlockStatus.FAILED, BlockStatus.OK]
+    assert [each["read"].data[0] for each in found] == [5, 5]
 
 
 async def test_the_rate_is_kept_and_can_be_changed():

@@ -274,16 +274,21 @@ def test_a_member_is_replaced_by_a_copy_without_filling_it(active):
     read_all(active)
 
 
-@pytest.mark.parametrize("what", ["blank", "newer"])
-def test_a_replacement_that_holds_other_data_does_not_serve(active, what):
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [("blank", "MEMBER_OUTDATED"), ("newer", "MEMBER_DIFFERS"), ("torn", "MEMBER_NOT_WHOLE")],
+)
+def test_a_replacement_that_holds_other_data_does_not_serve(active, what, code):
     spare = active.daemons["d3:1"]
-    if what == "newer":
+    if what != "blank":
         spare.copy_of(active.daemons["d0:1"])
-        spare.durable_extents.generation[1] += 5
+        if what == "newer":
+            spare.durable_extents.generation[1] += 5
+        else:
+            spare.durable_extents.incomplete[1] = True
         spare.crash()
         spare.up = True
     replace(active, "d1:1", "d3:1")
-    code = "MEMBER_OUTDATED" if what == "blank" else "MEMBER_DIFFERS"
     assert active.run_until(lambda: code in slot(active, 1).last_error, 5)
     # The one that is to leave serves on until its successor can.
     assert slot(active, 1).departing_address == "d1:1"
