@@ -8,19 +8,17 @@ runs other seeds."""
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
 from stairlib.model.context import plain_contexts
+from tests.property.seeded import first_seeds, run_seeds
 from tests.unit.vmmd.upstairs.model_downstairs import Extents, ModelDownstairs
 from tests.unit.vmmd.upstairs.world import UPSTAIRS_ID, World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 
-FIRST, COUNT = map(int, os.environ.get("STAIRWELL_SEEDS", "0:300").split(":"))
 SEEDS_PER_TEST = 50
 
 Kept = tuple[dict, Extents]
@@ -255,18 +253,6 @@ def stamps_of(daemon: ModelDownstairs) -> list[tuple[int, int]]:
     return list(zip(extents.generation, extents.flush, strict=True))
 
 
-def run(seed: int) -> Run:
-    """One run; a failure names its seed."""
-    one = Run(seed)
-    try:
-        one.go()
-    except Exception as error:
-        tail = "\n".join(one.world.trace[-60:])
-        raise AssertionError(f"seed {seed}: {error!r}\n{tail}") from error
-    return one
-
-
-@pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, SEEDS_PER_TEST))
+@pytest.mark.parametrize("first", first_seeds(SEEDS_PER_TEST))
 def test_random_runs_serve_the_newest_data_alone(first: int) -> None:
-    for seed in range(first, min(first + SEEDS_PER_TEST, FIRST + COUNT)):
-        run(seed)
+    run_seeds(Run, first, SEEDS_PER_TEST)

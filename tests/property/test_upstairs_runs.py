@@ -11,19 +11,18 @@ and of the upstairs. STAIRWELL_SEEDS=first:count runs other seeds."""
 from __future__ import annotations
 
 import itertools
-import os
 import random
 
 import pytest
 
 from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV
 from stairlib.model.geometry import Geometry
+from tests.property.seeded import first_seeds, run_seeds
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import Request
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.states import UpstairsState
 
-FIRST, COUNT = map(int, os.environ.get("STAIRWELL_SEEDS", "0:300").split(":"))
 SEEDS_PER_TEST = 25
 # Every third world has a slow network and a larger region: faults then hit the middle of repairs.
 SLOW_EVERY = 3
@@ -241,18 +240,6 @@ class Run:
         assert not any(any(m.durable_extents.incomplete) for m in members)
 
 
-def run(seed: int) -> Run:
-    """One run; a failure names its seed."""
-    one = Run(seed)
-    try:
-        one.go()
-    except Exception as error:
-        tail = "\n".join(one.world.trace[-60:])
-        raise AssertionError(f"seed {seed}: {error!r}\n{tail}") from error
-    return one
-
-
-@pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, SEEDS_PER_TEST))
+@pytest.mark.parametrize("first", first_seeds(SEEDS_PER_TEST))
 def test_random_runs_keep_every_flushed_write(first: int) -> None:
-    for seed in range(first, min(first + SEEDS_PER_TEST, FIRST + COUNT)):
-        run(seed)
+    run_seeds(Run, first, SEEDS_PER_TEST)

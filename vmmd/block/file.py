@@ -128,6 +128,7 @@ class FileBackend:
             if op in READS:
                 content = os.pread(self._descriptor, size, start)
                 if len(content) != size:
+                    self._note(f"READ at byte {start}: the file is shorter than it was")
                     return Completion(token, BlockStatus.FAILED)
                 if op is BlockOp.READ:
                     return Completion(token, BlockStatus.OK, content)
@@ -141,10 +142,13 @@ class FileBackend:
             else:
                 return Completion(token, _punch_hole(self._descriptor, start, size))
         except OSError as error:
-            self.failed += 1
-            self.last_error = f"{op.name} at byte {start}: {error.strerror}"
+            self._note(f"{op.name} at byte {start}: {error.strerror}")
             return Completion(token, BlockStatus.FAILED)
         return Completion(token, BlockStatus.OK)
+
+    def _note(self, error: str) -> None:
+        self.failed += 1
+        self.last_error = error
 
 
 def _check_block_size(block_size: int) -> None:

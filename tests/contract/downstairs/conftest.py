@@ -322,8 +322,7 @@ def upstairs():
 
 
 def pytest_asyncio_loop_factories(config, item):
-    """The daemon runs on uvloop; asyncio's own loop is stricter in places, so both are tried, but
-    not by modules that look at something else and say ONE_LOOP."""
-    if getattr(item.module, "ONE_LOOP", False):
+    """The daemon runs on uvloop; asyncio's own loop is stricter in places, so both are tried."""
+    if hasattr(item.module, "ONE_LOOP"):
         return {"uvloop": uvloop.new_event_loop}
     return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}

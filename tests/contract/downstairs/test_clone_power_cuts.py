@@ -25,7 +25,7 @@ from stairlib.telemetry.tracing import Tracing
 GEOMETRY = Geometry(block_size=4096, blocks_per_extent=128, extent_count=6)
 OWNER = uuid.UUID(int=5)
 CUTS = 25
-# What is durable when does not depend on the loop.
+# For `conftest`: what is durable when does not depend on the loop.
 ONE_LOOP = True
 
 

@@ -116,6 +116,7 @@ async def test_a_file_cut_short_fails_reads_only(tmp_path: Path) -> None:
     os.truncate(path, 600)
     done = await run(backend, Request(BlockOp.READ, 0, 0, 1), Request(BlockOp.READ, 1, 1, 1))
     assert [done[n].status for n in (0, 1)] == [BlockStatus.OK, BlockStatus.FAILED]
+    assert (backend.failed, "shorter" in backend.last_error) == (1, True)
     backend.close()
 
 
