@@ -258,6 +258,13 @@ class MemoryDisk:
         if self.fail_sync(name):
             raise data_error("sync", f"{self._name}/{name}", 0, OSError(errno.EIO, "EIO"))
 
+    def rot(self, name: str, offset: int) -> None:
+        """Flips a bit of the byte at `offset`, on the medium and as reads see it."""
+        node = self._nodes[name]
+        for content in (node.now, node.durable):
+            if offset < content.size:
+                content.write(offset, bytes([content.read(offset, 1)[0] ^ 1]))
+
     def image(self, survives: Callable[[str, int], bool]) -> MemoryDisk:
         """The disk after a power cut: synced sectors, and those unsynced ones for which
         `survives(file, sector)`."""
