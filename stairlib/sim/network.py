@@ -179,11 +179,8 @@ class Connection:
     def _reset(self, other: End, reason: str) -> None:
         """An abort arrives: at once if the way is open, by silence if it is not."""
         out = self._back if other is self.client else self._there
-        into = self._there if out is self._back else self._back
-        if into.way.blocked:
-            return
-        out.end()
-        other.give_up(reason)
+        if not out.way.blocked:
+            other.give_up(reason)
 
     def over(self, end: End) -> None:
         """One end has given up."""
@@ -311,8 +308,8 @@ class Network:
             stream.opened()
         for connection in list(self._connections):
             for end, other in (connection.ends, connection.ends[::-1]):
-                gone = end.host == target and end.open and other.host == source and not other.open
-                if gone and source not in self._dark:
+                between = {end.host, other.host} == {source, target}
+                if between and end.open and not other.open and other.host not in self._dark:
                     self.schedule.later(
                         self.chance.uniform(0, 5.0), end.give_up, "connection reset"
                     )

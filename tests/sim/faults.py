@@ -192,8 +192,9 @@ class Faults:
         return True
 
     def _restart(self, daemon: Daemon) -> None:
-        daemon.kill(power=False)
-        daemon.start()
+        if daemon.ill:
+            daemon.kill(power=False)
+            daemon.start()
 
     def rot(self) -> bool:
         """A bit of a member's data rots; somebody replaces the member later."""

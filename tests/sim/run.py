@@ -26,6 +26,8 @@ PACES = (0.0005, 0.005, 0.05, 0.4)
 TURNS_MAX = 600
 # Faults have ended by then: the longest lasts 30 s, and reconnecting may be put off by 10 s.
 HEAL_SECONDS = 900.0
+# An end whose peer is back hears of it at its next ping.
+PING_SECONDS = 6.0
 RETRY_SECONDS = 5.0
 
 
@@ -130,6 +132,7 @@ class Run:
         for daemon in world.daemons.values():
             daemon.start()
         self._retry()
+        world.schedule.run(PING_SECONDS)
         if not world.schedule.run_until(self._well, HEAL_SECONDS):
             slots = [(s.address, s.state.name, s.last_error) for s in world.machine.status.slots]
             newest = world.control.store.newest
