@@ -51,6 +51,7 @@ class Run:
         self._hostility = chance.choice(HOSTILITY)
         self._replace_at = chance.randrange(5, 150)
         self._again = chance.choice((0.0, 0.02))
+        self._late_at = 0.0
 
     def go(self) -> None:
         """ViolationError, or whatever the code raised, when something is wrong."""
@@ -63,7 +64,20 @@ class Run:
             if self._enough():
                 break
         self._heal()
+        self._make_up()
         self._look()
+
+    def _make_up(self) -> None:
+        """What there was too little of while the faults went on: requests, and a replacement under
+        load."""
+        world = self.world
+        while not (self._enough() and self._well()):
+            world.guest.batch()
+            if not world.counts["replacements"]:
+                self._replace()
+            world.schedule.run(world.chance.choice(PACES))
+            if world.schedule.now > self._late_at:
+                world.fail("a replacement without faults did not end")
 
     def _enough(self) -> bool:
         world = self.world
@@ -132,6 +146,7 @@ class Run:
         for daemon in world.daemons.values():
             daemon.start()
         self._retry()
+        self._late_at = world.schedule.now + 2 * HEAL_SECONDS
         world.schedule.run(PING_SECONDS)
         if not world.schedule.run_until(self._well, HEAL_SECONDS):
             slots = [(s.address, s.state.name, s.last_error) for s in world.machine.status.slots]
