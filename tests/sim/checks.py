@@ -58,6 +58,14 @@ class Checks:
         if len(good) < needed:
             world.fail(f"{when}, {len(good)} members have it all, not {needed}: {problems}")
 
+    def stands_alone(self, daemon: Daemon) -> bool:
+        """Whether the other members could be filled from this one's medium. A blank region is not
+        believed beside one that is being filled."""
+        region = daemon.durable()
+        written = bool(region.extent_states().generations.any())
+        region.close()
+        return written and not self.missing(daemon)
+
     def missing(self, daemon: Daemon) -> str:
         """Why the daemon's medium does not hold all that was flushed; empty when it does."""
         try:

@@ -181,8 +181,12 @@ class Guest:
     def read(self, offset: int, length: int) -> Request:
         """A read that is checked against what may be there."""
         blocks = range(offset, offset + length)
-        # From here on: what it may have now, and whatever is written until the read ends.
-        before = [b.versions[-1] if b.exact else None for b in self.blocks[offset : blocks.stop]]
+        # What it may have now, and whatever is written until the read ends.
+        now = [
+            b.versions[-1:] if b.exact else b.versions[b.floor :]
+            for b in self.blocks[offset : blocks.stop]
+        ]
+        newest = self._version
         losses = self._losses
 
         def done(completion: Completion) -> None:
@@ -197,28 +201,29 @@ class Guest:
             view = memoryview(data)
             for index, number in enumerate(blocks):
                 value = bytes(view[index * self._size : (index + 1) * self._size])
-                self._check(number, value, before[index] if losses == self._losses else None)
+                self._check(number, value, now[index], newest, same=losses == self._losses)
 
         token = self._token(done)
         self._show(f"reads blocks {offset} to {blocks.stop - 1}")
         return Request(BlockOp.READ, token, offset, length)
 
-    def _check(self, number: int, value: bytes, before: int | None) -> None:
+    def _check(
+        self, number: int, value: bytes, before: list[int], newest: int, *, same: bool
+    ) -> None:
+        """`same`: nothing was lost since the read was asked for, when `newest` was the newest
+        version and the block might have `before`."""
         block = self.blocks[number]
         version = self.decode(number, value)
-        allowed = block.versions[block.floor :]
-        if block.exact:
-            known = before is not None and before in block.versions
-            allowed = block.versions[block.versions.index(before) :] if known else allowed
-            if before is not None and not known:
-                allowed = [before, *allowed]
+        if same:
+            allowed = [each for each in block.versions if each in before or abs(each) > newest]
+        else:
+            allowed = [*before, *block.versions[block.floor :]]
         found = self._match(version, allowed)
         if found is None:
             self.world.fail(
                 f"block {number} reads as version {version}, which is none of {allowed}"
             )
-            return
-        if not block.exact:
+        elif same and not block.exact:
             block.see(found)
 
     def decode(self, number: int, value: bytes) -> int:

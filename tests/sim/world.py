@@ -144,7 +144,7 @@ class World:
         old member any more, so what was flushed must be whole on one that stays."""
         if self.settled():
             return True
-        return any(not self.checks.missing(daemon) for daemon in self.members())
+        return any(self.checks.stands_alone(daemon) for daemon in self.members())
 
     # ---- the machine
 
