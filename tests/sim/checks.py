@@ -12,6 +12,7 @@ stored, and know nothing of how the code works.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from controlplane.core.replacement import Replacement, State
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tests.sim.daemon import Daemon
     from tests.sim.world import World
 
+# The versions that a block may have.
+Allowed = Callable[[int], list[int]]
 COPIES_OF_A_FLUSH = 2
 FLAGS_NOT_WHOLE = FLAG_INCOMPLETE | FLAG_FAULTED
 # Opening a disk apart takes as long as ten requests.
@@ -40,20 +43,20 @@ class Checks:
 
     # ---- copies
 
-    def flush_acknowledged(self) -> None:
-        """A guest's flush has ended well this moment."""
+    def flush_acknowledged(self, allowed: Allowed) -> None:
+        """A guest's flush has ended well this moment; `allowed` is what it keeps, by block."""
         if self.world.chance.random() < LOOK_AT_FLUSHES:
             slots = self.world.machine.status.slots
             active = sum(slot.state is SlotState.ACTIVE for slot in slots)
             needed = COPIES_OF_A_FLUSH if active >= COPIES_OF_A_FLUSH else COPIES_OF_A_FLUSH - 1
-            self.copies("when a flush ended well", needed)
+            self.copies("when a flush ended well", needed, allowed)
 
-    def copies(self, when: str, needed: int) -> None:
+    def copies(self, when: str, needed: int, allowed: Allowed | None = None) -> None:
         """Fails unless so many members, less the wounded, have all that was flushed."""
         self.copies_seen += 1
         world = self.world
         needed -= world.wounds.count()
-        problems = {d.host: self.missing(d) for d in world.members(departing=True)}
+        problems = {d.host: self.missing(d, allowed) for d in world.members(departing=True)}
         good = [host for host, problem in problems.items() if not problem]
         if len(good) < needed:
             world.fail(f"{when}, {len(good)} members have it all, not {needed}: {problems}")
@@ -66,8 +69,10 @@ class Checks:
         region.close()
         return written and not self.missing(daemon)
 
-    def missing(self, daemon: Daemon) -> str:
-        """Why the daemon's medium does not hold all that was flushed; empty when it does."""
+    def missing(self, daemon: Daemon, allowed: Allowed | None = None) -> str:
+        """Why the daemon's medium does not hold all that was flushed, or what is `allowed`; empty
+        when it does."""
+        kept = allowed or self.world.guest.floor_versions
         try:
             region = daemon.durable()
         except StairwellError as error:
@@ -84,9 +89,9 @@ class Checks:
             return f"blocks {bad} do not match their contexts"
         for number, value in enumerate(values):
             version = self.world.guest.decode(number, value)
-            allowed = self.world.guest.floor_versions(number)
-            if not any((each if each > 0 else 0) == version for each in allowed):
-                return f"block {number} has version {version}, which is none of {allowed}"
+            versions = kept(number)
+            if not any((each if each > 0 else 0) == version for each in versions):
+                return f"block {number} has version {version}, which is none of {versions}"
         return ""
 
     def _values(self, region: Region) -> tuple[list[bytes], list[int]]:

@@ -258,7 +258,7 @@ class Guest:
                     self._told()
                 return
             self._flushed(marks, strict=losses == self._losses and self._lossy)
-            self.world.checks.flush_acknowledged()
+            self.world.checks.flush_acknowledged(lambda number: self._kept(number, marks[number]))
 
         token = self._token(done)
         self._show("flushes")
@@ -339,6 +339,14 @@ class Guest:
         self._losses += 1
         for block in self.blocks:
             block.loosen()
+
+    def _kept(self, number: int, mark: tuple[list[int], int, bool]) -> list[int]:
+        """What the block may be where a flush with that mark was made durable."""
+        versions, at, known = mark
+        block = self.blocks[number]
+        if block.versions is versions and known:
+            return versions[at:]
+        return [*versions, *block.versions]
 
     def floor_versions(self, number: int) -> list[int]:
         """What the block may be on a disk that has all that was flushed, newest last."""

@@ -252,6 +252,10 @@ class World:
             return
         spares = self.spares()
         free = self.control.up and self.settled() and spares
+        if self.daemons[address].rotten:
+            # It may be what the others are being filled from: it goes when another one serves.
+            others = [s for s in self.machine.status.slots if s.address != address]
+            free = free and self.machine.active and any(s.state is SlotState.ACTIVE for s in others)
         if not free or self.request(address, self.chance.choice(spares).address) is None:
             self.replace_later(address, AGAIN_SECONDS)
 
