@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := stairlib controlplane vmmd downstaird scripts bench tests
 TEST_FLAGS ?=
+# The seeds of `make sim`: two minutes on two idle processors.
+FIRST ?= 0
+SEEDS ?= 1500
 
 .DEFAULT_GOAL := help
 
@@ -33,6 +36,10 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope \
 	  --ignore tests/compose --ignore tests/guest $(TEST_FLAGS)
+
+.PHONY: sim
+sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a soak, FIRST=n to begin elsewhere)
+	@$(BIN)/python -m tests.sim --first $(FIRST) --seeds $(SEEDS)
 
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)

@@ -142,7 +142,7 @@ class End:
         """The connection is over for this end; what it sent and was not read is lost."""
         if self.open:
             self.open = False
-            self._connection.over(self)
+            self._connection.over()
             self.closed(reason)
 
 
@@ -182,8 +182,8 @@ class Connection:
         if not out.way.blocked:
             other.give_up(reason)
 
-    def over(self, end: End) -> None:
-        """One end has given up."""
+    def over(self) -> None:
+        """One end has given up: nothing gets through any more."""
         self._there.end()
         self._back.end()
         self._forget_if_over()
@@ -254,7 +254,7 @@ class Network:
                 if end.host == host and end.open:
                     end.received = end.closed = _nothing
                     end.open = False
-                    connection.over(end)
+                    connection.over()
                     silence = self.chance.uniform(*SILENCE_SECONDS)
                     self.schedule.later(silence, other.give_up, "nothing was heard")
 

@@ -90,7 +90,7 @@ class Checks:
         for number, value in enumerate(values):
             version = self.world.guest.decode(number, value)
             versions = kept(number)
-            if not any((each if each > 0 else 0) == version for each in versions):
+            if not any((max(0, each)) == version for each in versions):
                 return f"block {number} has version {version}, which is none of {versions}"
         return ""
 
@@ -138,6 +138,11 @@ class Checks:
             region = daemon.durable()
             if self._image(region) != images[daemon.host]:
                 world.fail(f"{daemon.host} serves what its medium does not hold")
+            if region.ownership.generation != world.machine.config.generation:
+                world.fail(
+                    f"{daemon.host} was promoted to generation {world.machine.config.generation}, "
+                    f"and its medium has {region.ownership.generation}"
+                )
             region.close()
         if len(set(images.values())) != 1:
             world.fail(f"the copies on {sorted(images)} differ at the end")

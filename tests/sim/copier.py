@@ -75,9 +75,7 @@ def _engine(daemon: Daemon, source: CopySource):
     host = daemon.service
     if host is None:
         raise UnavailableError(f"{daemon.address} refuses connections")
-    check_caller(
-        host.engine.ownership, source.upstairs_id, source.generation, read_only=False
-    )
+    check_caller(host.engine.ownership, source.upstairs_id, source.generation, read_only=False)
     return host.engine
 
 

@@ -21,6 +21,7 @@ AWAY_SECONDS = (0.05, 0.3, 1.0, 5.0, 15.0, 30.0)
 # From the loss of a disk until somebody asks for a replacement.
 NOTICED_SECONDS = (0.0, 0.5, 5.0, 20.0)
 SLOWER = (5.0, 20.0, 80.0)
+PAGE_BYTES = 4096
 REPAIR_RATES = (0, 0, 4096, 65536)
 
 
@@ -202,11 +203,11 @@ class Faults:
         member = self._victim()
         if member is None:
             return False
-        size = member.disk.open("data", read_only=True).size()
-        if not size:
+        pages = member.disk.stored_pages("data")
+        if not pages:
             return False
         member.note("a bit rots")
-        member.disk.rot("data", world.chance.randrange(0, size))
+        member.disk.rot("data", world.chance.choice(pages) + world.chance.randrange(0, PAGE_BYTES))
         member.rotten = True
         self._wound(member)
         return True

@@ -238,7 +238,7 @@ class Guest:
     def _match(self, version: int, allowed: list[int]) -> int | None:
         """The newest allowed value that looks like `version`."""
         for each in reversed(allowed):
-            if (each if each > 0 else 0) == version:
+            if (max(0, each)) == version:
                 return each
         return None
 

@@ -1,8 +1,8 @@
 """A machine's process in simulated time: the upstairs' real core with the shell's part around it.
 
 As `vmmd/upstairs/shell`: effects are carried out in order, steps never nest, a link is one attempt
-(GetRegion, OpenSession, then the data connection with HELLO and WELCOME), and its owner hears of its
-end exactly once, some time after it was asked for.
+(GetRegion, OpenSession, then the data connection with HELLO and WELCOME), and its owner hears of
+its end exactly once, some time after it was asked for.
 """
 
 from __future__ import annotations

@@ -208,9 +208,7 @@ class Conversation:
         except RefusedError as error:
             self.end(f"{error.reason} {error.message}")
             return
-        self.session = Session(
-            self._host.engine, read_only=False, lane_free=self._host.lane.free
-        )
+        self.session = Session(self._host.engine, read_only=False, lane_free=self._host.lane.free)
         self._copier = Copier(self._host, self.session, self.advance)
         self._end.send(decode(encode(FrameKind.WELCOME)[0]))
 
