@@ -119,6 +119,12 @@ class Checks:
         if after.state is State.FAILED and not after.last_error:
             world.fail("a replacement failed without a reason")
 
+    def retired(self, record: Replacement) -> None:
+        """The old member is about to be given up."""
+        if not any(entry.event == "Verified" for entry in record.transitions):
+            self.world.fail("a member is retired, and nobody has compared its successor")
+        self.copies("when the old member was retired", COPIES_OF_A_FLUSH)
+
     # ---- the end
 
     def equal(self) -> None:

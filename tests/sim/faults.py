@@ -198,7 +198,7 @@ class Faults:
             daemon.start()
 
     def rot(self) -> bool:
-        """A bit of a member's data rots; somebody replaces the member later."""
+        """Bits of a member's data rot, all over it; somebody replaces the member later."""
         world = self.world
         member = self._victim()
         if member is None:
@@ -206,8 +206,9 @@ class Faults:
         pages = member.disk.stored_pages("data")
         if not pages:
             return False
-        member.note("a bit rots")
-        member.disk.rot("data", world.chance.choice(pages) + world.chance.randrange(0, PAGE_BYTES))
+        member.note("its data rots")
+        for page in pages:
+            member.disk.rot("data", page + world.chance.randrange(0, PAGE_BYTES))
         member.rotten = True
         self._wound(member)
         return True

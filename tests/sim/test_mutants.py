@@ -13,7 +13,7 @@ from tests.sim.run import run_seed
 MUTANTS = sorted(module.name for module in pkgutil.iter_modules(mutants.__path__))
 MUTANTS_MIN = 15
 # Seeds within which each planted bug must be found; the slowest needs about half of them.
-SEEDS = 300
+SEEDS = 400
 
 
 def test_there_are_enough_of_them() -> None:

@@ -180,8 +180,6 @@ class World:
             return
         status = machine.status
         if status.state is UpstairsState.DISABLED:
-            if "whole copy" in status.reason:
-                self.fail(f"the volume is lost: {status.reason}")
             self.schedule.later(0.0, self._remake, machine)
         elif status.state is UpstairsState.ACTIVE:
             lost = not any(
@@ -261,7 +259,7 @@ class World:
 
     def retired(self, record: Replacement) -> None:
         """The control plane has no more use for the old member: its disk is made blank at once."""
-        self.checks.copies("when the old member was retired", 2)
+        self.checks.retired(record)
         old = self.daemons[record.old_target]
         if old in self.members():
             self.fail(f"{old.host} was retired and is a member")
