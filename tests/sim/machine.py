@@ -17,6 +17,7 @@ from stairlib.model.construction import Construction, RegionSpec
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.sim.network import End
 from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
+from tests.sim.shown import shown
 from vmmd.block.backend import Completion, Request
 from vmmd.block.volume import VolumeCounters, VolumeStatus
 from vmmd.machine.services import changed_target
@@ -143,6 +144,9 @@ class Link:
             return
         number = self._wish.link
         if frame.kind is FrameKind.REPLY:
+            trace = self._machine.world.trace
+            if trace.detailed:
+                trace.note(self._machine.host, f"from {self._daemon.host} {shown(frame)}")
             self._machine.feed(events.SlotReply(number, frame))
         elif frame.kind is FrameKind.WELCOME:
             session, self._session = self._session, None

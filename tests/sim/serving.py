@@ -22,6 +22,7 @@ from stairlib.model.errors import DataError, RefusedError, StairwellError
 from stairlib.sim.network import End
 from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
 from tests.sim.copier import Copier
+from tests.sim.shown import shown
 
 if TYPE_CHECKING:
     from tests.sim.daemon import Daemon
@@ -188,6 +189,8 @@ class Conversation:
         return self._grant.serial if self._grant is not None else None
 
     def _received(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.REQUEST and self._host.daemon.world.trace.detailed:
+            self._host.daemon.note(shown(frame))
         self._inbox.append(frame)
         self._feed()
 
