@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 SOURCES := stairlib controlplane vmmd downstaird scripts bench tests
 TEST_FLAGS ?=
 FUZZ_SECONDS ?= 60
+# The seeds of `make sim`: two minutes on two idle processors.
+FIRST ?= 0
+SEEDS ?= 1500
 
 .DEFAULT_GOAL := help
 
@@ -33,7 +36,15 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 .PHONY: test
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
-	  --ignore tests/compose --ignore tests/guest $(TEST_FLAGS)
+	  --ignore tests/compose --ignore tests/guest --ignore tests/sim $(TEST_FLAGS)
+
+.PHONY: sim
+sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a soak, FIRST=n to begin elsewhere)
+	@$(BIN)/python -m tests.sim --first $(FIRST) --seeds $(SEEDS)
+
+.PHONY: test-sim
+test-sim: setup ## Have the simulator find the bugs planted in tests/sim/mutants
+	@$(BIN)/python -m pytest --numprocesses 2 tests/sim $(TEST_FLAGS)
 
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)

@@ -180,11 +180,22 @@ class Region:
                 _sync_all(files)
             region._owner.load()
             region.void.load()
+            if not read_only:
+                region._store_again()
             recover(region)
         except BaseException:
             _close_all(disk, files)
             raise
         return region
+
+    def _store_again(self) -> None:
+        """Makes durable what says who owns the region and what does not count. Should the sync of
+        these have failed before the restart, the page cache shows them, the medium does not have
+        them, and no sync of today would put them there: they have to be written again."""
+        if self.ownership.owner_id is not None:
+            self._owner.store(self.ownership)
+        if self.void.records or self.void.checkpoint:
+            self.void.store()
 
     @property
     def definition(self) -> RegionDefinition:

@@ -258,6 +258,17 @@ class MemoryDisk:
         if self.fail_sync(name):
             raise data_error("sync", f"{self._name}/{name}", 0, OSError(errno.EIO, "EIO"))
 
+    def stored_pages(self, name: str) -> list[int]:
+        """The offsets of the pages of a file that were ever written; each is 4096 bytes."""
+        return [number * _PAGE_BYTES for number in sorted(self._nodes[name].now.pages)]
+
+    def rot(self, name: str, offset: int) -> None:
+        """Flips a bit of the byte at `offset`, on the medium and as reads see it."""
+        node = self._nodes[name]
+        for content in (node.now, node.durable):
+            if offset < content.size:
+                content.write(offset, bytes([content.read(offset, 1)[0] ^ 1]))
+
     def image(self, survives: Callable[[str, int], bool]) -> MemoryDisk:
         """The disk after a power cut: synced sectors, and those unsynced ones for which
         `survives(file, sector)`."""

@@ -28,7 +28,8 @@ def sources(*packages: str) -> Iterator[Path]:
 
 def is_pure(path: Path) -> bool:
     parts = path.relative_to(ROOT).parts
-    return "core" in parts[:-1] or parts[:2] == ("vmmd", "hw") or parts[:2] == ("stairlib", "model")
+    pure = (("vmmd", "hw"), ("stairlib", "model"), ("stairlib", "sim"))
+    return "core" in parts[:-1] or parts[:2] in pure
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

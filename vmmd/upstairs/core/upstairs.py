@@ -421,8 +421,10 @@ class Upstairs:
             return
         for member in [m for m in region.members if m.held]:
             region.fault(member, "away at deactivation")
-        if region.flushes.unproven:
-            self._final_flush = region.send_flush()
+        # A flush that two members have answered is waited for all the same: the third one is to be
+        # let go with it.
+        last = region.flushes.last
+        self._final_flush = region.send_flush() if region.flushes.unproven else last
         self._guest.abort()
 
     def _advance_deactivation(self) -> None:

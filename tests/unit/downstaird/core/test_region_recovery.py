@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+
 import numpy as np
 import pytest
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
+from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE, Ownership
 from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import plain_contexts
@@ -158,3 +160,35 @@ def test_a_record_naming_what_is_outside_is_refused(disk, region) -> None:
     region.close()
     with pytest.raises(DataError, match="outside the region"):
         Region.open(disk, tuning=TUNING)
+
+
+def test_what_does_not_count_is_made_durable_when_its_own_sync_failed_too() -> None:
+    """The simulator's seed 10: the sync of a record failed, and the one of the void file after it;
+    the daemon was started again, and flushed; then power was lost."""
+    disk = MemoryDisk()
+    region = new_region(disk)
+    write(region, 0, content("old"))
+    disk.fail_sync = lambda name: name.startswith(("log", "void"))
+    work = region.begin_flush(1, 1)
+    with pytest.raises(DataError):
+        work.run()
+    disk.fail_sync = lambda _name: False
+    region = reopened(region, disk)
+    write(region, 0, content("new"))
+    flush(region, 2)
+    after = Region.open(disk.image(lambda _name, _sector: False), tuning=TUNING)
+    assert read(after, 0, 1) == content("new")
+
+
+def test_an_owner_whose_sync_failed_is_durable_once_the_region_is_open_again() -> None:
+    disk = MemoryDisk()
+    region = new_region(disk)
+    owner = Ownership(uuid.UUID(int=1), uuid.UUID(int=2), 7)
+    disk.fail_sync = lambda name: name == "owner"
+    with pytest.raises(DataError):
+        region.promote(owner)
+    disk.fail_sync = lambda _name: False
+    region = reopened(region, disk)
+    assert region.ownership == owner
+    after = Region.open(disk.image(lambda _name, _sector: False), tuning=TUNING)
+    assert after.ownership == owner

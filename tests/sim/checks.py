@@ -1,0 +1,160 @@
+"""The checkers: they look at disks, at what the guest was told, and at what the control plane
+stored, and know nothing of how the code works.
+
+- what a flush that ended well covers is, at that moment, on the media of two members, one less for
+  a disk that was lost or rotted, and one less while fewer than two members are in service and the
+  other one that answered is being filled (looked at for some of the flushes);
+- an old member is retired only when the ones that stay hold all that;
+- a replacement's progress never goes back and is whole only when it is done; one that has ended
+  stays ended, and a failed one has a reason;
+- when all is quiet the three copies are equal, block for block, and hold what the guest knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from controlplane.core.replacement import Replacement, State
+from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
+from downstaird.core.region import Region
+from stairlib.model.context import mismatches
+from stairlib.model.errors import StairwellError
+from vmmd.upstairs.core.states import SlotState
+
+if TYPE_CHECKING:
+    from tests.sim.daemon import Daemon
+    from tests.sim.world import World
+
+# The versions that a block may have.
+Allowed = Callable[[int], list[int]]
+COPIES_OF_A_FLUSH = 2
+FLAGS_NOT_WHOLE = FLAG_INCOMPLETE | FLAG_FAULTED
+# Opening a disk apart takes as long as ten requests.
+LOOK_AT_FLUSHES = 0.12
+
+
+class Checks:
+    """What is looked at from outside."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.copies_seen = 0
+
+    # ---- copies
+
+    def flush_acknowledged(self, allowed: Allowed) -> None:
+        """A guest's flush has ended well this moment; `allowed` is what it keeps, by block."""
+        if self.world.chance.random() < LOOK_AT_FLUSHES:
+            slots = self.world.machine.status.slots
+            active = sum(slot.state is SlotState.ACTIVE for slot in slots)
+            needed = COPIES_OF_A_FLUSH if active >= COPIES_OF_A_FLUSH else COPIES_OF_A_FLUSH - 1
+            self.copies("when a flush ended well", needed, allowed)
+
+    def copies(self, when: str, needed: int, allowed: Allowed | None = None) -> None:
+        """Fails unless so many members, less the wounded, have all that was flushed."""
+        self.copies_seen += 1
+        world = self.world
+        needed -= world.wounds.count()
+        problems = {d.host: self.missing(d, allowed) for d in world.members(departing=True)}
+        good = [host for host, problem in problems.items() if not problem]
+        if len(good) < needed:
+            world.fail(f"{when}, {len(good)} members have it all, not {needed}: {problems}")
+
+    def stands_alone(self, daemon: Daemon) -> bool:
+        """Whether the other members could be filled from this one's medium. A blank region is not
+        believed beside one that is being filled."""
+        region = daemon.durable()
+        written = bool(region.extent_states().generations.any())
+        region.close()
+        return written and not self.missing(daemon)
+
+    def missing(self, daemon: Daemon, allowed: Allowed | None = None) -> str:
+        """Why the daemon's medium does not hold all that was flushed, or what is `allowed`; empty
+        when it does."""
+        kept = allowed or self.world.guest.floor_versions
+        try:
+            region = daemon.durable()
+        except StairwellError as error:
+            return error.message
+        try:
+            if (region.extent_states().flags & FLAGS_NOT_WHOLE).any():
+                return "it is being filled"
+            values, bad = self._values(region)
+        except StairwellError as error:
+            return error.message
+        finally:
+            region.close()
+        if bad:
+            return f"blocks {bad} do not match their contexts"
+        for number, value in enumerate(values):
+            version = self.world.guest.decode(number, value)
+            versions = kept(number)
+            if not any((max(0, each)) == version for each in versions):
+                return f"block {number} has version {version}, which is none of {versions}"
+        return ""
+
+    def _values(self, region: Region) -> tuple[list[bytes], list[int]]:
+        geometry = region.definition.geometry
+        size = geometry.block_size
+        contexts, buffers = region.read(0, geometry.block_count)
+        data = b"".join(map(bytes, buffers))
+        bad = mismatches(data, contexts, size, encrypted=False)
+        return [data[at : at + size] for at in range(0, len(data), size)], bad
+
+    # ---- the workflow
+
+    def replacement_stored(self, before: Replacement, after: Replacement) -> None:
+        """A step of a replacement is durable."""
+        world = self.world
+        progress = after.progress
+        if progress.bytes_done < before.progress.bytes_done:
+            world.fail(
+                f"progress fell from {before.progress.bytes_done} to {progress.bytes_done} bytes"
+            )
+        if (progress.bytes_done == progress.bytes_total) is not (after.state is State.DONE):
+            world.fail(f"{progress.bytes_done} of {progress.bytes_total} bytes in {after.state}")
+        if before.state is State.DONE:
+            world.fail(f"a replacement that was done went to {after.state}")
+        if after.state is State.FAILED and not after.last_error:
+            world.fail("a replacement failed without a reason")
+
+    def retired(self, record: Replacement) -> None:
+        """The old member is about to be given up."""
+        if not any(entry.event == "Verified" for entry in record.transitions):
+            self.world.fail("a member is retired, and nobody has compared its successor")
+        self.copies("when the old member was retired", COPIES_OF_A_FLUSH)
+
+    # ---- the end
+
+    def equal(self) -> None:
+        """The three copies are equal and right, in service and on their media; the machine has let
+        go of them."""
+        world = self.world
+        images: dict[str, bytes] = {}
+        for daemon in world.members():
+            problem = self.missing(daemon)
+            if problem and not daemon.rotten:
+                world.fail(f"at the end {daemon.host} is not whole: {problem}")
+            service = daemon.service
+            if service is None:
+                world.fail(f"{daemon.host} does not run at the end")
+                return
+            images[daemon.host] = self._image(service.engine)
+            region = daemon.durable()
+            if self._image(region) != images[daemon.host]:
+                world.fail(f"{daemon.host} serves what its medium does not hold")
+            if region.ownership.generation != world.machine.config.generation:
+                world.fail(
+                    f"{daemon.host} was promoted to generation {world.machine.config.generation}, "
+                    f"and its medium has {region.ownership.generation}"
+                )
+            region.close()
+        if len(set(images.values())) != 1:
+            world.fail(f"the copies on {sorted(images)} differ at the end")
+
+    def _image(self, region: Region) -> bytes:
+        """Contexts, and the data of blocks whose data is what the context says."""
+        geometry = region.definition.geometry
+        contexts, _buffers = region.read(0, geometry.block_count)
+        return contexts.tobytes()

@@ -1,0 +1,417 @@
+"""The control plane in simulated time: its record of the volume, and the driver of replacements.
+
+The real workflow core decides (`decide`, `judge`, `step`, and `steps.py` for what answers mean).
+As `driver.py` does: a transition is stored before its effect is sent, and the process may die
+between any two of these, or its store may refuse a commit; who starts next takes up what has not
+ended. The store survives; the rest is memory.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from controlplane.core import replacement as core
+from controlplane.core.preflight import RegionFacts, judge
+from controlplane.core.progress import Progress
+from controlplane.core.records import DiskRecord, InstanceState, region_at, with_generation
+from controlplane.core.replace_decision import Begin, Repeat, decide
+from controlplane.core.replacement import Effect, Event, Replacement, State
+from controlplane.repair_watch import STALL_SECONDS, _moved
+from controlplane.steps import as_event, is_moving, look, original_as_running, verified
+from stairlib.model.construction import Construction
+from stairlib.model.construction_diff import ChangedTarget
+from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
+from stairwell.vmmd.v1 import volume_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from tests.sim.machine import Machine
+    from tests.sim.world import World
+
+HOST = "cp"
+CALL_SECONDS = 10.0
+VERIFY_SECONDS = 120.0
+# Between a decision, its commit, and its effect: where a crash may strike.
+COMMIT_SECONDS = (0.0005, 0.01)
+WATCH_SECONDS = 0.4
+UNEXPECTED_SECONDS = 5.0
+
+
+@dataclass
+class Store:
+    """What is durable. `failures` counts down commits that will be refused."""
+
+    disk: DiskRecord
+    replacements: list[Replacement] = field(default_factory=list)
+    generation: int = 0
+    failures: int = 0
+
+    def begin(self, record: Replacement) -> None:
+        """A replacement's first row and the disk's new request, or nothing."""
+        self._commit()
+        self.disk = replace(self.disk, construction=record.replacement)
+        self.replacements.append(record)
+
+    def save(self, record: Replacement) -> None:
+        """The present state of the newest replacement."""
+        self._commit()
+        assert self.replacements[-1].id == record.id
+        self.replacements[-1] = record
+
+    def _commit(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("the store's disk is full")
+
+    @property
+    def newest(self) -> Replacement | None:
+        """The replacement begun last."""
+        return self.replacements[-1] if self.replacements else None
+
+    def hand_out_generation(self) -> int:
+        """A generation above all handed out before."""
+        self.generation = max(self.generation + 1, self.disk.recorded_generation)
+        return self.generation
+
+    def construction(self) -> Construction:
+        """The recorded request with a new generation, for a machine."""
+        return with_generation(self.disk.construction, self.hand_out_generation())
+
+
+class Control:
+    """One control plane process: `life` counts its starts, and what an earlier life began is
+    dropped."""
+
+    def __init__(self, world: World, disk: DiskRecord) -> None:
+        self.world = world
+        self.store = Store(disk)
+        self.life = 0
+        self.up = True
+        self._driver: Driver | None = None
+
+    def note(self, text: str) -> None:
+        """A line of the trace."""
+        self.world.trace.note(HOST, text)
+
+    def crash(self) -> None:
+        """The process dies."""
+        if self.up:
+            self.note("the control plane is killed")
+            self.up = False
+            self._driver = None
+
+    def start(self) -> None:
+        """Starts it; what has not ended is taken up."""
+        if self.up:
+            return
+        self.note("the control plane starts")
+        self.up = True
+        self.life += 1
+        newest = self.store.newest
+        if newest is not None and not newest.state.ended:
+            self._drive(newest, core.Resumed(at=self.world.schedule.now))
+
+    def later(self, seconds: tuple[float, float], call: Callable[..., None], *args: Any) -> None:
+        """After a time between the two, if this life lasts so long."""
+        world = self.world
+        world.schedule.later(world.chance.uniform(*seconds), self._if_alive, self.life, call, *args)
+
+    def _if_alive(self, life: int, call: Callable[..., None], *args: Any) -> None:
+        if self.up and life == self.life:
+            call(*args)
+
+    def _drive(self, record: Replacement, event: Event) -> None:
+        self._driver = Driver(self, record)
+        self._driver.advance(event)
+
+    @property
+    def running(self) -> Replacement | None:
+        """The replacement that has not ended, as stored."""
+        newest = self.store.newest
+        return newest if newest is not None and not newest.state.ended else None
+
+    # ---- what users ask
+
+    def request(self, wanted: Construction) -> Replacement | None:
+        """ReplaceVcr: the replacement it led to, or None when it was refused (which is noted)."""
+        store = self.store
+        newest = store.newest
+        driver = self._driver
+        if newest is not None and driver is not None and driver.record.id == newest.id:
+            newest = driver.record
+        try:
+            decision = decide(store.disk, InstanceState.RUNNING, newest, wanted, prefix="vcr")
+            if isinstance(decision, Repeat):
+                return self._repeated(decision.replacement)
+            if isinstance(decision, Begin):
+                return self._begin(wanted, decision.changed)
+        except StairwellError as error:
+            self.note(f"replacement refused, {error.reason}: {error.message}")
+        return None
+
+    def _repeated(self, record: Replacement) -> Replacement:
+        if record.state is State.FAILED:
+            changed, _effects = core.step(record, core.Retried(at=self.world.schedule.now))
+            self.store.save(changed)
+            self.note(f"replacement retried in {changed.state}")
+            self._drive(changed, core.Resumed(at=changed.updated_at))
+            return changed
+        return record
+
+    def _begin(self, wanted: Construction, changed: ChangedTarget) -> Replacement:
+        now = self.world.schedule.now
+        before = region_at(self.store.disk.construction, changed.region_path)
+        after = region_at(wanted, changed.region_path)
+        self._preflight(wanted, changed)
+        number = len(self.store.replacements) + 1
+        record = Replacement(
+            id=uuid.UUID(int=number),
+            disk_key=self.store.disk.key,
+            disk=self.store.disk.name,
+            instance_id=self.store.disk.instance_id,
+            volume_id=self.store.disk.volume_id,
+            path=changed.path,
+            region_path=changed.region_path,
+            slot=changed.slot,
+            old_target=changed.old,
+            new_target=changed.new,
+            from_generation=before.generation,
+            to_generation=after.generation,
+            original=self.store.disk.construction,
+            replacement=wanted,
+            traceparent="",
+            trace_id="",
+            created_at=now,
+            updated_at=now,
+            progress=Progress(
+                bytes_total=after.geometry.total_bytes, extents_total=after.geometry.extent_count
+            ),
+        )
+        for event in (core.Validated(at=now), core.Preflighted(at=now), core.Recorded(at=now)):
+            record, _effects = core.step(record, event)
+        self.store.begin(record)
+        self.note(f"replacement recorded: slot {changed.slot}, {changed.old} by {changed.new}")
+        self.world.counts["replacements"] += 1
+        self._drive(record, core.Resumed(at=now))
+        return record
+
+    def _preflight(self, wanted: Construction, changed: ChangedTarget) -> None:
+        """The judgement of the new target; raises unless it fits and is free."""
+        world = self.world
+        region = region_at(wanted, changed.region_path)
+        daemon = world.daemons[changed.new]
+        service = daemon.service
+        if service is None:
+            raise UnavailableError(f"{changed.new} refuses connections")
+        writer = service.table.writer
+        facts = RegionFacts(
+            region_id=daemon.definition.id,
+            geometry=daemon.definition.geometry,
+            encrypted=False,
+            read_only=False,
+            owner_id=service.engine.ownership.owner_id,
+            active_session_id=writer.session_id if writer is not None else None,
+            written=not service.blank,
+        )
+        siblings = {
+            address: world.daemons[address].definition.id
+            for address in region.options.targets
+            if address != changed.new
+        }
+        judge(
+            target=changed.new,
+            field="vcr",
+            region=region,
+            facts=facts,
+            siblings=siblings,
+            ciphers={},
+            key_checks={},
+        )
+
+
+class Driver:
+    """Drives one replacement in one life of the control plane."""
+
+    def __init__(self, control: Control, record: Replacement) -> None:
+        self._control = control
+        self._world = control.world
+        self._life = control.life
+        self.record = record
+        self._seen: core.Observed | None = None
+        self._deadline: float | None = None
+        # Counts begun works, so that a watch that was given up is not gone on with.
+        self._turn = 0
+
+    def _current(self) -> bool:
+        return self._control.up and self._control.life == self._life
+
+    @property
+    def _now(self) -> float:
+        return self._world.schedule.now
+
+    # ---- one step
+
+    def advance(self, event: Event) -> None:
+        """Takes the step, stores it a little later, and then does what it asks."""
+        self._control.later(COMMIT_SECONDS, self._commit, event)
+
+    def _commit(self, event: Event) -> None:
+        before = self.record
+        record, effects = core.step(before, event)
+        try:
+            self._control.store.save(record)
+        except StairwellError as error:
+            self._control.note(f"replacement stumbled: {error.message}")
+            self._turn += 1
+            self._control.later((UNEXPECTED_SECONDS, UNEXPECTED_SECONDS), self._resume)
+            return
+        self.record = record
+        self._world.checks.replacement_stored(before, record)
+        if record.state is not before.state or record.last_error != before.last_error:
+            why = record.last_error or record.blocked_on
+            self._control.note(f"replacement is in {record.state}" + (f": {why}" if why else ""))
+        if not isinstance(event, core.Observed):
+            self._control.later(COMMIT_SECONDS, self._perform, effects)
+
+    def _resume(self) -> None:
+        self.advance(core.Resumed(at=self._now))
+
+    def _perform(self, effects: tuple[Effect, ...]) -> None:
+        (effect,) = effects
+        self._turn += 1
+        work: dict[Effect, Callable[[], None]] = {
+            Effect.KEEP_TRACE: lambda: None,
+            Effect.AWAIT_RETRY: self._await_retry,
+            Effect.SEND_REPLACEMENT: self._apply,
+            Effect.WATCH_REPAIR: self._repair,
+            Effect.VERIFY_MEMBERS: self._verify,
+            Effect.RETIRE_MEMBER: self._retire,
+        }
+        work[effect]()
+
+    # ---- calls to the machine
+
+    def _call(
+        self,
+        serve: Callable[[Machine, Callable[[Any], None]], None],
+        then: Callable[[Any], None],
+        deadline: float = CALL_SECONDS,
+        failed: Callable[[Event], None] | None = None,
+    ) -> None:
+        """`serve(machine, reply)` at the machine; its answer to `then`, its failure to `failed`, or
+        else to the core."""
+        world = self._world
+        machine = world.machine
+        turn = self._turn
+
+        def at_machine(reply: Callable[[Any], None]) -> None:
+            if world.machine.alive:
+                serve(world.machine, reply)
+            else:
+                reply(NotFoundError("machine", "machine"))
+
+        def answered(answer: Any) -> None:
+            if not self._current() or turn != self._turn:
+                return
+            if isinstance(answer, StairwellError):
+                (failed or self.advance)(as_event(answer, self._now, ""))
+            else:
+                then(answer)
+
+        def late() -> None:
+            answered(UnavailableError("vmmd did not answer in time", reason="DEADLINE_EXCEEDED"))
+
+        world.network.call(HOST, machine.host, at_machine, answered, late, deadline)
+
+    def _info(self, then: Callable[[pb.VolumeInfo], None]) -> None:
+        self._call(lambda machine, reply: reply(machine.info()), then)
+
+    # ---- the effects
+
+    def _await_retry(self) -> None:
+        due = self.record.next_attempt_at
+        assert due is not None
+        wait = max(0.0, due - self._now)
+        self._control.later((wait, wait), self._retry_due)
+
+    def _retry_due(self) -> None:
+        if not self.record.blocked_on:
+            self.advance(core.RetryDue(at=self._now))
+            return
+
+        def failed(event: Event) -> None:
+            away = isinstance(event, core.Blocked | core.GaveUp)
+            self.advance(event if away else core.RetryDue(at=self._now))
+
+        self._call(
+            lambda machine, reply: reply(machine.info()),
+            lambda _info: self.advance(core.RetryDue(at=self._now)),
+            failed=failed,
+        )
+
+    def _apply(self) -> None:
+        def known(info: pb.VolumeInfo) -> None:
+            original = original_as_running(self.record, info)
+            self._call(
+                lambda machine, reply: machine.replace(
+                    original, self.record.replacement, lambda answer: reply(_outcome(answer))
+                ),
+                lambda value: self.advance(core.Applied(at=self._now, result=value.result.name)),
+            )
+
+        self._info(known)
+
+    def _repair(self) -> None:
+        self._seen = None
+        self._deadline = None
+        self._watch(self._turn)
+
+    def _watch(self, turn: int) -> None:
+        if turn == self._turn:
+            self._info(self._looked)
+
+    def _looked(self, info: pb.VolumeInfo) -> None:
+        event = look(self.record, info, self._now)
+        if not isinstance(event, core.Observed):
+            self.advance(event)
+            return
+        seen, self._seen = self._seen, event
+        if not is_moving(info, self.record):
+            self._deadline = None
+        elif self._deadline is None or _moved(seen, event):
+            self._deadline = self._now + STALL_SECONDS
+        elif self._now >= self._deadline:
+            error = f"no progress for {STALL_SECONDS:g} s; {event.blocked_on}"
+            self.advance(core.StepFailed(at=self._now, error=error))
+            return
+        self.advance(event)
+        self._control.later((WATCH_SECONDS, WATCH_SECONDS), self._watch, self._turn)
+
+    def _verify(self) -> None:
+        def verify(machine: Machine, reply: Callable[[Any], None]) -> None:
+            machine.verify(lambda answer: reply(_outcome(answer)))
+
+        def compared(result: Any) -> None:
+            report = pb.VerifyReport(
+                equal=result.equal,
+                extents_compared=result.extents_compared,
+                members_compared=result.members_compared,
+                differences=[
+                    pb.ExtentDifference(extent=each.extent, digests=each.digests)
+                    for each in result.differences
+                ],
+            )
+            self._info(lambda info: self.advance(verified(self.record, report, info, self._now)))
+
+        self._call(verify, compared, VERIFY_SECONDS)
+
+    def _retire(self) -> None:
+        self._world.retired(self.record)
+        self.advance(core.Retired(at=self._now))
+
+
+def _outcome(answer: Any) -> Any:
+    """A core's answer as what the caller gets: the value or the error."""
+    return answer.value if answer.error is None else answer.error

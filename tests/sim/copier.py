@@ -1,0 +1,234 @@
+"""The target's side of a repair in simulated time, and the source's answers.
+
+As `extent_copier.py` and `repair_service.py`: a few extents at a time; contexts first, then the
+blocks that differ, each run read at the source at another moment, checked, and merged by the engine
+while the session goes on writing. Every failure of the source is REPAIR_SOURCE.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from downstaird.core.rate_limit import TokenBucket
+from downstaird.core.repair_plan import (
+    CopySource,
+    Run,
+    compare,
+    contexts_of,
+    steps,
+    stored_runs,
+)
+from downstaird.core.repair_source import check_caller, check_extent
+from downstaird.core.session import CopyExtent, Session
+from downstaird.core.verification import joined
+from stairlib.model.context import ContextArray, empty_contexts, mismatches
+from stairlib.model.errors import DataError, StairwellError, UnavailableError
+
+if TYPE_CHECKING:
+    from tests.sim.daemon import Daemon
+    from tests.sim.serving import Host
+
+# As extent_copier.py has them; importing it here would tie the simulator to gRPC.
+COPIES_AT_A_TIME = 4
+IDLE_SECONDS = 15.0
+# Between two steps of a copy the loop does other things.
+STEP_SECONDS = (0.0, 0.001)
+
+
+class Contexts(NamedTuple):
+    """A source's answer to the first question."""
+
+    stamp: tuple[int, int]
+    runs: list[tuple[int, bytes]]
+
+
+class Chunk(NamedTuple):
+    """A source's answer to the second one: a run of blocks."""
+
+    first: int
+    contexts: ContextArray
+    data: bytes
+
+
+def source_contexts(daemon: Daemon, source: CopySource, extent: int) -> Contexts:
+    """Contexts and stamp of one moment; StairwellError when the daemon refuses or is not there."""
+    engine = _engine(daemon, source)
+    states = engine.extent_states()
+    check_extent(states, extent)
+    blocks = engine.definition.geometry.blocks_per_extent
+    contexts = engine.contexts(extent * blocks, blocks)
+    stamp = (int(states.generations[extent]), int(states.flushes[extent]))
+    return Contexts(stamp, stored_runs(contexts))
+
+
+def source_chunk(daemon: Daemon, source: CopySource, extent: int, run: Run) -> Chunk:
+    """Blocks and contexts of one moment."""
+    engine = _engine(daemon, source)
+    check_extent(engine.extent_states(), extent)
+    base = extent * engine.definition.geometry.blocks_per_extent
+    contexts, buffers = engine.read(base + run.first, run.count)
+    return Chunk(run.first, contexts.copy(), bytes(joined(buffers)))
+
+
+def _engine(daemon: Daemon, source: CopySource):
+    host = daemon.service
+    if host is None:
+        raise UnavailableError(f"{daemon.address} refuses connections")
+    check_caller(host.engine.ownership, source.upstairs_id, source.generation, read_only=False)
+    return host.engine
+
+
+class Copier:
+    """The copies of one session."""
+
+    def __init__(self, host: Host, session: Session, changed) -> None:
+        self.host = host
+        self.session = session
+        self._changed = changed
+        self.bucket = TokenBucket()
+        self.closed = False
+        self._waiting: deque[CopyExtent] = deque()
+        self._running = 0
+
+    def set_rate(self, bytes_per_second: int) -> None:
+        """Bounds all copies together; 0 is no bound."""
+        self.bucket.set_rate(bytes_per_second, self.host.daemon.world.schedule.now)
+
+    def start(self, effect: CopyExtent) -> None:
+        """Copies the extent, now or when one before it has ended."""
+        self._waiting.append(effect)
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and self._running < COPIES_AT_A_TIME:
+            self._running += 1
+            _Copy(self, self._waiting.popleft()).ask()
+
+    def close(self) -> None:
+        """The session has ended: gives up every copy."""
+        self.closed = True
+        self._waiting.clear()
+
+    def done(self, effect: CopyExtent, stamp: tuple[int, int], copied: int) -> None:
+        """The extent is as the source's was."""
+        self._running -= 1
+        self.session.copy_done(effect, stamp, copied)
+        self._next()
+        self._changed()
+
+    def failed(self, effect: CopyExtent, error: StairwellError) -> None:
+        """The copy was given up."""
+        self._running -= 1
+        self.host.daemon.note(f"extent {effect.extent} not copied: {error.message}")
+        self.session.copy_failed(effect, error)
+        self._next()
+        self._changed()
+
+
+class _Copy:
+    """One extent on its way."""
+
+    def __init__(self, copier: Copier, effect: CopyExtent) -> None:
+        self._copier = copier
+        self._effect = effect
+        self._host = copier.host
+        definition = self._host.engine.definition
+        self._size = definition.geometry.block_size
+        self._count = definition.geometry.blocks_per_extent
+        self._base = effect.extent * self._count
+        self._stamp = (0, 0)
+        self._clear: deque[Run] = deque()
+        self._fetch: deque[Run] = deque()
+        self._copied = 0
+
+    def ask(self) -> None:
+        """Begins: what has the source?"""
+        self._call(source_contexts, (), self._compare)
+
+    def _call(self, serve, arguments, then) -> None:
+        world = self._host.daemon.world
+        effect = self._effect
+        source = world.daemons.get(effect.source.address)
+
+        def answer(reply) -> None:
+            try:
+                reply(serve(source, effect.source, effect.extent, *arguments))
+            except StairwellError as error:
+                reply(error)
+
+        def answered(answer) -> None:
+            if not self._over():
+                if isinstance(answer, StairwellError):
+                    self._fail(_source_failed(effect.source, answer))
+                else:
+                    self._guarded(then, answer)
+
+        def late() -> None:
+            if not self._over():
+                silent = UnavailableError(f"it sent nothing for {IDLE_SECONDS:.0f} seconds")
+                self._fail(_source_failed(effect.source, silent))
+
+        if source is None:
+            self._fail(_source_failed(effect.source, UnavailableError("no such host")))
+            return
+        world.network.call(
+            self._host.daemon.host, source.host, answer, answered, late, IDLE_SECONDS
+        )
+
+    def _over(self) -> bool:
+        return self._copier.closed or self._host.over
+
+    def _guarded(self, call, *arguments) -> None:
+        if self._over():
+            return
+        try:
+            call(*arguments)
+        except StairwellError as error:
+            self._fail(error)
+
+    def _fail(self, error: StairwellError) -> None:
+        self._copier.failed(self._effect, error)
+
+    def _compare(self, answer: Contexts) -> None:
+        self._stamp = answer.stamp
+        theirs = contexts_of(answer.runs, self._count)
+        own = self._host.engine.contexts(self._base, self._count)
+        difference = compare(own, theirs, self._size)
+        self._clear = deque(steps(difference.clear, self._size))
+        self._fetch = deque(steps(difference.fetch, self._size))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._clear:
+            run = self._clear.popleft()
+            self._host.engine.repair_merge(
+                self._base + run.first, empty_contexts(run.count), bytes(run.count * self._size)
+            )
+            self._host.later(STEP_SECONDS, self._guarded, self._go_on)
+        elif self._fetch:
+            self._call(source_chunk, (self._fetch.popleft(),), self._merge)
+        else:
+            self._copier.done(self._effect, self._stamp, self._copied)
+
+    def _merge(self, chunk: Chunk) -> None:
+        bad = mismatches(chunk.data, chunk.contexts, self._size, encrypted=False)
+        if bad:
+            raise DataError(
+                f"repair source {self._effect.source.address} has a damaged block "
+                f"{chunk.first + bad[0]} in the extent (extent {self._effect.extent})",
+                reason="REPAIR_SOURCE",
+            )
+        self._copied += self._host.engine.repair_merge(
+            self._base + chunk.first, chunk.contexts, chunk.data
+        )
+        now = self._host.daemon.world.schedule.now
+        self._copier.bucket.take(len(chunk.data), now)
+        wait = self._copier.bucket.wait(now)
+        self._host.later((wait, wait + STEP_SECONDS[1]), self._guarded, self._go_on)
+
+
+def _source_failed(source: CopySource, error: StairwellError) -> UnavailableError:
+    return UnavailableError(
+        f"repair source {source.address}: {error.message}", reason="REPAIR_SOURCE"
+    )

@@ -1,0 +1,298 @@
+"""What may go wrong, how often, and what is legal: a world that is hostile but not hopeless.
+
+docs/simulator.md says why each rule is there. In short: anything that heals by itself may happen at
+any time to anybody (kills, power cuts, lost connections, partitions, slow ways, a failed sync, a
+full disk). What destroys data for good (a lost disk, a rotten block) may happen to one member while
+the volume is whole, and the next one only when it is whole again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stairlib.sim.chance import pick
+from vmmd.upstairs.core import events
+
+if TYPE_CHECKING:
+    from tests.sim.daemon import Daemon
+    from tests.sim.world import World
+
+AWAY_SECONDS = (0.05, 0.3, 1.0, 5.0, 15.0, 30.0)
+# From the loss of a disk until somebody asks for a replacement.
+NOTICED_SECONDS = (0.0, 0.5, 5.0, 20.0)
+SLOWER = (5.0, 20.0, 80.0)
+PAGE_BYTES = 4096
+REPAIR_RATES = (0, 0, 4096, 65536)
+
+
+class Wounds:
+    """Members that lack data for good. A wound is healed by a replacement that is done."""
+
+    def __init__(self) -> None:
+        self._hosts: set[str] = set()
+
+    def add(self, host: str) -> None:
+        """The member's data is damaged or gone."""
+        self._hosts.add(host)
+
+    def heal(self, host: str) -> None:
+        """The host is no member any more, or its successor is whole."""
+        self._hosts.discard(host)
+
+    def count(self) -> int:
+        """How many members are wounded."""
+        return len(self._hosts)
+
+
+class Faults:
+    """Strikes. Each seed has its own few kinds of faults, so that rare meetings come often."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.struck = 0
+        self.refrained = 0
+        self._kinds = {
+            "kill": (3.0, self.kill),
+            "power": (3.0, self.power),
+            "power_all": (0.7, self.power_all),
+            "links": (3.0, self.links),
+            "partition": (2.0, self.partition),
+            "one_way": (1.5, self.one_way),
+            "slow": (1.0, self.slow),
+            "sync": (1.5, self.sync),
+            "full": (0.7, self.full),
+            "rot": (0.8, self.rot),
+            "lost_disk": (1.0, self.lost_disk),
+            "machine": (1.5, self.machine),
+            "takeover": (0.8, self.takeover),
+            "control": (2.0, self.control),
+            "store": (0.7, self.store),
+            "deactivate": (0.8, self.deactivate),
+            "repair_rate": (0.7, self.repair_rate),
+            "verify": (0.7, self.verify),
+        }
+        chance = world.chance
+        self._weights = {
+            name: weight * chance.choice((0.0, 1.0, 3.0))
+            for name, (weight, _strike) in self._kinds.items()
+        }
+        if not any(self._weights.values()):
+            self._weights["kill"] = 1.0
+
+    def strike(self) -> None:
+        """One fault; one that would not be legal now does not happen."""
+        name = pick(self.world.chance, self._weights)
+        if self._kinds[name][1]():
+            self.struck += 1
+        else:
+            self.refrained += 1
+
+    # ---- what heals by itself
+
+    def _daemon(self) -> Daemon:
+        return self.world.chance.choice(list(self.world.daemons.values()))
+
+    def _back(self, daemon: Daemon) -> None:
+        self.world.schedule.later(self.world.chance.choice(AWAY_SECONDS), daemon.start)
+
+    def kill(self) -> bool:
+        """A downstairs process is killed, and started again some time later."""
+        return self._down(self._daemon(), power=False)
+
+    def power(self) -> bool:
+        """A storage host loses power for a time."""
+        return self._down(self._daemon(), power=True)
+
+    def _down(self, daemon: Daemon, *, power: bool) -> bool:
+        if not daemon.up:
+            return False
+        daemon.kill(power=power)
+        self._back(daemon)
+        return True
+
+    def power_all(self) -> bool:
+        """The room loses power: every storage host, and as often as not the machine with them."""
+        for daemon in self.world.daemons.values():
+            self._down(daemon, power=True)
+        if self.world.chance.random() < 0.5:
+            self.machine()
+        return True
+
+    def _hosts(self) -> tuple[str, str]:
+        """Two that talk to each other."""
+        world = self.world
+        daemon = self._daemon().host
+        others = [d.host for d in world.daemons.values() if d.host != daemon]
+        machine = world.machine.host
+        return daemon, world.chance.choice([machine, machine, world.chance.choice(others)])
+
+    def links(self) -> bool:
+        """Connections are reset."""
+        one, other = self._hosts()
+        broken = self.world.network.break_connections(one, other, "connection reset")
+        self.world.trace.note("network", f"{broken} connections of {one} and {other} break")
+        return broken > 0
+
+    def partition(self) -> bool:
+        """Two hosts do not reach each other."""
+        one, other = self._hosts()
+        if self.world.chance.random() < 0.15:
+            one, other = "cp", self.world.machine.host
+        return self._block(((one, other), (other, one)))
+
+    def one_way(self) -> bool:
+        """One host does not reach another one, which still reaches it."""
+        ends = self._hosts()
+        return self._block((ends if self.world.chance.random() < 0.5 else ends[::-1],))
+
+    def _block(self, ways) -> bool:
+        network = self.world.network
+        seconds = self.world.chance.choice(AWAY_SECONDS)
+        for source, target in ways:
+            self.world.trace.note("network", f"nothing gets from {source} to {target}")
+            network.block(source, target)
+            self.world.schedule.later(seconds, self._unblock, source, target)
+        return True
+
+    def _unblock(self, source: str, target: str) -> None:
+        self.world.trace.note("network", f"the way from {source} to {target} is open")
+        self.world.network.unblock(source, target)
+
+    def slow(self) -> bool:
+        """The way between two hosts is slow for a time."""
+        one, other = self._hosts()
+        factor = self.world.chance.choice(SLOWER)
+        self.world.trace.note("network", f"{one} and {other} are {factor:.0f} times slower")
+        self.world.network.slow(one, other, factor)
+        seconds = self.world.chance.choice(AWAY_SECONDS)
+        self.world.schedule.later(seconds, self.world.network.slow, one, other, 1.0)
+        return True
+
+    # ---- disks
+
+    def sync(self) -> bool:
+        """The next syncs of a disk fail, until its process is started again."""
+        daemon = self._daemon()
+        if not daemon.up or not self.world.may_fault(daemon):
+            return False
+        daemon.note("syncs fail from now on")
+        daemon.ill = True
+        daemon.faults.sync_failures = self.world.chance.randrange(1, 4)
+        self.world.schedule.later(self.world.chance.choice(AWAY_SECONDS), self._restart, daemon)
+        return True
+
+    def full(self) -> bool:
+        """A disk is full, until its process is started again."""
+        daemon = self._daemon()
+        if not daemon.up or not self.world.may_fault(daemon):
+            return False
+        daemon.note("the disk is nearly full")
+        daemon.ill = True
+        daemon.disk.capacity = daemon.disk.written + self.world.chance.randrange(0, 40_000)
+        self.world.schedule.later(self.world.chance.choice(AWAY_SECONDS), self._restart, daemon)
+        return True
+
+    def _restart(self, daemon: Daemon) -> None:
+        if daemon.ill:
+            daemon.kill(power=False)
+            daemon.start()
+
+    def rot(self) -> bool:
+        """Bits of a member's data rot, all over it; somebody replaces the member later."""
+        world = self.world
+        member = self._victim()
+        if member is None:
+            return False
+        pages = member.disk.stored_pages("data")
+        if not pages:
+            return False
+        member.note("its data rots")
+        for page in pages:
+            member.disk.rot("data", page + world.chance.randrange(0, PAGE_BYTES))
+        member.rotten = True
+        self._wound(member)
+        return True
+
+    def lost_disk(self) -> bool:
+        """A member's disk is lost; it comes back blank, and somebody replaces it later."""
+        member = self._victim()
+        if member is None:
+            return False
+        member.kill(power=True)
+        member.note("the disk is lost")
+        member.make_region()
+        self._wound(member)
+        self._back(member)
+        if self.world.chance.random() < 0.25:
+            self.machine()
+        return True
+
+    def _victim(self) -> Daemon | None:
+        world = self.world
+        if world.wounds.count() or not world.whole() or not world.spares():
+            return None
+        members = [d for d in world.members() if d.up]
+        return world.chance.choice(members) if members else None
+
+    def _wound(self, member: Daemon) -> None:
+        self.world.wounds.add(member.host)
+        self.world.replace_later(member.address, self.world.chance.choice(NOTICED_SECONDS))
+
+    # ---- the machine and the control plane
+
+    def machine(self) -> bool:
+        """The machine's process is killed; the control plane makes it again."""
+        if not self.world.machine.alive or not self.world.may_lose_machine():
+            return False
+        self.world.machine.kill()
+        self.world.guest.machine_lost()
+        self.world.make_machine_later(self.world.chance.choice((0.01, 0.5, 3.0)))
+        return True
+
+    def takeover(self) -> bool:
+        """Another machine is made while this one still runs, cut off from the control plane."""
+        world = self.world
+        if not world.machine.active or not world.may_lose_machine():
+            return False
+        world.trace.note("cp", "another machine takes over")
+        world.machine.guest = world.guest.taken_over()
+        old = world.machine
+        world.make_machine()
+        world.schedule.later(world.chance.choice(AWAY_SECONDS), old.kill)
+        return True
+
+    def control(self) -> bool:
+        """The control plane dies and is started again."""
+        control = self.world.control
+        if not control.up:
+            return False
+        control.crash()
+        self.world.schedule.later(self.world.chance.choice(AWAY_SECONDS), control.start)
+        return True
+
+    def store(self) -> bool:
+        """The control plane's store refuses a commit."""
+        self.world.control.store.failures = self.world.chance.randrange(1, 3)
+        self.world.trace.note("cp", "the store refuses commits")
+        return True
+
+    def deactivate(self) -> bool:
+        """The machine lets go of the volume and is made again."""
+        world = self.world
+        machine = world.machine
+        if not machine.active or not world.may_lose_machine():
+            return False
+        world.deactivate(machine)
+        return True
+
+    # ---- what users do
+
+    def repair_rate(self) -> bool:
+        """Somebody bounds repairs, or frees them."""
+        self.world.machine.feed(events.SetRepairLimit(self.world.chance.choice(REPAIR_RATES)))
+        return True
+
+    def verify(self) -> bool:
+        """Somebody has the members compared in the middle of it all."""
+        self.world.compare()
+        return True

@@ -1,0 +1,373 @@
+"""A machine's process in simulated time: the upstairs' real core with the shell's part around it.
+
+As `vmmd/upstairs/shell`: effects are carried out in order, steps never nest, a link is one attempt
+(GetRegion, OpenSession, then the data connection with HELLO and WELCOME), and its owner hears of
+its end exactly once, some time after it was asked for.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from downstaird.core.promotion import Proposal
+from stairlib.model.construction import Construction, RegionSpec
+from stairlib.model.errors import StairwellError, StateError
+from stairlib.sim.network import End
+from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
+from tests.sim.shown import shown
+from vmmd.block.backend import Completion, Request
+from vmmd.block.volume import VolumeCounters, VolumeStatus
+from vmmd.machine.services import changed_target
+from vmmd.machine.volume_mapping import volume_message
+from vmmd.upstairs.core import events
+from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.status import RegionStatus
+from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
+from vmmd.upstairs.shell.runner import TICK_SECONDS, _compared
+from vmmd.upstairs.shell.slot_link import RPC_SECONDS, WELCOME_SECONDS
+from vmmd.upstairs.shell.transport import CONNECT_SECONDS
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+_HELLO_SEQUENCE = 1
+
+
+class Link:
+    """One attempt to reach one downstairs."""
+
+    def __init__(self, machine: Machine, wish: events.Connect) -> None:
+        self._machine = machine
+        self._wish = wish
+        self._daemon = machine.world.daemons[wish.address]
+        self._end: End | None = None
+        self._session: events.SessionInfo | None = None
+        self._owner = ""
+        self._down = False
+        self._reason = ""
+        self._call(lambda: self._daemon.get_region(), self._found)
+
+    def _call(self, ask: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        def serve(reply: Callable[[Any], None]) -> None:
+            try:
+                reply(ask())
+            except StairwellError as error:
+                reply(error)
+
+        def answered(answer: Any) -> None:
+            if self._over():
+                return
+            if isinstance(answer, StairwellError):
+                code = answer.reason if isinstance(answer, StateError) else ""
+                self._finish(answer.message, code)
+            else:
+                then(answer)
+
+        def late() -> None:
+            if not self._over():
+                self._finish(f"{self._wish.address} did not answer in time")
+
+        machine = self._machine
+        machine.world.network.call(
+            machine.host, self._daemon.host, serve, answered, late, RPC_SECONDS
+        )
+
+    def _over(self) -> bool:
+        return self._down or bool(self._reason) or not self._machine.alive
+
+    def _found(self, owner: str) -> None:
+        self._owner = owner
+        machine, wish = self._machine, self._wish
+        proposal = Proposal(
+            upstairs_id=uuid.UUID(machine.config.upstairs_id),
+            session_id=uuid.UUID(machine.config.session_id),
+            generation=wish.generation,
+            read_only=False,
+            encrypted=False,
+            data_versions=(DATA_VERSION,),
+            geometry=machine.config.geometry,
+            region_id=uuid.UUID(wish.region_id) if wish.region_id else None,
+        )
+        self._call(lambda: self._daemon.open_session(proposal), self._opened)
+
+    def _opened(self, answer: tuple[str, events.ExtentStamps, bytes]) -> None:
+        region_id, stamps, token = answer
+        owned = self._owner == self._machine.config.upstairs_id
+        self._session = events.SessionInfo(
+            region_id, stamps, owned, owner_id=self._machine.config.upstairs_id
+        )
+        world, host = self._machine.world, self._machine.host
+
+        def serve(reply: Callable[[Any], None]) -> None:
+            connection = world.network.connect(host, self._daemon.host)
+            try:
+                self._daemon.accept(connection.server)
+            except StairwellError as error:
+                connection.client.close("refused")
+                connection.server.close("refused")
+                reply(error)
+            else:
+                reply(connection.client)
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, StairwellError):
+                if not self._over():
+                    self._finish(answer.message)
+            elif self._over():
+                answer.close("given up")
+            else:
+                self._connected(answer, token)
+
+        def late() -> None:
+            if not self._over():
+                self._finish(f"{self._wish.address}: the data connection did not open in time")
+
+        world.network.call(host, self._daemon.host, serve, answered, late, CONNECT_SECONDS)
+
+    def _connected(self, end: End, token: bytes) -> None:
+        self._end = end
+        end.received = self._received
+        end.closed = self._lost
+        hello = pack_op(0, 0, blob_bytes=len(token))
+        end.send(
+            decode(encode(FrameKind.HELLO, [hello], blobs=[token], sequence=_HELLO_SEQUENCE)[0])
+        )
+        self._machine.world.schedule.later(WELCOME_SECONDS, self._not_welcome)
+
+    def _not_welcome(self) -> None:
+        if self._session is not None and not self._over():
+            self._finish(f"{self._wish.address} did not welcome in time")
+
+    def _received(self, frame: Frame) -> None:
+        if self._down or not self._machine.alive:
+            return
+        number = self._wish.link
+        if frame.kind is FrameKind.REPLY:
+            trace = self._machine.world.trace
+            if trace.detailed:
+                trace.note(self._machine.host, f"from {self._daemon.host} {shown(frame)}")
+            self._machine.feed(events.SlotReply(number, frame))
+        elif frame.kind is FrameKind.WELCOME:
+            session, self._session = self._session, None
+            if session is not None and not self._reason:
+                self._machine.feed(events.Connected(number, session))
+        elif frame.kind is FrameKind.NOTICE:
+            self._machine.feed(events.Notice(number, frame.blob(0).decode()))
+
+    def _lost(self, reason: str) -> None:
+        if not self._over():
+            self._finish(reason)
+
+    def send(self, frame: Frame) -> None:
+        """Sends one frame."""
+        if self._end is not None and not self._down:
+            self._end.send(frame)
+
+    def close(self, reason: str) -> None:
+        """Ends the link; its owner hears of it later."""
+        if self._reason:
+            return
+        self._reason = reason
+        world = self._machine.world
+        world.schedule.later(world.chance.uniform(0, 0.001), self._closed)
+
+    def _closed(self) -> None:
+        if not self._down and self._machine.alive:
+            self._finish(self._reason)
+
+    def _finish(self, reason: str, code: str = "") -> None:
+        if self._down:
+            return
+        self._down = True
+        self.drop(self._reason or reason)
+        self._machine.link_down(self._wish.link, self._reason or reason, code)
+
+    def drop(self, reason: str) -> None:
+        """Closes the connection, if there is one."""
+        if self._end is not None:
+            self._end.received = self._end.closed = lambda _item: None
+            self._end.close(reason, abort=True)
+
+
+class Machine:
+    """One process with one region set. `region_path` of its volume is the only sub-volume."""
+
+    def __init__(self, world: World, host: str, spec: RegionSpec, session: str) -> None:
+        options = spec.options
+        targets = options.targets
+        self.world = world
+        self.host = host
+        self.alive = True
+        self.config = UpstairsConfig(
+            upstairs_id=str(options.id),
+            session_id=session,
+            generation=spec.generation,
+            geometry=spec.geometry,
+            targets=(targets[0], targets[1], targets[2]),
+        )
+        self.upstairs = Upstairs(self.config)
+        self.status: RegionStatus = self.upstairs.status()
+        self._links: dict[int, Link] = {}
+        self._events: deque[events.Event] = deque()
+        self._stepping = False
+        self._asked: dict[object, Callable[[events.Answer], None]] = {}
+        self._keys = 0
+        self.guest: Callable[[Completion], None] = lambda _completion: None
+        self.watcher: Callable[[Machine], None] = lambda _machine: None
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            events.SendFrame: self._send,
+            events.CompleteGuest: self._complete,
+            events.Connect: self._connect,
+            events.Disconnect: self._disconnect,
+            events.Answer: self._answer,
+            events.Changed: self._changed,
+            events.RepairStarted: self._repair_started,
+            events.RepairEnded: self._repair_ended,
+            events.SlotLeft: self._slot_left,
+        }
+        self._tick()
+
+    def note(self, text: str) -> None:
+        """A line of the trace."""
+        self.world.trace.note(self.host, text)
+
+    # ---- the loop
+
+    def feed(self, event: events.Event) -> None:
+        """One event; those that come up meanwhile are queued."""
+        self._events.append(event)
+        if self._stepping or not self.alive:
+            return
+        self._stepping = True
+        try:
+            while self._events and self.alive:
+                for effect in self.upstairs.apply(self._events.popleft(), self.world.schedule.now):
+                    self._carriers[type(effect)](effect)
+        finally:
+            self._stepping = False
+
+    def _tick(self) -> None:
+        if self.alive:
+            self.world.schedule.later(TICK_SECONDS, self._tick)
+            self.feed(events.Tick())
+
+    def kill(self) -> None:
+        """The process ends; its memory, unflushed writes and all, is gone."""
+        self.note("the machine is killed")
+        self.alive = False
+        self._events.clear()
+        self.world.network.killed(self.host)
+
+    # ---- effects
+
+    def _send(self, effect: events.SendFrame) -> None:
+        frame = decode(b"".join(effect.buffers))
+        for number in effect.links:
+            link = self._links.get(number)
+            if link is not None:
+                link.send(frame)
+
+    def _complete(self, effect: events.CompleteGuest) -> None:
+        for completion in effect.completions:
+            self.guest(completion)
+
+    def _connect(self, effect: events.Connect) -> None:
+        self._links[effect.link] = Link(self, effect)
+
+    def _disconnect(self, effect: events.Disconnect) -> None:
+        link = self._links.get(effect.link)
+        if link is not None:
+            link.close(effect.reason)
+
+    def link_down(self, number: int, reason: str, code: str) -> None:
+        """A link has ended."""
+        self._links.pop(number, None)
+        self.feed(events.Disconnected(number, reason, code))
+
+    def _answer(self, effect: events.Answer) -> None:
+        asked = self._asked.pop(effect.key, None)
+        if asked is not None:
+            asked(effect)
+
+    def _changed(self, _effect: events.Changed) -> None:
+        before, self.status = self.status, self.upstairs.status()
+        if before.state is not self.status.state:
+            reason = f": {self.status.reason}" if self.status.reason else ""
+            self.note(f"upstairs is {self.status.state.name}{reason}")
+        for old, new in zip(before.slots, self.status.slots, strict=True):
+            if (old.address, old.state) != (new.address, new.state):
+                self.note(f"slot {new.slot} {new.address} is {new.state.name} {new.mode.name}")
+        self.watcher(self)
+
+    def _repair_started(self, effect: events.RepairStarted) -> None:
+        self.note(f"repair of slot {effect.slot} begins, attempt {effect.attempt}")
+
+    def _repair_ended(self, effect: events.RepairEnded) -> None:
+        self.note(f"repair of slot {effect.slot} ends: {effect.error or 'whole'}")
+
+    def _slot_left(self, effect: events.SlotLeft) -> None:
+        self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+
+    # ---- requests
+
+    def submit(self, requests: list[Request]) -> None:
+        """A guest's batch."""
+        self.feed(events.GuestBatch([("guest", requests)]))
+
+    def ask(
+        self, make: Callable[[object], events.Event], then: Callable[[events.Answer], None]
+    ) -> None:
+        """Puts a question to the core; `then` gets the answer, if the process lives so long."""
+        self._keys += 1
+        self._asked[self._keys] = then
+        self.feed(make(self._keys))
+
+    def info(self):
+        """The volume as vmmd tells it: protobuf, by the real mapping."""
+        status = self.upstairs.status()
+        volume = VolumeStatus(
+            volume_id=self.config.upstairs_id,
+            state=status.state,
+            reason=status.reason,
+            block_size=self.config.geometry.block_size,
+            total_bytes=self.config.geometry.total_bytes,
+            regions=((self.world.region_path, status),),
+            sources=(),
+            scrubs=(),
+            counters=VolumeCounters(),
+        )
+        return volume_message("machine", "disk", volume, "")
+
+    def replace(
+        self,
+        original: Construction,
+        replacement: Construction,
+        then: Callable[[events.Answer], None],
+    ) -> None:
+        """What VolumeService.ReplaceVcr does: the one changed target is handed to the core."""
+        try:
+            changed = changed_target(original, replacement)
+        except StairwellError as error:
+            then(events.Answer(None, error=error))
+            return
+        assert changed is not None
+        old, new = changed.old, changed.new
+        self.ask(lambda key: events.Replace(key, old, new), then)
+
+    def verify(self, then: Callable[[events.Answer], None]) -> None:
+        """Compares the members; the answer's value is a VerifyResult."""
+
+        def compared(answer: events.Answer) -> None:
+            if answer.error is None:
+                answer = events.Answer(None, _compared(answer.value, 0, 0))
+            then(answer)
+
+        self.ask(events.Verify, compared)
+
+    @property
+    def active(self) -> bool:
+        """Whether the guest is served."""
+        return self.alive and self.upstairs.state is UpstairsState.ACTIVE
