@@ -33,7 +33,13 @@ from downstaird.faults import Delays, FaultPlan
 from downstaird.region_host import RegionHost
 from downstaird.regions import Unfinished
 from downstaird.services.mapping import definition_of, ownership_of
-from stairlib.model.errors import DataError, StairwellError, UnavailableError
+from stairlib.model.errors import (
+    DataError,
+    StairwellError,
+    StateError,
+    UnavailableError,
+    UnsupportedError,
+)
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import FLAGS, TlsFiles, explained
 from stairlib.telemetry.tracing import Tracing
@@ -74,8 +80,8 @@ async def ask_source(
     expected: Expected,
     files: TlsFiles | None = None,
 ) -> CloneTask:
-    """What a clone of the region at `address` has to be. UnavailableError when nobody answers, else
-    as `clone_definition`."""
+    """What a clone of the region at `address` has to be. UnavailableError when nobody answers,
+    StateError (NOT_A_DOWNSTAIRS) when somebody else does, else as `clone_definition`."""
     async with await open_source(address, tracing, files) as channel:
         try:
             facts = await _facts(channel, address)
@@ -83,6 +89,12 @@ async def ask_source(
             if files is not None:
                 raise
             raise await explained(address, error, f"give {', '.join(FLAGS)}") from error
+        except UnsupportedError as error:
+            raise StateError(
+                f"what answers at {address} is not a downstairs of this version: "
+                "name one that runs with --mode ro",
+                reason="NOT_A_DOWNSTAIRS",
+            ) from error
     definition = clone_definition(address, facts, region_id, expected)
     return CloneTask(address, definition, facts.ownership, files)
 

@@ -19,6 +19,8 @@ from stairlib.model.errors import (
     UnsupportedError,
 )
 
+_LISTED = frozenset({"DISK_NOT_FOUND", "INSTANCE_NOT_FOUND"})
+
 Locate = Callable[[str], str | None]
 
 
@@ -49,14 +51,25 @@ def describe(error: StairwellError | CommandError, address: str, locate: Locate 
     if isinstance(error, CommandError):
         return _text(error.message, list(error.details), error.hint)
     details: list[str] = []
+    message = error.message
     if isinstance(error, InvalidRequestError):
+        message = _before_list(error)
         details = [violation_line(violation, locate) for violation in error.violations]
         if omitted := error.metadata.get("violations_omitted"):
             details.append(f"and {omitted} more")
     elif field := error.metadata.get("field"):
         # Well formed, but what it names will not do: a target that is away, or in use.
         details = [f"named in {_where(field, locate)}"]
-    return _text(f"{error.message} ({error.reason})", details, hint_for(error, address))
+    return _text(f"{message} ({error.reason})", details, hint_for(error, address))
+
+
+def _before_list(error: InvalidRequestError) -> str:
+    """The message without its own list of the violations, which follow one a line."""
+    if not error.violations:
+        return error.message
+    first = error.violations[0]
+    head, listed, _ = error.message.partition(f": {first.field}: {first.description}")
+    return head if listed else error.message
 
 
 def violation_line(violation: FieldViolation, locate: Locate = nowhere) -> str:
@@ -81,7 +94,7 @@ def hint_for(error: StairwellError, address: str) -> str:
             f"start it with `controlplane run {address} --vmmd ADDRESS`, or name another one "
             "with --server and --port"
         )
-    if isinstance(error, NotFoundError):
+    if isinstance(error, NotFoundError) and error.reason in _LISTED:
         return "`stairwell list` shows what there is"
     if isinstance(error, ConflictError):
         return "`stairwell replacement list` shows what runs; wait for it or see its error"

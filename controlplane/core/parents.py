@@ -105,11 +105,12 @@ def _check(construction: Construction, path: str, disk: str) -> None:
     """Raises unless there is a volume at `path` whose parent can be copied into it."""
     node = dict(walk(construction)).get(path)
     if not isinstance(node, VolumeSpec) and path:
-        having = ", ".join(repr(each) for each in parents(construction)) or "none"
+        having = [each or "the outermost (leave the path out)" for each in parents(construction)]
         raise NotFoundError(
             "volume",
             path,
-            f"disk {disk!r} has no volume at {path!r}; its volumes with a parent are at: {having}",
+            f"disk {disk!r} has no volume at {path!r}; its volumes with a parent are: "
+            + (", ".join(having) or "none"),
         )
     if not isinstance(node, VolumeSpec) or node.read_only_parent is None:
         reason, text = "NO_PARENT", "has no read-only parent: there is nothing to copy"

@@ -13,6 +13,7 @@ from controlplane.operations.replacing import Replacing
 from controlplane.operations.scrubs import Scrubs, ScrubWish
 from controlplane.services.mapping import (
     disk_message,
+    disk_name,
     replace_answer,
     replace_wish,
     scrub_message,
@@ -39,7 +40,7 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
     ) -> pb.GetDiskResponse:
         """One disk."""
         del context
-        return pb.GetDiskResponse(disk=disk_message(await self._disks.get(request.name)))
+        return pb.GetDiskResponse(disk=disk_message(await self._disks.get(disk_name(request.name))))
 
     async def ListDisks(
         self,
@@ -62,7 +63,7 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
     ) -> AsyncIterator[pb.WatchDiskResponse]:
         """The present state of the disk and each change."""
         del context
-        async with aclosing(self._disks.watch(request.name)) as views:
+        async with aclosing(self._disks.watch(disk_name(request.name))) as views:
             async for view in views:
                 yield pb.WatchDiskResponse(disk=disk_message(view))
 
@@ -89,7 +90,7 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
     ) -> pb.VerifyDiskResponse:
         """Compares the members of a disk."""
         del context
-        report = await self._disks.verify(request.name, read_data=request.read_data)
+        report = await self._disks.verify(disk_name(request.name), read_data=request.read_data)
         return pb.VerifyDiskResponse(report=report)
 
     async def StartScrub(
@@ -99,7 +100,7 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
     ) -> pb.StartScrubResponse:
         """Fills a volume of a disk from its parent."""
         del context
-        wish = ScrubWish(request.name, request.path, request.bytes_per_second_max)
+        wish = ScrubWish(disk_name(request.name), request.path, request.bytes_per_second_max)
 
         async def start() -> pb.StartScrubResponse:
             return pb.StartScrubResponse(scrub=scrub_message(await self._scrubs.start(wish)))
@@ -115,5 +116,5 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
     ) -> pb.StopScrubResponse:
         """Ends that."""
         del context
-        record = await self._scrubs.stop(request.name, request.path)
+        record = await self._scrubs.stop(disk_name(request.name), request.path)
         return pb.StopScrubResponse(scrub=scrub_message(record))

@@ -71,6 +71,14 @@ def desired_state(request: instance_pb.SetInstanceStateRequest) -> Desired | Non
     return _DESIRED[request.state]
 
 
+def disk_name(name: str) -> str:
+    """The disk a request is about; InvalidRequestError when it names none."""
+    if not name:
+        text = "is missing; must be the name of a disk or the UUID of its volume"
+        raise InvalidRequestError(f"name {text}", (FieldViolation("name", text, "REQUIRED"),))
+    return name
+
+
 def replace_wish(request: disk_pb.ReplaceVcrRequest) -> ReplaceWish:
     """The wish of a request; InvalidRequestError when its construction cannot be read."""
     if request.HasField("vcr") == request.HasField("vcr_json"):

@@ -240,6 +240,7 @@ async def test_a_machine_that_ended_fails_it(home: House) -> None:
 @pytest.mark.parametrize(
     ("asked", "code", "reason"),
     [
+        ({"name": ""}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
         ({"name": "nothing"}, grpc.StatusCode.NOT_FOUND, "DISK_NOT_FOUND"),
         ({"path": "sub_volumes[0]"}, grpc.StatusCode.NOT_FOUND, "VOLUME_NOT_FOUND"),
         ({"path": "read_only_parent"}, PRECONDITION, "NO_PARENT"),

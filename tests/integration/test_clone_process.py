@@ -16,6 +16,8 @@ from downstaird.config import CreateOptions
 from downstaird.regions import create_region, open_region
 from stairlib.model.context import plain_contexts
 from stairlib.model.geometry import Geometry
+from stairlib.rpc.server import RpcServer
+from stairlib.telemetry.tracing import Tracing
 
 pytestmark = pytest.mark.processes
 
@@ -122,6 +124,21 @@ async def test_one_that_was_stopped_is_no_region_and_goes_on(region, tmp_path, n
     compared = downstaird("dump", "-d", region, "-d", place, "-o")
     assert compared.returncode == 0, compared.stdout
     assert downstaird("verify", "-d", place).returncode == 0
+
+
+async def test_a_source_that_is_no_downstairs(tmp_path):
+    other = RpcServer("127.0.0.1:0", [], Tracing("other", "here"))
+    await other.start()
+    try:
+        status, _, err = await ended(
+            await clone(tmp_path / "clone", uuid.UUID(int=9), other.address)
+        )
+    finally:
+        await other.stop(0)
+    assert status == 1
+    assert f"what answers at {other.address} is not a downstairs" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "clone").exists()
 
 
 @pytest.mark.parametrize(

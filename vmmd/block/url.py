@@ -1,6 +1,7 @@
 """A backend on something served over HTTP: range reads, never written.
 
-The size is what a HEAD request says when the backend is opened. Each read is one range request; an
+The size is what a HEAD request says when the backend is opened, and the first block is read then:
+a server without ranges is refused before a guest meets it. Each read is one range request; an
 answer that is not exactly the range asked for is a failure, never data. When the server names a
 strong ETag, every request insists on it: a file that is changed under a running guest fails its
 reads instead of mixing two versions. What may pass (timeouts, 429, 5xx, a refused connection) is
@@ -78,8 +79,9 @@ class UrlBackend:
 
     @classmethod
     async def open(cls, url: str, block_size: int) -> UrlBackend:
-        """Asks for the size. NotFoundError when there is no such thing, UnavailableError when
-        nobody answers, InvalidRequestError when its size is not a whole number of blocks."""
+        """Asks for the size and one range. NotFoundError when there is no such thing,
+        UnavailableError when nobody answers, InvalidRequestError when its size is not a whole
+        number of blocks, DataError when the server's answers are of no use."""
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
             timeout=aiohttp.ClientTimeout(
@@ -92,11 +94,13 @@ class UrlBackend:
         try:
             headers = await _persistent(lambda: _head(session, url), OPEN_TRIES)
             size = _checked_size(url, headers, block_size)
+            etag = headers.get("ETag", "")
+            made = cls(url, block_size, size, "" if etag.startswith("W/") else etag, session)
+            await _persistent(lambda: made._get(0, block_size), OPEN_TRIES)
         except BaseException:
             await session.close()
             raise
-        etag = headers.get("ETag", "")
-        return cls(url, block_size, size, "" if etag.startswith("W/") else etag, session)
+        return made
 
     @property
     def info(self) -> BackendInfo:
@@ -172,7 +176,7 @@ class UrlBackend:
 
     def _check_range(self, answer: aiohttp.ClientResponse, start: int, length: int) -> None:
         if answer.status != _PARTIAL:
-            raise self._wrong("the server does not answer range requests")
+            raise self._wrong("the server does not answer range requests; use one that does")
         told = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         expected = (start, start + length - 1, self._size)
         if told is None or tuple(map(int, told.groups())) != expected:

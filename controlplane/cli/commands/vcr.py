@@ -115,13 +115,13 @@ async def check(
     Exit 0 when all are valid, 1 when one is not.
     """
     if len(file) == 1:
-        response, view = await _checked(session, file[0])
+        response, view = await _checked(session, files.open_vcr(file[0]))
         session.show(plain(response), view)
         return 0 if response.valid else 1
     results, views, valid = [], [], True
     for path in file:
         try:
-            response, view = await _checked(session, path)
+            response, view = await _checked(session, files.open_vcr(path))
         except CommandError as error:
             # The others are judged all the same.
             results.append({"file": path, "valid": False, "error": error.message})
@@ -135,9 +135,8 @@ async def check(
     return 0 if valid else 1
 
 
-async def _checked(session: Session, path: str) -> tuple[judge_pb.CheckVcrResponse, str]:
+async def _checked(session: Session, found: files.VcrFile) -> tuple[judge_pb.CheckVcrResponse, str]:
     """The judge's answer to one file, in the order of the file's lines, and the text to print."""
-    found = files.open_vcr(path)
     session.locate = found.locate
     response = await session.call(
         session.vcrs.CheckVcr, _check_request(found), judge_pb.CheckVcrResponse
@@ -151,7 +150,7 @@ async def _checked(session: Session, path: str) -> tuple[judge_pb.CheckVcrRespon
     listed = sorted(response.violations, key=lambda one: found.line(one.field) or 0)
     del response.violations[:]
     response.violations.extend(listed)
-    return response, verdict.check_view(path, response, found.locate)
+    return response, verdict.check_view(found.document.path, response, found.locate)
 
 
 def _check_request(found: files.VcrFile) -> judge_pb.CheckVcrRequest:
@@ -176,7 +175,7 @@ async def diff(
     Marks: ~ changed, + only in NEW, - only in OLD; numbers lead to the objections below the trees.
     """
     before, after = files.open_vcr(old), files.open_vcr(new)
-    _refuse_misfits(before, after)
+    await _refuse_misfits(session, before, after)
     request = judge_pb.CompareVcrsRequest(original=before.message(), replacement=after.message())
     session.locate = partial(_locate, before, after)
     response = await session.call(session.vcrs.CompareVcrs, request, judge_pb.CompareVcrsResponse)
@@ -202,13 +201,14 @@ def _rows(
     return tree_diff.rows(original, replacement, objections)
 
 
-def _refuse_misfits(*found: files.VcrFile) -> None:
-    """One error with what is no construction request in any of the files."""
-    details = [
-        line
-        for one in found
-        for line in one.document.described([*one.problems, *one.document.twice()])
-    ]
+async def _refuse_misfits(session: Session, *found: files.VcrFile) -> None:
+    """One error with all that is wrong with each file that is no construction request."""
+    details = []
+    for one in found:
+        if one.problems:
+            details += (await _checked(session, one))[1].splitlines()
+        else:
+            details += one.document.described(one.document.twice())
     if details:
         raise CommandError("these are not two construction requests", details=tuple(details))
 

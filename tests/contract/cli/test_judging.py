@@ -196,8 +196,20 @@ def test_what_cannot_be_read_is_told_of_both_files(judged, vcr):
     new["sub_volumes"][0]["gen"] = "one"
     code, _, err = judged("diff", judged.file(old, "old.json"), judged.file(new))
     assert code == 1
-    assert re.search(r"old.json:\d+: sub_volumes\[0\].generation: unknown key", err)
-    assert re.search(r"new.json:\d+: sub_volumes\[0\].gen: expected a whole number", err)
+    assert re.search(r"sub_volumes\[0\].generation \[old.json:\d+\]: is not a field", err)
+    assert re.search(r"sub_volumes\[0\].gen \[new.json:\d+\]: must be a whole number", err)
+
+
+def test_a_diff_tells_all_that_a_check_would(judged, vcr):
+    vcr["sub_volumes"][0]["generation"] = 1
+    vcr["sub_volumes"][0]["gen"] = 0
+    path = judged.file(vcr)
+    _, checked, _ = judged("check", path)
+    code, _, err = judged("diff", DISKS, path)
+    assert code == 1
+    assert [line.strip() for line in err.splitlines()[1:]] == [
+        line.strip() for line in checked.splitlines()
+    ]
 
 
 def test_what_the_judge_cannot_read_is_located_on_either_side(judged, vcr):

@@ -31,6 +31,19 @@ def test_every_violation_is_listed_with_its_place():
     ]
 
 
+def test_violations_are_told_once():
+    error = InvalidRequestError(
+        "not a replacement: a.b: is 1; c: is 2",
+        (FieldViolation("a.b", "is 1", "ONE"), FieldViolation("c", "is 2", "TWO")),
+        reason="ONE",
+    )
+    assert describe(error, ADDRESS).splitlines() == [
+        "error: not a replacement (ONE)",
+        "  a.b: is 1 (ONE)",
+        "  c: is 2 (TWO)",
+    ]
+
+
 def test_a_control_plane_that_is_not_there_says_how_to_start_it():
     error = UnavailableError("cannot reach it", peer=peer_name(ADDRESS))
     assert f"controlplane run {ADDRESS}" in describe(error, ADDRESS)
@@ -50,6 +63,8 @@ def test_a_slow_answer_says_which_option_waits_longer():
 
 def test_hints_name_the_command_to_type():
     assert "stairwell list" in describe(NotFoundError("disk", "x"), ADDRESS)
+    # What no list of disks shows.
+    assert "hint" not in describe(NotFoundError("file", "/x"), ADDRESS)
     assert "replacement list" in describe(ConflictError("busy"), ADDRESS)
     assert "same version" in describe(UnsupportedError("no such method"), ADDRESS)
     assert "hint" not in describe(StateError("stopped; start it first"), ADDRESS)

@@ -109,9 +109,9 @@ async def test_the_size_is_asked_once_and_reads_are_ranges():
         assert done["b"].data == image.data[3 * SIZE : 7 * SIZE]
         assert done["b"].owned is None
         assert done["c"].owned.tolist() == [True]
-        assert image.asked[0] == ("HEAD", "")
+        assert image.asked[:2] == [("HEAD", ""), ("GET", f"bytes=0-{SIZE - 1}")]
         assert ("GET", f"bytes={3 * SIZE}-{7 * SIZE - 1}") in image.asked
-        assert len(image.asked) == 4
+        assert len(image.asked) == 5
 
 
 async def test_changes_are_refused_a_flush_has_nothing_to_do():
@@ -216,6 +216,14 @@ async def test_who_is_not_there():
         await UrlBackend.open(url, SIZE)
 
 
+async def test_a_server_without_ranges_is_refused_before_a_guest_reads():
+    image = Image()
+    image.change = {"status": 200, "body": image.data}
+    async with served(image.answer) as url:
+        with pytest.raises(DataError, match="does not answer range requests; use one that does"):
+            await UrlBackend.open(url, SIZE)
+
+
 async def test_a_server_that_does_not_say_its_size():
     async def endless(_request):
         return web.Response(status=200, headers={"Transfer-Encoding": "chunked"})
@@ -230,7 +238,7 @@ async def test_closing_ends_what_is_in_flight():
     reached, never = asyncio.Event(), asyncio.Event()
 
     async def hang(request):
-        if request.method == "HEAD":
+        if len(image.asked) < 2:
             return await image.answer(request)
         reached.set()
         await never.wait()
