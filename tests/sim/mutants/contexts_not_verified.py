@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vmmd.upstairs.core.reads import ReadBook
+from vmmd.upstairs.core.codec import PlainCodec
 
 
 def plant(patch) -> None:
-    patch.setattr(ReadBook, "_bad_blocks", lambda _self, _payload, _contexts: False)
+    patch.setattr(PlainCodec, "open", lambda _self, data, _contexts, _spans: data)
