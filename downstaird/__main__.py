@@ -282,7 +282,9 @@ def _add_clone(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  downstaird clone -d r3 -u UUID --source 127.0.0.1:8810",
     )
     _add_directory(clone)
-    clone.add_argument("-u", "--uuid", help="the clone's UUID, another one than its source's")
+    clone.add_argument(
+        "-u", "--uuid", help="the clone's UUID, another one than its source's; always needed"
+    )
     clone.add_argument(
         "--source", required=True, metavar="HOST:PORT", help="a daemon that runs with --mode ro"
     )

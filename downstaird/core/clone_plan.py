@@ -88,13 +88,21 @@ def _check_expected(address: str, source: RegionDefinition, expected: Expected) 
     ):
         if wanted is not None and wanted != found:
             raise StateError(
-                f"{field} differs: {wanted} was asked for, the region at {address} has {found}; a "
+                f"{field} differs: {_shown(wanted)} was asked for, the region at {address} has "
+                f"{_shown(found)}; a "
                 f"clone is like its source: leave the flag out, or name another source",
                 reason="REGION_INCOMPATIBLE",
                 field=field,
-                wanted=str(wanted),
-                source=str(found),
+                wanted=_shown(wanted),
+                source=_shown(found),
             )
+
+
+def _shown(value: int) -> str:
+    """A number, or yes or no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def extent_steps(definition: RegionDefinition) -> list[range]:

@@ -215,7 +215,7 @@ class Scrub:
             delay = min(2 * delay, RETRY_MAX_SECONDS)
         raise _GaveUp(
             f"the parent cannot be read at block {first}: {read.status.name}; see the state of its "
-            "members or source, then start the scrub again"
+            "members or source"
         )
 
     async def _front(self, requests: list[Request], what: str) -> list[Completion]:

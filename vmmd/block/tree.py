@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from stairlib.model.construction import (
@@ -189,6 +189,10 @@ def _named(path: str) -> Iterator[None]:
         if path and not error.message.startswith(f"{path}: "):
             error.message = f"{path}: {error.message}"
             error.args = (error.message,)
+            if isinstance(error, InvalidRequestError):
+                error.violations = tuple(
+                    replace(each, field=join_path(path, each.field)) for each in error.violations
+                )
         raise
 
 

@@ -130,6 +130,15 @@ async def test_children_have_the_block_size_of_their_volume(spec, tracing):
     assert refused.value.violations[0].field.endswith("block_size")
 
 
+async def test_fields_are_named_by_their_place_in_the_request(tracing, tmp_path):
+    folder = FileSpec(uuid.uuid4(), 512, str(tmp_path))
+    with pytest.raises(InvalidRequestError) as refused:
+        await build(volume(region(), parent=volume(folder)), tracing=tracing)
+    assert [each.field for each in refused.value.violations] == [
+        "read_only_parent.sub_volumes[0].path"
+    ]
+
+
 async def test_what_cannot_be_built_names_the_part(tracing, tmp_path):
     missing = FileSpec(uuid.uuid4(), 512, str(tmp_path / "missing"))
     odd = file_of(tmp_path / "odd", 1000)
