@@ -202,6 +202,7 @@ class RegionSet:
             flush_number=number,
         )
         record.waiters.extend(waiters)
+        record.stamps = self.log.changed_since_flush()
         self.flushes.sent(record)
         self.send_mutation(record)
         if not record.pending:
@@ -243,6 +244,10 @@ class RegionSet:
         """The member made the flush durable."""
         record.acked |= member.bit
         member.synced_job = max(member.synced_job, record.last_job)
+        if record.stamps:
+            member.stamped_flush = max(
+                member.stamped_flush, (self.generation, record.flush_number)
+            )
         self.judge_flush(record)
         self.trim()
 
@@ -361,6 +366,8 @@ class RegionSet:
 
     def _drop_stream(self, member: Member, *, was_complete: bool) -> None:
         self.refresh()
+        # It is filled before it serves again, and its stamps are then others.
+        member.stamped_flush = (0, 0)
         # An unanswered write may have failed, and a flush behind it may still stamp its extent.
         per_extent = self.config.geometry.blocks_per_extent
         member.suspect_extents |= self.log.owed_extents(member, per_extent)
@@ -373,8 +380,13 @@ class RegionSet:
 
     def activate_member(self, member: Member) -> None:
         """The member holds everything now and serves reads."""
+        filled = member.streams
         member.move(SlotMove.ACTIVATE)
         self.member_joined(member)
+        if filled:
+            # What it told when its session began is not what it has now.
+            count = self.config.geometry.extent_count
+            member.stamps_asked = self.send_control(member, OpKind.EXTENT_STATES, length=count)
 
     def member_joined(self, member: Member) -> None:
         """Bookkeeping for a member that has become active."""

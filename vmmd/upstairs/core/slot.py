@@ -6,12 +6,17 @@ bytes); the frames themselves are in the replay log.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.states import SlotMode, SlotMove, SlotState, move_slot
+
+if TYPE_CHECKING:
+    from vmmd.upstairs.core.control_jobs import ControlJob
 
 _STREAMING = frozenset({SlotState.ACTIVE, SlotState.LIVE_REPAIR, SlotState.RECONCILE})
 
@@ -43,7 +48,9 @@ class Member:
         "retry_at",
         "retry_delay",
         "slot",
+        "stamped_flush",
         "stamps",
+        "stamps_asked",
         "state",
         "stopped_reason",
         "suspect_extents",
@@ -75,6 +82,10 @@ class Member:
         self.cipher = ""
         self.owner_id = ""
         self.stamps: ExtentStamps | None = None
+        # The states of its extents, asked for once it was filled: `stamps` is from before.
+        self.stamps_asked: ControlJob | None = None
+        # (generation, number) of the last flush it acknowledged that must have left a stamp.
+        self.stamped_flush = (0, 0)
         # Extents in which a write failed: their stamps say nothing any more.
         self.suspect_extents: set[int] = set()
         self.last_error = ""

@@ -32,6 +32,7 @@ from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.replace import decide
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
+from vmmd.upstairs.core.returning import told, what_is_missing
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import (
     IllegalMoveError,
@@ -214,13 +215,17 @@ class Upstairs:
             member.region_id = session.region_id
         member.cipher, member.owner_id = session.cipher, session.owner_id
         region.encrypt_as(session.cipher, session.owner_id)
-        member.stamps = session.stamps
+        before, member.stamps, member.stamps_asked = told(member), session.stamps, None
         member.connected_at = region.now
         if region.state is UpstairsState.GO_ACTIVE or self._read_only is not None:
             member.move(SlotMove.JOIN)
             region.touch()
         elif member.mode is SlotMode.OFFLINE:
-            region.replay(member)
+            missing = what_is_missing(before, session.stamps, member.stamped_flush)
+            if missing:
+                region.fault(member, missing)
+            else:
+                region.replay(member)
         else:
             member.move(SlotMove.READY)
             region.touch()
