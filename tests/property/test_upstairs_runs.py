@@ -1,5 +1,5 @@
 """The upstairs' core in seeded random worlds: daemons crash and come back, links break, members are
-replaced, the upstairs itself dies and a newer one takes over, while a guest writes, discards, reads
+replaced, a region is put back to an older copy, the upstairs itself dies and a newer one takes over, while a guest writes, discards, reads
 and flushes, and a scrub fills what was never written.
 
 Checked from outside: no flushed write is lost, a read gives the value written last (after a loss:
@@ -46,6 +46,10 @@ class Run:
         self.replaced_slot: int | None = None
         self.replaced_address = ""
         self.region_numbers = itertools.count(100)
+        # Copies of regions, by address; and the member that was put back to one and may still lack
+        # what it had confirmed.
+        self.copies: dict[str, dict[str, object]] = {}
+        self.put_back = ""
         self.hostility = self.rng.choice([0.05, 0.15, 0.3])
 
     # ---- what may happen
@@ -87,6 +91,26 @@ class Run:
         away = self.rng.choice([0.05, 1.0, 5.0, 30.0])
         self.world.later(away, lambda: self.world.start(address))
 
+    def copy_of_a_region(self) -> None:
+        """Somebody copies a region's directory. One day one of these is put back: at most one
+        member at a time lacks what it confirmed, as with lost disks, and none is being replaced."""
+        world, rng = self.world, self.rng
+        address = rng.choice(world.targets)
+        server = world.daemons[address]
+        saved = self.copies.get(address)
+        whole = world.healthy() and not self.put_back and self.replaced_slot is None
+        if saved is None or saved["region_id"] != server.region_id:
+            self.copies[address] = server.saved()
+        elif whole:
+            world.note(f"an older copy at {address}")
+            world.crash(address)
+            server.put_back(saved)
+            self.put_back = address
+            world.put_back.add(address)
+            world.later(rng.choice([0.05, 1.0, 5.0]), lambda: world.start(address))
+            if rng.random() < 0.3:
+                self.restart_upstairs()
+
     def power_cut(self) -> None:
         for address in self.world.daemons:
             self.world.crash(address)
@@ -125,6 +149,9 @@ class Run:
         # As the control plane does: one replacement at a time, over restarts of the upstairs too.
         if self.replaced_slot not in (None, slot.slot):
             return
+        # No member is replaced while another one lacks what it had.
+        if self.put_back:
+            return
         # And no member is replaced while a filling is interrupted and the volume is not active: the
         # one that is away may be what the others were being filled from.
         marked = any(any(world.daemons[t].extents.incomplete) for t in world.targets)
@@ -158,9 +185,11 @@ class Run:
 
     def settled(self) -> bool:
         """Never: looks at every step whether a replacement is done, as the control plane does."""
-        if self.replaced_slot is not None and self.world.healthy():
+        if self.world.healthy():
             self.replaced_slot = None
             self.replaced_address = ""
+            if self.put_back and self.world.daemons[self.put_back].session is not None:
+                self.put_back = ""
         return False
 
     # ---- the run
@@ -179,6 +208,7 @@ class Run:
             self.restart_upstairs,
             self.power_cut,
             self.deactivate,
+            self.copy_of_a_region,
         ]
         for _ in range(rng.randint(40, 120)):
             rng.choice(faults)() if rng.random() < self.hostility else self.guest()

@@ -104,6 +104,8 @@ class World:
         self.counts: dict[str, int] = {}
         self.trace: list[str] = []
         self.read_only = False
+        # Whose region was once put back to an older copy.
+        self.put_back: set[str] = set()
         self.upstairs: Upstairs
         self.start_upstairs()
         self.later(TICK_SECONDS, self._tick)
@@ -198,6 +200,8 @@ class World:
             self.note(f"repair of {effect.slot} ended: {effect.error or 'ok'}")
         elif isinstance(effect, events.SlotLeft):
             self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+            outdated = "MEMBER_OUTDATED" in effect.reason or "MEMBER_NOT_WHOLE" in effect.reason
+            assert self.read_only or not outdated or effect.address in self.put_back
             # A scrub must not cost a member its repair.
             assert UNKNOWN not in effect.reason, "an unwritten write met a member being filled"
 
