@@ -46,6 +46,9 @@ class ExtentTable:
 
     def adopt(self, durable: ExtentEntries) -> None:
         """Takes over what recovery found."""
+        # A program that knows no such mark clears the other bit alone when the extent is whole.
+        whole = (durable["flags"] & FLAG_INCOMPLETE) == 0
+        durable["flags"][whole] &= _UNMARKED
         self.durable = durable
         self._seen = durable.copy()
         self._marks = durable.copy()

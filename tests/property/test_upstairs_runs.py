@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ class Run:
         self.region_numbers = itertools.count(100)
         # Copies of regions, by address; and the member that was put back to one and may still lack
         # what it had confirmed.
-        self.copies: dict[str, dict[str, object]] = {}
+        self.copies: dict[str, dict[str, Any]] = {}
         self.put_back = ""
         self.hostility = self.rng.choice([0.05, 0.15, 0.3])
 
@@ -102,11 +103,8 @@ class Run:
         if saved is None or saved["region_id"] != server.region_id:
             self.copies[address] = server.saved()
         elif whole:
-            world.note(f"an older copy at {address}")
-            world.crash(address)
-            server.put_back(saved)
+            world.put_back(address, saved)
             self.put_back = address
-            world.put_back.add(address)
             world.later(rng.choice([0.05, 1.0, 5.0]), lambda: world.start(address))
             if rng.random() < 0.3:
                 self.restart_upstairs()
@@ -151,11 +149,6 @@ class Run:
             return
         # No member is replaced while another one lacks what it had.
         if self.put_back:
-            return
-        # And no member is replaced while a filling is interrupted and the volume is not active: the
-        # one that is away may be what the others were being filled from.
-        marked = any(any(world.daemons[t].extents.incomplete) for t in world.targets)
-        if marked and world.upstairs.state is not UpstairsState.ACTIVE:
             return
         spare = world.daemons[new]
         if spare.owner and new != self.replaced_address:

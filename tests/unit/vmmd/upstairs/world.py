@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,7 @@ class World:
         self.trace: list[str] = []
         self.read_only = False
         # Whose region was once put back to an older copy.
-        self.put_back: set[str] = set()
+        self.outdated: set[str] = set()
         self.upstairs: Upstairs
         self.start_upstairs()
         self.later(TICK_SECONDS, self._tick)
@@ -201,7 +202,7 @@ class World:
         elif isinstance(effect, events.SlotLeft):
             self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
             outdated = "MEMBER_OUTDATED" in effect.reason or "MEMBER_NOT_WHOLE" in effect.reason
-            assert self.read_only or not outdated or effect.address in self.put_back
+            assert self.read_only or not outdated or effect.address in self.outdated
             # A scrub must not cost a member its repair.
             assert UNKNOWN not in effect.reason, "an unwritten write met a member being filled"
 
@@ -296,6 +297,13 @@ class World:
         for link in list(self.links.values()):
             if link.server is server:
                 self.cut(link, "connection reset")
+
+    def put_back(self, address: str, saved: dict[str, Any]) -> None:
+        """The daemon dies; its region's directory is an older copy when it is started again."""
+        self.crash(address)
+        self.note(f"an older copy at {address}")
+        self.daemons[address].put_back(saved)
+        self.outdated.add(address)
 
     def start(self, address: str) -> None:
         self.note(f"start {address}")

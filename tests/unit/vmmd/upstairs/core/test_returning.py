@@ -33,9 +33,8 @@ def slot(world):
 
 def comes_back_with(world, saved):
     """The daemon is down for a moment; its directory is another one afterwards."""
-    world.crash(ADDRESS)
+    world.put_back(ADDRESS, saved)
     assert world.run_until(lambda: slot(world).mode is SlotMode.OFFLINE, 5)
-    world.daemons[ADDRESS].put_back(saved)
     world.start(ADDRESS)
     assert world.run_until(lambda: slot(world).state is not SlotState.WAIT_CONNECT, 40)
 
