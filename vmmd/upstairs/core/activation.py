@@ -105,6 +105,7 @@ class Activation:
 
     def _serve(self, members: list[Member]) -> None:
         region = self._region
+        region.reason = ""
         for member in members:
             member.synced_job = region.last_job
             region.activate_member(member)
@@ -117,6 +118,7 @@ class Activation:
         spinning us."""
         self.running = None
         region = self._region
+        region.reason = f"the members are not equal yet, it is tried again: {run.error}"
         going = region.state is UpstairsState.GO_ACTIVE
         mode = SlotMode.NEW if going else SlotMode.FAULTED
         for member in run.members:

@@ -7,9 +7,12 @@ to it, and all others of a dirty one, are filled from it:
  1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from
     here on can not make one a source. The mark keeps the stamp of the source: should that one be
     lost before the copy is whole, no older copy may take its place as if nothing had happened;
- 2. FLUSH to all: the sources' dirty extents get a stamp;
- 3. EXTENT_COPY per destination and extent;
- 4. FLUSH to all, then REPAIR_END to the destinations.
+ 2. FLUSH: the sources' dirty extents get a stamp;
+ 3. EXTENT_COPY per destination and extent, from another equal copy if the source can not read it;
+ 4. FLUSH, then REPAIR_END to the destinations.
+
+A source that has nothing unflushed is not asked to flush: it may be one that can not write any
+more (its disk is full, or a sync failed), and still be the only one that has what the others need.
 
 The loss of any member ends it; everybody connects again and the stamps are compared anew. Extents
 that were done are equal by then.
@@ -96,6 +99,10 @@ def _blank(member: Member) -> bool:
 
 def _written(member: Member) -> bool:
     return member.stamps is not None and bool(member.stamps.generations.any())
+
+
+def _dirty(member: Member) -> bool:
+    return member.stamps is not None and bool((member.stamps.flags & FLAG_DIRTY).any())
 
 
 def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
@@ -237,6 +244,12 @@ class Reconciliation:
         self._flush: Mutation | None = None
         self._jobs: list[ControlJob] = []
         self.copies: dict[int, ExtentCopies] = {}
+        # The destinations, and whoever has something unflushed.
+        self._writers = [
+            member
+            for member, extents in zip(work.members, work.extents, strict=True)
+            if len(extents) or _dirty(member)
+        ]
         for member in work.members:
             member.move(SlotMove.RECONCILE)
             member.synced_job = region.last_job
@@ -269,8 +282,15 @@ class Reconciliation:
         return self._plan.members
 
     def _source_of(self, extent: int, tried: int) -> Member | None:
-        member = self._plan.members[int(self._plan.source[extent])]
-        return None if member.bit & tried else member
+        plan = self._plan
+        member = plan.members[int(plan.source[extent])]
+        if not member.bit & tried:
+            return member
+        # Whoever is not filled there is equal to it.
+        for other, extents in zip(plan.members, plan.extents, strict=True):
+            if not other.bit & tried and extent not in extents:
+                return other
+        return None
 
     def advance(self) -> None:
         """Goes on as far as the answers allow."""
@@ -278,19 +298,19 @@ class Reconciliation:
             return
         for member in self._plan.members:
             if member.state is not SlotState.RECONCILE:
-                self.error = f"slot {member.slot} left: {member.last_error}"
+                self.error = f"slot {member.slot} ({member.address}) left: {member.last_error}"
                 return
         if self._phase is _Phase.BEGIN and self._jobs_ok():
             for member, extents in zip(self._plan.members, self._plan.extents, strict=True):
                 if len(extents):
                     # Marked durably: from now on the region's stamps are to be believed.
                     member.trusted_region = member.region_id
-            self._flush = self._region.send_flush()
+            self._send_flush(clears_marks=False)
             self._phase = _Phase.FIRST_FLUSH
         if self._phase is _Phase.FIRST_FLUSH and self._flushed():
             self._phase = _Phase.COPY
         if self._phase is _Phase.COPY and self._copied():
-            self._flush = self._region.send_flush(clears_marks=True)
+            self._send_flush(clears_marks=True)
             self._phase = _Phase.LAST_FLUSH
         if self._phase is _Phase.LAST_FLUSH and self._flushed():
             self._jobs = [
@@ -309,10 +329,13 @@ class Reconciliation:
                 return False
         return all(job.outcome is Outcome.OK for job in self._jobs)
 
+    def _send_flush(self, *, clears_marks: bool) -> None:
+        if self._writers:
+            self._flush = self._region.send_flush(clears_marks=clears_marks, only=self._writers)
+
     def _flushed(self) -> bool:
         flush = self._flush
-        assert flush is not None
-        return all(m.synced_job >= flush.last_job for m in self._plan.members)
+        return flush is None or all(m.synced_job >= flush.last_job for m in self._writers)
 
     def _copied(self) -> bool:
         for copies in self.copies.values():

@@ -171,9 +171,13 @@ class RegionSet:
 
     # ---- sending
 
-    def send_mutation(self, record: Mutation) -> None:
-        """To every member that streams; held for those away, which are given up when it gets too
-        much."""
+    def send_mutation(self, record: Mutation, only: Sequence[Member] = ()) -> None:
+        """To every member that streams, or to some of these; held for those away, which are given
+        up when it gets too much."""
+        if only:
+            self.log.append(record, only)
+            self.effects.append(SendFrame(tuple(m.link for m in only), record.buffers))
+            return
         self.log.append(record, self.receivers)
         if self.links:
             self.effects.append(SendFrame(self.links, record.buffers))
@@ -185,10 +189,14 @@ class RegionSet:
                     )
 
     def send_flush(
-        self, waiters: Sequence[tuple[object, object]] = (), *, clears_marks: bool = False
+        self,
+        waiters: Sequence[tuple[object, object]] = (),
+        *,
+        clears_marks: bool = False,
+        only: Sequence[Member] = (),
     ) -> Mutation:
-        """A flush of everything sent so far, to all members. With `clears_marks`, extents that were
-        copied by now are no longer incomplete after it."""
+        """A flush of everything sent so far, to all members or `only` some. With `clears_marks`,
+        extents that were copied by now are no longer incomplete after it."""
         job = self.take_jobs(1)
         number = self.flushes.number
         flags = 0 if clears_marks else FLUSH_KEEPS_MARKS
@@ -204,7 +212,7 @@ class RegionSet:
         record.waiters.extend(waiters)
         record.stamps = self.log.changed_since_flush()
         self.flushes.sent(record)
-        self.send_mutation(record)
+        self.send_mutation(record, only)
         if not record.pending:
             self.judge_flush(record)
         return record
