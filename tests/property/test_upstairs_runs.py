@@ -1,6 +1,6 @@
 """The upstairs' core in seeded random worlds: daemons crash and come back, links break, members are
-replaced, a region is put back to an older copy, the upstairs itself dies and a newer one takes over, while a guest writes, discards, reads
-and flushes, and a scrub fills what was never written.
+replaced, a region is put back to an older copy, the upstairs itself dies and a newer one takes
+over, while a guest writes, discards, reads and flushes, and a scrub fills what was never written.
 
 Checked from outside: no flushed write is lost, a read gives the value written last (after a loss:
 one that it may have, and from then on the same), what was written is never replaced by a scrub,

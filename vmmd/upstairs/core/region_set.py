@@ -253,9 +253,7 @@ class RegionSet:
         record.acked |= member.bit
         member.synced_job = max(member.synced_job, record.last_job)
         if record.stamps:
-            member.stamped_flush = max(
-                member.stamped_flush, (self.generation, record.flush_number)
-            )
+            member.stamped_flush = max(member.stamped_flush, (self.generation, record.flush_number))
         self.judge_flush(record)
         self.trim()
 

@@ -35,8 +35,9 @@ def told(member: Member) -> ExtentStamps | None:
 def what_is_missing(
     before: ExtentStamps | None, now: ExtentStamps, flushed: tuple[int, int]
 ) -> str:
-    """Why the region can not be gone on with, empty when it can. `before`: as it was told last;
-    `flushed`: (generation, number) of the last flush that must have left a stamp."""
+    """Why the region can not be gone on with, empty when it can. `before`: as it was told last,
+    None when that is not known; `flushed`: (generation, number) of the last flush that must have
+    left a stamp."""
     generations, flushes = now.generations, now.flushes
     generation, number = flushed
     newest = int(flushes[generations == generation].max(initial=0))
@@ -45,18 +46,22 @@ def what_is_missing(
             f"it had made flush {number} of generation {generation} durable, the newest it has of "
             f"that generation is {newest}"
         )
-    if before is not None:
-        back = generations < before.generations
-        back |= (generations == before.generations) & (flushes < before.flushes)
-        back &= (before.flags & _NOT_WHOLE) == 0
-        extents = np.flatnonzero(back)
-        if len(extents):
-            first = int(extents[0])
-            return _older(
-                f"extent {first} was of generation {before.generations[first]}, flush "
-                f"{before.flushes[first]}, and is of generation {generations[first]}, flush "
-                f"{flushes[first]} ({len(extents)} such extents)"
-            )
+    if before is None:
+        return (
+            "MEMBER_UNKNOWN: it had just been filled and left before it told what it had then; it "
+            "is compared with the others and repaired where it differs"
+        )
+    back = generations < before.generations
+    back |= (generations == before.generations) & (flushes < before.flushes)
+    back &= (before.flags & _NOT_WHOLE) == 0
+    extents = np.flatnonzero(back)
+    if len(extents):
+        first = int(extents[0])
+        return _older(
+            f"extent {first} was of generation {before.generations[first]}, flush "
+            f"{before.flushes[first]}, and is of generation {generations[first]}, flush "
+            f"{flushes[first]} ({len(extents)} such extents)"
+        )
     unwhole = np.flatnonzero(now.flags & _NOT_WHOLE)
     if len(unwhole):
         return (
@@ -68,7 +73,7 @@ def what_is_missing(
 
 def _older(what: str) -> str:
     return (
-        f"MEMBER_OUTDATED: the region is older than when the member left: {what}. Was an older copy "
-        "of its directory put back, or did its disk lose what it had confirmed? It is repaired from "
-        "the others"
+        f"MEMBER_OUTDATED: the region is older than when the member left: {what}. Was an older "
+        "copy of its directory put back, or did its disk lose what it had confirmed? It is "
+        "repaired from the others"
     )

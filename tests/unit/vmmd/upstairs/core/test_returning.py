@@ -107,6 +107,24 @@ def test_a_copy_from_before_a_repair_is_noticed(world):
     assert world.daemons[ADDRESS].memory == world.daemons["d0:1"].memory
 
 
+def test_a_member_that_leaves_as_it_was_filled_is_compared_again(world):
+    """Before it told what it has then, nobody could know an older copy from the right one."""
+    flushed(world)
+    world.crash(ADDRESS)
+    world.submit([world.write(5, 1), world.flush()])
+    assert world.run_until(
+        lambda: slot(world).mode is SlotMode.FAULTED, limits.OFFLINE_SECONDS_MAX + 5
+    )
+    saved = world.daemons[ADDRESS].saved()
+    world.start(ADDRESS)
+    assert world.run_until(world.healthy, 30)
+    comes_back_with(world, saved)
+    assert world.run_until(lambda: slot(world).mode is SlotMode.FAULTED, 5)
+    assert "MEMBER_UNKNOWN" in slot(world).last_error
+    assert world.run_until(world.healthy, 30)
+    assert world.daemons[ADDRESS].memory == world.daemons["d0:1"].memory
+
+
 def test_a_copy_from_the_middle_of_a_repair_is_not_whole(world):
     flushed(world)
     saved = world.daemons[ADDRESS].saved()
@@ -164,9 +182,9 @@ def stamps(*extents):
         ([(2, 5, FLAG_INCOMPLETE)], [(1, 1, 0)], (0, 0), ""),
         ([(2, 5, FLAG_FAULTED)], [(1, 1, 0)], (0, 0), ""),
         ([(2, 5, 0), (2, 6, 0)], [(2, 5, 0), (2, 6, 0)], (2, 7), "MEMBER_OUTDATED"),
-        (None, [(2, 5, 0)], (2, 5), ""),
+        (None, [(2, 5, 0)], (2, 5), "MEMBER_UNKNOWN"),
         (None, [(2, 5, 0)], (2, 6), "MEMBER_OUTDATED"),
-        (None, [(3, 1, 0)], (2, 6), ""),
+        ([(2, 6, 0)], [(3, 1, 0)], (2, 6), ""),
         ([(2, 5, 0)], [(2, 5, FLAG_INCOMPLETE)], (2, 5), "MEMBER_NOT_WHOLE"),
         ([(2, 5, 0)], [(2, 5, FLAG_FAULTED)], (2, 5), "MEMBER_NOT_WHOLE"),
         ([(2, 5, 0)], [(2, 5, FLAG_DIRTY)], (2, 5), ""),
