@@ -223,7 +223,7 @@ class Run:
         world.run_until(lambda: False, 0.5)
         for _ in range(3):
             if world.upstairs.state in (UpstairsState.DISABLED, UpstairsState.INITIALIZING):
-                if "whole copy" in world.upstairs.status().reason:
+                if "bring back a member" in world.upstairs.status().reason:
                     # The one whole copy was replaced while it was away: the volume refused to go on
                     # without it, and comes back with it.
                     assert self.replaced_slot is not None

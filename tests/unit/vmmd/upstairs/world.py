@@ -51,6 +51,9 @@ class BlockHistory:
     values: list[bytes] = field(default_factory=list)
     floor: int = 0
     exact: bool = True
+    # What scrubs offered while the value was not known, and no flush covers: seen or not, it may
+    # be lost again, and the block be unwritten as before.
+    offered: set[bytes] = field(default_factory=set)
 
 
 class World:
@@ -324,6 +327,7 @@ class World:
         """Unflushed writes may be gone: every block may have any value since its last flush."""
         for block in self.blocks:
             block.values = block.values[block.floor :]
+            block.offered = set()
             block.floor = 0
             block.exact = len(block.values) == 1
 
@@ -381,6 +385,8 @@ class World:
                 possible = block.values[-1:] if block.exact else block.values[block.floor :]
                 if zero in possible:
                     block.values.append(value)
+                    if not block.exact:
+                        block.offered.add(value)
 
         self.in_flight[token] = done
         return Request(BlockOp.WRITE_UNWRITTEN, token, offset, length, value * length)
@@ -418,14 +424,16 @@ class World:
         marks = [len(block.values) - 1 if block.exact else 0 for block in self.blocks]
         blocks = list(self.blocks)
         bases = [id(block.values) for block in blocks]
+        offered = [set(block.offered) for block in blocks]
 
         def done(status: BlockStatus, _data: object, _owned: object) -> None:
             self._count(f"flush {status.name}")
             if status is not BlockStatus.OK:
                 return
-            for block, mark, base in zip(blocks, marks, bases, strict=True):
+            for block, mark, base, covered in zip(blocks, marks, bases, offered, strict=True):
                 if id(block.values) == base:
                     block.floor = max(block.floor, mark)
+                    block.offered -= covered
 
         self.in_flight[token] = done
         return Request(BlockOp.FLUSH, token)
@@ -438,7 +446,9 @@ class World:
         allowed = block.values[block.floor :]
         assert value in allowed, f"block {number} has a value that it may not have"
         # Seen once, it has to stay.
-        block.values = [value]
+        lasting = value not in block.offered
+        block.values = [value] if lasting else [bytes(self.geometry.block_size), value]
+        block.offered = set()
         block.floor = 0
         block.exact = True
 
