@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stairlib.model.context import ContextArray
 from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import (
     FLUSH_KEEPS_MARKS,
@@ -98,6 +99,7 @@ class RegionSet:
         encryption = config.encryption
         self._keyring = None if encryption is None else Keyring(encryption, block_size)
         self.read_mismatches = 0
+        self.blocks_healed = 0
         self.changed = True
         # Extents written since a repair's survey began; None while nobody asks.
         self.touched: npt.NDArray[np.bool_] | None = None
@@ -184,6 +186,30 @@ class RegionSet:
                     self.fault(
                         member, f"away with {member.jobs} jobs, {member.bytes} bytes held for it"
                     )
+
+    def mutate(
+        self, ops: Sequence[tuple[int, int, int]], contexts: ContextArray | None, payload: Bytes
+    ) -> None:
+        """Sends writes and discards as one frame: (kind, first block, blocks) each. `contexts` and
+        `payload` are of the writes, in order; None and nothing when there are none."""
+        first = self.take_jobs(len(ops))
+        table = [
+            pack_op(first + index, kind, offset=offset, length=length)
+            for index, (kind, offset, length) in enumerate(ops)
+        ]
+        if payload:
+            buffers = encode(
+                FrameKind.REQUEST, table, sequence=first, contexts=contexts, payload=[payload]
+            )
+        else:
+            buffers = encode(FrameKind.REQUEST, table, sequence=first)
+        record = Mutation(first, len(ops), buffers, len(payload))
+        self.flushes.mutated(record, self.now)
+        if self.touched is not None:
+            per_extent = self.config.geometry.blocks_per_extent
+            for _kind, offset, length in ops:
+                self.touched[offset // per_extent : (offset + length - 1) // per_extent + 1] = True
+        self.send_mutation(record)
 
     def send_flush(
         self, waiters: Sequence[tuple[object, object]] = (), *, clears_marks: bool = False
@@ -377,6 +403,7 @@ class RegionSet:
         member.trusted_region = member.region_id
         member.suspect_extents.clear()
         member.repair_attempts = 0
+        member.bad_blocks = 0
         member.last_error = ""
         self.touch()
 

@@ -41,6 +41,7 @@ class SlotStatus:
     repairs_completed: int
     repairs_aborted: int
     departing_address: str
+    bad_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class RegionStatus:
     slots: tuple[SlotStatus, ...]
     flush_number: int
     read_mismatches: int
+    blocks_healed: int
     guest_waiting: int
     cipher: str
     read_only: bool
@@ -110,6 +112,7 @@ def snapshot(
                 repairs_completed=member.repairs_completed,
                 repairs_aborted=member.repairs_aborted,
                 departing_address=leaving.address if leaving is not None else "",
+                bad_blocks=member.bad_blocks,
             )
         )
     return RegionStatus(
@@ -121,6 +124,7 @@ def snapshot(
         slots=tuple(slots),
         flush_number=region.flushes.number - 1,
         read_mismatches=region.read_mismatches,
+        blocks_healed=region.blocks_healed,
         guest_waiting=waiting,
         cipher=region.cipher,
         read_only=region.config.read_only,

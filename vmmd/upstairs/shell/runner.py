@@ -163,6 +163,7 @@ class RegionUpstairs:
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
             events.SlotLeft: self._slot_left,
+            events.BlocksHealed: self._healed,
         }
 
     # ---- backend
@@ -400,6 +401,14 @@ class RegionUpstairs:
             address=effect.address,
             mode=effect.mode,
             reason=effect.reason,
+        )
+
+    def _healed(self, effect: events.BlocksHealed) -> None:
+        _log.warning(
+            "bad blocks were written again from a good copy",
+            upstairs_id=self._core.status().upstairs_id,
+            blocks=effect.blocks,
+            block=effect.block,
         )
 
     def _repair_started(self, effect: events.RepairStarted) -> None:
