@@ -293,3 +293,47 @@ async def test_a_mistake_while_something_is_asked_is_the_answer(make, monkeypatc
         await upstairs.replace("127.0.0.1:1", "127.0.0.1:2")
     assert caught.value.reason == "INTERNAL"
     assert upstairs.status().state is UpstairsState.DISABLED
+
+
+def flip(path, content):
+    """Flips a bit of that content on the medium."""
+    at = path.read_bytes().index(content)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([content[0] ^ 4]))
+
+
+async def test_a_block_that_rots_on_one_medium_is_written_again(make, daemons):
+    upstairs = make()
+    await upstairs.activate(timeout_seconds=10)
+    data = random.Random(9).randbytes(64 * 4096)
+    await write(upstairs, 64, data)
+    await flush(upstairs)
+    medium = daemons.directories[1] / "data"
+    for block in (5, 6, 40):
+        flip(medium, data[block * 4096 : (block + 1) * 4096])
+    before = await upstairs.verify(read_data=True)
+    assert before.bad_blocks == 3
+    while upstairs.status().blocks_healed < 3:
+        # At once, so that every member has some.
+        found = await asyncio.gather(*(read(upstairs, 64, 64) for _ in range(6)))
+        assert set(found) == {data}
+    status = upstairs.status()
+    # Reads at the same time may each find the same block.
+    assert status.slots[1].bad_blocks >= 3
+    assert status.slots[0].bad_blocks == status.slots[2].bad_blocks == 0
+    assert "did not match its context" in status.slots[1].last_error
+    await flush(upstairs)
+    after = await upstairs.verify(read_data=True)
+    assert after.equal
+    assert after.bad_blocks == 0
+    # It is on the medium, not only in the daemon's memory.
+    await upstairs.deactivate()
+    await daemons.stop(1)
+    await daemons.start(1)
+    again = make(2)
+    await again.activate(timeout_seconds=10)
+    result = await again.verify(read_data=True)
+    assert result.equal
+    assert result.bad_blocks == 0
+    assert again.status().slots[1].repairs_completed == 0
