@@ -65,6 +65,8 @@ class UpstairsConfig:
     targets: tuple[str, str, str]
     flush_timeout_seconds: float = limits.FLUSH_TIMEOUT_SECONDS
     read_only: bool = False
+    # Seconds after which two of three members may serve (docs/adr/0018); 0 = never.
+    activate_with_two_after: float = 0.0
     # None for a set whose blocks are kept as they are.
     encryption: Encryption | None = None
 

@@ -83,7 +83,13 @@ def progress(
 
 
 def snapshot(
-    region: RegionSet, copies: dict[int, ExtentCopies], *, now: float, limit: int, waiting: int
+    region: RegionSet,
+    copies: dict[int, ExtentCopies],
+    *,
+    now: float,
+    limit: int,
+    waiting: int,
+    reason: str,
 ) -> RegionStatus:
     """The status at this moment; `copies` by member index."""
     extent_bytes = region.config.geometry.extent_bytes
@@ -120,7 +126,7 @@ def snapshot(
         session_id=region.config.session_id,
         generation=region.generation,
         state=region.state,
-        reason=region.reason,
+        reason=reason,
         slots=tuple(slots),
         flush_number=region.flushes.number - 1,
         read_mismatches=region.read_mismatches,
