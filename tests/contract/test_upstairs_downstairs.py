@@ -43,11 +43,13 @@ async def make(daemons, tracing):
     made = []
     volume_id = uuid.uuid4()
 
-    def build(generation=1, *, stream_only=False, **changes):
+    def build(generation=1, *, stream_only=False, two_after=0.0, **changes):
         spec = daemons.spec(volume_id, generation)
         if changes:
             spec = dataclasses.replace(spec, **changes)
-        upstairs = RegionUpstairs(spec, tracing=tracing, stream_only=stream_only)
+        upstairs = RegionUpstairs(
+            spec, tracing=tracing, stream_only=stream_only, activate_with_two_after=two_after
+        )
         made.append(upstairs)
         return upstairs
 
@@ -337,3 +339,39 @@ async def test_a_block_that_rots_on_one_medium_is_written_again(make, daemons):
     assert result.equal
     assert result.bad_blocks == 0
     assert again.status().slots[1].repairs_completed == 0
+
+
+async def test_two_of_three_serve_when_the_third_stays_away(make, daemons):
+    first = make()
+    await first.activate(timeout_seconds=10)
+    data = random.Random(10).randbytes(64 * 4096)
+    await write(first, 0, data)
+    await flush(first)
+    await first.deactivate()
+    await daemons.stop(2)
+    second = make(2, two_after=0.5)
+    await second.activate(timeout_seconds=20)
+    assert await read(second, 0, 64) == data
+    more = random.Random(11).randbytes(64 * 4096)
+    await write(second, 32, more)
+    await flush(second)
+    await daemons.start(2)
+    await until(lambda: all_active(second))
+    assert second.status().slots[2].repairs_completed == 1
+    result = await second.verify(read_data=True)
+    assert result.equal
+    assert result.members_compared == 3
+    assert await read(second, 32, 64) == more
+
+
+async def test_a_pending_activation_says_when_two_will_serve(make, daemons):
+    first = make()
+    await first.activate(timeout_seconds=10)
+    await write(first, 0, bytes(4096))
+    await flush(first)
+    await first.deactivate()
+    await daemons.stop(2)
+    second = make(2, two_after=600)
+    with pytest.raises(UnavailableError, match=r"serves with two in \d+ s"):
+        await second.activate(timeout_seconds=2)
+    await second.deactivate()
