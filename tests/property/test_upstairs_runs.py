@@ -52,6 +52,8 @@ class Run:
         self.copies: dict[str, dict[str, Any]] = {}
         self.put_back = ""
         self.hostility = self.rng.choice([0.05, 0.15, 0.3])
+        # After so long two members may serve; 0 = never.
+        self.two_after = self.rng.choice([0.0, 0.0, 0.5, 3.0])
 
     # ---- what may happen
 
@@ -122,6 +124,8 @@ class Run:
         self.world.break_links(self.rng.choice(list(self.world.daemons)))
 
     def restart_upstairs(self) -> None:
+        # As the control plane does: not while a replacement is under way.
+        self.world.two_after = 0.0 if self.replaced_slot is not None else self.two_after
         self.world.crash_upstairs()
         self.activate()
 
@@ -132,8 +136,7 @@ class Run:
         key = self.world.ask(events.Deactivate)
         assert self.world.run_until(lambda: key in self.world.answers, 30), "deactivation hangs"
         assert not self.world.in_flight, "requests outlived the deactivation"
-        self.world.crash_upstairs()
-        self.activate()
+        self.restart_upstairs()
 
     def replace(self) -> None:
         world = self.world

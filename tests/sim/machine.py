@@ -227,6 +227,7 @@ class Machine:
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
             events.SlotLeft: self._slot_left,
+            events.BlocksHealed: self._healed,
         }
         self._tick()
 
@@ -310,6 +311,9 @@ class Machine:
 
     def _slot_left(self, effect: events.SlotLeft) -> None:
         self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+
+    def _healed(self, effect: events.BlocksHealed) -> None:
+        self.note(f"{effect.blocks} bad blocks written again, one is {effect.block}")
 
     # ---- requests
 

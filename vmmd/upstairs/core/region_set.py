@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stairlib.model.context import ContextArray
 from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import (
     FLUSH_KEEPS_MARKS,
@@ -64,6 +65,8 @@ class UpstairsConfig:
     targets: tuple[str, str, str]
     flush_timeout_seconds: float = limits.FLUSH_TIMEOUT_SECONDS
     read_only: bool = False
+    # Seconds after which two of three members may serve (docs/adr/0018); 0 = never.
+    activate_with_two_after: float = 0.0
     # None for a set whose blocks are kept as they are.
     encryption: Encryption | None = None
 
@@ -98,6 +101,7 @@ class RegionSet:
         encryption = config.encryption
         self._keyring = None if encryption is None else Keyring(encryption, block_size)
         self.read_mismatches = 0
+        self.blocks_healed = 0
         self.changed = True
         # Extents written since a repair's survey began; None while nobody asks.
         self.touched: npt.NDArray[np.bool_] | None = None
@@ -188,6 +192,30 @@ class RegionSet:
                     self.fault(
                         member, f"away with {member.jobs} jobs, {member.bytes} bytes held for it"
                     )
+
+    def mutate(
+        self, ops: Sequence[tuple[int, int, int]], contexts: ContextArray | None, payload: Bytes
+    ) -> None:
+        """Sends writes and discards as one frame: (kind, first block, blocks) each. `contexts` and
+        `payload` are of the writes, in order; None and nothing when there are none."""
+        first = self.take_jobs(len(ops))
+        table = [
+            pack_op(first + index, kind, offset=offset, length=length)
+            for index, (kind, offset, length) in enumerate(ops)
+        ]
+        if payload:
+            buffers = encode(
+                FrameKind.REQUEST, table, sequence=first, contexts=contexts, payload=[payload]
+            )
+        else:
+            buffers = encode(FrameKind.REQUEST, table, sequence=first)
+        record = Mutation(first, len(ops), buffers, len(payload))
+        self.flushes.mutated(record, self.now)
+        if self.touched is not None:
+            per_extent = self.config.geometry.blocks_per_extent
+            for _kind, offset, length in ops:
+                self.touched[offset // per_extent : (offset + length - 1) // per_extent + 1] = True
+        self.send_mutation(record)
 
     def send_flush(
         self,
@@ -395,6 +423,7 @@ class RegionSet:
         member.trusted_region = member.region_id
         member.suspect_extents.clear()
         member.repair_attempts = 0
+        member.bad_blocks = 0
         member.last_error = ""
         self.touch()
 

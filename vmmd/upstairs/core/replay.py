@@ -134,6 +134,19 @@ class ReplayLog:
                     extents.update(range(first // blocks_per_extent, last // blocks_per_extent + 1))
         return extents
 
+    def changed_after(self, job: int, block: int) -> bool:
+        """Whether a write or discard with a higher job touches the block."""
+        for record in reversed(self._records):
+            if record.last_job <= job:
+                return False
+            if not record.is_flush:
+                table = record.ops()
+                first, length = table["offset"], table["length"].astype(np.uint64)
+                touches = (first <= block) & (block < first + length) & (table["job"] > job)
+                if touches.any():
+                    return True
+        return False
+
     def skip(self, member: Member) -> list[Mutation]:
         """The member owes nothing any more. Returns the flushes that it owed, for judgement."""
         flushes = []

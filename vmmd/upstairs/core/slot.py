@@ -26,6 +26,7 @@ class Member:
 
     __slots__ = (
         "address",
+        "bad_blocks",
         "bit",
         "bytes",
         "cipher",
@@ -94,6 +95,8 @@ class Member:
         self.retry_delay = limits.RECONNECT_SECONDS_MIN
         self.connected_at = 0.0
         self.offline_since = 0.0
+        # Read from it since it became a full member, and not what their contexts say.
+        self.bad_blocks = 0
         self.repair_attempts = 0
         self.repairs_completed = 0
         self.repairs_aborted = 0

@@ -182,6 +182,7 @@ class Upstairs:
             now=self._region.now,
             limit=self._limit,
             waiting=self._guest.waiting,
+            reason=self._region.reason or self._activation.waiting,
         )
 
     def _copies(self) -> dict[int, ExtentCopies]:

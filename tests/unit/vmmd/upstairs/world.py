@@ -94,6 +94,8 @@ class World:
         }
         self.targets = ["d0:1", "d1:1", "d2:1"]
         self.generation = 0
+        # Seconds after which the upstairs that is started next serves with two; 0 = never.
+        self.two_after = 0.0
         self.links: dict[int, Link] = {}
         self.answers: dict[object, events.Answer] = {}
         self.repairs: list[events.RepairEnded] = []
@@ -152,6 +154,7 @@ class World:
             (self.targets[0], self.targets[1], self.targets[2]),
             encryption=self.encryption,
             read_only=self.read_only,
+            activate_with_two_after=self.two_after,
         )
         for link in self.links.values():
             self._cut(link)
