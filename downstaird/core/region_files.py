@@ -7,6 +7,7 @@ JSON with sorted keys.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import uuid
@@ -131,7 +132,7 @@ def _parse_definition(name: str, raw: bytes) -> tuple[RegionDefinition, Layout]:
         fields = json.loads(raw)
         checksum = fields.pop("checksum")
         version = fields["format_version"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(name, "it is not the JSON object this program writes") from error
     if checksum != _checksum(fields):
         raise _damaged(name, "its checksum does not match its fields")
@@ -211,6 +212,10 @@ class OwnerFile:
         body = _OWNER.pack(owner, session, ownership.generation)
         self._slots.store(body + ownership.key_check)
         self.ownership = ownership
+        # In both slots: were it in one alone, damage to that one would bring the owner before back,
+        # with a generation that is long fenced off. It is durable already, so a failure is none.
+        with contextlib.suppress(DataError):
+            self._slots.store(body + ownership.key_check)
 
 
 class VoidFile:

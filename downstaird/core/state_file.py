@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,8 @@ class State:
     """A region as of a checkpoint. chunks: physical chunk per logical one. sides: contexts file
     per physical chunk.
 
-    file: which of the two state files. damaged: extents whose part could not be read.
+    file: which of the two state files. damaged: extents whose part could not be read. lost: per
+    chunk, whether its part of the map could not be.
     """
 
     file: int
@@ -58,6 +59,7 @@ class State:
     sides: bytearray
     extents: ExtentEntries
     damaged: frozenset[int] = frozenset()
+    lost: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
 
 def encode_state(state: State, tag: int) -> bytes:
@@ -74,6 +76,21 @@ def encode_state(state: State, tag: int) -> bytes:
     for number, page in enumerate(pages, start=1):
         out.append(_seal(page.tobytes(), number, low))
     return b"".join(out)
+
+
+def store_state(file: File, state: State, tag: int) -> None:
+    """Returns once the state is durable: its pages first, then the header that makes it count.
+    DataError."""
+    raw = memoryview(encode_state(state, tag))
+    file.pwritev([raw[PAGE_BYTES:]], PAGE_BYTES)
+    file.datasync()
+    file.pwritev([raw[:PAGE_BYTES]], 0)
+    file.datasync()
+
+
+def page_of_chunk(chunk: int) -> int:
+    """Offset of the page of the map that has the chunk."""
+    return (1 + chunk // _MAP_ENTRIES) * PAGE_BYTES
 
 
 def _pages(raw: bytes, used: int) -> npt.NDArray[np.uint8]:
@@ -161,12 +178,15 @@ def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout)
     available = min(len(raw), max(0, file.size() - PAGE_BYTES))
     raw[:available] = file.pread(available, PAGE_BYTES)
     damaged: set[int] = set()
+    lost = np.zeros(chunk_count, dtype=np.bool_)
     view = memoryview(raw)
     for number in range(map_pages + extent_pages):
         page = view[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
         if not _page_is_whole(page, number + 1, low):
             page[:] = bytes(PAGE_BYTES)
             damaged |= _extents_of(number, map_pages, layout)
+            if number < map_pages:
+                lost[number * _MAP_ENTRIES : (number + 1) * _MAP_ENTRIES] = True
     pages = np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)
     entries = pages[:map_pages, : _MAP_ENTRIES * 4].reshape(-1).view("<u4")[:chunk_count]
     used = _EXTENT_ENTRIES * EXTENT.itemsize
@@ -187,6 +207,7 @@ def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout)
         sides=bytearray(sides.tobytes()),
         extents=table,
         damaged=frozenset(damaged),
+        lost=lost,
     )
 
 
