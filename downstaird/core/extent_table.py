@@ -57,7 +57,7 @@ class ExtentTable:
     def fault(self, extent: int, found: DataError | None = None) -> None:
         """Something stored for the extent is damaged. found: names file and offset."""
         if found is not None:
-            self._found.setdefault(extent, found)
+            self._found[extent] = found
         self._seen["flags"][extent] |= FLAG_FAULTED
         self.durable["flags"][extent] |= FLAG_FAULTED
         self.damaged.add(extent)

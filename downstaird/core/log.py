@@ -154,7 +154,7 @@ class LostRecord:
         """What is lost and what helps, for people."""
         return (
             f"{self.file} is damaged at byte {self.offset}: flushed record {self.sequence} cannot "
-            "be read, though a later one is there, and what it changed is not known; all extents "
+            "be read, though later ones were made, and what it changed is not known; all extents "
             "wait for repair from another replica"
         )
 
@@ -183,9 +183,10 @@ class LogReader:
         self._block_size = block_size
         self._void = void
 
-    def replay(self, first: int, sequence: int, chain: int) -> Chain:
-        """The chain from the start of file `first`, then of the other. DataError for a file of
-        another region, or for what a newer version has written."""
+    def replay(self, first: int, sequence: int, chain: int, followed: int = 0) -> Chain:
+        """The chain from the start of file `first`, then of the other. followed: a record that is
+        known to have been there, and what came before it. DataError for a file of another region,
+        or for what a newer version has written."""
         for index in (0, 1):
             self._check_ours(index)
         found: list[Replayed] = []
@@ -201,15 +202,18 @@ class LogReader:
                 offset = taken.end(self._block_size)
         ends = self._ends(found)
         highest = self._highest_behind(ends)
-        if highest <= following and found and not found[-1].whole:
-            # Nothing says that it was ever synced: torn, as a power cut leaves it.
-            following = found.pop().record.sequence
-            before = found[-1].record.checksum if found else chain
-            ends = self._ends(found)
-            highest = 0
+        if found and not found[-1].whole:
+            last = found[-1].record.sequence
+            if highest < following and followed < last:
+                # Nothing says that it was ever synced: torn, as a power cut leaves it.
+                found.pop()
+                following = last
+                before = found[-1].record.checksum if found else chain
+                ends = self._ends(found)
         active = found[-1].place.log if found else first
         lost = None
-        if highest > following:
+        if highest > following or followed >= following:
+            highest = max(highest, followed)
             lost = LostRecord(self._files[active].name, ends[active], following, highest)
         return Chain(found, active, ends, following, before, lost)
 

@@ -204,6 +204,7 @@ def next_job(region: Region, seal: Seal) -> CheckpointJob:
         chunks=chunks.durable.copy(),
         sides=bytearray(chunks.sides),
         extents=region.extents.durable.copy(),
+        followed=region.log.next_sequence - 1,
     )
     return CommitJob(
         data=chunks.data,

@@ -7,7 +7,6 @@ JSON with sorted keys.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import struct
 import uuid
@@ -212,10 +211,6 @@ class OwnerFile:
         body = _OWNER.pack(owner, session, ownership.generation)
         self._slots.store(body + ownership.key_check)
         self.ownership = ownership
-        # In both slots: were it in one alone, damage to that one would bring the owner before back,
-        # with a generation that is long fenced off. It is durable already, so a failure is none.
-        with contextlib.suppress(DataError):
-            self._slots.store(body + ownership.key_check)
 
 
 class VoidFile:

@@ -25,7 +25,7 @@ from downstaird.core.log import Chain, LogReader, LostRecord, Replayed
 from downstaird.core.log_plan import plan_of
 from downstaird.core.overlay import DISCARDED, LoggedEpoch
 from downstaird.core.region_checkpoint import Seal
-from downstaird.core.state_file import State, load_state, page_of_chunk, store_state
+from downstaird.core.state_file import State, load_state, page_of_chunk, page_of_extent, store_state
 from stairlib.model.context import mismatches
 from stairlib.model.errors import DataError
 
@@ -57,7 +57,7 @@ def recover(region: Region, *, read_only: bool) -> None:
         block_size=layout.geometry.block_size,
         void=region.void.records,
     )
-    chain = reader.replay(state.log, state.sequence, state.chain)
+    chain = reader.replay(state.log, state.sequence, state.chain, state.followed)
     replay = _Replay(state, {})
     for replayed in chain.found:
         _apply(region, replay, replayed)
@@ -111,6 +111,10 @@ def _fault_what_is_lost(region: Region, replay: _Replay) -> None:
         found = DataError(text, file=name, offset=str(offset))
         region.extents.fault(chunk // layout.chunks_per_extent, found)
 
+    for extent in np.flatnonzero(replay.state.extents["flags"] & FLAG_FAULTED).tolist():
+        at = page_of_extent(extent, layout)
+        text = f"the page of {state_file} at byte {at} is damaged, or says so since it was found"
+        region.extents.fault(extent, DataError(text, file=state_file, offset=str(at)))
     for chunk in np.flatnonzero(replay.state.lost).tolist():
         at = page_of_chunk(chunk)
         text = f"the page of {state_file} at byte {at} that says where it is stored is damaged"
