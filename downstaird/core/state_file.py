@@ -50,8 +50,8 @@ class State:
     per physical chunk.
 
     file: which of the two state files. followed: sequence of the last record when the state was
-    made, which must be there still; 0 where that is not known. damaged: extents whose part could not be read. lost: per
-    chunk, whether its part of the map could not be.
+    made, which must be there still; 0 where that is not known. damaged: extents whose part could
+    not be read. lost: per chunk, whether its part of the map could not be.
     """
 
     file: int

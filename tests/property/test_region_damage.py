@@ -83,6 +83,17 @@ class History:
         return f"{kind} {name} at {at}"
 
 
+def named(error: StairwellError) -> None:
+    """A refusal says which file it is about."""
+    assert error.metadata.get("file") or error.metadata.get("path"), error
+
+
+def explained(error: DataError) -> None:
+    """And a fault also where in it."""
+    named(error)
+    assert "offset" in error.metadata, error
+
+
 def check(history: History, region: Region) -> set[int]:
     """The faulted extents; AssertionError for a wrong block."""
     served: dict[int, bytes] = {}
@@ -93,8 +104,7 @@ def check(history: History, region: Region) -> set[int]:
             contexts, buffers = region.read(block, 1)
         except DataError as error:
             # Part of a chunk may be behind the end of a data file that was cut.
-            assert error.metadata["file"], error
-            assert "offset" in error.metadata, error
+            explained(error)
             if error.reason == "EXTENT_FAULTED":
                 faulted.add(block // size)
             continue
@@ -154,7 +164,7 @@ def one_region(history: History) -> None:
         try:
             region = Region.open(history.disk, read_only=read_only, tuning=TUNING)
         except StairwellError as error:
-            assert error.metadata.get("file") or error.metadata.get("path"), error
+            named(error)
             outcomes.append(None)
             continue
         faulted = check(history, region)

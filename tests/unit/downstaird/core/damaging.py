@@ -81,9 +81,11 @@ class Populated:
         size = file.size()
         sectors = []
         for page in self.disk.stored_pages(name):
-            for at in range(page, min(page + 4096, size), SECTOR):
-                if any(file.pread(min(SECTOR, size - at), at)):
-                    sectors.append(at)
+            sectors += [
+                at
+                for at in range(page, min(page + 4096, size), SECTOR)
+                if any(file.pread(min(SECTOR, size - at), at))
+            ]
         return sectors
 
 

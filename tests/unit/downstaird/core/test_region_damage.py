@@ -58,6 +58,13 @@ CASES = [
 ]
 
 
+def explained(error: DataError) -> None:
+    """A fault says what was found, and where."""
+    assert error.reason == "EXTENT_FAULTED", error
+    assert error.metadata["file"], error
+    assert "offset" in error.metadata, error
+
+
 def outcome_of(populated: Populated) -> tuple[str, str]:
     """What an opened region is like, in the words above; and the error's file."""
     try:
@@ -69,9 +76,7 @@ def outcome_of(populated: Populated) -> tuple[str, str]:
         try:
             contexts, buffers = region.read(block, 1)
         except DataError as error:
-            assert error.reason == "EXTENT_FAULTED", error
-            assert error.metadata["file"], error
-            assert "offset" in error.metadata, error
+            explained(error)
             refused.add(block)
             continue
         data = b"".join(map(bytes, buffers))
