@@ -19,6 +19,7 @@ from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import mismatches, plain_contexts
 from stairlib.model.errors import DataError, StairwellError
+from stairlib.wire.frame import extent_marks
 from tests.property.region_crashes import BLOCK, CHUNK_BYTES, GEOMETRIES, TUNING
 
 SEEDS = 200
@@ -130,7 +131,7 @@ def repair(history: History, region: Region, faulted: set[int]) -> None:
     """From a replica that has all of the last flush."""
     size = history.geometry.extent_bytes
     last = history.states[-1]
-    work = region.repair_begin(np.array(sorted(faulted), dtype=np.uint32))
+    work = region.repair_begin(extent_marks(sorted(faulted)))
     work.run()
     region.finish_flush(work, None)
     for extent in faulted:

@@ -5,13 +5,12 @@ others. What came before J0 is copied from an active member, block by block wher
 except blocks that were written since J0: the member itself knows these. So the guest never waits,
 and no extent is ever closed.
 
- SURVEY  (only when the member's region was one of this set)  Which extents differ? FLUSH to all,
-         then the source's extent states; together with the extents that are written meanwhile
-         (`touched`) these are the ones to repair. The member gets no mutations yet. A wholly
-         strange region needs all extents, without a survey.
- BEGIN   J0: the member streams. REPAIR_BEGIN marks the extents incomplete, durably; FLUSH F0 to
-         all. A member can be a source once it has acknowledged F0: it then holds everything from
-         before J0.
+ SURVEY  Which extents differ? FLUSH to all, then the source's extent states; together with the
+         extents that are written meanwhile (`touched`) these are the ones to repair: all of a
+         strange region's. The member gets no mutations yet.
+ BEGIN   J0: the member streams. REPAIR_BEGIN marks the extents incomplete, durably, with the
+         stamps that the survey found; FLUSH F0 to all. A member can be a source once it has
+         acknowledged F0: it then holds everything from before J0.
  COPY    EXTENT_COPY for each extent, a few in flight, from any such source.
  FINAL   FLUSH F1 to all: the member's copies become durable, and the extents whole. No earlier
          flush may say so: a copy may hold writes that are newer than it.
@@ -28,30 +27,18 @@ survey again.
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
 import numpy.typing as npt
 
-from stairlib.wire.frame import OpKind
+from stairlib.wire.frame import OpKind, extent_marks
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.events import RepairEnded, RepairStarted
 from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.repair_states import REPAIR, RepairMove, RepairPhase
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMove, SlotState
-
-
-class RepairPhase(enum.Enum):
-    """Where a repair stands; see the module."""
-
-    SURVEY = "survey"
-    BEGIN = "begin"
-    COPY = "copy"
-    FINAL = "final"
-    END = "end"
-    OVER = "over"
 
 
 class LiveRepair:
@@ -73,8 +60,6 @@ class LiveRepair:
         self._extent_count = region.config.geometry.extent_count
         target.repair_attempts += 1
         region.effects.append(RepairStarted(target.slot, target.address, target.repair_attempts))
-        if target.region_id != target.trusted_region:
-            self._start(np.arange(self._extent_count))
 
     def set_trace(self, traceparent: str) -> None:
         """The context that the copies carry to the daemons."""
@@ -128,27 +113,34 @@ class LiveRepair:
             self._states = region.send_control(
                 self._source, OpKind.EXTENT_STATES, length=self._extent_count
             )
-        if self._states is not None and self._states.outcome is Outcome.OK:
-            self._start(self._differing(self._states.payload))
-        elif self._states is not None and self._states.outcome is Outcome.FAILED:
-            self._start(np.arange(self._extent_count))
+        if self._states is None or self._states.outcome is Outcome.PENDING:
+            return
+        if self._states.outcome is Outcome.OK:
+            table = np.frombuffer(self._states.payload, dtype="<u8").reshape(-1, 3)
+            self._start(self._differing(table), table[:, 0], table[:, 1])
+        elif self._states.outcome is Outcome.LOST:
+            self._source = None
+        else:
+            # An answer that cannot be believed: repair everything, towards nobody knows what.
+            unknown = np.zeros(self._extent_count, dtype=np.uint64)
+            self._start(np.arange(self._extent_count), unknown, unknown)
 
-    def _differing(self, payload: bytes) -> npt.NDArray[np.int64]:
+    def _differing(self, table: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         stamps = self.target.stamps
         assert stamps is not None
         touched = self._region.touched
         assert touched is not None
-        states = np.frombuffer(payload, dtype="<u8")
-        if len(states) != 3 * self._extent_count:
-            # An answer of the wrong size cannot be believed: repair everything.
-            return np.arange(self._extent_count)
-        table = states.reshape(self._extent_count, 3)
         differs = (table[:, 0] != stamps.generations) | (table[:, 1] != stamps.flushes)
         differs |= touched
         differs |= self.target.unproven_extents(self._extent_count)
         return np.flatnonzero(differs)
 
-    def _start(self, extents: npt.NDArray[np.int64]) -> None:
+    def _start(
+        self,
+        extents: npt.NDArray[np.int64],
+        generations: npt.NDArray[np.uint64],
+        flushes: npt.NDArray[np.uint64],
+    ) -> None:
         region, target = self._region, self.target
         region.touched = None
         target.move(SlotMove.REPAIR)
@@ -157,12 +149,19 @@ class LiveRepair:
         self.copies = ExtentCopies(region, target, extents.tolist(), self._source_of)
         self.copies.traceparent = self._traceparent
         if len(extents):
-            blob = extents.astype("<u4").tobytes()
+            generations, flushes = generations[extents], flushes[extents]
+            # A stamp that no flush which ended well covers is not demanded: the source may be the
+            # only one that has it. And that an extent was never flushed would not be true any more
+            # at the guest's next flush.
+            told = (generations < region.generation) | (flushes <= region.flushes.proven)
+            told &= generations != 0
+            marks = extent_marks(extents, generations, flushes, told)
+            blob = marks.tobytes()
             self._begin = region.send_control(target, OpKind.REPAIR_BEGIN, blob=blob)
             if self._limit:
                 region.send_control(target, OpKind.REPAIR_LIMIT, number=self._limit)
         self._flush = region.send_flush()
-        self.phase = RepairPhase.BEGIN
+        self._move(RepairMove.SURVEYED)
 
     def _source_of(self, _extent: int, tried: int) -> Member | None:
         assert self._flush is not None
@@ -185,7 +184,7 @@ class LiveRepair:
             self.target.trusted_region = self.target.region_id
             self.target.suspect_extents.clear()
         if self._source_of(0, 0) is not None:
-            self.phase = RepairPhase.COPY
+            self._move(RepairMove.MARKED)
         elif not any(m.complete for m in self._region.members):
             self._abort("no active member is left to copy from")
 
@@ -197,7 +196,7 @@ class LiveRepair:
             self._abort(copies.error)
         elif copies.finished:
             self._flush = self._region.send_flush(clears_marks=True)
-            self.phase = RepairPhase.FINAL
+            self._move(RepairMove.COPIED)
 
     def _final(self) -> None:
         assert self._flush is not None
@@ -205,7 +204,7 @@ class LiveRepair:
             return
         if self._begin is not None:
             self._end = self._region.send_control(self.target, OpKind.REPAIR_END)
-        self.phase = RepairPhase.END
+        self._move(RepairMove.FLUSHED)
 
     def _ended(self) -> None:
         if self._end is not None:
@@ -228,6 +227,9 @@ class LiveRepair:
         if self.phase is not RepairPhase.OVER:
             self._over(reason)
 
+    def _move(self, move: RepairMove) -> None:
+        self.phase = REPAIR.after(self.phase, move)
+
     def _over(self, error: str) -> None:
         self._region.touched = None
         if error:
@@ -241,4 +243,4 @@ class LiveRepair:
                 copies.bytes_copied if copies else 0,
             )
         )
-        self.phase = RepairPhase.OVER
+        self._move(RepairMove.GIVEN_UP if error else RepairMove.ENDED)
