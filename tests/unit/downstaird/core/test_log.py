@@ -33,8 +33,9 @@ def log_of(files):
     return Log(files, tag=TAG, block_size=SIZE, zero_bytes=4096)
 
 
-def replay(files, *, first=0, sequence=1, chain=0, void=(), tag=TAG):
-    return LogReader(files, tag=tag, block_size=SIZE, void=void).replay(first, sequence, chain)
+def replay(files, *, first=0, sequence=1, chain=0, void=(), tag=TAG, followed=0):
+    reader = LogReader(files, tag=tag, block_size=SIZE, void=void)
+    return reader.replay(first, sequence, chain, followed)
 
 
 def record_of(*addresses, flush=1):
@@ -206,6 +207,20 @@ def test_a_record_with_damaged_data_is_kept_when_a_later_one_proves_it(files) ->
     chain = replay(files)
     assert [each.whole for each in chain.found] == [True, False, True]
     assert (chain.lost, chain.next_sequence) == (None, 4)
+
+
+def test_a_record_that_the_state_knows_of_is_not_torn(files) -> None:
+    log = log_of(files)
+    append(log, 1)
+    place = append(log, 2)
+    files[0].pwritev([b"\xff\xfe\xfd"], place.data_offset)
+    chain = replay(files, followed=2)
+    assert [each.whole for each in chain.found] == [True, False]
+    assert (chain.lost, chain.next_sequence) == (None, 3)
+    files[0].pwritev([b"\xff\xfe\xfd"], place.offset)
+    chain = replay(files, followed=2)
+    assert chain.lost is not None
+    assert (chain.lost.offset, chain.lost.sequence, chain.lost.highest) == (4096, 2, 2)
 
 
 def test_the_last_record_is_torn_when_its_data_is_damaged(files) -> None:

@@ -328,3 +328,26 @@ def test_an_owner_whose_sync_failed_is_durable_once_the_region_is_open_again() -
     assert region.ownership == owner
     after = Region.open(disk.image(lambda _name, _sector: False), tuning=TUNING)
     assert after.ownership == owner
+
+
+def test_a_power_cut_while_a_lost_record_is_dealt_with_changes_nothing(disk, region) -> None:
+    log, place = logged_over_extents(region)[1]
+    region.close()
+    damage(disk, f"log-{log}", place - place % 4096)
+    for name in (f"log-{log}", "state-0", "state-1"):
+        disk.open(name).datasync()
+    images = []
+
+    def observed(_action, _name):
+        for chance in (False, True):
+            images.append(disk.image(lambda _file, _sector, chance=chance: chance))
+
+    disk.observer = observed
+    Region.open(disk, tuning=TUNING).close()
+    disk.observer = lambda _action, _name: None
+    assert len(images) > 4
+    for image in images:
+        after = Region.open(image, tuning=TUNING)
+        assert (after.extent_states().flags == FLAG_FAULTED).all()
+        refill(after, 0, content("r", 16), 9)
+        assert read(reopened(after, image), 0, 16) == content("r", 16)
