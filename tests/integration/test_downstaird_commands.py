@@ -18,6 +18,7 @@ import pytest
 import xxhash
 
 from downstaird.__main__ import main
+from downstaird.arguments import parser
 from downstaird.regions import open_region
 from stairlib.model.context import plain_contexts
 
@@ -280,8 +281,10 @@ def test_a_region_of_another_user_is_refused_with_advice(tmp_path) -> None:
     assert "Traceback" not in done.stderr.decode()
 
 
-def test_each_command_teaches() -> None:
-    top = downstaird("--help").stdout.decode()
+def test_each_command_teaches(capsys) -> None:
+    top = parser().format_help()
     for command in ("create", "run", "verify", "dump", "export", "import", "clone", "info"):
         assert command in top
-        assert "downstaird " + command in downstaird(command, "--help").stdout.decode()
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "downstaird " + command in capsys.readouterr().out
