@@ -99,8 +99,10 @@ class Checks:
         size = geometry.block_size
         contexts, buffers = region.read(0, geometry.block_count)
         data = b"".join(map(bytes, buffers))
-        bad = mismatches(data, contexts, size, encrypted=False)
-        return [data[at : at + size] for at in range(0, len(data), size)], bad
+        bad = mismatches(data, contexts, size, encrypted=region.definition.encrypted)
+        values = self.world.sealing.values(contexts, data, size)
+        bad = sorted({*bad, *(n for n, value in enumerate(values) if value is None)})
+        return [value or b"" for value in values], bad
 
     # ---- the workflow
 

@@ -209,11 +209,13 @@ class Control:
         facts = RegionFacts(
             region_id=daemon.definition.id,
             geometry=daemon.definition.geometry,
-            encrypted=False,
+            encrypted=daemon.definition.encrypted,
             read_only=False,
             owner_id=service.engine.ownership.owner_id,
             active_session_id=writer.session_id if writer is not None else None,
             written=not service.blank,
+            cipher=daemon.definition.cipher,
+            key_check=service.engine.ownership.key_check,
         )
         siblings = {
             address: world.daemons[address].definition.id
@@ -226,7 +228,7 @@ class Control:
             region=region,
             facts=facts,
             siblings=siblings,
-            ciphers={},
+            ciphers={address: world.daemons[address].definition.cipher for address in siblings},
             key_checks={},
         )
 

@@ -136,6 +136,7 @@ class _Copy:
         definition = self._host.engine.definition
         self._size = definition.geometry.block_size
         self._count = definition.geometry.blocks_per_extent
+        self._encrypted = definition.encrypted
         self._base = effect.extent * self._count
         self._stamp = (0, 0)
         self._clear: deque[Run] = deque()
@@ -212,7 +213,7 @@ class _Copy:
             self._copier.done(self._effect, self._stamp, self._copied)
 
     def _merge(self, chunk: Chunk) -> None:
-        bad = mismatches(chunk.data, chunk.contexts, self._size, encrypted=False)
+        bad = mismatches(chunk.data, chunk.contexts, self._size, encrypted=self._encrypted)
         if bad:
             raise DataError(
                 f"repair source {self._effect.source.address} has a damaged block "

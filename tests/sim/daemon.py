@@ -75,8 +75,9 @@ class Daemon:
         """A new, blank region on a new disk; the process must not run."""
         assert self.service is None
         region_id = uuid.UUID(int=self.world.chance.getrandbits(128))
+        cipher = self.world.sealing.cipher
         self.definition = RegionDefinition(
-            region_id, self.world.geometry, cipher="", format_version=version_for("")
+            region_id, self.world.geometry, cipher=cipher, format_version=version_for(cipher)
         )
         self.rotten = False
         self.faults.clear()
@@ -156,9 +157,10 @@ class Daemon:
 
     # ---- what it answers
 
-    def get_region(self) -> str:
-        """The region's owner, as text; UnavailableError while the process is down."""
-        return str(self._service().engine.ownership.owner_id or "")
+    def get_region(self) -> tuple[str, str]:
+        """The region's id and its owner, as text; UnavailableError while the process is down."""
+        service = self._service()
+        return str(self.definition.id), str(service.engine.ownership.owner_id or "")
 
     def open_session(self, proposal: Proposal) -> tuple[str, ExtentStamps, bytes]:
         """Region id, stamps and token; StairwellError when refused."""

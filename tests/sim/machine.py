@@ -23,6 +23,7 @@ from vmmd.block.volume import VolumeCounters, VolumeStatus
 from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
 from vmmd.upstairs.core import events
+from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.states import UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
@@ -45,7 +46,7 @@ class Link:
         self._daemon = machine.world.daemons[wish.address]
         self._end: End | None = None
         self._session: events.SessionInfo | None = None
-        self._owner = ""
+        self._owned = False
         self._down = False
         self._reason = ""
         self._call(lambda: self._daemon.get_region(), self._found)
@@ -78,26 +79,37 @@ class Link:
     def _over(self) -> bool:
         return self._down or bool(self._reason) or not self._machine.alive
 
-    def _found(self, owner: str) -> None:
-        self._owner = owner
+    def _found(self, answer: tuple[str, str]) -> None:
+        found_id, owner = answer
         machine, wish = self._machine, self._wish
+        self._owned = owner == machine.config.upstairs_id
+        region_id, key_check = wish.region_id, b""
+        encryption = machine.config.encryption
+        if encryption is not None:
+            # The check is of the region that was asked about: no other may be opened with it.
+            region_id = region_id or found_id
+            key_check = encryption.key_check(machine.config.upstairs_id)
         proposal = Proposal(
             upstairs_id=uuid.UUID(machine.config.upstairs_id),
             session_id=uuid.UUID(machine.config.session_id),
             generation=wish.generation,
             read_only=False,
-            encrypted=False,
+            encrypted=encryption is not None,
             data_versions=(DATA_VERSION,),
             geometry=machine.config.geometry,
-            region_id=uuid.UUID(wish.region_id) if wish.region_id else None,
+            region_id=uuid.UUID(region_id) if region_id else None,
+            key_check=key_check,
         )
         self._call(lambda: self._daemon.open_session(proposal), self._opened)
 
     def _opened(self, answer: tuple[str, events.ExtentStamps, bytes]) -> None:
         region_id, stamps, token = answer
-        owned = self._owner == self._machine.config.upstairs_id
         self._session = events.SessionInfo(
-            region_id, stamps, owned, owner_id=self._machine.config.upstairs_id
+            region_id,
+            stamps,
+            self._owned,
+            self._daemon.definition.cipher,
+            self._machine.config.upstairs_id,
         )
         world, host = self._machine.world, self._machine.host
 
@@ -195,7 +207,14 @@ class Link:
 class Machine:
     """One process with one region set. `region_path` of its volume is the only sub-volume."""
 
-    def __init__(self, world: World, host: str, spec: RegionSpec, session: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        host: str,
+        spec: RegionSpec,
+        session: str,
+        encryption: Encryption | None,
+    ) -> None:
         options = spec.options
         targets = options.targets
         self.world = world
@@ -207,6 +226,7 @@ class Machine:
             generation=spec.generation,
             geometry=spec.geometry,
             targets=(targets[0], targets[1], targets[2]),
+            encryption=encryption,
         )
         self.upstairs = Upstairs(self.config)
         self.status: RegionStatus = self.upstairs.status()

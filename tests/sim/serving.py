@@ -189,8 +189,11 @@ class Conversation:
         return self._grant.serial if self._grant is not None else None
 
     def _received(self, frame: Frame) -> None:
-        if frame.kind is FrameKind.REQUEST and self._host.daemon.world.trace.detailed:
-            self._host.daemon.note(shown(frame))
+        if frame.kind is FrameKind.REQUEST:
+            world = self._host.daemon.world
+            if world.trace.detailed:
+                self._host.daemon.note(shown(frame))
+            world.sealing.arrived(frame)
         self._inbox.append(frame)
         self._feed()
 

@@ -24,6 +24,7 @@ from tests.sim.daemon import BLOCK, Daemon
 from tests.sim.faults import Faults, Wounds
 from tests.sim.guest import Guest
 from tests.sim.machine import Machine
+from tests.sim.sealing import Sealing
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 
@@ -47,6 +48,8 @@ class World:
 
     def __init__(self, seed: int, sink: Callable[[str], None] | None = None) -> None:
         self.chance = random.Random(seed)
+        # What came later draws here, so that it does not turn the seeds of before into others.
+        self.variety = random.Random(f"variety {seed}")
         self.schedule = Schedule()
         self.trace = Trace(self.schedule, sink)
         self.geometry = self.chance.choice(GEOMETRIES)
@@ -54,6 +57,7 @@ class World:
         self.region_path = REGION_PATH
         self.counts = {"replacements": 0, "machines": 0, "comparisons": 0}
         self.wounds = Wounds()
+        self.sealing = Sealing(self, VOLUME, self.variety)
         count = self.chance.randrange(4, 7)
         daemons = [Daemon(self, number) for number in range(count)]
         self.daemons = {daemon.address: daemon for daemon in daemons}
@@ -68,7 +72,7 @@ class World:
         self.faults = Faults(self)
 
     def _disk(self, targets: list[str]) -> DiskRecord:
-        options = RegionOptions(id=VOLUME, targets=tuple(targets))
+        options = RegionOptions(id=VOLUME, targets=tuple(targets), key=self.sealing.secret)
         region = RegionSpec(self.geometry, options, 1)
         return DiskRecord(
             key=uuid.UUID(int=1),
@@ -154,7 +158,8 @@ class World:
         number = self.counts["machines"]
         spec = region_at(self.control.store.construction(), REGION_PATH)
         session = str(uuid.UUID(int=self.chance.getrandbits(128)))
-        machine = Machine(self, f"vm{number}", spec, session)
+        encryption = self.sealing.encryption()
+        machine = Machine(self, f"vm{number}", spec, session, encryption)
         machine.note(f"a machine is made, generation {spec.generation}")
         machine.guest = self.guest.complete
         machine.watcher = self._watch
