@@ -16,9 +16,11 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="show every event of it")
     parser.add_argument("--first", type=int, default=0, help="first seed of many")
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
+    parser.add_argument("--coverage", action="store_true", help="show what was reached")
     arguments = parser.parse_args()
     if arguments.seed is None:
-        return 1 if soak(arguments.first, arguments.seeds, print) else 0
+        good = soak(arguments.first, arguments.seeds, print, coverage=arguments.coverage)
+        return 0 if good else 1
     outcome = run_seed(arguments.seed, print if arguments.trace else None)
     if outcome.error and not arguments.trace:
         print("\n".join(outcome.lines[-60:]))

@@ -148,6 +148,7 @@ class Control:
             if isinstance(decision, Begin):
                 return self._begin(wanted, decision.changed)
         except StairwellError as error:
+            self.world.reached[f"request refused {error.reason}"] += 1
             self.note(f"replacement refused, {error.reason}: {error.message}")
         return None
 
@@ -271,6 +272,7 @@ class Driver:
             return
         self.record = record
         self._world.checks.replacement_stored(before, record)
+        self._world.reached[f"replacement {record.state.name}"] += 1
         if record.state is not before.state or record.last_error != before.last_error:
             why = record.last_error or record.blocked_on
             self._control.note(f"replacement is in {record.state}" + (f": {why}" if why else ""))

@@ -161,6 +161,7 @@ class _Copy:
         def answered(answer) -> None:
             if not self._over():
                 if isinstance(answer, StairwellError):
+                    world.reached[f"copy refused {answer.reason}"] += 1
                     self._fail(_source_failed(effect.source, answer))
                 else:
                     self._guarded(then, answer)

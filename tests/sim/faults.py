@@ -8,6 +8,7 @@ the volume is whole, and the next one only when it is whole again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stairlib.sim.chance import pick
@@ -23,6 +24,28 @@ NOTICED_SECONDS = (0.0, 0.5, 5.0, 20.0)
 SLOWER = (5.0, 20.0, 80.0)
 PAGE_BYTES = 4096
 REPAIR_RATES = (0, 0, 4096, 65536)
+
+# How often each comes, beside the others; the names are methods of `Faults`.
+FAULTS = {
+    "kill": 3.0,
+    "power": 3.0,
+    "power_all": 0.7,
+    "links": 3.0,
+    "partition": 2.0,
+    "one_way": 1.5,
+    "slow": 1.0,
+    "sync": 1.5,
+    "full": 0.7,
+    "rot": 0.8,
+    "lost_disk": 1.0,
+    "machine": 1.5,
+    "takeover": 0.8,
+    "control": 2.0,
+    "store": 0.7,
+    "deactivate": 0.8,
+    "repair_rate": 0.7,
+    "verify": 0.7,
+}
 
 
 class Wounds:
@@ -51,30 +74,10 @@ class Faults:
         self.world = world
         self.struck = 0
         self.refrained = 0
-        self._kinds = {
-            "kill": (3.0, self.kill),
-            "power": (3.0, self.power),
-            "power_all": (0.7, self.power_all),
-            "links": (3.0, self.links),
-            "partition": (2.0, self.partition),
-            "one_way": (1.5, self.one_way),
-            "slow": (1.0, self.slow),
-            "sync": (1.5, self.sync),
-            "full": (0.7, self.full),
-            "rot": (0.8, self.rot),
-            "lost_disk": (1.0, self.lost_disk),
-            "machine": (1.5, self.machine),
-            "takeover": (0.8, self.takeover),
-            "control": (2.0, self.control),
-            "store": (0.7, self.store),
-            "deactivate": (0.8, self.deactivate),
-            "repair_rate": (0.7, self.repair_rate),
-            "verify": (0.7, self.verify),
-        }
+        self._kinds: dict[str, Callable[[], bool]] = {name: getattr(self, name) for name in FAULTS}
         chance = world.chance
         self._weights = {
-            name: weight * chance.choice((0.0, 1.0, 3.0))
-            for name, (weight, _strike) in self._kinds.items()
+            name: weight * chance.choice((0.0, 1.0, 3.0)) for name, weight in FAULTS.items()
         }
         if not any(self._weights.values()):
             self._weights["kill"] = 1.0
@@ -82,10 +85,12 @@ class Faults:
     def strike(self) -> None:
         """One fault; one that would not be legal now does not happen."""
         name = pick(self.world.chance, self._weights)
-        if self._kinds[name][1]():
+        if self._kinds[name]():
             self.struck += 1
+            self.world.reached[f"fault {name}"] += 1
         else:
             self.refrained += 1
+            self.world.reached[f"refrained {name}"] += 1
 
     # ---- what heals by itself
 

@@ -17,6 +17,7 @@ from stairlib.model.construction import Construction, RegionSpec
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.sim.network import End
 from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
+from tests.sim.reached import situation
 from tests.sim.shown import shown
 from vmmd.block.backend import Completion, Request
 from vmmd.block.volume import VolumeCounters, VolumeStatus
@@ -167,7 +168,9 @@ class Link:
             if session is not None and not self._reason:
                 self._machine.feed(events.Connected(number, session))
         elif frame.kind is FrameKind.NOTICE:
-            self._machine.feed(events.Notice(number, frame.blob(0).decode()))
+            text = frame.blob(0).decode()
+            self._machine.world.reached[f"taken over {text.partition(' ')[0]}"] += 1
+            self._machine.feed(events.Notice(number, text))
 
     def _lost(self, reason: str) -> None:
         if not self._over():
@@ -266,6 +269,7 @@ class Machine:
             while self._events and self.alive:
                 for effect in self.upstairs.apply(self._events.popleft(), self.world.schedule.now):
                     self._carriers[type(effect)](effect)
+                self.world.reached.step(self.upstairs)
         finally:
             self._stepping = False
 
@@ -305,6 +309,8 @@ class Machine:
     def link_down(self, number: int, reason: str, code: str) -> None:
         """A link has ended."""
         self._links.pop(number, None)
+        if code:
+            self.world.reached[f"opening refused {code}"] += 1
         self.feed(events.Disconnected(number, reason, code))
 
     def _answer(self, effect: events.Answer) -> None:
@@ -314,6 +320,7 @@ class Machine:
 
     def _changed(self, _effect: events.Changed) -> None:
         before, self.status = self.status, self.upstairs.status()
+        self.world.reached.status(before, self.status)
         if before.state is not self.status.state:
             reason = f": {self.status.reason}" if self.status.reason else ""
             self.note(f"upstairs is {self.status.state.name}{reason}")
@@ -327,9 +334,11 @@ class Machine:
 
     def _repair_ended(self, effect: events.RepairEnded) -> None:
         self.note(f"repair of slot {effect.slot} ends: {effect.error or 'whole'}")
+        self.world.reached.repair_ended(effect.error)
 
     def _slot_left(self, effect: events.SlotLeft) -> None:
         self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+        self.world.reached.member_left(self.upstairs, effect.address)
 
     # ---- requests
 
@@ -375,7 +384,14 @@ class Machine:
             return
         assert changed is not None
         old, new = changed.old, changed.new
-        self.ask(lambda key: events.Replace(key, old, new), then)
+        kinds = situation(self, old)
+
+        def answered(answer: events.Answer) -> None:
+            said = answer.value.result.name if answer.error is None else answer.error.reason
+            self.world.reached.replaced(kinds, said)
+            then(answer)
+
+        self.ask(lambda key: events.Replace(key, old, new), answered)
 
     def verify(self, then: Callable[[events.Answer], None]) -> None:
         """Compares the members; the answer's value is a VerifyResult."""

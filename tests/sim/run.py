@@ -11,14 +11,18 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic, process_time
 
 from controlplane.core.replacement import State
+from tests.sim.faults import FAULTS
+from tests.sim.reached import never, table
 from tests.sim.world import World
 from vmmd.upstairs.core.states import SlotState
 
 IOS_MIN = 200
+# Over so many seeds from 0 on, all of `reached.EXPECTED` is.
+FIXED_SEEDS = 1500
 FAULTS_MIN = 3
 REPLACEMENTS_MIN = 1
 HOSTILITY = (0.04, 0.1, 0.2)
@@ -38,6 +42,7 @@ class Outcome:
     seed: int
     counts: Counter[str]
     seconds: float
+    reached: Counter[str] = field(default_factory=Counter)
     error: str = ""
     lines: tuple[str, ...] = ()
 
@@ -228,7 +233,10 @@ def run_seed(seed: int, sink: Callable[[str], None] | None = None) -> Outcome:
         error = f"{type(problem).__name__}: {problem}"
     spent = process_time() - began
     lines = tuple(run.world.trace.lines) if run is not None and error else ()
-    return Outcome(seed, run.counts() if run is not None else Counter(), spent, error, lines)
+    if run is None:
+        return Outcome(seed, Counter(), spent, Counter(), error)
+    run.world.reached_network()
+    return Outcome(seed, run.counts(), spent, Counter(run.world.reached), error, lines)
 
 
 def run_seeds(first: int, count: int, processes: int | None = None) -> Iterator[Outcome]:
@@ -242,29 +250,44 @@ def run_seeds(first: int, count: int, processes: int | None = None) -> Iterator[
         yield from pool.imap_unordered(run_seed, seeds, chunksize=8)
 
 
-def soak(first: int, count: int, show: Callable[[str], None]) -> list[Outcome]:
-    """Runs the seeds, shows what they contained, and returns those that failed."""
+def soak(
+    first: int, count: int, show: Callable[[str], None], *, coverage: bool = False
+) -> bool:
+    """Runs the seeds and shows what they contained. Whether all promises were kept and, of the
+    fixed seeds, all was reached that is expected."""
     began = monotonic()
-    totals: Counter[str] = Counter()
-    failures: list[Outcome] = []
+    totals, reached, seeds = Counter[str](), Counter[str](), Counter[str]()
     least: dict[str, int] = {}
+    good = 0
     for outcome in run_seeds(first, count):
         if outcome.error:
-            failures.append(outcome)
             show(f"seed {outcome.seed} failed: {outcome.error}")
-            show(f"  to see it: scripts/stairwell-sim --seed {outcome.seed} --trace")
+            show(f"  to see it: {command(outcome.seed)}")
             continue
+        good += 1
         totals += outcome.counts
+        reached += outcome.reached
+        seeds.update(outcome.reached.keys())
         for name in ("ios", "faults", "replacements"):
             least[name] = min(least.get(name, outcome.counts[name]), outcome.counts[name])
     elapsed = monotonic() - began
     show(
         f"{count} seeds in {elapsed:.1f} s, {60 * count / elapsed:.0f} a minute; "
-        f"{len(failures)} failed"
+        f"{count - good} failed"
     )
-    good = count - len(failures)
     if good:
         each = ", ".join(f"{totals[name] / good:.1f} {name}" for name in sorted(totals))
         show(f"a seed has on average: {each}")
         show("a seed has at least: " + ", ".join(f"{n} {name}" for name, n in least.items()))
-    return failures
+    missing = never(reached, FAULTS)
+    if coverage:
+        show("\n".join(table(reached, seeds, missing)))
+    fixed = first == 0 and count >= FIXED_SEEDS
+    if missing:
+        show(f"never reached: {', '.join(missing)}")
+    return good == count and not (fixed and missing)
+
+
+def command(seed: int) -> str:
+    """What shows a seed to a reader."""
+    return f"scripts/stairwell-sim --seed {seed} --trace"

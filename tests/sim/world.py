@@ -24,6 +24,7 @@ from tests.sim.daemon import BLOCK, Daemon
 from tests.sim.faults import Faults, Wounds
 from tests.sim.guest import Guest
 from tests.sim.machine import Machine
+from tests.sim.reached import Reached
 from tests.sim.sealing import Sealing
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
@@ -51,6 +52,7 @@ class World:
         # What came later draws here, so that it does not turn the seeds of before into others.
         self.variety = random.Random(f"variety {seed}")
         self.schedule = Schedule()
+        self.reached = Reached()
         self.trace = Trace(self.schedule, sink)
         self.geometry = self.chance.choice(GEOMETRIES)
         self.network = Network(self.schedule, self.chance, *self.chance.choice(DELAYS))
@@ -84,6 +86,17 @@ class World:
             read_only=False,
             construction=VolumeSpec(VOLUME, BLOCK, (region,)),
         )
+
+    def reached_network(self) -> None:
+        """Adds what the network counted."""
+        network = self.network
+        for name, count in (
+            ("silence", network.silences),
+            ("call too late", network.calls_late),
+            ("call carried out late", network.calls_carried_out_late),
+        ):
+            if count:
+                self.reached[f"network {name}"] += count
 
     def fail(self, what: str) -> None:
         """A promise is broken: the run ends here."""
@@ -165,7 +178,12 @@ class World:
         machine.watcher = self._watch
         self.machine = machine
         self._lost = False
-        machine.ask(events.Activate, lambda _answer: None)
+
+        def activated(answer: events.Answer) -> None:
+            if answer.error is not None:
+                self.reached[f"activation refused {answer.error.reason}"] += 1
+
+        machine.ask(events.Activate, activated)
 
     def make_machine_later(self, seconds: float) -> None:
         """When the control plane gets round to it."""

@@ -1,0 +1,137 @@
+"""What a run came through: which faults struck, which states and phases there were, who was refused
+and why, and how members were replaced. `make sim` prints it as a table, and fails when anything of
+`EXPECTED` was never reached over the fixed seeds: a world that cannot come somewhere checks nothing
+there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from controlplane.core.replacement import State
+from vmmd.upstairs.core import reconcile
+from vmmd.upstairs.core.events import ReplaceResult
+from vmmd.upstairs.core.live_repair import RepairPhase
+from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.status import RegionStatus
+from vmmd.upstairs.core.upstairs import Upstairs
+
+if TYPE_CHECKING:
+    from tests.sim.machine import Machine
+
+_AWAY = frozenset({SlotState.WAIT_CONNECT, SlotState.NEGOTIATING, SlotState.STOPPING})
+_RECONCILE_PHASES = [phase.name for phase in reconcile._Phase]
+
+
+class Reached(Counter[str]):
+    """Counts by "kind what"; what was not reached is not in it."""
+
+    def status(self, before: RegionStatus, after: RegionStatus) -> None:
+        """A machine's status has changed."""
+        if before.state is not after.state:
+            self[f"upstairs {after.state.name}"] += 1
+        for old, new in zip(before.slots, after.slots, strict=True):
+            if (old.state, old.mode) != (new.state, new.mode):
+                self[f"slot {new.state.name}"] += 1
+                self[f"mode {new.mode.name}"] += 1
+
+    def step(self, upstairs: Upstairs) -> None:
+        """A machine has taken a step."""
+        repair, reconciling = upstairs._repair, upstairs._activation.running
+        if repair is not None:
+            self[f"repair {repair.phase.name}"] += 1
+        if reconciling is not None:
+            self[f"reconciliation {reconciling._phase.name}"] += 1
+
+    def repair_ended(self, error: str) -> None:
+        """A live repair is over."""
+        kind = "by its target's loss" if error.startswith("the member was lost") else "otherwise"
+        self[f"repair ends {kind if error else 'well'}"] += 1
+
+    def member_left(self, upstairs: Upstairs, address: str) -> None:
+        """A member has left service."""
+        repair = upstairs._repair
+        copying = repair is not None and repair.phase is RepairPhase.COPY
+        if copying and repair.target.address != address:
+            self["repair loses a source"] += 1
+        running = upstairs._activation.running
+        if running is not None:
+            self["reconciliation loses a member"] += 1
+
+    def replaced(self, kinds: Iterable[str], answer: str) -> None:
+        """A machine was told to replace a member; `kinds` from `situation` before."""
+        self[f"machine told to replace {answer}"] += 1
+        if answer == ReplaceResult.STARTED.name:
+            for kind in kinds:
+                self[f"replaced {kind}"] += 1
+
+
+def situation(machine: Machine, old: str) -> list[str]:
+    """In which situations of interest the member at `old` would be replaced now."""
+    status = machine.upstairs.status()
+    leaving = [slot for slot in status.slots if slot.address == old]
+    others = [slot for slot in status.slots if slot.address != old]
+    away = any(slot.state in _AWAY for slot in others)
+    if status.state is UpstairsState.ACTIVE:
+        kinds = ["with a third member away"] if away else ["with both others there"]
+        serves = any(slot.state is SlotState.ACTIVE for slot in leaving)
+        kinds.append("while it serves" if serves else "when it is away")
+    elif any(slot.state is SlotState.RECONCILE for slot in status.slots):
+        kinds = ["during reconciliation"]
+    else:
+        kinds = ["before activation"]
+    return kinds
+
+
+STATES = (
+    *(f"upstairs {state.name}" for state in UpstairsState),
+    *(f"slot {state.name}" for state in SlotState),
+    *(f"mode {mode.name}" for mode in SlotMode),
+    *(f"repair {phase.name}" for phase in RepairPhase if phase is not RepairPhase.OVER),
+    *(f"reconciliation {name}" for name in _RECONCILE_PHASES if name != "DONE"),
+    # Those before are states of the one call that begins a replacement.
+    *(f"replacement {state.name}" for state in list(State)[list(State).index(State.APPLY) :]),
+)
+EVENTS = (
+    "repair ends well",
+    "repair ends by its target's loss",
+    "repair ends otherwise",
+    "repair loses a source",
+    "reconciliation loses a member",
+    "replaced before activation",
+    "replaced during reconciliation",
+    "replaced with a third member away",
+    "replaced with both others there",
+    "replaced while it serves",
+    "replaced when it is away",
+    "network silence",
+    "network call too late",
+    "network call carried out late",
+    "taken over NO_LONGER_ACTIVE",
+)
+REFUSALS = (
+    "opening refused GENERATION_TOO_LOW",
+    "opening refused REGION_MISMATCH",
+    "request refused REPLACEMENT_RUNNING",
+    "machine told to replace STARTED",
+    "machine told to replace STARTED_ALREADY",
+    "machine told to replace COMPLETED_ALREADY",
+)
+EXPECTED = (*STATES, *EVENTS, *REFUSALS)
+
+
+def never(reached: Counter[str], faults: Iterable[str]) -> list[str]:
+    """What was expected and not reached; `faults` are the names of all there are."""
+    wanted = (*(f"fault {name}" for name in faults), *EXPECTED)
+    return [name for name in wanted if not reached[name]]
+
+
+def table(reached: Counter[str], seeds: Counter[str], missing: Iterable[str]) -> list[str]:
+    """Lines of how often each was reached, and in how many seeds."""
+    lines = [f"  {'reached':<52} {'times':>9} {'seeds':>7}"]
+    for name in sorted({*reached, *missing}):
+        mark = "" if reached[name] else "  NEVER"
+        lines.append(f"  {name:<52} {reached[name]:>9} {seeds[name]:>7}{mark}")
+    return lines
