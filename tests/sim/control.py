@@ -23,7 +23,7 @@ from controlplane.repair_watch import STALL_SECONDS, _moved
 from controlplane.steps import as_event, is_moving, look, original_as_running, verified
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget
-from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
+from stairlib.model.errors import NotFoundError, RefusedError, StairwellError, UnavailableError
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Control:
         """The judgement of the new target; raises unless it fits and is free."""
         world = self.world
         region = region_at(wanted, changed.region_path)
-        daemon = world.daemons[changed.new]
+        daemon = world.hosts[changed.new]
         service = daemon.service
         if service is None:
             raise UnavailableError(f"{changed.new} refuses connections")
@@ -211,7 +211,7 @@ class Control:
             region_id=daemon.definition.id,
             geometry=daemon.definition.geometry,
             encrypted=daemon.definition.encrypted,
-            read_only=False,
+            read_only=daemon.read_only,
             owner_id=service.engine.ownership.owner_id,
             active_session_id=writer.session_id if writer is not None else None,
             written=not service.blank,
@@ -311,7 +311,9 @@ class Driver:
         turn = self._turn
 
         def at_machine(reply: Callable[[Any], None]) -> None:
-            if world.machine.alive:
+            if world.refuses_control:
+                reply(RefusedError("the control plane's certificate is not trusted"))
+            elif world.machine.alive:
                 serve(world.machine, reply)
             else:
                 reply(NotFoundError("machine", "machine"))

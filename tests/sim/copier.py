@@ -150,7 +150,7 @@ class _Copy:
     def _call(self, serve, arguments, then) -> None:
         world = self._host.daemon.world
         effect = self._effect
-        source = world.daemons.get(effect.source.address)
+        source = world.hosts.get(effect.source.address)
 
         def answer(reply) -> None:
             try:

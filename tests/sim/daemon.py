@@ -62,6 +62,10 @@ class Daemon:
         # Its disk fails or will: the process is to be started again.
         self.ill = False
         self.disk = MemoryDisk(self.host)
+        # What somebody copied earlier, and may put back.
+        self.kept: MemoryDisk | None = None
+        # What the daemon says of itself; it takes what it is told all the same.
+        self.read_only = False
         self.definition: RegionDefinition
         self.make_region()
 
@@ -71,20 +75,35 @@ class Daemon:
 
     # ---- the disk
 
-    def make_region(self) -> None:
-        """A new, blank region on a new disk; the process must not run."""
+    def make_region(self, definition: RegionDefinition | None = None) -> None:
+        """A new, blank region on a new disk; the process must not run. It fits the volume unless
+        another `definition` is given."""
         assert self.service is None
-        region_id = uuid.UUID(int=self.world.chance.getrandbits(128))
-        cipher = self.world.sealing.cipher
-        self.definition = RegionDefinition(
-            region_id, self.world.geometry, cipher=cipher, format_version=version_for(cipher)
-        )
+        self.definition = definition or self._fitting()
+        self.kept = None
         self.rotten = False
         self.faults.clear()
         self._take_disk(MemoryDisk(self.host))
         Region.create(
             self.disk, self.definition, tuning=self._tuning(), chunk_bytes=CHUNK_BLOCKS * BLOCK
         ).close()
+
+    def _fitting(self) -> RegionDefinition:
+        region_id = uuid.UUID(int=self.world.chance.getrandbits(128))
+        cipher = self.world.sealing.cipher
+        return RegionDefinition(
+            region_id, self.world.geometry, cipher=cipher, format_version=version_for(cipher)
+        )
+
+    def keep_copy(self) -> None:
+        """Somebody copies the region directory, as it is on the medium."""
+        self.kept = self.disk.image(lambda _name, _sector: False)
+
+    def put_back(self) -> None:
+        """The region is the copy that was kept; the process must not run."""
+        assert self.service is None
+        assert self.kept is not None
+        self._take_disk(self.kept.image(lambda _name, _sector: False))
 
     def _take_disk(self, disk: MemoryDisk) -> None:
         self.disk = disk

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stairlib.sim.chance import pick
+from tests.sim.mistakes import MISTAKES, Mistakes
 from vmmd.upstairs.core import events
 
 if TYPE_CHECKING:
@@ -76,8 +77,14 @@ class Faults:
         self.refrained = 0
         self._kinds: dict[str, Callable[[], bool]] = {name: getattr(self, name) for name in FAULTS}
         chance = world.chance
+        self.mistakes = Mistakes(world)
+        self._kinds |= {name: getattr(self.mistakes, name) for name in MISTAKES}
         self._weights = {
             name: weight * chance.choice((0.0, 1.0, 3.0)) for name, weight in FAULTS.items()
+        }
+        self._weights |= {
+            name: weight * world.variety.choice((0.0, 0.0, 1.0, 3.0))
+            for name, weight in MISTAKES.items()
         }
         if not any(self._weights.values()):
             self._weights["kill"] = 1.0
@@ -97,7 +104,8 @@ class Faults:
     def _daemon(self) -> Daemon:
         return self.world.chance.choice(list(self.world.daemons.values()))
 
-    def _back(self, daemon: Daemon) -> None:
+    def back(self, daemon: Daemon) -> None:
+        """Starts the daemon again some time later."""
         self.world.schedule.later(self.world.chance.choice(AWAY_SECONDS), daemon.start)
 
     def kill(self) -> bool:
@@ -112,7 +120,7 @@ class Faults:
         if not daemon.up:
             return False
         daemon.kill(power=power)
-        self._back(daemon)
+        self.back(daemon)
         return True
 
     def power_all(self) -> bool:
@@ -205,7 +213,7 @@ class Faults:
     def rot(self) -> bool:
         """Bits of a member's data rot, all over it; somebody replaces the member later."""
         world = self.world
-        member = self._victim()
+        member = self.victim()
         if member is None:
             return False
         pages = member.disk.stored_pages("data")
@@ -215,31 +223,33 @@ class Faults:
         for page in pages:
             member.disk.rot("data", page + world.chance.randrange(0, PAGE_BYTES))
         member.rotten = True
-        self._wound(member)
+        self.wound(member)
         return True
 
     def lost_disk(self) -> bool:
         """A member's disk is lost; it comes back blank, and somebody replaces it later."""
-        member = self._victim()
+        member = self.victim()
         if member is None:
             return False
         member.kill(power=True)
         member.note("the disk is lost")
         member.make_region()
-        self._wound(member)
-        self._back(member)
+        self.wound(member)
+        self.back(member)
         if self.world.chance.random() < 0.25:
             self.machine()
         return True
 
-    def _victim(self) -> Daemon | None:
+    def victim(self) -> Daemon | None:
+        """A member that may be struck for good now; None when none may."""
         world = self.world
         if world.wounds.count() or not world.whole() or not world.spares():
             return None
         members = [d for d in world.members() if d.up]
         return world.chance.choice(members) if members else None
 
-    def _wound(self, member: Daemon) -> None:
+    def wound(self, member: Daemon) -> None:
+        """The member is struck for good; somebody replaces it later."""
         self.world.wounds.add(member.host)
         self.world.replace_later(member.address, self.world.chance.choice(NOTICED_SECONDS))
 

@@ -44,7 +44,7 @@ class Link:
     def __init__(self, machine: Machine, wish: events.Connect) -> None:
         self._machine = machine
         self._wish = wish
-        self._daemon = machine.world.daemons[wish.address]
+        self._daemon = machine.world.hosts[wish.address]
         self._end: End | None = None
         self._session: events.SessionInfo | None = None
         self._owned = False
@@ -236,6 +236,7 @@ class Machine:
         self._links: dict[int, Link] = {}
         self._events: deque[events.Event] = deque()
         self._stepping = False
+        self._news = False
         self._asked: dict[object, Callable[[events.Answer], None]] = {}
         self._keys = 0
         self.guest: Callable[[Completion], None] = lambda _completion: None
@@ -270,6 +271,9 @@ class Machine:
                 for effect in self.upstairs.apply(self._events.popleft(), self.world.schedule.now):
                     self._carriers[type(effect)](effect)
                 self.world.reached.step(self.upstairs)
+                if self._news:
+                    self._news = False
+                    self.watcher(self)
         finally:
             self._stepping = False
 
@@ -327,7 +331,8 @@ class Machine:
         for old, new in zip(before.slots, self.status.slots, strict=True):
             if (old.address, old.state) != (new.address, new.state):
                 self.note(f"slot {new.slot} {new.address} is {new.state.name} {new.mode.name}")
-        self.watcher(self)
+        # Told when the step is whole: what it completed was completed before whatever it lost.
+        self._news = True
 
     def _repair_started(self, effect: events.RepairStarted) -> None:
         self.note(f"repair of slot {effect.slot} begins, attempt {effect.attempt}")

@@ -33,6 +33,8 @@ class Reached(Counter[str]):
         if before.state is not after.state:
             self[f"upstairs {after.state.name}"] += 1
         for old, new in zip(before.slots, after.slots, strict=True):
+            if old.state is SlotState.RECONCILE and new.state in _AWAY:
+                self["reconciliation loses a member"] += 1
             if (old.state, old.mode) != (new.state, new.mode):
                 self[f"slot {new.state.name}"] += 1
                 self[f"mode {new.mode.name}"] += 1
@@ -56,9 +58,6 @@ class Reached(Counter[str]):
         copying = repair is not None and repair.phase is RepairPhase.COPY
         if copying and repair.target.address != address:
             self["repair loses a source"] += 1
-        running = upstairs._activation.running
-        if running is not None:
-            self["reconciliation loses a member"] += 1
 
     def replaced(self, kinds: Iterable[str], answer: str) -> None:
         """A machine was told to replace a member; `kinds` from `situation` before."""
@@ -114,6 +113,15 @@ EVENTS = (
 REFUSALS = (
     "opening refused GENERATION_TOO_LOW",
     "opening refused REGION_MISMATCH",
+    "opening refused KEY_MISMATCH",
+    "activation refused GENERATION_TOO_LOW",
+    "activation refused KEY_MISMATCH",
+    "request refused TARGET_GEOMETRY_MISMATCH",
+    "request refused TARGET_ENCRYPTION_MISMATCH",
+    "request refused TARGET_CIPHER_MISMATCH",
+    "request refused TARGET_READ_ONLY_MISMATCH",
+    "request refused TARGET_IN_USE",
+    "request refused TARGET_NOT_BLANK",
     "request refused REPLACEMENT_RUNNING",
     "machine told to replace STARTED",
     "machine told to replace STARTED_ALREADY",

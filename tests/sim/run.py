@@ -16,11 +16,14 @@ from time import monotonic, process_time
 
 from controlplane.core.replacement import State
 from tests.sim.faults import FAULTS
+from tests.sim.mistakes import MISTAKES
 from tests.sim.reached import never, table
 from tests.sim.world import World
 from vmmd.upstairs.core.states import SlotState
 
 IOS_MIN = 200
+# At so many of the faults somebody copies a region directory.
+KEEP_COPY = 0.3
 # Over so many seeds from 0 on, all of `reached.EXPECTED` is.
 FIXED_SEEDS = 1500
 FAULTS_MIN = 3
@@ -100,6 +103,8 @@ class Run:
         luck = chance.random()
         if luck < self._hostility:
             world.faults.strike()
+            if world.variety.random() < KEEP_COPY:
+                world.variety.choice(list(world.daemons.values())).keep_copy()
         elif luck > 0.99:
             self._ask_again()
         elif world.machine.active or (world.machine.alive and luck > 0.97):
@@ -147,6 +152,7 @@ class Run:
         world.trace.note("world", "no more faults")
         world.network.heal()
         world.control.store.failures = 0
+        world.faults.mistakes.let_in()
         world.control.start()
         for daemon in world.daemons.values():
             daemon.start()
@@ -279,7 +285,7 @@ def soak(
         each = ", ".join(f"{totals[name] / good:.1f} {name}" for name in sorted(totals))
         show(f"a seed has on average: {each}")
         show("a seed has at least: " + ", ".join(f"{n} {name}" for name, n in least.items()))
-    missing = never(reached, FAULTS)
+    missing = never(reached, (*FAULTS, *MISTAKES))
     if coverage:
         show("\n".join(table(reached, seeds, missing)))
     fixed = first == 0 and count >= FIXED_SEEDS

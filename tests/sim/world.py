@@ -63,6 +63,10 @@ class World:
         count = self.chance.randrange(4, 7)
         daemons = [Daemon(self, number) for number in range(count)]
         self.daemons = {daemon.address: daemon for daemon in daemons}
+        # These, and others that are there for a while.
+        self.hosts = dict(self.daemons)
+        # The machines' host does not trust the control plane.
+        self.refuses_control = False
         self.guest = Guest(self)
         self.checks = Checks(self)
         self.control = Control(self, self._disk([d.address for d in daemons[:3]]))
@@ -165,13 +169,13 @@ class World:
 
     # ---- the machine
 
-    def make_machine(self) -> None:
+    def make_machine(self, *, wrong_key: bool = False) -> None:
         """A new machine for the recorded request, with a new generation."""
         self.counts["machines"] += 1
         number = self.counts["machines"]
         spec = region_at(self.control.store.construction(), REGION_PATH)
         session = str(uuid.UUID(int=self.chance.getrandbits(128)))
-        encryption = self.sealing.encryption()
+        encryption = self.sealing.encryption(wrong=wrong_key)
         machine = Machine(self, f"vm{number}", spec, session, encryption)
         machine.note(f"a machine is made, generation {spec.generation}")
         machine.guest = self.guest.complete
@@ -182,6 +186,8 @@ class World:
         def activated(answer: events.Answer) -> None:
             if answer.error is not None:
                 self.reached[f"activation refused {answer.error.reason}"] += 1
+            elif wrong_key:
+                self.fail("a wrong key was accepted")
 
         machine.ask(events.Activate, activated)
 
