@@ -261,7 +261,12 @@ class Network:
                     end.open = False
                     connection.over()
                     silence = self.chance.uniform(*SILENCE_SECONDS)
-                    self.schedule.later(silence, other.give_up, "nothing was heard")
+                    self.schedule.later(silence, self._unheard, other)
+
+    def _unheard(self, end: End) -> None:
+        if end.open:
+            self.silences += 1
+            end.give_up("nothing was heard")
 
     def came_back(self, host: str) -> None:
         """The host has power: it resets what it does not know any more."""

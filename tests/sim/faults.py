@@ -125,6 +125,8 @@ class Faults:
 
     def power_all(self) -> bool:
         """The room loses power: every storage host, and as often as not the machine with them."""
+        if self.world.rotten():
+            return False
         for daemon in self.world.daemons.values():
             self._down(daemon, power=True)
         if self.world.chance.random() < 0.5:

@@ -22,6 +22,7 @@ from tests.sim.world import World
 from vmmd.upstairs.core.states import SlotState
 
 IOS_MIN = 200
+SLOW_SEEDS = 0.08
 # At so many of the faults somebody copies a region directory.
 KEEP_COPY = 0.3
 # Over so many seeds from 0 on, all of `reached.EXPECTED` is.
@@ -30,6 +31,8 @@ FAULTS_MIN = 3
 REPLACEMENTS_MIN = 1
 HOSTILITY = (0.04, 0.1, 0.2)
 PACES = (0.0005, 0.005, 0.05, 0.4)
+# In some of the seeds, so that silences of hosts are heard.
+SLOW_PACES = (0.05, 0.4, 3.0)
 TURNS_MAX = 600
 # Faults have ended by then: the longest lasts 30 s, and reconnecting may be put off by 10 s.
 HEAL_SECONDS = 900.0
@@ -60,6 +63,7 @@ class Run:
         self._replace_at = chance.randrange(5, 150)
         self._again = chance.choice((0.0, 0.02))
         self._late_at = 0.0
+        self._paces = SLOW_PACES if self.world.variety.random() < SLOW_SEEDS else PACES
 
     def go(self) -> None:
         """ViolationError, or whatever the code raised, when something is wrong."""
@@ -68,7 +72,7 @@ class Run:
             world.fail("the first activation did not end")
         for _turn in range(TURNS_MAX):
             self._turn()
-            world.schedule.run(world.chance.choice(PACES))
+            world.schedule.run(world.chance.choice(self._paces))
             if self._enough():
                 break
         self._heal()

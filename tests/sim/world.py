@@ -163,9 +163,16 @@ class World:
     def may_lose_machine(self) -> bool:
         """Whether the machine may end: with a replacement under way the next one does not know the
         old member any more, so what was flushed must be whole on one that stays."""
+        if self.rotten():
+            return False
         if self.settled():
             return True
         return any(self.checks.stands_alone(daemon) for daemon in self.members())
+
+    def rotten(self) -> bool:
+        """Whether a member's data has rotted: a comparison of all members at once could want to
+        copy from it, and would not end."""
+        return any(daemon.rotten for daemon in self.members(departing=True))
 
     # ---- the machine
 
