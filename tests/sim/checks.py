@@ -88,7 +88,7 @@ class Checks:
         if bad:
             return f"blocks {bad} do not match their contexts"
         for number, value in enumerate(values):
-            version = self.world.guest.decode(number, value)
+            version = self.world.guest.decode(number, value) or self.world.base(number)
             versions = kept(number)
             if not any((max(0, each)) == version for each in versions):
                 return f"block {number} has version {version}, which is none of {versions}"

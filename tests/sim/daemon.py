@@ -21,7 +21,7 @@ from stairlib.model.errors import StairwellError, UnavailableError
 from stairlib.sim.disk_faults import DiskFaults
 from stairlib.sim.network import End
 from tests.sim.serving import Conversation, Host
-from vmmd.upstairs.core.events import ExtentStamps
+from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -51,9 +51,9 @@ class KilledError(Exception):
 class Daemon:
     """One storage host. `service` is there while the process runs."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: World, number: int, prefix: str = "d") -> None:
         self.world = world
-        self.host = f"d{number}"
+        self.host = f"{prefix}{number}"
         self.address = f"{self.host}:8810"
         self.faults = DiskFaults(world.chance)
         self.service: Host | None = None
@@ -64,7 +64,7 @@ class Daemon:
         self.disk = MemoryDisk(self.host)
         # What somebody copied earlier, and may put back.
         self.kept: MemoryDisk | None = None
-        # What the daemon says of itself; it takes what it is told all the same.
+        # Served to readers only.
         self.read_only = False
         self.definition: RegionDefinition
         self.make_region()
@@ -79,7 +79,7 @@ class Daemon:
         """A new, blank region on a new disk; the process must not run. It fits the volume unless
         another `definition` is given."""
         assert self.service is None
-        self.definition = definition or self._fitting()
+        self.definition = definition or self.fitting()
         self.kept = None
         self.rotten = False
         self.faults.clear()
@@ -88,7 +88,8 @@ class Daemon:
             self.disk, self.definition, tuning=self._tuning(), chunk_bytes=CHUNK_BLOCKS * BLOCK
         ).close()
 
-    def _fitting(self) -> RegionDefinition:
+    def fitting(self) -> RegionDefinition:
+        """What a new region of the volume is."""
         region_id = uuid.UUID(int=self.world.chance.getrandbits(128))
         cipher = self.world.sealing.cipher
         return RegionDefinition(
@@ -132,7 +133,7 @@ class Daemon:
         self.ill = False
         self.disk.capacity = None
         try:
-            engine = Region.open(self.disk, tuning=self._tuning())
+            engine = Region.open(self.disk, read_only=self.read_only, tuning=self._tuning())
         except StairwellError as error:
             self.world.fail(f"{self.host} cannot open its region: {error.message}")
             return
@@ -181,13 +182,21 @@ class Daemon:
         service = self._service()
         return str(self.definition.id), str(service.engine.ownership.owner_id or "")
 
-    def open_session(self, proposal: Proposal) -> tuple[str, ExtentStamps, bytes]:
-        """Region id, stamps and token; StairwellError when refused."""
+    def open_session(self, proposal: Proposal) -> tuple[SessionInfo, bytes]:
+        """What is told of the region, and the token; StairwellError when refused."""
         service = self._service()
         grant = service.open_session(proposal)
         states = service.engine.extent_states()
         stamps = ExtentStamps(states.generations, states.flushes, states.flags)
-        return str(self.definition.id), stamps, grant.token
+        owner = service.engine.ownership.owner_id
+        told = SessionInfo(
+            str(self.definition.id),
+            stamps,
+            owned_before=False,
+            cipher=self.definition.cipher,
+            owner_id=str(owner or ""),
+        )
+        return told, grant.token
 
     def accept(self, end: End) -> None:
         """A data connection has come."""

@@ -24,6 +24,8 @@ AWAY_SECONDS = (0.05, 0.3, 1.0, 5.0, 15.0, 30.0)
 NOTICED_SECONDS = (0.0, 0.5, 5.0, 20.0)
 SLOWER = (5.0, 20.0, 80.0)
 PAGE_BYTES = 4096
+# With so many of the faults, something happens to the parent too, if there is one.
+PARENT_SHARE = 0.3
 REPAIR_RATES = (0, 0, 4096, 65536)
 
 # How often each comes, beside the others; the names are methods of `Faults`.
@@ -91,6 +93,9 @@ class Faults:
 
     def strike(self) -> None:
         """One fault; one that would not be legal now does not happen."""
+        parent = self.world.parent
+        if parent is not None and self.world.variety.random() < PARENT_SHARE:
+            parent.strike()
         name = pick(self.world.chance, self._weights)
         if self._kinds[name]():
             self.struck += 1

@@ -24,8 +24,14 @@ from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+_BLOCK_BYTES = 512
 _STAMP = struct.Struct("<QQ")
 _ENDED = (BlockStatus.OK, BlockStatus.FAILED, BlockStatus.ABORTED)
+
+
+def block_data(number: int, version: int) -> bytes:
+    """What a block of 512 bytes holds that was written with that version."""
+    return _STAMP.pack(number, version) * (_BLOCK_BYTES // _STAMP.size)
 
 
 class Block:
@@ -33,8 +39,8 @@ class Block:
 
     __slots__ = ("exact", "floor", "settled", "versions")
 
-    def __init__(self) -> None:
-        self.versions = [0]
+    def __init__(self, first: int) -> None:
+        self.versions = [first]
         self.floor = 0
         self.exact = True
         # Read after a loss, and found to be older than what was written last before the loss.
@@ -64,9 +70,8 @@ class Guest:
         self.world = world
         geometry = world.geometry
         self._size = geometry.block_size
-        self._repeat = self._size // _STAMP.size
-        self.blocks = [Block() for _ in range(geometry.block_count)]
-        self._version = 0
+        self.blocks = [Block(world.base(number)) for number in range(geometry.block_count)]
+        self._version = max(block.versions[0] for block in self.blocks)
         self._tokens = 0
         self._waiting: dict[object, Callable[[Completion], None]] = {}
         # Tokens of the requests that may end BUSY.
@@ -95,6 +100,9 @@ class Guest:
         # blocks.
         self._owned_share = world.variety.choice((0.0, 0.3))
         self._unwritten_share = world.variety.choice((0.0, 0.0, 0.3))
+        if world.parent is not None:
+            # Over a parent discards are not offered, and unwritten blocks are the scrub's.
+            self._weights["discard"] = self._unwritten_share = 0.0
 
     @property
     def requests(self) -> int:
@@ -221,7 +229,7 @@ class Guest:
         return Request(BlockOp.WRITE_UNWRITTEN, token, offset, length, self._data(blocks, version))
 
     def _data(self, blocks: range, version: int) -> bytes:
-        return b"".join(_STAMP.pack(number, version) * self._repeat for number in blocks)
+        return b"".join(block_data(number, version) for number in blocks)
 
     def read(self, offset: int, length: int, *, owned: bool = False) -> Request:
         """A read that is checked against what may be there; with `owned` also who wrote it."""
@@ -283,7 +291,7 @@ class Guest:
         if not any(value):
             return 0
         named, version = _STAMP.unpack_from(value)
-        if named != number or value != _STAMP.pack(number, version) * self._repeat:
+        if named != number or value != block_data(number, version):
             self.world.fail(f"block {number} holds data that nobody wrote there")
         return int(version)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from downstaird.core.promotion import Proposal
 from stairlib.model.construction import Construction, RegionSpec
@@ -19,7 +20,7 @@ from stairlib.sim.network import End
 from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
 from tests.sim.reached import situation
 from tests.sim.shown import shown
-from vmmd.block.backend import Completion, Request
+from vmmd.block.backend import Completion, Done, Request
 from vmmd.block.volume import VolumeCounters, VolumeStatus
 from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
@@ -33,6 +34,7 @@ from vmmd.upstairs.shell.slot_link import RPC_SECONDS, WELCOME_SECONDS
 from vmmd.upstairs.shell.transport import CONNECT_SECONDS
 
 if TYPE_CHECKING:
+    from tests.sim.parent import Layers
     from tests.sim.world import World
 
 _HELLO_SEQUENCE = 1
@@ -94,7 +96,7 @@ class Link:
             upstairs_id=uuid.UUID(machine.config.upstairs_id),
             session_id=uuid.UUID(machine.config.session_id),
             generation=wish.generation,
-            read_only=False,
+            read_only=machine.config.read_only,
             encrypted=encryption is not None,
             data_versions=(DATA_VERSION,),
             geometry=machine.config.geometry,
@@ -103,15 +105,9 @@ class Link:
         )
         self._call(lambda: self._daemon.open_session(proposal), self._opened)
 
-    def _opened(self, answer: tuple[str, events.ExtentStamps, bytes]) -> None:
-        region_id, stamps, token = answer
-        self._session = events.SessionInfo(
-            region_id,
-            stamps,
-            self._owned,
-            self._daemon.definition.cipher,
-            self._machine.config.upstairs_id,
-        )
+    def _opened(self, answer: tuple[events.SessionInfo, bytes]) -> None:
+        told, token = answer
+        self._session = replace(told, owned_before=self._owned)
         world, host = self._machine.world, self._machine.host
 
         def serve(reply: Callable[[Any], None]) -> None:
@@ -229,6 +225,7 @@ class Machine:
             generation=spec.generation,
             geometry=spec.geometry,
             targets=(targets[0], targets[1], targets[2]),
+            read_only=options.read_only,
             encryption=encryption,
         )
         self.upstairs = Upstairs(self.config)
@@ -237,6 +234,9 @@ class Machine:
         self._events: deque[events.Event] = deque()
         self._stepping = False
         self._news = False
+        # Over a parent: what the guest's requests go through, and the parent's own set.
+        self.layers: Layers | None = None
+        self.below: Machine | None = None
         self._asked: dict[object, Callable[[events.Answer], None]] = {}
         self._keys = 0
         self.guest: Callable[[Completion], None] = lambda _completion: None
@@ -287,6 +287,10 @@ class Machine:
         self.note("the machine is killed")
         self.alive = False
         self._events.clear()
+        if self.layers is not None:
+            self.layers.stop()
+        if self.below is not None:
+            self.below.alive = False
         self.world.network.killed(self.host)
 
     # ---- effects
@@ -299,8 +303,7 @@ class Machine:
                 link.send(frame)
 
     def _complete(self, effect: events.CompleteGuest) -> None:
-        for completion in effect.completions:
-            self.guest(completion)
+        cast("Done", effect.key)(effect.completions)
 
     def _connect(self, effect: events.Connect) -> None:
         self._links[effect.link] = Link(self, effect)
@@ -349,7 +352,15 @@ class Machine:
 
     def submit(self, requests: list[Request]) -> None:
         """A guest's batch."""
-        self.feed(events.GuestBatch([("guest", requests)]))
+        if self.layers is not None:
+            self.layers.submit(requests, self._guest_done)
+        else:
+            self.feed(events.GuestBatch([(self._guest_done, requests)]))
+
+    def _guest_done(self, completions: list[Completion]) -> None:
+        if self.alive:
+            for completion in completions:
+                self.guest(completion)
 
     def ask(
         self, make: Callable[[object], events.Event], then: Callable[[events.Answer], None]
@@ -358,6 +369,18 @@ class Machine:
         self._keys += 1
         self._asked[self._keys] = then
         self.feed(make(self._keys))
+
+    def deactivate(self, then: Callable[[events.Answer], None]) -> None:
+        """Lets go of the volume, and of its parent after it; `then` gets the volume's answer."""
+        below = self.below
+
+        def ended(answer: events.Answer) -> None:
+            if below is None:
+                then(answer)
+            else:
+                below.ask(events.Deactivate, lambda _answer: then(answer))
+
+        self.ask(events.Deactivate, ended)
 
     def info(self):
         """The volume as vmmd tells it: protobuf, by the real mapping."""

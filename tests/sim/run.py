@@ -158,7 +158,7 @@ class Run:
         world.control.store.failures = 0
         world.faults.mistakes.let_in()
         world.control.start()
-        for daemon in world.daemons.values():
+        for daemon in world.hosts.values():
             daemon.start()
         self._retry()
         self._late_at = world.schedule.now + 2 * HEAL_SECONDS

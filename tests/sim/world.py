@@ -24,6 +24,7 @@ from tests.sim.daemon import BLOCK, Daemon
 from tests.sim.faults import Faults, Wounds
 from tests.sim.guest import Guest
 from tests.sim.machine import Machine
+from tests.sim.parent import Parent
 from tests.sim.reached import Reached
 from tests.sim.sealing import Sealing
 from vmmd.upstairs.core import events
@@ -36,6 +37,8 @@ GEOMETRIES = (Geometry(BLOCK, 16, 4), Geometry(BLOCK, 12, 6), Geometry(BLOCK, 6,
 DELAYS = ((0.0001, 0.001), (0.0005, 0.005), (0.005, 0.05))
 # A request or a machine that the control plane was too busy or too dead for is tried again.
 AGAIN_SECONDS = 1.0
+# So many of the seeds have a read-only parent.
+PARENTS = 0.15
 # Deactivation ends after 10 s at the latest by its own rule; a message or two more.
 DEACTIVATE_SECONDS = 30.0
 
@@ -67,11 +70,14 @@ class World:
         self.hosts = dict(self.daemons)
         # The machines' host does not trust the control plane.
         self.refuses_control = False
+        self.parent = Parent(self) if self.variety.random() < PARENTS else None
+        if self.parent is not None:
+            self.hosts |= {daemon.address: daemon for daemon in self.parent.daemons}
         self.guest = Guest(self)
         self.checks = Checks(self)
         self.control = Control(self, self._disk([d.address for d in daemons[:3]]))
         self._lost = False
-        for daemon in daemons:
+        for daemon in self.hosts.values():
             daemon.start()
         self.machine: Machine
         self.make_machine()
@@ -106,6 +112,10 @@ class World:
         """A promise is broken: the run ends here."""
         self.trace.note("CHECK", what)
         raise ViolationError(what)
+
+    def base(self, block: int) -> int:
+        """The version of a block that the guest did not write: zeros, or the parent's."""
+        return self.parent.base(block) if self.parent is not None else 0
 
     def token(self) -> bytes:
         """A session's token."""
@@ -187,6 +197,10 @@ class World:
         machine.note(f"a machine is made, generation {spec.generation}")
         machine.guest = self.guest.complete
         machine.watcher = self._watch
+        if self.parent is not None and not self.parent.dropped:
+            below = Machine(self, machine.host, self.parent.spec, session, None)
+            below.ask(events.Activate, lambda _answer: None)
+            machine.below, machine.layers = below, self.parent.attach(machine, below)
         self.machine = machine
         self._lost = False
 
@@ -255,7 +269,7 @@ class World:
                 self.fail("a deactivation did not end")
 
         self.schedule.later(DEACTIVATE_SECONDS, overdue)
-        machine.ask(events.Deactivate, ended)
+        machine.deactivate(ended)
 
     def compare(self) -> None:
         """Has the members compared; they must never differ."""
