@@ -95,13 +95,17 @@ class Parent:
         if flawed == "foreign":
             owner = uuid.UUID(int=self.world.variety.getrandbits(128))
         region.promote(Ownership(owner, owner, 1))
-        for flush in (_FIRST,) if flawed in ("outdated", "foreign") else (_FIRST, _LAST):
+        for flush in (_FIRST,) if flawed == "outdated" else (_FIRST, _LAST):
             for block, version in enumerate(self._written):
                 if version and flush in (_FIRST, version):
-                    data = block_data(block, flush)
+                    # Another volume's region may have the same stamps all the same.
+                    data = block_data(block, _FIRST if flawed == "foreign" else flush)
                     region.write(block, plain_contexts(data, BLOCK), data)
             _carried_out(region, region.begin_flush(flush, 1))
         if flawed == "incomplete":
+            # What it holds there is old, and marked as such.
+            region.discard(0, self.geometry.blocks_per_extent)
+            _carried_out(region, region.begin_flush(_LAST, 1))
             _carried_out(region, region.repair_begin(np.array([0], dtype=np.uint32)))
         region.close()
         daemon.read_only = True
