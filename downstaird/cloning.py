@@ -43,6 +43,7 @@ from stairlib.model.errors import (
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import FLAGS, TlsFiles, explained
 from stairlib.telemetry.tracing import Tracing
+from stairlib.wire.frame import extent_marks
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
@@ -156,7 +157,8 @@ class Cloning:
 
     async def _fill(self) -> None:
         definition = self._engine.definition
-        every = np.arange(definition.geometry.extent_count, dtype=np.uint32)
+        # No stamps are told: a clone is no member of a set until it is whole.
+        every = extent_marks(np.arange(definition.geometry.extent_count))
         await self._on_lane(lambda: self._engine.repair_begin(every))
         for extents in extent_steps(definition):
             await asyncio.gather(*(self._copy(extent) for extent in extents))

@@ -25,8 +25,13 @@ from stairlib.model.geometry import Geometry
 FLAG_DIRTY = 1
 FLAG_INCOMPLETE = 2
 FLAG_FAULTED = 4
+# Of an incomplete extent: its stamp is that of the copy it is being filled from. Without it, that
+# stamp was not told, and its own says nothing.
+FLAG_TOWARDS = 8
 
 Buffer = bytes | bytearray | memoryview
+# Of EXTENT_MARK (stairlib.wire.frame).
+Marks = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +161,10 @@ class Engine(Protocol):
         """Publishes the outcome of `run`."""
         ...
 
-    def repair_begin(self, extents: npt.NDArray[np.uint32]) -> FlushWork:
-        """Marks the extents incomplete, resets their stamps, starts remembering which of their
-        blocks the session writes. The returned work makes the marks durable (run and finish it as a
-        flush)."""
+    def repair_begin(self, marks: Marks) -> FlushWork:
+        """Marks the extents incomplete, and starts remembering which of their blocks the session
+        writes. Until they are whole, their stamps are those of the marks. The returned work makes
+        the marks durable (run and finish it as a flush)."""
         ...
 
     def repair_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from downstaird.core.engine import FLAG_INCOMPLETE, Engine
+from downstaird.core.engine import FLAG_INCOMPLETE, Engine, Marks
 from stairlib.model.errors import InvalidRequestError, StateError
-from stairlib.wire.frame import PAYLOAD_BYTES_MAX
+from stairlib.wire.frame import EXTENT_MARK, PAYLOAD_BYTES_MAX
 
 # Digests of this many blocks at once: about 0.1 s in which nothing else is done.
 DIGEST_BLOCKS_MAX = 8 << 20
@@ -63,10 +62,13 @@ class ExtentAnswers:
         digests = [self._region.digest(extent) for extent in range(first, first + count)]
         return np.array(digests, dtype="<u8").tobytes()
 
-    def listed(self, blob: bytes) -> npt.NDArray[np.uint32]:
-        """The extents that a REPAIR_BEGIN names, u32 each."""
-        if not blob or len(blob) % 4:
-            raise InvalidRequestError("REPAIR_BEGIN carries a list of u32 extents")
-        extents = np.frombuffer(blob, dtype="<u4").astype(np.uint32)
-        self.check(int(extents.max()), 1)
-        return extents
+    def marks(self, blob: bytes) -> Marks:
+        """What a REPAIR_BEGIN carries."""
+        if not blob or len(blob) % EXTENT_MARK.itemsize:
+            raise InvalidRequestError(
+                f"REPAIR_BEGIN carries {EXTENT_MARK.itemsize} bytes for each extent, "
+                f"not {len(blob)} in all"
+            )
+        marks = np.frombuffer(blob, dtype=EXTENT_MARK)
+        self.check(int(marks["extent"].max()), 1)
+        return marks

@@ -3,17 +3,26 @@
 Two copies: what callers see, and `durable`, which is what the log and the state files say and
 what a checkpoint stores. An extent is dirty from its first write after a freeze until the flush
 that covers it has succeeded.
+
+An incomplete extent is told and stored with the stamp it is being filled towards; that of its own
+flushes is kept in memory until it is whole, since a flush that came here may be missing elsewhere.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from downstaird.core.engine import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, ExtentStates
+from downstaird.core.engine import (
+    FLAG_DIRTY,
+    FLAG_FAULTED,
+    FLAG_INCOMPLETE,
+    FLAG_TOWARDS,
+    ExtentStates,
+    Marks,
+)
 from downstaird.core.log_record import EXTENT, ExtentEntries
 
-_ALL_BUT_INCOMPLETE = np.uint32(0xFFFFFFFF ^ FLAG_INCOMPLETE)
+_UNMARKED = np.uint32(0xFFFFFFFF ^ (FLAG_INCOMPLETE | FLAG_TOWARDS))
 
 
 class ExtentTable:
@@ -23,6 +32,10 @@ class ExtentTable:
         self.durable: ExtentEntries = np.zeros(count, dtype=EXTENT)
         self.durable["extent"] = np.arange(count, dtype=np.uint32)
         self._seen: ExtentEntries = self.durable.copy()
+        # As `begin_repair` made them, of the extents that are incomplete.
+        self._marks: ExtentEntries = self.durable.copy()
+        # What the flush in progress makes of `_seen`.
+        self._stamped: ExtentEntries = self.durable[:0]
         self._active: set[int] = set()
         self._frozen: set[int] = set()
         # Copied by a repair: the next flush clears their incomplete mark and stores their stamp.
@@ -35,15 +48,17 @@ class ExtentTable:
         """Takes over what recovery found."""
         self.durable = durable
         self._seen = durable.copy()
+        self._marks = durable.copy()
         self.damaged = set(np.flatnonzero(durable["flags"] & FLAG_FAULTED).tolist())
 
     def states(self) -> ExtentStates:
         """Copies, with the dirty bit put in."""
         flags = self._seen["flags"].astype(np.uint8)
         flags[[*self._active, *self._frozen]] |= FLAG_DIRTY
+        marked = (flags & FLAG_INCOMPLETE) != 0
         return ExtentStates(
-            self._seen["generation"].astype(np.uint64),
-            self._seen["flush"].astype(np.uint64),
+            np.where(marked, self._marks["generation"], self._seen["generation"]),
+            np.where(marked, self._marks["flush"], self._seen["flush"]),
             flags,
         )
 
@@ -53,22 +68,25 @@ class ExtentTable:
 
     def fault(self, extent: int) -> None:
         """Something stored for the extent is damaged."""
-        self._seen["flags"][extent] |= FLAG_FAULTED
-        self.durable["flags"][extent] |= FLAG_FAULTED
+        for table in (self._seen, self._marks, self.durable):
+            table["flags"][extent] |= FLAG_FAULTED
         self.damaged.add(extent)
 
     def incomplete_count(self) -> int:
         """How many have been marked by a repair that is not flushed to the end."""
         return int(np.count_nonzero(self._seen["flags"] & FLAG_INCOMPLETE))
 
-    def begin_repair(self, extents: npt.NDArray[np.uint32]) -> ExtentEntries:
-        """Marks them incomplete and not dirty, stamps reset; returns the entries to store. What is
-        not flushed yet of earlier writes to them is not to be stamped: the source decides what
-        they hold."""
+    def begin_repair(self, marks: Marks) -> ExtentEntries:
+        """Marks extents incomplete and not dirty, with the stamps they are filled towards; returns
+        the entries to store. What is not flushed yet of earlier writes to them is not to be
+        stamped: the source decides what they hold."""
+        extents = marks["extent"]
         entries: ExtentEntries = np.zeros(len(extents), dtype=EXTENT)
         entries["extent"] = extents
-        entries["flags"] = FLAG_INCOMPLETE
-        self._seen[extents] = entries
+        entries["flags"] = np.where(marks["told"], FLAG_INCOMPLETE | FLAG_TOWARDS, FLAG_INCOMPLETE)
+        entries["generation"], entries["flush"] = marks["generation"], marks["flush"]
+        self._seen[extents] = self._marks[extents] = entries
+        self._stamped = entries
         numbers = extents.tolist()
         self._active.difference_update(numbers)
         self._copied.difference_update(numbers)
@@ -98,10 +116,13 @@ class ExtentTable:
             entries["generation"][dirty] = generation
             entries["flush"][dirty] = number
             done = [extent in self._cleared for extent in extents]
-            entries["flags"][done] &= _ALL_BUT_INCOMPLETE
+            entries["flags"][done] &= _UNMARKED
         else:
             entries["generation"] = generation
             entries["flush"] = number
+        self._stamped = entries.copy()
+        marked = (entries["flags"] & FLAG_INCOMPLETE) != 0
+        entries[marked] = self._marks[entries["extent"][marked]]
         return entries
 
     def publish(self, entries: ExtentEntries) -> None:
@@ -112,7 +133,7 @@ class ExtentTable:
             for extent in self._copied
         }
         self.durable[extents] = entries
-        self._seen[extents] = entries
+        self._seen[extents] = self._stamped
         for extent, stamp in raised.items():
             self._raise_to(extent, stamp)
         self._end_freeze()

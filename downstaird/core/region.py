@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from downstaird.core.chunk_contexts import CONTEXT_NAMES, ContextFiles
@@ -33,6 +32,7 @@ from downstaird.core.engine import (
     CheckpointWork,
     ExtentStates,
     FlushWork,
+    Marks,
     Ownership,
     RegionDefinition,
 )
@@ -65,7 +65,7 @@ from downstaird.core.region_files import (
 from downstaird.core.region_flush import FlushJob
 from downstaird.core.region_io import RegionBlocks, true_runs
 from downstaird.core.region_recovery import recover
-from downstaird.core.region_repair import RepairTracker
+from downstaird.core.region_repair import RepairTracker, in_order
 from downstaird.core.state_file import STATE_NAMES, State, encode_state
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, written
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError, StateError
@@ -472,23 +472,18 @@ class Region:
 
     # --- repair
 
-    def repair_begin(self, extents: npt.NDArray[np.uint32]) -> FlushWork:
+    def repair_begin(self, marks: Marks) -> FlushWork:
         """Marks the extents incomplete; see Engine.repair_begin."""
         self._check_idle("a repair")
         self._check_writable()
-        wanted = np.unique(np.asarray(extents, dtype=np.uint32))
-        if len(wanted) and int(wanted[-1]) >= self.layout.geometry.extent_count:
-            raise InvalidRequestError(
-                f"extent {int(wanted[-1])} is outside the region's "
-                f"{self.layout.geometry.extent_count} extents",
-                reason="OUT_OF_RANGE",
-            )
-        for extent in self.extents.damaged.intersection(wanted.tolist()):
+        marks = in_order(marks, self.layout.geometry.extent_count)
+        wanted = marks["extent"].tolist()
+        for extent in self.extents.damaged.intersection(wanted):
             first = extent * self.layout.chunks_per_extent
             for chunk in range(first, first + self.layout.chunks_per_extent):
                 self._blocks.drop(chunk)
-        entries = self.extents.begin_repair(wanted)
-        self._repair.begin(wanted.tolist())
+        entries = self.extents.begin_repair(marks)
+        self._repair.begin(wanted)
         job = FlushJob(
             log=self.log,
             data=self.chunks.data,

@@ -1,5 +1,5 @@
 """What the session has written since a repair began, so that copied blocks never overwrite newer
-ones."""
+ones; and the extents that a repair names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from downstaird.core.engine import Marks
+from stairlib.model.errors import InvalidRequestError
+
 Mask = npt.NDArray[np.bool_]
+
+
+def in_order(marks: Marks, extent_count: int) -> Marks:
+    """Each extent once, in order. InvalidRequestError OUT_OF_RANGE."""
+    extents, places = np.unique(marks["extent"], return_index=True)
+    if len(extents) and int(extents[-1]) >= extent_count:
+        raise InvalidRequestError(
+            f"extent {int(extents[-1])} is outside the region's {extent_count} extents",
+            reason="OUT_OF_RANGE",
+        )
+    chosen: Marks = marks[places]
+    return chosen
 
 
 class RepairTracker:

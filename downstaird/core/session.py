@@ -460,9 +460,9 @@ class Session:
             effects.append(LimitRepair(row[9]))
             reply.done(job, kind, number=row[9])
         elif kind == REPAIR_BEGIN:
-            extents = self._answering.listed(blob)
+            marks = self._answering.marks(blob)
             self._open_flush = None
-            effects.append(RunWork(self._region.repair_begin(extents), kind, [job]))
+            effects.append(RunWork(self._region.repair_begin(marks), kind, [job]))
         elif kind == EXTENT_COPY:
             self._answering.check(offset, 1)
             effects.append(CopyExtent(job, offset, parse_source(blob)))

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAGIC = 0x31465753  # "SWF1"
-DATA_VERSION = 1
+DATA_VERSION = 2
 HEADER = struct.Struct("<IHHIIIIIIQ")
 HEADER_BYTES = HEADER.size
 CONTEXT_BYTES = 32
@@ -64,7 +64,7 @@ class OpKind(enum.IntEnum):
     NOOP = 6
     EXTENT_STATES = 7  # reply payload: per extent generation u64, flush u64, flags u64
     EXTENT_DIGEST = 8  # offset = first extent, length = extents; reply payload: u64 per extent
-    REPAIR_BEGIN = 9  # blob = extents as u32 each; durable marks are set before the reply
+    REPAIR_BEGIN = 9  # blob = an EXTENT_MARK each; the marks are durable before the reply
     EXTENT_COPY = 10  # offset = extent, blob = CopySource JSON; reply number = bytes copied
     REPAIR_END = 11  # refused while an extent is still marked incomplete
     REPAIR_LIMIT = 12  # number = bytes per second, 0 = none
@@ -111,12 +111,33 @@ assert OP_BYTES == 48
 _OP_STRUCT = struct.Struct("<QBBHIQIIQQ")
 assert _OP_STRUCT.size == OP_BYTES
 
+# One extent of a REPAIR_BEGIN, and the stamp of the copy it is going to be filled from, or a lower
+# bound of it; `told` is 0 where that is not known, else 1. It is kept with the mark: no older copy
+# may stand in, should that one be lost meanwhile.
+EXTENT_MARK = np.dtype(
+    [("extent", "<u4"), ("told", "<u4"), ("generation", "<u8"), ("flush", "<u8")]
+)
+
 OpArray = npt.NDArray[np.void]
 Bytes = bytes | bytearray | memoryview
 
 
 class FrameError(ValueError):
     """The peer sent bytes that are not a frame: the connection is to be ended."""
+
+
+def extent_marks(
+    extents: npt.ArrayLike,
+    generations: npt.ArrayLike = 0,
+    flushes: npt.ArrayLike = 0,
+    told: npt.ArrayLike = False,
+) -> npt.NDArray[np.void]:
+    """EXTENT_MARKs of these extents; single values stand for all of them."""
+    numbers = np.asarray(extents)
+    table = np.zeros(len(numbers), dtype=EXTENT_MARK)
+    table["extent"] = numbers
+    table["told"], table["generation"], table["flush"] = told, generations, flushes
+    return table
 
 
 def pack_op(

@@ -300,4 +300,4 @@ def test_help_and_version_answer():
     assert "--advertise" in downstaird("run", "--help").stdout
     version = downstaird("version")
     assert version.returncode == 0
-    assert "data protocol 1" in version.stdout
+    assert f"data protocol {wire.DATA_VERSION}" in version.stdout

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from downstaird.core.engine import (
     FLAG_DIRTY,
     FLAG_INCOMPLETE,
+    FLAG_TOWARDS,
     Ownership,
     RegionDefinition,
 )
@@ -24,6 +25,7 @@ from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import plain_contexts
 from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import extent_marks
 from tests.property.region_crashes import BLOCK, found_blocks
 
 CHUNK_BLOCKS = 4
@@ -58,7 +60,8 @@ class RegionMachine(RuleBasedStateMachine):
         self.region = Region.create(self.disk, definition, tuning=TUNING, chunk_bytes=chunk_bytes)
         self.blocks = [None] * geometry.block_count
         self.stamps = [(0, 0)] * geometry.extent_count
-        self.incomplete = set()
+        # Told (generation, flush, whether they were told) of those that are incomplete.
+        self.incomplete = {}
         self.dirty = set()
         self.frozen = set()
         self.copied = set()
@@ -72,7 +75,7 @@ class RegionMachine(RuleBasedStateMachine):
         self.durable = self.snapshot()
 
     def snapshot(self):
-        return list(self.blocks), list(self.stamps), set(self.incomplete)
+        return list(self.blocks), list(self.stamps), dict(self.incomplete)
 
     def span(self, offset, count):
         offset %= self.geometry.block_count
@@ -151,14 +154,16 @@ class RegionMachine(RuleBasedStateMachine):
         blocks, stamps, incomplete = self.snapshot()
         for extent in self.frozen:
             stamps[extent] = (1, self.number)
-        self.ahead = (blocks, stamps, incomplete - self.clearing)
+        left = {e: mark for e, mark in incomplete.items() if e not in self.clearing}
+        self.ahead = (blocks, stamps, left)
         self.on_success = self.end_flush
 
     def end_flush(self):
         for extent in self.frozen:
             own = self.stamps[extent] if extent in self.copied else (0, 0)
             self.stamps[extent] = max(own, self.ahead[1][extent])
-        self.incomplete -= self.clearing
+        for extent in self.clearing:
+            self.incomplete.pop(extent, None)
         self.frozen = set()
 
     @precondition(lambda self: self.work is None and self.region.wants_checkpoint())
@@ -197,8 +202,10 @@ class RegionMachine(RuleBasedStateMachine):
         self.blocks, self.stamps, self.incomplete = (
             list(self.durable[0]),
             list(self.durable[1]),
-            set(self.durable[2]),
+            dict(self.durable[2]),
         )
+        for extent, mark in self.incomplete.items():
+            self.stamps[extent] = mark[:2]
         self.dirty, self.frozen, self.copied, self.clearing = set(), set(), set(), set()
         self.tracked = None
         self.work = None
@@ -211,23 +218,22 @@ class RegionMachine(RuleBasedStateMachine):
     # --- repair
 
     @precondition(lambda self: self.work is None)
-    @rule(extents=EXTENTS)
-    def repair_begin(self, extents):
-        self.work = self.region.repair_begin(np.array(sorted(extents), dtype=np.uint32))
+    @rule(extents=EXTENTS, told=st.booleans(), flush=st.integers(0, 9))
+    def repair_begin(self, extents, told, flush):
+        mark = (1, flush, told)
+        self.work = self.region.repair_begin(extent_marks(sorted(extents), *mark))
         self.tracked = {extent: set() for extent in extents}
-        self.incomplete |= extents
+        self.incomplete.update(dict.fromkeys(extents, mark))
         self.dirty -= extents
         self.copied -= extents
         for extent in extents:
-            self.stamps[extent] = (0, 0)
+            self.stamps[extent] = mark[:2]
         blocks, stamps, incomplete = (
             list(self.durable[0]),
             list(self.durable[1]),
-            set(self.durable[2]),
+            dict(self.durable[2]),
         )
-        for extent in extents:
-            stamps[extent] = (0, 0)
-        self.ahead = (blocks, stamps, incomplete | extents)
+        self.ahead = (blocks, stamps, incomplete | dict.fromkeys(extents, mark))
         self.on_success = lambda: None
 
     @precondition(lambda self: self.tracked is not None)
@@ -279,10 +285,16 @@ class RegionMachine(RuleBasedStateMachine):
         assert found_blocks(self.region) == self.blocks
         states = self.region.extent_states()
         stamps = list(zip(states.generations.tolist(), states.flushes.tolist(), strict=True))
-        assert stamps == self.stamps
+        told = list(self.stamps)
+        for extent, mark in self.incomplete.items():
+            told[extent] = mark[:2]
+        assert stamps == told
+        assert set(np.flatnonzero(states.flags & FLAG_TOWARDS).tolist()) == {
+            extent for extent, mark in self.incomplete.items() if mark[2]
+        }
         dirty = set(np.flatnonzero(states.flags & FLAG_DIRTY).tolist())
         assert dirty == self.dirty | self.frozen
-        assert set(np.flatnonzero(states.flags & FLAG_INCOMPLETE).tolist()) == self.incomplete
+        assert set(np.flatnonzero(states.flags & FLAG_INCOMPLETE).tolist()) == set(self.incomplete)
         assert self.region.ownership == self.ownership
 
     def teardown(self):

@@ -12,7 +12,7 @@ from downstaird.core.engine import FLAG_INCOMPLETE
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.errors import RefusedError, StateError
 from stairlib.telemetry.tracing import Tracing, traceparent
-from stairlib.wire.frame import OpKind, OpStatus
+from stairlib.wire.frame import OpKind, OpStatus, extent_marks
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 
 BLOCK = 4096
@@ -35,7 +35,7 @@ def source_blob(source, upstairs, generation, trace=None):
 
 
 def begin(extents=range(EXTENTS)):
-    return OpKind.REPAIR_BEGIN, {"blob": np.array(list(extents), dtype="<u4").tobytes()}
+    return OpKind.REPAIR_BEGIN, {"blob": extent_marks(list(extents)).tobytes()}
 
 
 def copies(source, upstairs, generation, extents=range(EXTENTS), trace=None):

@@ -10,7 +10,7 @@ from downstaird.store.memory import MemoryDisk
 from stairlib.model.cipher import CIPHERS, DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check
 from stairlib.model.errors import InvalidRequestError, StateError
-from stairlib.wire.frame import FrameKind, OpKind
+from stairlib.wire.frame import DATA_VERSION, FrameKind, OpKind
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 
@@ -53,7 +53,7 @@ async def test_a_session_is_told_all_about_the_region(serve, upstairs):
     assert answer.region.promoted_generation == 3
     assert answer.region.owner_id == str(upstairs)
     assert answer.region.active_session_id == str(session)
-    assert answer.data_version == 1
+    assert answer.data_version == DATA_VERSION
     assert len(answer.token) == 32
     assert list(answer.extent_generations) == list(answer.extent_flushes) == [0] * 8
     assert answer.extent_flags == bytes(8)

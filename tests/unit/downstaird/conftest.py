@@ -130,10 +130,11 @@ class PlainEngine:
     def finish_checkpoint(self, work, error):
         self.calls.append(("finish_checkpoint",))
 
-    def repair_begin(self, extents):
+    def repair_begin(self, marks):
+        extents = marks["extent"]
         self.calls.append(("repair_begin", extents.tolist()))
         self.flags[extents] |= FLAG_INCOMPLETE
-        self.generations[extents] = self.flushes[extents] = 0
+        self.generations[extents], self.flushes[extents] = marks["generation"], marks["flush"]
         self.session_wrote = np.zeros(self.definition.geometry.block_count, dtype=bool)
         return PlainWork((0, 0, np.array([], dtype=int), set()))
 

@@ -109,6 +109,7 @@ class Activation:
             member.synced_job = region.last_job
             region.activate_member(member)
         region.flushes.forget()
+        region.flushes.proven = region.flushes.number - 1
         region.trim()
 
     def _abort(self, run: Reconciliation) -> None:

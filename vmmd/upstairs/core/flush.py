@@ -19,6 +19,8 @@ class FlushBook:
     def __init__(self, timeout_seconds: float) -> None:
         self.timeout_seconds = timeout_seconds
         self.number = 1
+        # The last flush that ended well, or that all members had made when they began to serve.
+        self.proven = 0
         self.jobs = 0
         self.payload_bytes = 0
         self._dirty_since: float | None = None

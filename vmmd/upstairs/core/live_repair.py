@@ -5,13 +5,12 @@ others. What came before J0 is copied from an active member, block by block wher
 except blocks that were written since J0: the member itself knows these. So the guest never waits,
 and no extent is ever closed.
 
- SURVEY  (only when the member's region was one of this set)  Which extents differ? FLUSH to all,
-         then the source's extent states; together with the extents that are written meanwhile
-         (`touched`) these are the ones to repair. The member gets no mutations yet. A wholly
-         strange region needs all extents, without a survey.
- BEGIN   J0: the member streams. REPAIR_BEGIN marks the extents incomplete, durably; FLUSH F0 to
-         all. A member can be a source once it has acknowledged F0: it then holds everything from
-         before J0.
+ SURVEY  Which extents differ? FLUSH to all, then the source's extent states; together with the
+         extents that are written meanwhile (`touched`) these are the ones to repair: all of a
+         strange region's. The member gets no mutations yet.
+ BEGIN   J0: the member streams. REPAIR_BEGIN marks the extents incomplete, durably, with the
+         stamps that the survey found; FLUSH F0 to all. A member can be a source once it has
+         acknowledged F0: it then holds everything from before J0.
  COPY    EXTENT_COPY for each extent, a few in flight, from any such source.
  FINAL   FLUSH F1 to all: the member's copies become durable, and the extents whole. No earlier
          flush may say so: a copy may hold writes that are newer than it.
@@ -33,7 +32,7 @@ import enum
 import numpy as np
 import numpy.typing as npt
 
-from stairlib.wire.frame import OpKind
+from stairlib.wire.frame import OpKind, extent_marks
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.events import RepairEnded, RepairStarted
@@ -73,8 +72,6 @@ class LiveRepair:
         self._extent_count = region.config.geometry.extent_count
         target.repair_attempts += 1
         region.effects.append(RepairStarted(target.slot, target.address, target.repair_attempts))
-        if target.region_id != target.trusted_region:
-            self._start(np.arange(self._extent_count))
 
     def set_trace(self, traceparent: str) -> None:
         """The context that the copies carry to the daemons."""
@@ -128,27 +125,35 @@ class LiveRepair:
             self._states = region.send_control(
                 self._source, OpKind.EXTENT_STATES, length=self._extent_count
             )
-        if self._states is not None and self._states.outcome is Outcome.OK:
-            self._start(self._differing(self._states.payload))
-        elif self._states is not None and self._states.outcome is Outcome.FAILED:
-            self._start(np.arange(self._extent_count))
+        if self._states is None or self._states.outcome is Outcome.PENDING:
+            return
+        answer = np.frombuffer(self._states.payload, dtype="<u8")
+        if self._states.outcome is Outcome.OK and len(answer) == 3 * self._extent_count:
+            table = answer.reshape(self._extent_count, 3)
+            self._start(self._differing(table), table[:, 0], table[:, 1])
+        elif self._states.outcome is Outcome.LOST:
+            self._source = None
+        else:
+            # An answer that cannot be believed: repair everything, towards nobody knows what.
+            unknown = np.zeros(self._extent_count, dtype=np.uint64)
+            self._start(np.arange(self._extent_count), unknown, unknown)
 
-    def _differing(self, payload: bytes) -> npt.NDArray[np.int64]:
+    def _differing(self, table: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         stamps = self.target.stamps
         assert stamps is not None
         touched = self._region.touched
         assert touched is not None
-        states = np.frombuffer(payload, dtype="<u8")
-        if len(states) != 3 * self._extent_count:
-            # An answer of the wrong size cannot be believed: repair everything.
-            return np.arange(self._extent_count)
-        table = states.reshape(self._extent_count, 3)
         differs = (table[:, 0] != stamps.generations) | (table[:, 1] != stamps.flushes)
         differs |= touched
         differs |= self.target.unproven_extents(self._extent_count)
         return np.flatnonzero(differs)
 
-    def _start(self, extents: npt.NDArray[np.int64]) -> None:
+    def _start(
+        self,
+        extents: npt.NDArray[np.int64],
+        generations: npt.NDArray[np.uint64],
+        flushes: npt.NDArray[np.uint64],
+    ) -> None:
         region, target = self._region, self.target
         region.touched = None
         target.move(SlotMove.REPAIR)
@@ -157,7 +162,14 @@ class LiveRepair:
         self.copies = ExtentCopies(region, target, extents.tolist(), self._source_of)
         self.copies.traceparent = self._traceparent
         if len(extents):
-            blob = extents.astype("<u4").tobytes()
+            generations, flushes = generations[extents], flushes[extents]
+            # A stamp that no flush which ended well covers is not demanded: the source may be the
+            # only one that has it. And that an extent was never flushed would not be true any more
+            # at the guest's next flush.
+            told = (generations < region.generation) | (flushes <= region.flushes.proven)
+            told &= generations != 0
+            marks = extent_marks(extents, generations, flushes, told)
+            blob = marks.tobytes()
             self._begin = region.send_control(target, OpKind.REPAIR_BEGIN, blob=blob)
             if self._limit:
                 region.send_control(target, OpKind.REPAIR_LIMIT, number=self._limit)

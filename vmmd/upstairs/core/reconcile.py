@@ -5,7 +5,8 @@ generation, the higher flush number, dirty before clean, the lower slot. Copies 
 to it, and all others of a dirty one, are filled from it:
 
  1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from
-    here on can not make one a source;
+    here on can not make one a source. The mark keeps the stamp of the source: should that one be
+    lost before the copy is whole, no older copy may take its place as if nothing had happened;
  2. FLUSH to all: the sources' dirty extents get a stamp;
  3. EXTENT_COPY per destination and extent;
  4. FLUSH to all, then REPAIR_END to the destinations.
@@ -23,24 +24,34 @@ import numpy as np
 import numpy.typing as npt
 
 from stairlib.model.errors import DataError
-from stairlib.wire.frame import OpKind
+from stairlib.wire.frame import OpKind, extent_marks
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
-from vmmd.upstairs.core.events import FLAG_DIRTY, FLAG_INCOMPLETE
+from vmmd.upstairs.core.events import (
+    FLAG_DIRTY,
+    FLAG_FAULTED,
+    FLAG_INCOMPLETE,
+    FLAG_TOWARDS,
+    ExtentStamps,
+)
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMove, SlotState
 
-_DAMAGED, _SUSPECT, _WHOLE = 0, 1, 2
+_DAMAGED, _BLANK, _SUSPECT, _WHOLE = range(4)
+_SLOTS = 3
+_Stamp = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReconcilePlan:
-    """`source`: per extent, place in `members`. `extents`: per member, what it has to be sent."""
+    """`source`: per extent, place in `members`; `stamps`: that copy's generation and flush.
+    `extents`: per member, what it has to be sent."""
 
     members: list[Member]
     source: npt.NDArray[np.int64]
+    stamps: tuple[_Stamp, _Stamp]
     extents: list[npt.NDArray[np.int64]]
     generation_max: int
     flush_max: int
@@ -61,7 +72,8 @@ def trust_regions(members: list[Member]) -> None:
     """Decides whose stamps count: regions that were ours, or all of them in a new set.
 
     A blank region is not believed beside one that holds stamps: it may have been promoted for a
-    replacement that went no further, and must not win over extents that are marked incomplete.
+    replacement that went no further. It stands in only for extents of which is known that nothing
+    was ever flushed.
     """
     ours = [m for m in members if m.owned_before or m.trusted_region == m.region_id]
     if not any(_written(m) or _incomplete(m) for m in members):
@@ -69,7 +81,7 @@ def trust_regions(members: list[Member]) -> None:
         ours = []
     for member in members:
         others = [m for m in ours if m is not member]
-        doubtful = not _written(member) and any(_written(m) for m in others)
+        doubtful = _blank(member) and any(_written(m) for m in others)
         if not ours or (member in ours and not doubtful):
             member.trusted_region = member.region_id
 
@@ -78,22 +90,29 @@ def _incomplete(member: Member) -> bool:
     return member.stamps is not None and bool((member.stamps.flags & FLAG_INCOMPLETE).any())
 
 
+def _blank(member: Member) -> bool:
+    return not (_written(member) or _incomplete(member))
+
+
 def _written(member: Member) -> bool:
     return member.stamps is not None and bool(member.stamps.generations.any())
 
 
 def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
-    """Compares the members' stamps. DataError when an extent has no whole copy at all."""
+    """Compares the members' stamps. DataError when an extent has no whole copy, or only one that
+    is older than what another member was being filled from."""
     shape = (len(members), extent_count)
     quality = np.full(shape, _WHOLE, dtype=np.uint8)
     generations = np.zeros(shape, dtype=np.uint64)
     flushes = np.zeros(shape, dtype=np.uint64)
     dirty = np.zeros(shape, dtype=np.uint8)
+    needs = _Needs(extent_count, complete=len(members) >= _SLOTS)
     for row, member in enumerate(members):
         stamps = member.stamps
         if stamps is None or member.trusted_region != member.region_id:
-            quality[row] = _DAMAGED
+            quality[row] = _BLANK if stamps is not None and _blank(member) else _DAMAGED
             continue
+        needs.learn(stamps)
         generations[row], flushes[row] = stamps.generations, stamps.flushes
         dirty[row] = stamps.flags & FLAG_DIRTY
         if member.suspect_extents:
@@ -102,14 +121,8 @@ def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
     keys = (quality, generations, flushes, dirty)
     source = _best_rows(keys)
     columns = np.arange(extent_count)
-    hopeless = np.flatnonzero(quality[source, columns] == _DAMAGED)
-    if len(hopeless):
-        raise DataError(
-            f"{len(hopeless)} extents have no whole copy on any member, the first is extent "
-            f"{int(hopeless[0])}: bring back a member that holds them",
-            reason="NO_WHOLE_COPY",
-            extent=str(int(hopeless[0])),
-        )
+    best = (generations[source, columns], flushes[source, columns])
+    needs.check(quality[source, columns], best)
     doubtful = (dirty[source, columns] != 0) | (quality[source, columns] == _SUSPECT)
     extents = []
     for row in range(len(members)):
@@ -118,7 +131,75 @@ def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
             differs |= key[row] != key[source, columns]
         differs &= source != row
         extents.append(np.flatnonzero(differs))
-    return ReconcilePlan(members, source, extents, int(generations.max()), int(flushes.max()))
+    return ReconcilePlan(members, source, best, extents, int(generations.max()), int(flushes.max()))
+
+
+class _Needs:
+    """Per extent, what the marks of interrupted fillings demand of the copy that is to serve."""
+
+    def __init__(self, extent_count: int, *, complete: bool) -> None:
+        # Without all members, one that is away may hold what nobody here knows of.
+        self._complete = complete
+        self._generations = np.zeros(extent_count, dtype=np.uint64)
+        self._flushes = np.zeros(extent_count, dtype=np.uint64)
+        # A mark tells what it was being filled towards; or there is one that does not.
+        self._told = np.zeros(extent_count, dtype=np.bool_)
+        self._untold = np.zeros(extent_count, dtype=np.bool_)
+
+    def learn(self, stamps: ExtentStamps) -> None:
+        """One member's marks."""
+        marked = (stamps.flags & FLAG_INCOMPLETE) != 0
+        told = marked & ((stamps.flags & FLAG_TOWARDS) != 0)
+        later = told & _later(
+            (stamps.generations, stamps.flushes), (self._generations, self._flushes)
+        )
+        self._generations[later] = stamps.generations[later]
+        self._flushes[later] = stamps.flushes[later]
+        self._told |= told
+        # Also where a damaged copy says that something was flushed.
+        self._untold |= (marked & ~told) | ((stamps.flags & FLAG_FAULTED) != 0)
+
+    def check(self, quality: npt.NDArray[np.uint8], best: tuple[_Stamp, _Stamp]) -> None:
+        """DataError NO_WHOLE_COPY unless the best copies will do."""
+        zero = (self._generations == 0) & (self._flushes == 0)
+        unflushed = self._told & ~self._untold & zero
+        if not self._complete:
+            unflushed[:] = False
+        missing = (quality == _DAMAGED) | ((quality == _BLANK) & ~unflushed)
+        self._refuse(missing, "have no whole copy on any member", best)
+        older = _later((self._generations, self._flushes), best)
+        self._refuse(
+            older, "have only copies that are older than what another was being filled from", best
+        )
+
+    def _refuse(self, wrong: npt.NDArray[np.bool_], what: str, best: tuple[_Stamp, _Stamp]) -> None:
+        extents = np.flatnonzero(wrong)
+        if not len(extents):
+            return
+        extent = int(extents[0])
+        needed = (int(self._generations[extent]), int(self._flushes[extent]))
+        told = ""
+        if any(needed):
+            told = (
+                f", which was filled from generation {needed[0]}, flush {needed[1]}; the newest "
+                f"whole one here is of generation {int(best[0][extent])}, flush "
+                f"{int(best[1][extent])}"
+            )
+        raise DataError(
+            f"{len(extents)} extents {what}, the first is extent {extent}{told}: bring back a "
+            "member that holds them, such as the target that was replaced last; nothing is lost "
+            "while it exists",
+            reason="NO_WHOLE_COPY",
+            extent=str(extent),
+            needed_generation=str(needed[0]),
+            needed_flush=str(needed[1]),
+        )
+
+
+def _later(one: tuple[_Stamp, _Stamp], other: tuple[_Stamp, _Stamp]) -> npt.NDArray[np.bool_]:
+    later: npt.NDArray[np.bool_] = one[0] > other[0]
+    later |= (one[0] == other[0]) & (one[1] > other[1])
+    return later
 
 
 def _best_rows(keys: tuple[npt.NDArray[np.unsignedinteger], ...]) -> npt.NDArray[np.int64]:
@@ -162,7 +243,9 @@ class Reconciliation:
         region.touch()
         for member, extents in zip(work.members, work.extents, strict=True):
             if len(extents):
-                blob = extents.astype("<u4").tobytes()
+                generations, flushes = work.stamps
+                marks = extent_marks(extents, generations[extents], flushes[extents], told=True)
+                blob = marks.tobytes()
                 self._jobs.append(region.send_control(member, OpKind.REPAIR_BEGIN, blob=blob))
                 self.copies[member.index] = ExtentCopies(
                     region, member, extents.tolist(), self._source_of

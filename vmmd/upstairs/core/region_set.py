@@ -256,6 +256,8 @@ class RegionSet:
             return
         record.judged = True
         record.succeeded = verdict
+        if verdict:
+            self.flushes.proven = max(self.flushes.proven, record.flush_number)
         status = BlockStatus.OK if verdict else BlockStatus.FAILED
         if verdict and self.flushes.lost_writes and record.waiters:
             status = BlockStatus.FAILED

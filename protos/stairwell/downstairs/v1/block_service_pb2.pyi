@@ -97,7 +97,9 @@ class OpenSessionResponse(_message.Message):
     token: _builtins.bytes
     """Presented in the first frame of the data connection; good once, for a short time."""
     extent_flags: _builtins.bytes
-    """Bit 0: dirty. Bit 1: incomplete. Bit 2: faulted."""
+    """Bit 0: dirty. Bit 1: incomplete. Bit 2: faulted. Bit 3, of an incomplete extent: its generation and
+    flush are those of the copy it was being filled from.
+    """
     data_unix_path: _builtins.str
     """Path of a unix socket that takes the same data connection; quicker, for a client that finds it on
     its own host. Empty when there is none.

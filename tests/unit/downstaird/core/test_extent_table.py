@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from downstaird.core.engine import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
+from downstaird.core.engine import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, FLAG_TOWARDS
 from downstaird.core.extent_table import ExtentTable
+from stairlib.wire.frame import extent_marks
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def flush(table, generation, number):
 
 
 def extents(*numbers):
-    return np.array(numbers, dtype=np.uint32)
+    return extent_marks(numbers)
 
 
 def test_a_flush_stamps_what_was_dirty_and_only_that(table) -> None:
@@ -98,6 +98,8 @@ def test_the_later_of_both_stamps_counts(table) -> None:
     flush(table, 5, 10)
     table.copied(0, 5, 9)
     table.copied(1, 5, 11)
+    assert stamps(table)[:2] == [(0, 0), (0, 0)]
+    flush(table, 5, 12)
     assert stamps(table)[:2] == [(5, 10), (5, 11)]
 
 
@@ -108,10 +110,37 @@ def test_a_copy_that_ends_during_a_flush_waits_for_the_next(table) -> None:
     table.copied(0, 5, 12)
     table.publish(entries)
     assert flags(table)[0] == FLAG_INCOMPLETE
-    assert stamps(table)[0] == (5, 12)
     flush(table, 5, 13)
     assert flags(table)[0] == 0
     assert tuple(table.durable[0]) == (0, 0, 5, 12)
+
+
+def test_a_mark_keeps_the_stamp_it_is_filled_towards(table) -> None:
+    told = extent_marks([1, 2], [4, 3], [7, 9], told=[1, 0])
+    table.publish(table.begin_repair(told))
+    marked = [0, FLAG_INCOMPLETE | FLAG_TOWARDS, FLAG_INCOMPLETE, 0]
+    assert flags(table) == marked
+    table.touch(1)
+    # Whether this flush ends well elsewhere is not known here: the mark stays as it was.
+    flush(table, 5, 10)
+    again = ExtentTable(4)
+    again.adopt(table.durable)
+    for one in (table, again):
+        assert flags(one) == marked
+        assert stamps(one) == [(0, 0), (4, 7), (3, 9), (0, 0)]
+    table.copied(1, 4, 8)
+    flush(table, 5, 11)
+    assert flags(table)[1] == 0
+    assert stamps(table)[1] == (5, 10)
+    assert tuple(table.durable[1]) == (1, 0, 5, 10)
+
+
+def test_damage_of_a_marked_extent_is_told(table) -> None:
+    table.publish(table.begin_repair(extent_marks([1], [4], [7], told=True)))
+    table.fault(1)
+    table.touch(1)
+    flush(table, 5, 10)
+    assert table.durable["flags"][1] == FLAG_INCOMPLETE | FLAG_TOWARDS | FLAG_FAULTED
 
 
 def test_a_second_repair_takes_back_a_copy(table) -> None:

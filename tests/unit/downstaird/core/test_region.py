@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 
-import numpy as np
 import pytest
 import xxhash
 
@@ -21,6 +20,7 @@ from stairlib.model.errors import (
     StateError,
 )
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import extent_marks
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
     CHUNK_BYTES,
@@ -278,7 +278,7 @@ def test_a_read_only_region_can_be_read_and_nothing_else(disk, region) -> None:
         lambda: region.discard(0, 1),
         lambda: region.begin_flush(2, 1),
         lambda: region.begin_checkpoint(),
-        lambda: region.repair_begin(np.array([0], dtype=np.uint32)),
+        lambda: region.repair_begin(extent_marks([0])),
         lambda: region.promote(Ownership(None, None, 1)),
     )
     for call in calls:

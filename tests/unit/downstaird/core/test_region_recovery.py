@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 
-import numpy as np
 import pytest
 
 from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE, Ownership
@@ -12,6 +11,7 @@ from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import plain_contexts
 from stairlib.model.errors import DataError
+from stairlib.wire.frame import extent_marks
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
     TUNING,
@@ -96,7 +96,7 @@ def test_a_repair_brings_a_damaged_extent_back(disk, region) -> None:
     region = Region.open(disk, tuning=TUNING)
     with pytest.raises(DataError):
         read(region, 16, 1)
-    work = region.repair_begin(np.array([1], dtype=np.uint32))
+    work = region.repair_begin(extent_marks([1]))
     work.run()
     region.finish_flush(work, None)
     assert region.extent_states().flags.tolist() == [0, FLAG_INCOMPLETE, 0, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import xxhash
 
@@ -12,6 +11,7 @@ from downstaird.core.region_repair import RepairTracker
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import empty_contexts, plain_contexts
 from stairlib.model.errors import InvalidRequestError, StateError
+from stairlib.wire.frame import extent_marks
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
     TUNING,
@@ -38,7 +38,7 @@ def region(disk):
 
 
 def begin(region, *extents):
-    work = region.repair_begin(np.array(extents, dtype=np.uint32))
+    work = region.repair_begin(extent_marks(extents))
     work.run()
     region.finish_flush(work, None)
 
@@ -186,7 +186,7 @@ def test_taking_unwritten_blocks_does_not_outrank_a_copy(region) -> None:
 
 def test_extents_outside_are_refused(region) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        region.repair_begin(np.array([4], dtype=np.uint32))
+        region.repair_begin(extent_marks([4]))
     assert refused.value.reason == "OUT_OF_RANGE"
 
 

@@ -13,7 +13,7 @@ from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.model.errors import DataError, UnavailableError
 from stairlib.wire import frame as wire
-from stairlib.wire.frame import FrameError, FrameKind, OpKind, OpStatus
+from stairlib.wire.frame import FrameError, FrameKind, OpKind, OpStatus, extent_marks
 
 BLOCK = 512
 
@@ -144,7 +144,7 @@ def copy(job, extent, **more):
 
 
 def repair_begin(job, *extents):
-    blob = np.array(extents, dtype="<u4").tobytes()
+    blob = extent_marks(extents).tobytes()
     return {"job": job, "kind": OpKind.REPAIR_BEGIN, "blob": blob}
 
 

@@ -14,6 +14,7 @@ import xxhash
 
 from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import (
+    EXTENT_MARK,
     FLUSH_KEEPS_MARKS,
     Frame,
     FrameKind,
@@ -25,7 +26,7 @@ from stairlib.wire.frame import (
 from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 
 EMPTY = bytes(32)
-DIRTY, INCOMPLETE = 1, 2
+DIRTY, INCOMPLETE, TOWARDS = 1, 2, 8
 _LOOKING = frozenset({OpKind.READ, OpKind.EXTENT_DIGEST})
 UNKNOWN = "what is unwritten there is not known before the repair has ended"
 
@@ -39,9 +40,24 @@ class Extents:
     generation: list[int]
     flush: list[int]
     incomplete: list[bool]
+    # Of those that are incomplete: whether it was told, generation, flush.
+    towards: list[tuple[bool, int, int]]
+
+    @classmethod
+    def blank(cls, count: int) -> Extents:
+        return cls([0] * count, [0] * count, [False] * count, [(False, 0, 0)] * count)
 
     def copy(self) -> Extents:
-        return Extents(list(self.generation), list(self.flush), list(self.incomplete))
+        return Extents(
+            list(self.generation), list(self.flush), list(self.incomplete), list(self.towards)
+        )
+
+    def told(self, extent: int) -> tuple[int, int, int]:
+        """Generation, flush and flags as a session is told."""
+        if not self.incomplete[extent]:
+            return self.generation[extent], self.flush[extent], 0
+        told, generation, flush = self.towards[extent]
+        return generation, flush, INCOMPLETE | (TOWARDS if told else 0)
 
 
 @dataclass
@@ -92,7 +108,7 @@ class ModelDownstairs:
         self.promoted: tuple[str, int] = ("", 0)
         self.key_check = b""
         self.durable: dict[int, Block] = {}
-        self.durable_extents = Extents([0] * count, [0] * count, [False] * count)
+        self.durable_extents = Extents.blank(count)
         self.session: Session | None = None
         self.write_error_rate = 0.0
         self.flush_error_rate = 0.0
@@ -121,7 +137,7 @@ class ModelDownstairs:
         self.promoted = ("", 0)
         self.key_check = b""
         self.durable = {}
-        self.durable_extents = Extents([0] * count, [0] * count, [False] * count)
+        self.durable_extents = Extents.blank(count)
         self._restart()
 
     def copy_of(self, other: ModelDownstairs) -> None:
@@ -191,17 +207,12 @@ class ModelDownstairs:
         return SessionInfo(self.region_id, self._stamps(), owned_before, self.cipher, self.owner)
 
     def _stamps(self) -> ExtentStamps:
-        flags = [
-            (DIRTY if dirty else 0) | (INCOMPLETE if incomplete else 0)
-            for dirty, incomplete in zip(self.dirty, self.extents.incomplete, strict=True)
-        ]
-        return ExtentStamps(
-            np.array(self.extents.generation, dtype=np.uint64),
-            np.array(self.extents.flush, dtype=np.uint64),
-            np.array(flags, dtype=np.uint8),
+        told = np.array(
+            [self.extents.told(extent) for extent in range(self.geometry.extent_count)],
+            dtype=np.uint64,
         )
-
-    # ---- frames
+        flags = told[:, 2].astype(np.uint8) | np.array(self.dirty, dtype=np.uint8)
+        return ExtentStamps(told[:, 0], told[:, 1], flags)
 
     def handle(self, session: Session, frame: Frame) -> None:
         """Executes a REQUEST frame in order; immediate ops are answered together."""
@@ -279,15 +290,9 @@ class ModelDownstairs:
                     if kind is not OpKind.WRITE_UNWRITTEN or offset + index not in self.memory:
                         self._change(offset + index, data[index] if data else None)
         elif kind is OpKind.EXTENT_STATES:
-            rows = [
-                [
-                    self.extents.generation[e],
-                    self.extents.flush[e],
-                    DIRTY * self.dirty[e] + INCOMPLETE * self.extents.incomplete[e],
-                ]
-                for e in range(self.geometry.extent_count)
-            ]
-            raw = np.array(rows, dtype="<u8").tobytes()
+            stamps = self._stamps()
+            rows = (stamps.generations, stamps.flushes, stamps.flags.astype(np.uint64))
+            raw = np.stack(rows, axis=1).astype("<u8").tobytes()
         elif kind is OpKind.EXTENT_DIGEST:
             raw = np.array(
                 [self.digest(e) for e in range(offset, offset + length)], dtype="<u8"
@@ -331,7 +336,7 @@ class ModelDownstairs:
             keeps = bool(int(op["flags"]) & FLUSH_KEEPS_MARKS)
             return Pending(job, kind, self._flush(int(op["number"]), int(op["generation"]), keeps))
         if kind is OpKind.REPAIR_BEGIN:
-            return Pending(job, kind, self._repair_begin(np.frombuffer(blob, "<u4").tolist()))
+            return Pending(job, kind, self._repair_begin(np.frombuffer(blob, EXTENT_MARK)))
         if kind is OpKind.EXTENT_COPY:
             return Pending(job, kind, self._copy(int(op["offset"]), json.loads(blob)))
         return None
@@ -400,17 +405,28 @@ class ModelDownstairs:
 
         return finish
 
-    def _repair_begin(self, extents: list[int]) -> Callable[[], tuple[OpStatus, int, str]]:
-        for extent in extents:
+    def _repair_begin(self, marks: np.ndarray) -> Callable[[], tuple[OpStatus, int, str]]:
+        extents = marks["extent"].tolist()
+        towards = list(
+            zip(
+                (marks["told"] != 0).tolist(),
+                marks["generation"].tolist(),
+                marks["flush"].tolist(),
+                strict=True,
+            )
+        )
+        for extent, told in zip(extents, towards, strict=True):
             self.extents.incomplete[extent] = True
+            self.extents.towards[extent] = told
             self.extents.generation[extent] = self.extents.flush[extent] = 0
             self.since_begin[extent] = set()
             self.copied.discard(extent)
             self.dirty[extent] = False
 
         def finish() -> tuple[OpStatus, int, str]:
-            for extent in extents:
+            for extent, told in zip(extents, towards, strict=True):
                 self.durable_extents.incomplete[extent] = True
+                self.durable_extents.towards[extent] = told
                 self.durable_extents.generation[extent] = 0
                 self.durable_extents.flush[extent] = 0
             return OpStatus.OK, 0, ""

@@ -1,0 +1,129 @@
+"""A filling that is interrupted, and whose source then does not come back: no older copy takes its
+place as if nothing had been lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from stairlib.model.geometry import Geometry
+from tests.unit.vmmd.upstairs.world import World
+from vmmd.upstairs.core import events
+from vmmd.upstairs.core.states import SlotState, UpstairsState
+
+
+def settle(world):
+    assert world.run_until(lambda: not world.in_flight, 10)
+
+
+def marked(world, address):
+    return any(world.daemons[address].durable_extents.incomplete)
+
+
+def interrupted(seed):
+    """d0 and d1 hold a flush that d2 missed; d0 is the source of a reconciliation that ends when
+    d1 has been marked and d2 has not. None when d2 was the first."""
+    world = World(seed)
+    world.ask(events.Activate)
+    assert world.run_until(world.healthy, 5)
+    world.submit([world.write(0, world.geometry.block_count), world.flush()])
+    settle(world)
+    assert world.run_until(lambda: all(world.daemons["d2:1"].durable_extents.flush), 5)
+    world.crash("d2:1")
+    world.submit([world.write(0, 4), world.flush()])
+    settle(world)
+    # Unflushed: d0, the first of two dirty ones, is what the others are filled from.
+    world.submit([world.write(1, 1)])
+    assert world.run_until(lambda: world.daemons["d1:1"].dirty[0], 5)
+    world.crash_upstairs()
+    world.start("d2:1")
+    world.ask(events.Activate)
+    assert world.run_until(lambda: marked(world, "d1:1") or marked(world, "d2:1"), 5)
+    for address in ("d0:1", "d1:1", "d2:1"):
+        world.crash(address)
+    world.crash_upstairs()
+    return None if marked(world, "d2:1") else world
+
+
+@pytest.fixture
+def world():
+    return next(found for found in map(interrupted, range(100)) if found is not None)
+
+
+def activated(world):
+    world.crash_upstairs()
+    key = world.ask(events.Activate)
+    assert world.run_until(lambda: key in world.answers, 20)
+    return world.answers[key].error
+
+
+def test_the_older_copy_of_a_third_member_is_refused_until_the_source_is_back(world):
+    for address in ("d1:1", "d2:1"):
+        world.start(address)
+    world.targets[0] = "d3:1"
+    error = activated(world)
+    assert error.reason == "NO_WHOLE_COPY"
+    found = world.daemons["d0:1"].durable_extents
+    assert error.metadata["needed_generation"] == str(found.generation[0])
+    assert error.metadata["needed_flush"] == str(found.flush[0])
+    assert "older" in error.message
+    assert "replaced last" in world.upstairs.status().reason
+    assert world.upstairs.state is UpstairsState.DISABLED
+
+    world.start("d0:1")
+    world.targets[0] = "d0:1"
+    assert activated(world) is None
+    assert world.run_until(world.healthy, 20)
+    world.submit([world.read(block, 1) for block in range(world.geometry.block_count)])
+    settle(world)
+
+
+def test_the_source_itself_serves_without_what_it_had_not_flushed(world):
+    for address in ("d0:1", "d1:1", "d2:1"):
+        world.start(address)
+    assert activated(world) is None
+    world.submit([world.read(block, 1) for block in range(world.geometry.block_count)])
+    settle(world)
+    assert not any(marked(world, target) for target in world.targets)
+
+
+def test_a_live_repair_marks_with_what_the_source_has_durably():
+    world = World(3, geometry=Geometry(512, 4, 12))
+    world.ask(events.Activate)
+    assert world.run_until(world.healthy, 5)
+    world.submit([world.write(0, 24), world.flush()])
+    settle(world)
+    world.ask(lambda key: events.Replace(key, "d2:1", "d3:1"))
+    filled = world.daemons["d3:1"]
+    assert world.run_until(lambda: any(filled.durable_extents.incomplete), 5)
+    assert world.upstairs.status().slots[2].state is SlotState.LIVE_REPAIR
+    source = world.daemons["d0:1"].durable_extents
+    for extent, (told, generation, flush) in enumerate(filled.durable_extents.towards):
+        # That nothing was flushed is not told: the guest's next flush would make it untrue.
+        assert told == (extent < 6)
+        assert (generation, flush) == (source.generation[extent], source.flush[extent])
+    assert world.run_until(world.healthy, 20)
+
+
+def test_a_flush_that_only_the_leaving_member_has_is_not_demanded():
+    """It did not end well. The machine that is made next does not know the member that left."""
+    world = World(4, geometry=Geometry(512, 4, 12), delay=0.05)
+    world.ask(events.Activate)
+    assert world.run_until(world.healthy, 5)
+    world.submit([world.write(0, 48), world.flush()])
+    settle(world)
+    for address in ("d0:1", "d1:1"):
+        world.crash(address)
+    world.submit([world.write(0, 4), world.flush()])
+    leaving = world.daemons["d2:1"]
+    before = leaving.durable_extents.flush[0]
+    assert world.run_until(lambda: leaving.durable_extents.flush[0] > before, 5)
+    world.ask(lambda key: events.Replace(key, "d2:1", "d3:1"))
+    filled = world.daemons["d3:1"]
+    assert world.run_until(lambda: any(filled.durable_extents.incomplete), 20)
+    assert not filled.durable_extents.towards[0][0]
+    for address in ("d2:1", "d3:1"):
+        world.crash(address)
+    world.targets[2] = "d3:1"
+    for address in world.targets:
+        world.start(address)
+    assert activated(world) is None
