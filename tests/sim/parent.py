@@ -14,17 +14,16 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from downstaird.core.engine import FlushWork, Ownership
 from downstaird.core.region import Region
 from downstaird.core.region_files import version_for
 from stairlib.model.construction import RegionOptions, RegionSpec
 from stairlib.model.context import plain_contexts
 from stairlib.model.geometry import Geometry
-from stairlib.sim.loop import SimulatedLoop
+from stairlib.wire.frame import extent_marks
 from tests.sim.daemon import BLOCK, TUNING, Daemon
 from tests.sim.guest import block_data
+from tests.sim.loop import SimulatedLoop
 from vmmd.block.backend import BackendInfo, Done, Request
 from vmmd.block.overlay import Overlay
 from vmmd.block.scrub import Scrub
@@ -42,6 +41,8 @@ STRIKES = ("kill", "power", "links", "one_way")
 AWAY_SECONDS = (0.05, 0.3, 1.0, 5.0)
 SCRUB_RATES = (0, 0, 100_000)
 AGAIN_SECONDS = 1.0
+# The control plane is back, and can store, long before.
+TRIES_MAX = 3600
 
 
 class SetBackend:
@@ -70,7 +71,9 @@ class Parent:
         chance = world.variety
         self.geometry = self._draw_geometry()
         self.flaw = chance.choice(FLAWS)
-        self._written = [chance.choice((0, _FIRST, _LAST)) for _ in range(self.geometry.block_count)]
+        self._written = [
+            chance.choice((0, _FIRST, _LAST)) for _ in range(self.geometry.block_count)
+        ]
         self._scrubs = chance.random() < 0.7
         self._rate = chance.choice(SCRUB_RATES)
         self.daemons = [self._make(number) for number in range(3)]
@@ -106,7 +109,7 @@ class Parent:
             # What it holds there is old, and marked as such.
             region.discard(0, self.geometry.blocks_per_extent)
             _carried_out(region, region.begin_flush(_LAST, 1))
-            _carried_out(region, region.repair_begin(np.array([0], dtype=np.uint32)))
+            _carried_out(region, region.repair_begin(extent_marks([0])))
         region.close()
         daemon.read_only = True
         return daemon
@@ -127,7 +130,7 @@ class Parent:
             layers.scrub_later(self.world.variety.uniform(0.0, 1.0), self._rate)
         return layers
 
-    def record_dropped(self, layers: Layers) -> bool:
+    def record_dropped(self) -> bool:
         """The control plane records that the parent is not needed any more; False when it cannot
         now."""
         control = self.world.control
@@ -205,13 +208,20 @@ class Layers:
         if not await scrub.run():
             world.reached["scrub FAILED"] += 1
             return
-        while machine is world.machine and not self._parent.record_dropped(self):
-            await asyncio.sleep(AGAIN_SECONDS)
-        if self._parent.dropped and machine is world.machine:
+        if await self._recorded() and machine is world.machine:
             await self.overlay.drop_parent()
             scrub.finished()
             world.reached["scrub DONE"] += 1
             self._below.ask(events.Deactivate, lambda _answer: None)
+
+    async def _recorded(self) -> bool:
+        """Until the control plane has recorded it, or another machine is there."""
+        world = self._parent.world
+        for _try in range(TRIES_MAX):
+            if self._machine is not world.machine or self._parent.record_dropped():
+                break
+            await asyncio.sleep(AGAIN_SECONDS)
+        return self._parent.dropped
 
     def _changed(self) -> None:
         scrub = self._scrub

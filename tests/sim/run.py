@@ -260,9 +260,7 @@ def run_seeds(first: int, count: int, processes: int | None = None) -> Iterator[
         yield from pool.imap_unordered(run_seed, seeds, chunksize=8)
 
 
-def soak(
-    first: int, count: int, show: Callable[[str], None], *, coverage: bool = False
-) -> bool:
+def soak(first: int, count: int, show: Callable[[str], None], *, coverage: bool = False) -> bool:
     """Runs the seeds and shows what they contained. Whether all promises were kept and, of the
     fixed seeds, all was reached that is expected."""
     began = monotonic()

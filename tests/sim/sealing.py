@@ -49,7 +49,9 @@ class Sealing:
     def _make_aead(self, owner: str) -> AESGCM | AESGCMSIV | None:
         if self.cipher == AES_256_GCM:
             info = f"stairwell aes-256-gcm {owner}".encode()
-            return AESGCM(HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(self._key))
+            return AESGCM(
+                HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(self._key)
+            )
         return AESGCMSIV(self._key) if self.cipher else None
 
     @property

@@ -7,6 +7,9 @@ from the schedule, in the order in which they were asked for, and nothing runs b
 from __future__ import annotations
 
 import asyncio
+
+# What asyncio has for those who write event loops.
+from asyncio.events import _get_running_loop, _set_running_loop
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
@@ -62,15 +65,15 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return self.call_later(when - self.time(), callback, *args, context=context)
 
     def _run(self, callback: Callable[..., Any], args: tuple[Any, ...], context: Any) -> None:
-        before = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        before = _get_running_loop()
+        _set_running_loop(self)
         try:
             if context is None:
                 callback(*args)
             else:
                 context.run(callback, *args)
         finally:
-            asyncio._set_running_loop(before)
+            _set_running_loop(before)
 
     def inside(self, make: Callable[[], Any]) -> Any:
         """`make()` as it would run on the loop; what it returns."""
