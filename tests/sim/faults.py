@@ -157,7 +157,7 @@ class Faults:
         """Two hosts do not reach each other."""
         one, other = self._hosts()
         if self.world.chance.random() < 0.15:
-            one, other = "cp", self.world.machine.host
+            one, other = self.world.control.host, self.world.machine.host
         return self._block(((one, other), (other, one)))
 
     def one_way(self) -> bool:

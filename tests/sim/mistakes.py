@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 # How often each comes, beside the faults; the names are methods of `Mistakes`.
-MISTAKES = {"put_back": 1.0, "wrong_key": 0.6, "unfit_target": 0.8, "not_let_in": 0.4}
+MISTAKES = {
+    "put_back": 1.0,
+    "wrong_key": 0.6,
+    "unfit_target": 0.8,
+    "not_let_in": 0.4,
+    "standstill": 0.6,
+}
+STANDSTILL_SECONDS = (0.05, 1.0, 12.0)
 NOT_LET_IN_SECONDS = (0.5, 2.0, 6.0)
 # What an unfit target is refused for, by what is wrong with it.
 UNFIT = {
@@ -149,7 +156,14 @@ class Mistakes:
     def _same_region(self, daemon: Daemon, sibling: Daemon) -> None:
         daemon.make_region(replace(daemon.definition, id=sibling.definition.id))
 
-    # ---- certificates
+    # ---- the control plane
+
+    def standstill(self) -> bool:
+        """The control plane's process is stopped, and goes on later as if nothing had been."""
+        if not self.world.control.up:
+            return False
+        self.world.control.stop(self._chance.choice(STANDSTILL_SECONDS))
+        return True
 
     def not_let_in(self) -> bool:
         """The machines' host refuses the control plane for a while, as with a certificate that it

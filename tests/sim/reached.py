@@ -109,6 +109,11 @@ EVENTS = (
     "network call too late",
     "network call carried out late",
     "taken over NO_LONGER_ACTIVE",
+    "control a dead one's call is carried out",
+    "parent dropped",
+    "scrub DONE",
+    "scrub cut off",
+    *(f"parent {kind}" for kind in ("kill", "power", "links", "one_way")),
 )
 REFUSALS = (
     "opening refused GENERATION_TOO_LOW",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from controlplane.core.records import DiskRecord, region_at, with_target
 from controlplane.core.replacement import Replacement, State
+from stairlib.model.cipher import describe_cipher
 from stairlib.model.construction import RegionOptions, RegionSpec, VolumeSpec
 from stairlib.model.geometry import Geometry
 from stairlib.sim.network import Network
@@ -20,6 +21,7 @@ from stairlib.sim.schedule import Schedule
 from stairlib.sim.trace import Trace
 from tests.sim.checks import Checks
 from tests.sim.control import Control
+from tests.sim.control_checks import ControlChecks
 from tests.sim.daemon import BLOCK, Daemon
 from tests.sim.faults import Faults, Wounds
 from tests.sim.guest import Guest
@@ -75,6 +77,7 @@ class World:
             self.hosts |= {daemon.address: daemon for daemon in self.parent.daemons}
         self.guest = Guest(self)
         self.checks = Checks(self)
+        self.checks_of_control = ControlChecks(self)
         self.control = Control(self, self._disk([d.address for d in daemons[:3]]))
         self._lost = False
         for daemon in self.hosts.values():
@@ -107,6 +110,16 @@ class World:
         ):
             if count:
                 self.reached[f"network {name}"] += count
+
+    def describe(self) -> str:
+        """What was drawn for this seed, in a line."""
+        parent = self.parent
+        below = "no parent" if parent is None else f"a parent with {parent.flaw or 'equal'} regions"
+        fast = 1000 * self.network.high
+        return (
+            f"{len(self.daemons)} storage hosts, {self.geometry.describe()}, "
+            f"{describe_cipher(self.sealing.cipher)}, {below}, messages take up to {fast:g} ms"
+        )
 
     def fail(self, what: str) -> None:
         """A promise is broken: the run ends here."""
