@@ -60,6 +60,7 @@ check: setup ## Format, lint, types, stubs current, layering
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/python scripts/gen_protos.py --check
+	@$(BIN)/python scripts/draw_states.py --check
 	@$(BIN)/python -m pytest --quiet tests/tidy
 
 .PHONY: fmt

@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from stairlib.model.errors import StateError, UnavailableError
+from stairlib.model.errors import StairwellError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
@@ -251,3 +251,45 @@ async def test_deactivation_ends_with_a_member_away(make, daemons):
     await write(upstairs, 1, bytes(4096))
     async with asyncio.timeout(15):
         await upstairs.deactivate()
+
+
+@pytest.mark.parametrize("before", [False, True])
+async def test_a_mistake_in_the_core_ends_the_volume_and_nothing_else(make, monkeypatch, before):
+    """Planted before or after the core has taken the requests."""
+    upstairs = make()
+    await upstairs.activate(timeout_seconds=10)
+    data = random.Random(6).randbytes(4096)
+    await write(upstairs, 0, data)
+    await flush(upstairs)
+    core = upstairs._core
+    name = "submit" if before else "pump"
+
+    def broken(*_):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(core._guest, name, broken)
+    done = await asyncio.gather(*(one(upstairs, BlockOp.READ, 0, 1) for _ in range(3)))
+    assert [completion.status for completion in done] == [BlockStatus.ABORTED] * 3
+    assert upstairs.status().state is UpstairsState.DISABLED
+    assert "ZeroDivisionError" in upstairs.status().reason
+    assert "higher generation" in upstairs.status().reason
+    monkeypatch.undo()
+    await upstairs.activate(2, timeout_seconds=10)
+    assert await read(upstairs, 0, 1) == data
+    await write(upstairs, 1, data)
+    await flush(upstairs)
+    assert (await upstairs.verify()).equal
+
+
+async def test_a_mistake_while_something_is_asked_is_the_answer(make, monkeypatch):
+    upstairs = make()
+    await upstairs.activate(timeout_seconds=10)
+
+    def broken(*_):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr("vmmd.upstairs.core.upstairs.decide", broken)
+    with pytest.raises(StairwellError, match="mistake") as caught:
+        await upstairs.replace("127.0.0.1:1", "127.0.0.1:2")
+    assert caught.value.reason == "INTERNAL"
+    assert upstairs.status().state is UpstairsState.DISABLED

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmmd.upstairs.core.live_repair import LiveRepair, RepairPhase
+from vmmd.upstairs.core.live_repair import LiveRepair
+from vmmd.upstairs.core.repair_states import RepairPhase
 
 
 def plant(patch) -> None:
@@ -13,6 +14,7 @@ def plant(patch) -> None:
         if self.phase is RepairPhase.FINAL:
             self.target.repairs_completed += 1
             self._region.activate_member(self.target)
+            self.phase = RepairPhase.END
             self._over("")
 
     patch.setattr(LiveRepair, "_copy", hasty)

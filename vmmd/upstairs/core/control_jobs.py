@@ -10,7 +10,8 @@ import enum
 from stairlib.wire.frame import Frame, OpKind, OpStatus
 from vmmd.upstairs.core.slot import Member
 
-_PAYLOAD_KINDS = frozenset({OpKind.EXTENT_STATES, OpKind.EXTENT_DIGEST})
+# Bytes for each extent in the payload of these: (generation, flush, flags), and the digest.
+ARRAY_ENTRY_BYTES = {int(OpKind.EXTENT_STATES): 24, int(OpKind.EXTENT_DIGEST): 8}
 
 
 class Outcome(enum.Enum):
@@ -29,6 +30,7 @@ class ControlJob:
         "extent",
         "job",
         "kind",
+        "length",
         "member",
         "number",
         "outcome",
@@ -37,11 +39,14 @@ class ControlJob:
         "text",
     )
 
-    def __init__(self, job: int, kind: OpKind, member: Member, extent: int = 0) -> None:
+    def __init__(
+        self, job: int, kind: OpKind, member: Member, extent: int = 0, length: int = 0
+    ) -> None:
         self.job = job
         self.kind = kind
         self.member = member
         self.extent = extent
+        self.length = length
         self.outcome = Outcome.PENDING
         self.status = OpStatus.OK
         self.text = ""
@@ -81,10 +86,15 @@ class ControlBook:
         job.number = int(op["number"])
         if int(op["blob_bytes"]):
             job.text = frame.blob(index).decode("utf-8", "replace")
-        ok = job.status is OpStatus.OK
-        job.outcome = Outcome.OK if ok else Outcome.FAILED
-        if ok and job.kind in _PAYLOAD_KINDS:
-            job.payload = bytes(payload)
+        job.outcome = Outcome.OK if job.status is OpStatus.OK else Outcome.FAILED
+        if job.outcome is Outcome.OK and job.kind in ARRAY_ENTRY_BYTES:
+            asked = job.length * ARRAY_ENTRY_BYTES[job.kind]
+            if len(payload) == asked and int(op["kind"]) == job.kind:
+                job.payload = bytes(payload)
+            else:
+                job.outcome = Outcome.FAILED
+                job.status = OpStatus.BAD_REQUEST
+                job.text = f"the answer has {len(payload)} bytes instead of {asked}"
         return True
 
     def lose(self, member: Member) -> None:

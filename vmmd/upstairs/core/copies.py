@@ -41,6 +41,8 @@ class ExtentCopies:
         self._region = region
         self._target = target
         self._choose = choose
+        geometry = region.config.geometry
+        self._extent_bytes = geometry.blocks_per_extent * geometry.block_size
         self._waiting: deque[tuple[int, int, int]] = deque((extent, 0, 0) for extent in extents)
         self._running: list[_Copy] = []
         self.extents_total = len(self._waiting)
@@ -75,7 +77,7 @@ class ExtentCopies:
             self._running.append(copy)
         elif job.outcome is Outcome.OK:
             self.extents_done += 1
-            self.bytes_copied += job.number
+            self.bytes_copied += min(job.number, self._extent_bytes)
         elif job.status is OpStatus.REPAIR_SOURCE and job.outcome is Outcome.FAILED:
             attempts = copy.attempts + 1
             if attempts >= limits.COPY_ATTEMPTS_MAX:

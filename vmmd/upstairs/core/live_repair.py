@@ -27,8 +27,6 @@ survey again.
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
 import numpy.typing as npt
 
@@ -37,20 +35,10 @@ from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.events import RepairEnded, RepairStarted
 from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.repair_states import REPAIR, RepairMove, RepairPhase
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMove, SlotState
-
-
-class RepairPhase(enum.Enum):
-    """Where a repair stands; see the module."""
-
-    SURVEY = "survey"
-    BEGIN = "begin"
-    COPY = "copy"
-    FINAL = "final"
-    END = "end"
-    OVER = "over"
 
 
 class LiveRepair:
@@ -127,9 +115,8 @@ class LiveRepair:
             )
         if self._states is None or self._states.outcome is Outcome.PENDING:
             return
-        answer = np.frombuffer(self._states.payload, dtype="<u8")
-        if self._states.outcome is Outcome.OK and len(answer) == 3 * self._extent_count:
-            table = answer.reshape(self._extent_count, 3)
+        if self._states.outcome is Outcome.OK:
+            table = np.frombuffer(self._states.payload, dtype="<u8").reshape(-1, 3)
             self._start(self._differing(table), table[:, 0], table[:, 1])
         elif self._states.outcome is Outcome.LOST:
             self._source = None
@@ -174,7 +161,7 @@ class LiveRepair:
             if self._limit:
                 region.send_control(target, OpKind.REPAIR_LIMIT, number=self._limit)
         self._flush = region.send_flush()
-        self.phase = RepairPhase.BEGIN
+        self._move(RepairMove.SURVEYED)
 
     def _source_of(self, _extent: int, tried: int) -> Member | None:
         assert self._flush is not None
@@ -197,7 +184,7 @@ class LiveRepair:
             self.target.trusted_region = self.target.region_id
             self.target.suspect_extents.clear()
         if self._source_of(0, 0) is not None:
-            self.phase = RepairPhase.COPY
+            self._move(RepairMove.MARKED)
         elif not any(m.complete for m in self._region.members):
             self._abort("no active member is left to copy from")
 
@@ -209,7 +196,7 @@ class LiveRepair:
             self._abort(copies.error)
         elif copies.finished:
             self._flush = self._region.send_flush(clears_marks=True)
-            self.phase = RepairPhase.FINAL
+            self._move(RepairMove.COPIED)
 
     def _final(self) -> None:
         assert self._flush is not None
@@ -217,7 +204,7 @@ class LiveRepair:
             return
         if self._begin is not None:
             self._end = self._region.send_control(self.target, OpKind.REPAIR_END)
-        self.phase = RepairPhase.END
+        self._move(RepairMove.FLUSHED)
 
     def _ended(self) -> None:
         if self._end is not None:
@@ -240,6 +227,9 @@ class LiveRepair:
         if self.phase is not RepairPhase.OVER:
             self._over(reason)
 
+    def _move(self, move: RepairMove) -> None:
+        self.phase = REPAIR.after(self.phase, move)
+
     def _over(self, error: str) -> None:
         self._region.touched = None
         if error:
@@ -253,4 +243,4 @@ class LiveRepair:
                 copies.bytes_copied if copies else 0,
             )
         )
-        self.phase = RepairPhase.OVER
+        self._move(RepairMove.GIVEN_UP if error else RepairMove.ENDED)

@@ -17,7 +17,6 @@ that were done are equal by then.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +33,7 @@ from vmmd.upstairs.core.events import (
     FLAG_TOWARDS,
     ExtentStamps,
 )
+from vmmd.upstairs.core.reconcile_states import RECONCILE, ReconcileMove, ReconcilePhase
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
@@ -217,15 +217,6 @@ def _best_rows(keys: tuple[npt.NDArray[np.unsignedinteger], ...]) -> npt.NDArray
     return best
 
 
-class _Phase(enum.Enum):
-    BEGIN = 1
-    FIRST_FLUSH = 2
-    COPY = 3
-    LAST_FLUSH = 4
-    END = 5
-    DONE = 6
-
-
 class Reconciliation:
     """One run over a plan; `error` is set once and ends it, `done` when all members are equal."""
 
@@ -233,7 +224,7 @@ class Reconciliation:
         self._region = region
         self._plan = work
         self.error = ""
-        self._phase = _Phase.BEGIN
+        self.phase = ReconcilePhase.BEGIN
         self._flush: Mutation | None = None
         self._jobs: list[ControlJob] = []
         self.copies: dict[int, ExtentCopies] = {}
@@ -256,7 +247,7 @@ class Reconciliation:
     @property
     def done(self) -> bool:
         """All members are equal and durable."""
-        return self._phase is _Phase.DONE
+        return self.phase is ReconcilePhase.DONE
 
     @property
     def plan(self) -> ReconcilePlan:
@@ -278,34 +269,41 @@ class Reconciliation:
             return
         for member in self._plan.members:
             if member.state is not SlotState.RECONCILE:
-                self.error = f"slot {member.slot} left: {member.last_error}"
+                self._fail(f"slot {member.slot} left: {member.last_error}")
                 return
-        if self._phase is _Phase.BEGIN and self._jobs_ok():
+        if self.phase is ReconcilePhase.BEGIN and self._jobs_ok():
             for member, extents in zip(self._plan.members, self._plan.extents, strict=True):
                 if len(extents):
                     # Marked durably: from now on the region's stamps are to be believed.
                     member.trusted_region = member.region_id
             self._flush = self._region.send_flush()
-            self._phase = _Phase.FIRST_FLUSH
-        if self._phase is _Phase.FIRST_FLUSH and self._flushed():
-            self._phase = _Phase.COPY
-        if self._phase is _Phase.COPY and self._copied():
+            self._move(ReconcileMove.MARKED)
+        if self.phase is ReconcilePhase.FIRST_FLUSH and self._flushed():
+            self._move(ReconcileMove.FLUSHED)
+        if self.phase is ReconcilePhase.COPY and self._copied():
             self._flush = self._region.send_flush(clears_marks=True)
-            self._phase = _Phase.LAST_FLUSH
-        if self._phase is _Phase.LAST_FLUSH and self._flushed():
+            self._move(ReconcileMove.COPIED)
+        if self.phase is ReconcilePhase.LAST_FLUSH and self._flushed():
             self._jobs = [
                 self._region.send_control(member, OpKind.REPAIR_END)
                 for member in self._plan.members
                 if member.index in self.copies
             ]
-            self._phase = _Phase.END
-        if self._phase is _Phase.END and self._jobs_ok():
-            self._phase = _Phase.DONE
+            self._move(ReconcileMove.FLUSHED)
+        if self.phase is ReconcilePhase.END and self._jobs_ok():
+            self._move(ReconcileMove.UNMARKED)
+
+    def _move(self, move: ReconcileMove) -> None:
+        self.phase = RECONCILE.after(self.phase, move)
+
+    def _fail(self, reason: str) -> None:
+        self.error = reason
+        self._move(ReconcileMove.LOST)
 
     def _jobs_ok(self) -> bool:
         for job in self._jobs:
             if job.outcome in (Outcome.FAILED, Outcome.LOST):
-                self.error = job.describe()
+                self._fail(job.describe())
                 return False
         return all(job.outcome is Outcome.OK for job in self._jobs)
 
@@ -318,6 +316,6 @@ class Reconciliation:
         for copies in self.copies.values():
             copies.advance()
             if copies.error:
-                self.error = copies.error
+                self._fail(copies.error)
                 return False
         return all(copies.finished for copies in self.copies.values())

@@ -47,6 +47,7 @@ from vmmd.upstairs.core.states import (
     SlotState,
     UpstairsMove,
     UpstairsState,
+    mode_after_loss,
     move_upstairs,
 )
 
@@ -235,7 +236,7 @@ class RegionSet:
         self.effects.append(
             SendFrame((member.link,), encode(FrameKind.REQUEST, [op], sequence=job, blobs=blobs))
         )
-        return self.control.add(ControlJob(job, kind, member, offset))
+        return self.control.add(ControlJob(job, kind, member, offset, length))
 
     # ---- flushes
 
@@ -316,7 +317,7 @@ class RegionSet:
         stopped = member.state is SlotState.STOPPING
         mode = member.mode
         if not stopped:
-            mode = self._mode_after_loss(member)
+            mode = mode_after_loss(member.state, mode, self.state)
         was_complete = member.complete
         member.move(SlotMove.LOST)
         self._schedule(member)
@@ -325,16 +326,6 @@ class RegionSet:
             if mode is SlotMode.FAULTED:
                 self._drop_stream(member, was_complete=was_complete)
         self.touch()
-
-    def _mode_after_loss(self, member: Member) -> SlotMode:
-        running = self.state in (UpstairsState.ACTIVE, UpstairsState.DEACTIVATING)
-        if member.state is SlotState.ACTIVE:
-            return SlotMode.OFFLINE if self.state is UpstairsState.ACTIVE else SlotMode.FAULTED
-        if member.state is SlotState.LIVE_REPAIR:
-            return SlotMode.FAULTED
-        if member.state is SlotState.RECONCILE:
-            return SlotMode.FAULTED if running else SlotMode.NEW
-        return member.mode
 
     def _left(self, member: Member, mode: SlotMode, reason: str) -> None:
         if mode is SlotMode.OFFLINE and member.mode is not SlotMode.OFFLINE:

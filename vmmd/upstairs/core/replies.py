@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from stairlib.model.errors import StateError
 from stairlib.wire.frame import Frame, OpKind, OpStatus
+from vmmd.upstairs.core.control_jobs import ARRAY_ENTRY_BYTES
 from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMode
-
-# Bytes for each extent in the payload of these: (generation, flush, flags), and the digest.
-_ARRAY_ENTRY_BYTES = {int(OpKind.EXTENT_STATES): 24, int(OpKind.EXTENT_DIGEST): 8}
 
 
 class ReplyRouter:
@@ -74,7 +72,7 @@ class ReplyRouter:
             blocks = lengths[index] if good and kinds[index] == OpKind.READ else 0
             start, at = at, at + blocks
             # A daemon answers jobs that waited for the same flush together: each has its own part.
-            entry = _ARRAY_ENTRY_BYTES.get(kinds[index], 0) if good else 0
+            entry = ARRAY_ENTRY_BYTES.get(kinds[index], 0) if good else 0
             begin, end = end, end + blocks * size + entry * lengths[index]
             data = frame.payload[begin:end]
             reads = self._reads.find(member, job)

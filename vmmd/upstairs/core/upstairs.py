@@ -25,10 +25,12 @@ from vmmd.upstairs.core.activation import Activation
 from vmmd.upstairs.core.cipher_check import cipher_problem
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.guest_ops import GuestOps
-from vmmd.upstairs.core.live_repair import LiveRepair, RepairPhase
+from vmmd.upstairs.core.live_repair import LiveRepair
 from vmmd.upstairs.core.read_only import ReadOnlyMembers
 from vmmd.upstairs.core.reads import ReadBook
+from vmmd.upstairs.core.refusals import Outcome, refusal
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
+from vmmd.upstairs.core.repair_states import RepairPhase
 from vmmd.upstairs.core.replace import decide
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
@@ -44,17 +46,6 @@ from vmmd.upstairs.core.states import (
 from vmmd.upstairs.core.status import RegionStatus, snapshot
 from vmmd.upstairs.core.verify import Verification
 
-# Refusals that trying again cannot turn for a member that only wants its missed frames.
-_PERMANENT_CODES = frozenset(
-    {
-        "REGION_MISMATCH",
-        "GEOMETRY_MISMATCH",
-        "ENCRYPTION_MISMATCH",
-        "READ_ONLY_MISMATCH",
-        "VERSION_MISMATCH",
-        "REGION_IN_USE",
-    }
-)
 _VERIFICATIONS_MAX = 16  # each holds a digest per extent and member
 _SETTLE_ROUNDS_MAX = 100  # a step that has not settled by then is a bug
 
@@ -102,6 +93,38 @@ class Upstairs:
         region.now = now
         self._handlers[type(event)](event)
         self._settle()
+        effects, region.effects = region.effects, []
+        return effects
+
+    def break_off(self, event: events.Event, error: Exception) -> list[events.Effect]:
+        """After a step that raised, which is a mistake in this program: the volume is disabled with
+        the reason, and everybody who waits is answered. What the step had begun to send is not
+        sent, since its members are let go."""
+        region = self._region
+        kept = (events.CompleteGuest, events.Answer, events.Disconnect, events.RepairEnded)
+        region.effects = [effect for effect in region.effects if isinstance(effect, kept)]
+        failure = StairwellError(
+            f"a mistake in the upstairs ended the volume ({error!r}); what was flushed is safe: "
+            "activate it with a higher generation, as a restart of its instance does, and report "
+            "this with the log",
+            reason="INTERNAL",
+        )
+        self._fail(failure)
+        key = getattr(event, "key", None)
+        answered = {e.key for e in region.effects if isinstance(e, events.Answer)}
+        if key is not None and key not in answered:
+            region.effects.append(events.Answer(key, error=failure))
+        if isinstance(event, events.GuestBatch):
+            done = {
+                (id(effect.key), id(completion.token))
+                for effect in region.effects
+                if isinstance(effect, events.CompleteGuest)
+                for completion in effect.completions
+            }
+            tokens = ((key, r.token) for key, requests in event.submissions for r in requests)
+            rest = [(key, token) for key, token in tokens if (id(key), id(token)) not in done]
+            region.complete(rest, BlockStatus.ABORTED)
+        region.changed = False
         effects, region.effects = region.effects, []
         return effects
 
@@ -247,37 +270,28 @@ class Upstairs:
         region.lost(member, event.reason)
         if not negotiating or not event.code:
             return
-        if event.code == "GENERATION_TOO_LOW":
-            self._generation_refused(member, event.reason)
-        elif event.code == "KEY_MISMATCH":
-            self._key_refused(member, event.reason)
-        elif member.held and event.code in _PERMANENT_CODES:
-            region.fault(member, event.reason)
+        row = refusal(event.code)
+        if region.state is UpstairsState.ACTIVE:
+            self._refused(member, event, row.offline if member.held else row.serving)
+        elif region.state is UpstairsState.GO_ACTIVE:
+            self._refused(member, event, row.activating)
 
-    def _generation_refused(self, member: Member, reason: str) -> None:
-        state = self._region.state
-        if state is UpstairsState.GO_ACTIVE:
-            self._fail(
-                StateError(
-                    reason,
-                    reason="GENERATION_TOO_LOW",
-                    requested=str(self._region.generation),
-                    target=member.address,
-                )
+    def _refused(self, member: Member, event: events.Disconnected, outcome: Outcome) -> None:
+        """Carries out what the table of refusals says."""
+        if outcome is Outcome.FAULT:
+            self._region.fault(member, event.reason)
+        elif outcome is Outcome.DISABLE_IF_JOINED and member.joined:
+            self._fail(taken_over(member, event.reason))
+        elif outcome is Outcome.DISABLE and not self._others_may_serve():
+            generation = str(self._region.generation)
+            error = StateError(
+                event.reason, reason=event.code, requested=generation, target=member.address
             )
-        elif state is UpstairsState.ACTIVE and member.joined:
-            self._fail(taken_over(member, reason))
+            self._fail(error)
 
-    def _key_refused(self, member: Member, reason: str) -> None:
-        """Another try needs another key, so this one ends the activation. In a read-only set one
-        strange member does not count while others serve, or may be about to."""
-        state = self._region.state
-        if state is UpstairsState.GO_ACTIVE:
-            if self._read_only is None or not self._read_only.others_may_serve():
-                error = StateError(reason, reason="KEY_MISMATCH", target=member.address)
-                self._fail(error)
-        elif state is UpstairsState.ACTIVE:
-            self._region.fault(member, reason)
+    def _others_may_serve(self) -> bool:
+        """In a read-only set one strange member does not count while others may serve."""
+        return self._read_only is not None and self._read_only.others_may_serve()
 
     def _on_notice(self, event: events.Notice) -> None:
         member = self._region.member_of(event.link)

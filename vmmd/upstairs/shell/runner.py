@@ -315,10 +315,18 @@ class RegionUpstairs:
         now = asyncio.get_running_loop().time()
         try:
             while self._events:
-                for effect in self._core.apply(self._events.popleft(), now):
+                for effect in self._step(self._events.popleft(), now):
                     self._carriers[type(effect)](effect)
         finally:
             self._stepping = False
+
+    def _step(self, event: events.Event, now: float) -> list[events.Effect]:
+        """One step of the core. A mistake in it ends this volume, and nothing else."""
+        try:
+            return self._core.apply(event, now)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told and contained
+            _log.exception("the upstairs broke", during=type(event).__name__)
+            return self._core.break_off(event, error)
 
     def _start_ticking(self) -> None:
         if self._ticking is None and not self._closed:

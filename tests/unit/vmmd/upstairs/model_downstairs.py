@@ -355,6 +355,8 @@ class ModelDownstairs:
                 return
             pending = session.lane[0]
             self._end(session, pending)
+            if not session.lane:
+                return
             session.lane.pop(0)
             if session.lane:
                 self._run_lane(session)

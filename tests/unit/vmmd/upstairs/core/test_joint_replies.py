@@ -30,7 +30,7 @@ def answered(entries: list[bytes], payload: list[bytes], jobs: list[ControlJob],
 
 def test_two_digests_that_waited_for_one_flush():
     member = SimpleNamespace(streams=True)
-    jobs = [ControlJob(number, OpKind.EXTENT_DIGEST, member) for number in (7, 8)]
+    jobs = [ControlJob(number, OpKind.EXTENT_DIGEST, member, 0, 2) for number in (7, 8)]
     entries = [
         pack_op(7, OpKind.EXTENT_DIGEST, offset=0, length=2),
         pack_op(8, OpKind.EXTENT_DIGEST, offset=2, length=2),
@@ -43,7 +43,8 @@ def test_two_digests_that_waited_for_one_flush():
 def test_states_before_a_digest_and_a_job_that_failed():
     member = SimpleNamespace(streams=True)
     kinds = [OpKind.EXTENT_STATES, OpKind.EXTENT_DIGEST, OpKind.EXTENT_DIGEST]
-    jobs = [ControlJob(7 + at, kind, member) for at, kind in enumerate(kinds)]
+    lengths = [2, 2, 1]
+    jobs = [ControlJob(7 + at, kinds[at], member, 0, lengths[at]) for at in range(3)]
     entries = [
         pack_op(7, OpKind.EXTENT_STATES, offset=0, length=2),
         pack_op(8, OpKind.EXTENT_DIGEST, length=2, status=OpStatus.IO_ERROR),
@@ -54,3 +55,14 @@ def test_states_before_a_digest_and_a_job_that_failed():
     assert [job.outcome for job in jobs] == [Outcome.OK, Outcome.FAILED, Outcome.OK]
     assert jobs[0].payload == states
     assert jobs[2].payload == words(9)
+
+
+def test_an_answer_of_another_size_than_was_asked_for_is_none():
+    member = SimpleNamespace(streams=True, address="d0:1")
+    jobs = [ControlJob(7, OpKind.EXTENT_DIGEST, member, 0, 3)]
+    answered([pack_op(7, OpKind.EXTENT_DIGEST, length=2)], [words(1, 2)], jobs, member)
+    assert jobs[0].outcome is Outcome.FAILED
+    assert "16 bytes instead of 24" in jobs[0].describe()
+    jobs = [ControlJob(7, OpKind.EXTENT_DIGEST, member, 0, 3)]
+    answered([pack_op(7, OpKind.EXTENT_STATES, length=1)], [words(1, 2, 3)], jobs, member)
+    assert jobs[0].outcome is Outcome.FAILED
