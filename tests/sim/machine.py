@@ -270,7 +270,6 @@ class Machine:
             while self._events and self.alive:
                 for effect in self.upstairs.apply(self._events.popleft(), self.world.schedule.now):
                     self._carriers[type(effect)](effect)
-                self.world.reached.step(self.upstairs)
                 if self._news:
                     self._news = False
                     self.watcher(self)

@@ -7,22 +7,27 @@ there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from controlplane.core.replacement import State
-from vmmd.upstairs.core import reconcile
+from stairlib.model.state_table import StateTable
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.live_repair import RepairPhase
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.reconcile_states import RECONCILE
+from vmmd.upstairs.core.repair_states import REPAIR, RepairPhase
+from vmmd.upstairs.core.slot_states import SLOT, SlotMode, SlotState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs
+from vmmd.upstairs.core.upstairs_states import UPSTAIRS, UpstairsState
 
 if TYPE_CHECKING:
     from tests.sim.machine import Machine
 
 _AWAY = frozenset({SlotState.WAIT_CONNECT, SlotState.NEGOTIATING, SlotState.STOPPING})
-_RECONCILE_PHASES = [phase.name for phase in reconcile._Phase]
+TABLES = (UPSTAIRS, SLOT, REPAIR, RECONCILE)
+# Moves that no seed can make: a table allows them for what the world has not.
+UNREACHABLE: frozenset[str] = frozenset()
 
 
 class Reached(Counter[str]):
@@ -38,14 +43,6 @@ class Reached(Counter[str]):
             if (old.state, old.mode) != (new.state, new.mode):
                 self[f"slot {new.state.name}"] += 1
                 self[f"mode {new.mode.name}"] += 1
-
-    def step(self, upstairs: Upstairs) -> None:
-        """A machine has taken a step."""
-        repair, reconciling = upstairs._repair, upstairs._activation.running
-        if repair is not None:
-            self[f"repair {repair.phase.name}"] += 1
-        if reconciling is not None:
-            self[f"reconciliation {reconciling._phase.name}"] += 1
 
     def repair_ended(self, error: str) -> None:
         """A live repair is over."""
@@ -65,6 +62,28 @@ class Reached(Counter[str]):
         if answer == ReplaceResult.STARTED.name:
             for kind in kinds:
                 self[f"replaced {kind}"] += 1
+
+
+@contextmanager
+def moves_recorded() -> Iterator[Counter[str]]:
+    """Counts every move of a state table meanwhile."""
+    found: Counter[str] = Counter()
+    after = StateTable.after
+
+    def recorded(table: StateTable[Any, Any], state: Any, event: Any) -> Any:
+        found[move_name(table, state, event)] += 1
+        return after(table, state, event)
+
+    StateTable.after = recorded  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        StateTable.after = after  # type: ignore[method-assign]
+
+
+def move_name(table: StateTable[Any, Any], state: Any, event: Any) -> str:
+    """As in the table of what was reached."""
+    return f"move of {table.subject}: {state.name} {event.name}"
 
 
 def situation(machine: Machine, old: str) -> list[str]:
@@ -88,8 +107,12 @@ STATES = (
     *(f"upstairs {state.name}" for state in UpstairsState),
     *(f"slot {state.name}" for state in SlotState),
     *(f"mode {mode.name}" for mode in SlotMode),
-    *(f"repair {phase.name}" for phase in RepairPhase if phase is not RepairPhase.OVER),
-    *(f"reconciliation {name}" for name in _RECONCILE_PHASES if name != "DONE"),
+    *(
+        move_name(table, state, event)
+        for table in TABLES
+        for state, event, _after, _text in table.moves
+        if move_name(table, state, event) not in UNREACHABLE
+    ),
     # Those before are states of the one call that begins a replacement.
     *(f"replacement {state.name}" for state in list(State)[list(State).index(State.APPLY) :]),
 )

@@ -17,7 +17,7 @@ from time import monotonic, process_time
 from controlplane.core.replacement import State
 from tests.sim.faults import FAULTS
 from tests.sim.mistakes import MISTAKES
-from tests.sim.reached import never, table
+from tests.sim.reached import moves_recorded, never, table
 from tests.sim.world import World
 from vmmd.upstairs.core.states import SlotState
 
@@ -239,17 +239,19 @@ def run_seed(seed: int, sink: Callable[[str], None] | None = None) -> Outcome:
     began = process_time()
     run: Run | None = None
     error = ""
-    try:
-        run = Run(seed, sink)
-        run.go()
-    except Exception as problem:  # noqa: BLE001 - whatever it is, it is this seed's finding
-        error = f"{type(problem).__name__}: {problem}"
+    with moves_recorded() as moves:
+        try:
+            run = Run(seed, sink)
+            run.go()
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it is this seed's finding
+            error = f"{type(problem).__name__}: {problem}"
     spent = process_time() - began
-    lines = tuple(run.world.trace.lines) if run is not None and error else ()
     if run is None:
-        return Outcome(seed, Counter(), spent, Counter(), error)
-    run.world.reached_network()
-    return Outcome(seed, run.counts(), spent, Counter(run.world.reached), error, lines)
+        return Outcome(seed, Counter(), spent, moves, error)
+    world = run.world
+    world.reached_network()
+    lines = tuple(world.trace.lines) if error else ()
+    return Outcome(seed, run.counts(), spent, moves + world.reached, error, lines)
 
 
 def run_seeds(first: int, count: int, processes: int | None = None) -> Iterator[Outcome]:
