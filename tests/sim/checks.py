@@ -146,9 +146,9 @@ class Checks:
             region = daemon.durable()
             if self._image(region) != images[daemon.host]:
                 world.fail(f"{daemon.host} serves what its medium does not hold")
-            if region.ownership.generation != world.machine.config.generation:
+            if region.ownership.generation != world.machine.generation:
                 world.fail(
-                    f"{daemon.host} was promoted to generation {world.machine.config.generation}, "
+                    f"{daemon.host} was promoted to generation {world.machine.generation}, "
                     f"and its medium has {region.ownership.generation}"
                 )
             region.close()

@@ -24,6 +24,7 @@ AWAY_SECONDS = (0.05, 0.3, 1.0, 5.0, 15.0, 30.0)
 NOTICED_SECONDS = (0.0, 0.5, 5.0, 20.0)
 SLOWER = (5.0, 20.0, 80.0)
 PAGE_BYTES = 4096
+OLD_STOPPED = 0.4
 # With so many of the faults, something happens to the parent too, if there is one.
 PARENT_SHARE = 0.3
 REPAIR_RATES = (0, 0, 4096, 65536)
@@ -56,14 +57,18 @@ class Wounds:
 
     def __init__(self) -> None:
         self._hosts: set[str] = set()
+        # Those that nobody has tried to replace during a reconciliation yet.
+        self.fresh: set[str] = set()
 
     def add(self, host: str) -> None:
         """The member's data is damaged or gone."""
         self._hosts.add(host)
+        self.fresh.add(host)
 
     def heal(self, host: str) -> None:
         """The host is no member any more, or its successor is whole."""
         self._hosts.discard(host)
+        self.fresh.discard(host)
 
     def count(self) -> int:
         """How many members are wounded."""
@@ -280,6 +285,10 @@ class Faults:
         world.machine.guest = world.guest.taken_over()
         old = world.machine
         world.make_machine()
+        if world.variety.random() < OLD_STOPPED:
+            # Who stops the old one does not know that it was taken over.
+            seconds = world.variety.uniform(0.0, 0.1)
+            world.schedule.later(seconds, old.deactivate, lambda _answer: None)
         world.schedule.later(world.chance.choice(AWAY_SECONDS), old.kill)
         return True
 

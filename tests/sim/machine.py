@@ -239,6 +239,9 @@ class Machine:
         self.below: Machine | None = None
         self._asked: dict[object, Callable[[events.Answer], None]] = {}
         self._keys = 0
+        self.generation = spec.generation
+        # Has a key that is not the volume's.
+        self.mistaken = False
         self.guest: Callable[[Completion], None] = lambda _completion: None
         self.watcher: Callable[[Machine], None] = lambda _machine: None
         self._carriers: dict[type, Callable[[Any], None]] = {
@@ -270,6 +273,8 @@ class Machine:
             while self._events and self.alive:
                 for effect in self.upstairs.apply(self._events.popleft(), self.world.schedule.now):
                     self._carriers[type(effect)](effect)
+                if self.world.pouncing:
+                    self.world.faults.mistakes.look_for_prey(self)
                 if self._news:
                     self._news = False
                     self.watcher(self)
@@ -380,6 +385,12 @@ class Machine:
                 below.ask(events.Deactivate, lambda _answer: then(answer))
 
         self.ask(events.Deactivate, ended)
+
+    def activate_again(self, generation: int) -> None:
+        """Somebody tries once more, with another generation, after a failure."""
+        self.generation = generation
+        self.note(f"activated again, generation {generation}")
+        self.ask(lambda key: events.Activate(key, generation), lambda _answer: None)
 
     def info(self):
         """The volume as vmmd tells it: protobuf, by the real mapping."""

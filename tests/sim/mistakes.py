@@ -17,10 +17,16 @@ from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV
 from stairlib.model.context import empty_contexts
 from stairlib.model.geometry import Geometry
 from tests.sim.daemon import BLOCK, Daemon
+from vmmd.upstairs.core.reconcile_states import ReconcilePhase
+from vmmd.upstairs.core.repair_states import RepairPhase
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 if TYPE_CHECKING:
+    from tests.sim.machine import Machine
     from tests.sim.world import World
 
+# Whether a set that goes on notices by itself that a member came back with an older copy.
+OLDER_COPIES_ARE_NOTICED = False
 # How often each comes, beside the faults; the names are methods of `Mistakes`.
 MISTAKES = {
     "put_back": 1.0,
@@ -28,9 +34,15 @@ MISTAKES = {
     "unfit_target": 0.8,
     "not_let_in": 0.4,
     "standstill": 0.6,
+    "pounce": 0.8,
+    "stop_early": 0.5,
 }
 STANDSTILL_SECONDS = (0.05, 1.0, 12.0)
+if OLDER_COPIES_ARE_NOTICED:
+    MISTAKES["put_back_running"] = 1.0
 NOT_LET_IN_SECONDS = (0.5, 2.0, 6.0)
+_NEARLY_FILLED = (RepairPhase.FINAL, RepairPhase.END)
+_NEARLY_EQUAL = (ReconcilePhase.LAST_FLUSH, ReconcilePhase.END)
 # What an unfit target is refused for, by what is wrong with it.
 UNFIT = {
     "geometry": "TARGET_GEOMETRY_MISMATCH",
@@ -59,15 +71,21 @@ class Mistakes:
         machine is made anew. As with a lost disk, somebody replaces the member later.
 
         Only before an activation: a machine that goes on would have to notice by itself."""
+        if not self.world.may_lose_machine() or not self.put_back_running():
+            return False
+        self.world.faults.machine()
+        return True
+
+    def put_back_running(self) -> bool:
+        """The same under a machine that goes on."""
         world = self.world
         member = world.faults.victim()
-        if member is None or member.kept is None or not world.may_lose_machine():
+        if member is None or member.kept is None:
             return False
         member.kill(power=True)
         member.note("the region is put back to an older copy")
         member.put_back()
         world.faults.wound(member)
-        world.faults.machine()
         world.faults.back(member)
         return True
 
@@ -164,6 +182,45 @@ class Mistakes:
             return False
         self.world.control.stop(self._chance.choice(STANDSTILL_SECONDS))
         return True
+
+    # ---- the worst moment
+
+    def pounce(self) -> bool:
+        """The next member that is nearly filled is killed just before its end."""
+        if self.world.pouncing:
+            return False
+        self.world.pouncing = True
+        return True
+
+    def look_for_prey(self, machine: Machine) -> None:
+        """A machine has taken a step while somebody lies in wait."""
+        upstairs = machine.upstairs
+        repair, running = upstairs._repair, upstairs._activation.running
+        if repair is not None and repair.phase in _NEARLY_FILLED:
+            prey = repair.target.address
+        elif running is not None and running.phase in _NEARLY_EQUAL:
+            prey = self._chance.choice(running.members).address
+        else:
+            return
+        # Which of the last phases it is is luck too.
+        if prey in self.world.daemons and self._chance.random() < 0.5:
+            self.world.pouncing = False
+            self.world.schedule.later(0.0, self._kill, self.world.daemons[prey])
+
+    def _kill(self, daemon: Daemon) -> None:
+        daemon.kill(power=False)
+        self.world.faults.back(daemon)
+
+    def stop_early(self) -> bool:
+        """A machine is stopped while its volume is being activated."""
+        machine = self.world.machine
+        going = machine.alive and machine.upstairs.state is UpstairsState.GO_ACTIVE
+        if not going or not self.world.may_lose_machine():
+            return False
+        self.world.deactivate(machine)
+        return True
+
+    # ---- certificates
 
     def not_let_in(self) -> bool:
         """The machines' host refuses the control plane for a while, as with a certificate that it

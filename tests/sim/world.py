@@ -39,6 +39,8 @@ GEOMETRIES = (Geometry(BLOCK, 16, 4), Geometry(BLOCK, 12, 6), Geometry(BLOCK, 6,
 DELAYS = ((0.0001, 0.001), (0.0005, 0.005), (0.005, 0.05))
 # A request or a machine that the control plane was too busy or too dead for is tried again.
 AGAIN_SECONDS = 1.0
+# A set that was put out of service is tried again as often as not, instead of a new machine.
+ACTIVATED_AGAIN = 0.5
 # So many of the seeds have a read-only parent.
 PARENTS = 0.15
 # Deactivation ends after 10 s at the latest by its own rule; a message or two more.
@@ -72,6 +74,8 @@ class World:
         self.hosts = dict(self.daemons)
         # The machines' host does not trust the control plane.
         self.refuses_control = False
+        # The next member that is nearly filled will be killed.
+        self.pouncing = False
         self.parent = Parent(self) if self.variety.random() < PARENTS else None
         if self.parent is not None:
             self.hosts |= {daemon.address: daemon for daemon in self.parent.daemons}
@@ -207,6 +211,7 @@ class World:
         session = str(uuid.UUID(int=self.chance.getrandbits(128)))
         encryption = self.sealing.encryption(wrong=wrong_key)
         machine = Machine(self, f"vm{number}", spec, session, encryption)
+        machine.mistaken = wrong_key
         machine.note(f"a machine is made, generation {spec.generation}")
         machine.guest = self.guest.complete
         machine.watcher = self._watch
@@ -242,6 +247,12 @@ class World:
         if machine is not self.machine:
             return
         status = machine.status
+        for slot in status.slots:
+            daemon = self.daemons[slot.address]
+            if slot.state is SlotState.RECONCILE and daemon.host in self.wounds.fresh:
+                # Somebody is quick, and replaces the member while the others are being compared.
+                self.wounds.fresh.discard(daemon.host)
+                self.schedule.later(0.0, self._replace_wounded, slot.address)
         if status.state is UpstairsState.DISABLED:
             self.schedule.later(0.0, self._remake, machine)
         elif status.state is UpstairsState.ACTIVE:
@@ -255,10 +266,14 @@ class World:
             self._lost = lost
 
     def _remake(self, machine: Machine) -> None:
-        if machine is self.machine and machine.alive:
-            machine.kill()
-            self.guest.machine_lost()
-            self.make_machine_later(AGAIN_SECONDS)
+        if machine is not self.machine or not machine.alive:
+            return
+        self.guest.machine_lost()
+        if not machine.mistaken and self.variety.random() < ACTIVATED_AGAIN:
+            machine.activate_again(self.control.store.hand_out_generation())
+            return
+        machine.kill()
+        self.make_machine_later(AGAIN_SECONDS)
 
     def deactivate(self, machine: Machine) -> None:
         """Lets go of the volume as a stop of the machine does, then makes the machine again."""
