@@ -197,6 +197,9 @@ class Run:
 
     def _look(self) -> None:
         world, guest = self.world, self.world.guest
+        # A loss that the guest has not been told of yet is told by this one.
+        world.machine.submit([guest.flush()])
+        self._await(lambda: not guest.busy, "the flush after all that did not end")
         failed = guest.counts["failed"]
         # Each batch goes to the member with the least to do: three in flight, to all three.
         for _ in range(3):

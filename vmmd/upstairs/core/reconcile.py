@@ -1,8 +1,10 @@
 """Reconciliation: three members that may differ become equal before they serve.
 
-Per extent the best copy wins: a whole one before one with a failed write, then the higher
-generation, the higher flush number, dirty before clean, the lower slot. Copies that are not equal
-to it, and all others of a dirty one, are filled from it:
+Per extent the best copy wins: a whole one, then the higher generation, the higher flush number, one
+without a failed write, dirty before clean, the lower slot. A stamp counts for more than a failed
+write: once a write has failed, its daemon lets no flush of that session succeed, so the stamp is of
+one before it, and an older copy lacks what was flushed since. Copies that are not equal to the
+best, and all others of a dirty one, are filled from it:
 
  1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from
     here on can not make one a source. The mark keeps the stamp of the source: should that one be
@@ -42,7 +44,7 @@ from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMove, SlotState
 
-_DAMAGED, _BLANK, _SUSPECT, _WHOLE = range(4)
+_DAMAGED, _BLANK, _WHOLE = range(3)
 _SLOTS = 3
 _Stamp = npt.NDArray[np.uint64]
 
@@ -113,6 +115,8 @@ def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
     generations = np.zeros(shape, dtype=np.uint64)
     flushes = np.zeros(shape, dtype=np.uint64)
     dirty = np.zeros(shape, dtype=np.uint8)
+    # No write has failed in it.
+    sound = np.ones(shape, dtype=np.uint8)
     needs = _Needs(extent_count, complete=len(members) >= _SLOTS)
     for row, member in enumerate(members):
         stamps = member.stamps
@@ -123,14 +127,14 @@ def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
         generations[row], flushes[row] = stamps.generations, stamps.flushes
         dirty[row] = stamps.flags & FLAG_DIRTY
         if member.suspect_extents:
-            quality[row, sorted(member.suspect_extents)] = _SUSPECT
+            sound[row, sorted(member.suspect_extents)] = 0
         quality[row, (stamps.flags & ~np.uint8(FLAG_DIRTY)) != 0] = _DAMAGED
-    keys = (quality, generations, flushes, dirty)
+    keys = (quality, generations, flushes, sound, dirty)
     source = _best_rows(keys)
     columns = np.arange(extent_count)
     best = (generations[source, columns], flushes[source, columns])
     needs.check(quality[source, columns], best)
-    doubtful = (dirty[source, columns] != 0) | (quality[source, columns] == _SUSPECT)
+    doubtful = (dirty[source, columns] != 0) | (sound[source, columns] == 0)
     extents = []
     for row in range(len(members)):
         differs = doubtful.copy()
