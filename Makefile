@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 # The seeds of `make sim`: two minutes on two idle processors.
 FIRST ?= 0
 SEEDS ?= 1500
-# Of `make torture`.
+# Of `make torture` and `make torture-crashes`.
 SECONDS ?= 600
 SCENARIO ?= all
 SEED ?= 1
@@ -60,6 +60,10 @@ torture: setup ## Kill, freeze and replace daemons under verified loads (SECONDS
 .PHONY: torture-storage
 torture-storage: setup ## Kill, cut off and fill regions on real file systems (DURATION=seconds; root, for the mounts)
 	@STAIRWELL_TORTURE_SECONDS=$(DURATION) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
+
+.PHONY: torture-crashes
+torture-crashes: setup ## Open all that power loss can leave of a region (SECONDS=600 SEED=1)
+	@$(BIN)/python -m tests.crashes --seconds $(SECONDS) --seed $(SEED)
 
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
