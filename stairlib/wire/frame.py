@@ -90,6 +90,7 @@ class OpStatus(enum.IntEnum):
     NO_SPACE = 8
     REPAIR_SOURCE = 9  # the copy's source could not be reached or refused
     ABORTED = 10
+    SNAPSHOT_FAILED = 11  # the flush is done and durable, its snapshot was not taken
 
 
 OP = np.dtype(

@@ -113,8 +113,13 @@ class ReplyRouter:
         if good:
             self._settled(member, record, 1)
             return None
-        if int(frame.ops["status"][index]) == OpStatus.NOT_ACTIVE:
+        status = int(frame.ops["status"][index])
+        if status == OpStatus.NOT_ACTIVE:
             return taken_over(member, _describe(frame, index))
+        if status == OpStatus.SNAPSHOT_FAILED and record.is_flush:
+            record.refused[member.index] = _describe(frame, index)
+            self._settled(member, record, 1)
+            return None
         region.fault(member, _describe(frame, index))
         return None
 

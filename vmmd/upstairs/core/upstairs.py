@@ -36,6 +36,7 @@ from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.returning import told, what_is_missing
 from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.snapshots import SnapshotFlush
 from vmmd.upstairs.core.states import (
     IllegalMoveError,
     SlotMode,
@@ -63,6 +64,7 @@ class Upstairs:
         self._read_only = ReadOnlyMembers(self._region) if config.read_only else None
         self._repair: LiveRepair | None = None
         self._verifications: list[Verification] = []
+        self._snapshots: list[SnapshotFlush] = []
         self._activate_keys: list[object] = []
         self._deactivate_keys: list[object] = []
         self._final_flush: Mutation | None = None
@@ -81,6 +83,7 @@ class Upstairs:
             events.Replace: self._on_replace,
             events.SetRepairLimit: self._on_limit,
             events.Verify: self._on_verify,
+            events.Snapshot: self._on_snapshot,
             events.RepairTrace: self._on_trace,
         }
 
@@ -171,6 +174,10 @@ class Upstairs:
             for verification in self._verifications:
                 verification.advance()
             self._verifications = [v for v in self._verifications if not v.over]
+        if self._snapshots:
+            for one in self._snapshots:
+                one.advance()
+            self._snapshots = [s for s in self._snapshots if not s.over]
 
     # ---- looking
 
@@ -493,6 +500,9 @@ class Upstairs:
         for verification in self._verifications:
             verification.abort()
         self._verifications = []
+        for one in self._snapshots:
+            one.abort(reason)
+        self._snapshots = []
         self._answer_all(self._activate_keys, StateError(reason, reason="ACTIVATION_ENDED"))
 
     def _let_go(self, reason: str) -> None:
@@ -549,6 +559,11 @@ class Upstairs:
         verification = Verification(self._region, event.key)
         if not verification.over:
             self._verifications.append(verification)
+
+    def _on_snapshot(self, event: events.Snapshot) -> None:
+        one = SnapshotFlush(self._region, event.key, event.name)
+        if not one.over:
+            self._snapshots.append(one)
 
     def _on_trace(self, event: events.RepairTrace) -> None:
         if self._repair is not None and self._repair.target.slot == event.slot:

@@ -259,6 +259,18 @@ class RegionUpstairs:
                     bad += blocks_bad
         return _compared(digests, bad, read)
 
+    def begin_snapshot(self, name: str) -> asyncio.Future[object]:
+        """Has all members keep, under a name, what the volume holds now. What was sent before this
+        call is in, what comes after is not; the outcome is a SnapshotTaken. StateError
+        SNAPSHOT_NEEDS_THREE, NOT_ACTIVE or READ_ONLY; DataError SNAPSHOT_FAILED names who did not
+        take it."""
+        if self._submissions:
+            # Requests of this turn of the loop were submitted before.
+            self._start_submissions()
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._feed(events.Snapshot(future, name))
+        return future
+
     async def _verify_data(self, slot: int, address: str) -> tuple[int, int]:
         peer = await reach(address, self._tls, slot) if self._tls is not None else None
         async with open_channel(address, tracing=self._tracing, tls=peer) as channel:
