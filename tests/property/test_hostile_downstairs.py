@@ -61,12 +61,20 @@ class LyingWorld(World):
             np.resize(stamps.flushes, count),
             np.resize(stamps.flags, count),
         )
+        column = self.liar.choice(("generations", "flushes", "flags"))
+        uneven = replace(stamps, **{column: getattr(wrong, column)})
+        # Numbers that can be are another matter: nobody can see that newer stamps are not true.
+        number = self.liar.choice((2**63, 2**64 - 1))
+        column = self.liar.choice(("generations", "flushes"))
+        high = replace(stamps, **{column: np.full_like(stamps.flushes, number)})
         flagged = events.ExtentStamps(
             stamps.generations, stamps.flushes, np.full_like(stamps.flags, self.liar.choice((2, 4)))
         )
         return self.liar.choice(
             (
                 replace(info, stamps=wrong),
+                replace(info, stamps=uneven),
+                replace(info, stamps=high),
                 replace(info, stamps=flagged),
                 replace(info, region_id="region-0"),
                 replace(info, region_id="somebody else's"),
