@@ -25,6 +25,7 @@ from stairlib.wire.frame import (
 from tests.property.seeded import first_seeds, run_seeds
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
+from vmmd.upstairs.core.refusals import REFUSALS
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 
 SEEDS_PER_TEST = 50
@@ -45,6 +46,9 @@ class LyingWorld(World):
         honest = self.daemons[LIAR].open_session
 
         def open_session(*arguments, **named):
+            if self.lying and self.liar.random() < self.rate / 4:
+                self.lies += 1
+                return self.liar.choice((*REFUSALS, "OF_ANOTHER_RELEASE")), None
             code, info = honest(*arguments, **named)
             if info is not None and self.lying and self.liar.random() < self.rate:
                 info = self.changed_session(info)
@@ -97,6 +101,14 @@ class LyingWorld(World):
             return
         super()._to_client(upstairs, link, data)
 
+    def notice(self) -> None:
+        """The liar says something outside of any answer."""
+        texts = ("", "SHUTTING_DOWN", "\ufffd" * 300, "NO_LONGER_ACTIVE says who")
+        for link in list(self.links.values()):
+            if link.server.address == LIAR and not link.cut:
+                self.lies += 1
+                self.feed(events.Notice(link.number, self.liar.choice(texts)))
+
     def changed(self, data: bytes) -> list[bytes]:
         """What comes in the reply's place."""
         liar = self.liar
@@ -124,7 +136,12 @@ class LyingWorld(World):
         liar = self.liar
         ops = np.array(frame.ops)
         if len(ops) and liar.random() < 0.3:
-            ops = ops[liar.choice((slice(0, 1), slice(1, None), slice(None, None, -1)))]
+            cuts = [slice(0, 1), slice(1, None)]
+            # A hash alone does not say where its block belongs: in a set that is not encrypted a
+            # good block in another one's place cannot be told from the right one.
+            if self.cipher or OpKind.READ not in ops["kind"]:
+                cuts.append(slice(None, None, -1))
+            ops = ops[liar.choice(cuts)]
         for row in ops:
             name = liar.choice([name for name in OP.names or () if "_" not in name])
             if name == "status":
@@ -153,10 +170,25 @@ class LyingWorld(World):
 
 
 class Run:
-    """One seeded run."""
+    """One seeded run. In a third of them another member is replaced beside the liar, in a third the
+    liar comes by a replacement."""
 
     def __init__(self, seed: int) -> None:
         self.world = LyingWorld(seed)
+        self.replacement = ((), (2, "d2:1", "d3:1"), (1, "d3:1", LIAR))[seed % 3]
+        if seed % 3 == 2:
+            self.world.targets[1] = "d3:1"
+            self.world.crash_upstairs()
+
+    def replace(self) -> None:
+        world = self.world
+        if not self.replacement or world.rng.random() > 0.05:
+            return
+        slot, old, new = self.replacement
+        key = world.ask(lambda key: events.Replace(key, old, new))
+        if world.answers[key].error is None:
+            world.targets[slot] = new
+            self.replacement = ()
 
     def go(self) -> None:
         world = self.world
@@ -171,6 +203,9 @@ class Run:
                 world.break_links(LIAR)
             if world.rng.random() < 0.05:
                 world.ask(events.Verify)
+            if world.rng.random() < 0.03:
+                world.notice()
+            self.replace()
             world.run_until(lambda: False, world.rng.choice((0.005, 0.05, 0.6)))
             slot = world.upstairs.status().slots[1]
             assert slot.state is not SlotState.STOPPING or slot.last_error
