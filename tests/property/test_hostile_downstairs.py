@@ -137,9 +137,7 @@ class LyingWorld(World):
         ops = np.array(frame.ops)
         if len(ops) and liar.random() < 0.3:
             cuts = [slice(0, 1), slice(1, None)]
-            # A hash alone does not say where its block belongs: in a set that is not encrypted a
-            # good block in another one's place cannot be told from the right one.
-            if self.cipher or OpKind.READ not in ops["kind"]:
+            if self.told_apart(ops):
                 cuts.append(slice(None, None, -1))
             ops = ops[liar.choice(cuts)]
         for row in ops:
@@ -149,11 +147,17 @@ class LyingWorld(World):
             elif name == "kind":
                 row[name] = liar.choice([*OpKind, 88])
             elif name == "job":
-                row[name] = max(0, int(row[name]) + liar.choice((-1, 1, 1000, 2**40)))
+                near = (-1, 1) if self.told_apart(ops) else ()
+                row[name] = max(0, int(row[name]) + liar.choice((*near, 1000, 2**40)))
             else:
                 row[name] = liar.choice(WORDS) % (2 ** (8 * OP[name].itemsize))
         ops["blob_bytes"] = ops["dependency_count"] = 0
         return self.made(frame, ops)
+
+    def told_apart(self, ops) -> bool:
+        """Whether a good block in the place of another is seen through. A hash alone does not say
+        where its block belongs: in a set that is not encrypted nobody can tell."""
+        return bool(self.cipher) or OpKind.READ not in ops["kind"]
 
     def made(self, frame: Frame, ops, *, contexts=None, payload=None) -> bytes:
         blobs = [bytes(frame.blobs)] if int(ops["blob_bytes"].sum()) else []

@@ -101,3 +101,9 @@ _UNKNOWN = Refusal("", **_LATER)
 def refusal(code: str) -> Refusal:
     """The row of a reason."""
     return REFUSALS.get(code, _UNKNOWN)
+
+
+def described(code: str, reason: str) -> str:
+    """The sentence, with a reason that can be looked up before it."""
+    known = code in REFUSALS and code not in reason
+    return f"{code}: {reason}" if known else reason

@@ -27,7 +27,7 @@ from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.live_repair import LiveRepair
 from vmmd.upstairs.core.read_only import ReadOnlyMembers
 from vmmd.upstairs.core.reads import ReadBook
-from vmmd.upstairs.core.refusals import Outcome, refusal
+from vmmd.upstairs.core.refusals import Outcome, described, refusal
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.repair_states import RepairPhase
 from vmmd.upstairs.core.replace import decide
@@ -257,7 +257,7 @@ class Upstairs:
         member.last_error = event.reason
         region.lost(member, event.reason)
         if negotiating and event.code:
-            self._refused(member, event.code, event.reason)
+            self._refused(member, event.code, described(event.code, event.reason))
 
     def _refused(self, member: Member, code: str, reason: str) -> None:
         """Carries out what the table of refusals says. The member is on its way out already."""

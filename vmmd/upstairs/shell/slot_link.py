@@ -91,6 +91,7 @@ class SlotLink:
         self._up = False
         self._down = False
         self._reason = ""
+        self._notice = ""
         # How the daemon is reached, once that is known; None without TLS.
         self.peer: PeerTls | None = None
         self._task = self._loop.create_task(self._open())
@@ -225,11 +226,13 @@ class SlotLink:
 
     def noticed(self, text: str) -> None:
         """The daemon ends the session."""
+        self._notice = text
         if not self._down:
             self._owner.link_notice(self._wish.link, text)
 
     def lost(self, reason: str) -> None:
-        """The data connection is gone, and with it the session."""
+        """The data connection is gone, and with it the session; a notice says why."""
+        reason = self._notice or reason
         if not self._welcome.done():
             self._welcome.set_exception(UnavailableError(f"{self._wish.address}: {reason}"))
         elif not self._down:
