@@ -10,12 +10,14 @@ FUZZ_SECONDS ?= 60
 # The seeds of `make sim`: two minutes on two idle processors.
 FIRST ?= 0
 SEEDS ?= 1500
+# Seconds of `make torture-storage`.
+DURATION ?= 40
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv and install everything the programs and tests need
@@ -36,7 +38,8 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 .PHONY: test
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
-	  --ignore tests/compose --ignore tests/guest --ignore tests/sim $(TEST_FLAGS)
+	  --ignore tests/compose --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
+	  $(TEST_FLAGS)
 
 .PHONY: sim
 sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a soak, FIRST=n to begin elsewhere)
@@ -45,6 +48,10 @@ sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a so
 .PHONY: test-sim
 test-sim: setup ## Have the simulator find the bugs planted in tests/sim/mutants
 	@$(BIN)/python -m pytest --numprocesses 2 tests/sim $(TEST_FLAGS)
+
+.PHONY: torture-storage
+torture-storage: setup ## Kill, cut off and fill regions on real file systems (DURATION=seconds; root, for the mounts)
+	@STAIRWELL_TORTURE_SECONDS=$(DURATION) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
 
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)

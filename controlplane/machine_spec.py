@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from controlplane.core.records import DiskRecord, InstanceRecord, InstanceState, with_generation
 from stairlib.wire.construction import to_message
+from stairlib.wire.durations import duration
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
 
 
 def machine_spec(
-    instance: InstanceRecord, disks: Sequence[DiskRecord], generations: Mapping[UUID, int]
+    instance: InstanceRecord,
+    disks: Sequence[DiskRecord],
+    generations: Mapping[UUID, int],
+    unfinished: Collection[UUID] = (),
 ) -> pb.MachineSpec:
-    """The machine of an instance; `generations` are what its volumes are to be activated with."""
+    """The machine of an instance; `generations` are what its volumes are to be activated with.
+    `unfinished` are the disks (keys) of which a recorded member may not have been filled: all three
+    have to be there."""
+    after = instance.activate_with_two_after
     return pb.MachineSpec(
         id=str(instance.id),
         name=instance.name,
@@ -28,6 +35,9 @@ def machine_spec(
                 volume_construction_request=to_message(
                     with_generation(disk.construction, generations[disk.volume_id])
                 ),
+                activate_with_two_after=duration(after)
+                if after and disk.key not in unfinished
+                else None,
             )
             for disk in disks
         ],

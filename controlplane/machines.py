@@ -16,7 +16,8 @@ from contextlib import aclosing
 from contextvars import Context
 from uuid import UUID
 
-from controlplane.core.records import Desired, InstanceRecord, InstanceState
+from controlplane.core.records import Desired, DiskRecord, InstanceRecord, InstanceState
+from controlplane.core.replacement import State
 from controlplane.feed import Feed
 from controlplane.machine_spec import machine_spec, state_of
 from controlplane.peers.vmmd import Vmmd
@@ -160,7 +161,9 @@ class MachineFollower:
         }
         _log.warning("machine is made again", instance=instance.name)
         try:
-            machine = await self._vmmd.ensure_machine(machine_spec(instance, disks, generations))
+            unfinished = await self._unfinished(disks)
+            spec = machine_spec(instance, disks, generations, unfinished)
+            machine = await self._vmmd.ensure_machine(spec)
             if instance.desired is Desired.RUNNING:
                 machine = await self._vmmd.set_machine_state(
                     instance_id, pb.MACHINE_REQUESTED_STATE_RUN
@@ -173,6 +176,13 @@ class MachineFollower:
             return
         await self._store.confirm_instance(instance_id, generations)
         await self.saw(machine)
+
+    async def _unfinished(self, disks: list[DiskRecord]) -> set[UUID]:
+        """The disks whose last replacement was recorded and is not done."""
+        newest = {disk.key: await self._store.newest_replacement(disk.key) for disk in disks}
+        return {
+            key for key, one in newest.items() if one is not None and one.state is not State.DONE
+        }
 
     async def _lost(self, instance_id: UUID, error: UnavailableError) -> None:
         """Says that the state is old."""

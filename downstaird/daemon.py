@@ -6,8 +6,10 @@ from __future__ import annotations
 import random
 from importlib import metadata
 
+import numpy as np
+
 from downstaird.config import RunOptions
-from downstaird.core.engine import Engine
+from downstaird.core.engine import FLAG_FAULTED, Engine
 from downstaird.data_server import DataServer, socket_path
 from downstaird.faults import Delays, with_faults
 from downstaird.region_host import RegionHost
@@ -15,7 +17,7 @@ from downstaird.services import block_service, region_service, repair_service
 from downstaird.services.block_service import BlockServicer, DataPlace
 from downstaird.services.region_service import RegionServicer
 from downstaird.services.repair_service import RepairServicer
-from stairlib.model.errors import UnavailableError
+from stairlib.model.errors import DataError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.addresses import MAX_PORT
 from stairlib.telemetry import trace_service
@@ -105,6 +107,7 @@ class Daemon:
             await self.data.listen(host, wanted, or_any=False)
         await self.data.listen_unix(socket_path(options.directory, definition.id))
         self.rpc.set_serving(True)
+        self._tell_damage()
         _log.info(
             "ready",
             region=str(definition.id),
@@ -114,6 +117,18 @@ class Daemon:
             read_only=options.read_only,
             tls=options.tls is not None,
         )
+
+    def _tell_damage(self) -> None:
+        """Says how much of the region waits for repair, and of the first what was found."""
+        engine = self.host.engine
+        faulted = np.flatnonzero(engine.extent_states().flags & FLAG_FAULTED)
+        if not len(faulted):
+            return
+        first = int(faulted[0])
+        try:
+            engine.contexts(first * engine.definition.geometry.blocks_per_extent, 1)
+        except DataError as error:
+            _log.error("extents are damaged", extents=len(faulted), first=error.message)
 
     async def stop(self) -> None:
         """Health off, sessions told, then everything closed. Nothing is flushed."""

@@ -32,7 +32,8 @@ from downstaird.core.repair_plan import (
 )
 from downstaird.core.session import CopyExtent, Counters
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
-from stairlib.model.errors import DataError, StairwellError, UnavailableError
+from stairlib.model.errors import DataError, StairwellError, StateError, UnavailableError
+from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import TlsFiles, reach
@@ -167,6 +168,7 @@ class ExtentCopier:
             count = min(WINDOW_BLOCKS, self._blocks_per_extent - first)
             answer = await self._source_contexts(stub, source, extent, first, count)
             if stamp is None:
+                self._check_geometry(source, answer)
                 stamp = (answer.generation, answer.flush_number)
             theirs = contexts_of(
                 ((run.first_block - first, run.contexts) for run in answer.runs), count
@@ -204,6 +206,22 @@ class ExtentCopier:
                 return await stub.GetExtentContexts(request, timeout=IDLE_SECONDS)
         except StairwellError as error:
             raise _source_failed(source, error) from error
+
+    def _check_geometry(
+        self, source: CopySource, answer: repair_pb.GetExtentContextsResponse
+    ) -> None:
+        """The upstairs has compared it; a source that it was not told of may be another one."""
+        wanted = self._engine.definition.geometry
+        found = Geometry(answer.block_size, answer.blocks_per_extent, answer.extent_count)
+        if answer.block_size and found != wanted:
+            raise _source_failed(
+                source,
+                StateError(
+                    f"it has {found.describe()}, this region has {wanted.describe()}: repair from "
+                    "a replica of the same set",
+                    reason="GEOMETRY_MISMATCH",
+                ),
+            )
 
     async def _clear(self, base: int, unwritten: list[Run]) -> None:
         """Makes blocks that the source never wrote never-written here."""

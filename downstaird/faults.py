@@ -18,18 +18,19 @@ LOSSY_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """What goes wrong. `latency_seconds` is added to each request frame."""
+    """What goes wrong. read_errors, write_errors, flush_errors: how likely each fails, 0 to 1.
+    latency_seconds is added to each request frame."""
 
     lossy: bool = False
-    read_errors: bool = False
-    write_errors: bool = False
-    flush_errors: bool = False
+    read_errors: float = 0.0
+    write_errors: float = 0.0
+    flush_errors: float = 0.0
     latency_seconds: float = 0.0
 
     @property
     def any_errors(self) -> bool:
         """Whether engine calls fail."""
-        return self.read_errors or self.write_errors or self.flush_errors
+        return any((self.read_errors, self.write_errors, self.flush_errors))
 
 
 class Delays:
@@ -53,8 +54,8 @@ def with_faults(engine: Engine, plan: FaultPlan, chance: random.Random) -> Engin
     if not plan.any_errors:
         return engine
 
-    def fail(wanted: bool, what: str) -> None:
-        if wanted and chance.random() < CHANCE:
+    def fail(probability: float, what: str) -> None:
+        if probability and chance.random() < probability:
             raise _error(what)
 
     read, write, begin = engine.read, engine.write, engine.begin_flush

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire import construction as construction_wire
+from stairlib.wire.durations import seconds_of
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
 from vmmd.core.lifecycle import MachineState, Published
 from vmmd.core.machine import DiskSpec, MachineRecord, MachineSpec
@@ -49,7 +50,8 @@ def spec_from_message(message: pb.MachineSpec) -> MachineSpec:
                 f"{field}: {error.message}",
                 tuple(FieldViolation(f"{field}.{v.field}", v.description, v.reason) for v in found),
             ) from error
-        disks.append(DiskSpec(disk.device, disk.name, disk.read_only, path, construction))
+        after = seconds_of(disk.activate_with_two_after)
+        disks.append(DiskSpec(disk.device, disk.name, disk.read_only, path, construction, after))
     spec = MachineSpec(
         message.id, message.name, message.cpus or 1, message.memory_mib or 512, tuple(disks)
     )

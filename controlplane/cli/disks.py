@@ -62,7 +62,9 @@ def _disk_fields(disk: Disk) -> Table:
             ("served", served),
         ]
         if counters.read_mismatches:
-            rows.append(("mismatches", f"{counters.read_mismatches} served by another member"))
+            healed = f"{counters.read_mismatches} reads served by another member, "
+            healed += f"{counters.blocks_healed} blocks written again"
+            rows.append(("mismatches", healed))
     rows.append(("replacement", disk.replacement_id))
     return fields(rows)
 

@@ -19,6 +19,9 @@ NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 # Disks sit at PCI devices 16 to 23: eight slots.
 SLOTS = 8
 CPUS_MAX = 64
+# Of a wait for the third copy: shorter is a restart of a daemon, longer is no wait but a wish.
+TWO_AFTER_SECONDS_MIN = 1
+TWO_AFTER_SECONDS_MAX = 86_400
 # 1 TiB: above it a number of MiB was meant as something else.
 MEMORY_MIB_MAX = 1 << 20
 

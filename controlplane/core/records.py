@@ -76,6 +76,8 @@ class InstanceRecord:
     request_id: str
     confirmed: bool
     created_at: float
+    # Seconds until two copies of a disk serve without the third; 0 = never.
+    activate_with_two_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class CreateInstance:
     request_id: str = ""
     cpus: int = 0
     memory_mib: int = 0
+    activate_with_two_after: float = 0.0
     unread: tuple[FieldViolation, ...] = ()
 
 
@@ -146,6 +147,7 @@ class Instances:
             request_id=wish.request_id,
             confirmed=False,
             created_at=self._clock(),
+            activate_with_two_after=wish.activate_with_two_after,
         )
         return instance, [_disk(instance, disk) for disk in wish.disks]
 

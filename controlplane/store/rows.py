@@ -57,6 +57,7 @@ def instance_row(record: InstanceRecord) -> dict[str, Any]:
         "request_id": record.request_id,
         "confirmed": record.confirmed,
         "created_at": record.created_at,
+        "activate_with_two_after": record.activate_with_two_after,
     }
 
 
@@ -74,6 +75,7 @@ def instance_of(row: Row) -> InstanceRecord:
         request_id=row["request_id"],
         confirmed=row["confirmed"],
         created_at=row["created_at"],
+        activate_with_two_after=row["activate_with_two_after"],
     )
 
 

@@ -45,6 +45,7 @@ instances = Table(
     Column("request_id", Text, nullable=False),
     Column("confirmed", Boolean, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("activate_with_two_after", Float, nullable=False, server_default="0"),
 )
 
 disks = Table(

@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic
 
-from downstaird.core.verification import Verification
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from downstaird.core.verification import BAD_BLOCKS_NAMED_MAX, BadBlock, Verification
 from downstaird.regions import opened
 
-PROGRESS_SECONDS = 0.5
 
-
-def verify(directory: Path) -> int:
-    """Reads every stored block. 0 when each matches its context, 1 when one does not."""
+def verify(directory: Path, *, threads: int = 0, output: str = "human") -> int:
+    """Reads every stored block. 0 when each matches its context, 1 when one does not. threads 0: as
+    many as there are processors."""
     with opened(directory) as engine:
         definition = engine.definition
-        check = Verification(engine)
-        shown = monotonic()
-        progress = sys.stderr.isatty()
-        for _ in check.steps():
-            if progress and monotonic() - shown >= PROGRESS_SECONDS:
-                shown = monotonic()
-                _show(check, definition.geometry.extent_count, end="\r")
-        if progress:
-            _show(check, definition.geometry.extent_count, end="\n")
-        size = check.blocks_read * definition.geometry.block_size / (1 << 20)
-        print(
-            f"region {definition.id}: {check.blocks_read} blocks ({size:.0f} MiB) read, "
-            f"{check.blocks_bad} bad"
-        )
-        for bad in check.bad_blocks:
-            print(f"  block {bad.block}: {bad.reason}")
-        if check.blocks_bad > len(check.bad_blocks):
-            print("  and more; the first are named")
-        return 1 if check.blocks_bad else 0
-
-
-def _show(check: Verification, extents: int, *, end: str) -> None:
-    done = check.extents_done
-    print(
-        f"extent {done} of {extents} ({100 * done // extents} %), "
-        f"{check.blocks_read} blocks read, {check.blocks_bad} bad",
-        end=end,
-        file=sys.stderr,
-        flush=True,
+    extents = definition.geometry.extent_count
+    count = max(1, min(threads or os.cpu_count() or 1, extents))
+    edges = [extents * part // count for part in range(count + 1)]
+    columns = (TextColumn("verify"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(
+        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
     )
+    with progress:
+        task = progress.add_task("verify", total=extents)
+
+        def check(part: range) -> Verification:
+            # A region is for one thread; opened read-only, it can be open as often as it is asked.
+            with opened(directory) as engine:
+                checked = Verification(engine, extents=part)
+                done = 0
+                for _ in checked.steps():
+                    if checked.extents_done > done:
+                        progress.advance(task, checked.extents_done - done)
+                        done = checked.extents_done
+                return checked
+
+        with ThreadPoolExecutor(count) as pool:
+            parts = list(pool.map(check, map(range, edges[:-1], edges[1:])))
+    bad = [block for part in parts for block in part.bad_blocks][:BAD_BLOCKS_NAMED_MAX]
+    read = sum(part.blocks_read for part in parts)
+    blocks_bad = sum(part.blocks_bad for part in parts)
+    if output == "json":
+        _print_json(str(definition.id), read, blocks_bad, bad)
+    else:
+        size = read * definition.geometry.block_size / (1 << 20)
+        print(f"region {definition.id}: {read} blocks ({size:.0f} MiB) read, {blocks_bad} bad")
+        for block in bad:
+            print(f"  block {block.block}: {block.reason}")
+        if blocks_bad > len(bad):
+            print("  and more; the first are named")
+    return 1 if blocks_bad else 0
+
+
+def _print_json(region: str, read: int, bad: int, blocks: list[BadBlock]) -> None:
+    named = [{"block": each.block, "reason": each.reason} for each in blocks]
+    found = {"region": region, "blocks_read": read, "blocks_bad": bad, "bad_blocks": named}
+    print(json.dumps(found, indent=2))

@@ -40,7 +40,7 @@ class ChunkMap:
         contexts: ContextFiles,
         *,
         cache_bytes: int,
-        on_damage: Callable[[int], None],
+        on_damage: Callable[[int, DataError], None],
     ) -> None:
         self._layout = layout
         self.data = data
@@ -81,8 +81,8 @@ class ChunkMap:
             return home
         try:
             contexts = self.context_files.load(chunk, physical, self.sides[physical])
-        except DataError:
-            self._on_damage(chunk)
+        except DataError as error:
+            self._on_damage(chunk, error)
             raise
         home = Home.of(contexts, self._layout.blocks_in(chunk))
         self.remember(physical, home)

@@ -21,6 +21,7 @@ from downstaird.core.engine import (
     Marks,
 )
 from downstaird.core.log_record import EXTENT, ExtentEntries
+from stairlib.model.errors import DataError
 
 _UNMARKED = np.uint32(0xFFFFFFFF ^ (FLAG_INCOMPLETE | FLAG_TOWARDS))
 
@@ -43,9 +44,14 @@ class ExtentTable:
         self._cleared: set[int] = set()
         # Extents whose stored content cannot all be read: neither read nor written until repaired.
         self.damaged: set[int] = set()
+        # What was found, of those of them where it was found since the region was opened.
+        self._found: dict[int, DataError] = {}
 
     def adopt(self, durable: ExtentEntries) -> None:
         """Takes over what recovery found."""
+        # A program that knows no such mark clears the other bit alone when the extent is whole.
+        whole = (durable["flags"] & FLAG_INCOMPLETE) == 0
+        durable["flags"][whole] &= _UNMARKED
         self.durable = durable
         self._seen = durable.copy()
         self._marks = durable.copy()
@@ -66,11 +72,24 @@ class ExtentTable:
         """The session changed something in the extent."""
         self._active.add(extent)
 
-    def fault(self, extent: int) -> None:
-        """Something stored for the extent is damaged."""
+    def fault(self, extent: int, found: DataError | None = None) -> None:
+        """Something stored for the extent is damaged. found: names file and offset."""
+        if found is not None:
+            self._found[extent] = found
         for table in (self._seen, self._marks, self.durable):
             table["flags"][extent] |= FLAG_FAULTED
         self.damaged.add(extent)
+
+    def refusal(self, extent: int) -> DataError:
+        """What who asks for the extent is told: EXTENT_FAULTED, with what was found."""
+        found = self._found.get(extent)
+        why = f": {found.message}" if found is not None else ""
+        metadata = found.metadata if found is not None else {}
+        return DataError(
+            f"extent {extent} is damaged and waits for repair from another replica{why}",
+            reason="EXTENT_FAULTED",
+            **{**metadata, "extent": str(extent)},
+        )
 
     def incomplete_count(self) -> int:
         """How many have been marked by a repair that is not flushed to the end."""
@@ -91,6 +110,8 @@ class ExtentTable:
         self._active.difference_update(numbers)
         self._copied.difference_update(numbers)
         self.damaged.difference_update(numbers)
+        for extent in numbers:
+            self._found.pop(extent, None)
         return entries
 
     def copied(self, extent: int, generation: int, number: int) -> None:
@@ -136,6 +157,9 @@ class ExtentTable:
         self._seen[extents] = self._stamped
         for extent, stamp in raised.items():
             self._raise_to(extent, stamp)
+        # Damage found while the flush ran is not in the entries.
+        for extent in self.damaged.intersection(extents.tolist()):
+            self.fault(extent)
         self._end_freeze()
 
     def fail(self) -> None:

@@ -11,14 +11,16 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 from downstaird.core.disk import Buffer, File
 from downstaird.core.log_record import (
     HEADER_BYTES,
+    MAGIC,
     RECORD_ALIGN,
     VERSION,
     Record,
@@ -28,12 +30,15 @@ from downstaird.core.log_record import (
     encode,
     parse_head,
     record_bytes,
+    tag_of,
 )
 from stairlib.model.errors import DataError
 
 LOG_NAMES = ("log-0", "log-1")
 # Data is hashed in parts of this size at recovery, to bound memory.
 _HASH_STEP = 4 << 20
+# What follows the chain is looked through in parts of this size.
+_SCAN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Log:
         self._zero_bytes = zero_bytes
         self._ends = [0, 0]
         self._zeroed = [file.size() for file in files]
+        self._keep: int | None = None
 
     @property
     def active_bytes(self) -> int:
@@ -105,33 +111,65 @@ class Log:
         """Seals the active file: the next record begins the other one, which must be free."""
         self.active = 1 - self.active
         self._ends[self.active] = 0
+        keep = self._keep
+        if keep is not None and self._zeroed[self.active] > keep:
+            self.files[self.active].truncate(keep)
+            self._zeroed[self.active] = keep
 
     def retire(self, index: int, keep_bytes: int) -> None:
-        """The file's records are no longer needed. Space above `keep_bytes` is given back."""
+        """The file's records are no longer needed. Space above `keep_bytes` is given back when the
+        file is used again: until then the older state file could still be read with it."""
         assert index != self.active
         self._ends[index] = 0
-        if self._zeroed[index] > keep_bytes:
-            self.files[index].truncate(keep_bytes)
-            self._zeroed[index] = keep_bytes
+        self._keep = keep_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One record that recovery found whole."""
+    """One record that recovery found. whole: its data is what was flushed; where it is not, a later
+    record proves that it had been."""
 
     record: Record
     place: LogPlace
+    whole: bool = True
+
+    def end(self, block_size: int) -> int:
+        """Offset of the first byte behind the record."""
+        record = self.record
+        return self.place.offset + record_bytes(record.table_bytes, record.data_bytes, block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class LostRecord:
+    """A flushed record that cannot be read: what it changed is not known. highest: the last
+    sequence that is in the files."""
+
+    file: str
+    offset: int
+    sequence: int
+    highest: int
+
+    @property
+    def text(self) -> str:
+        """What is lost and what helps, for people."""
+        return (
+            f"{self.file} is damaged at byte {self.offset}: flushed record {self.sequence} cannot "
+            "be read, though later ones were made, and what it changed is not known; all extents "
+            "wait for repair from another replica"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """All that recovery found: records in order, and where to go on."""
+    """All that recovery found: records in order, and where to go on. lost: where the chain was
+    broken before its end."""
 
     found: list[Replayed]
     active: int
     ends: tuple[int, int]
     next_sequence: int
     chain: int
+    lost: LostRecord | None = None
 
 
 class LogReader:
@@ -145,34 +183,67 @@ class LogReader:
         self._block_size = block_size
         self._void = void
 
-    def replay(self, first: int, sequence: int, chain: int) -> Chain:
-        """The chain from the start of file `first`, then of the other. DataError where what is
-        recorded there is damaged though it had once been synced, or was written by a newer
-        version."""
+    def replay(self, first: int, sequence: int, chain: int, followed: int = 0) -> Chain:
+        """The chain from the start of file `first`, then of the other. followed: a record that is
+        known to have been there, and what came before it. DataError for a file of another region,
+        or for what a newer version has written."""
+        for index in (0, 1):
+            self._check_ours(index)
         found: list[Replayed] = []
-        ends = [0, 0]
-        active = first
-        sequence = self._skip_void(sequence)
+        start = self._skip_void(sequence)
+        following = start
+        before = chain
         for index in (first, 1 - first):
-            begun = len(found)
             offset = 0
-            while (taken := self._record_at(index, offset, sequence, chain)) is not None:
+            while (taken := self._record_at(index, offset, following, before)) is not None:
                 found.append(taken)
-                chain = taken.record.checksum
-                sequence = self._skip_void(sequence + 1)
-                offset += record_bytes(
-                    taken.record.table_bytes, taken.record.data_bytes, self._block_size
-                )
-            if len(found) > begun:
-                active = index
-                ends[index] = offset
-        self._check_nothing_follows(active, ends[active], sequence, chain)
-        return Chain(found, active, (ends[0], ends[1]), sequence, chain)
+                before = taken.record.checksum
+                following = self._skip_void(following + 1)
+                offset = taken.end(self._block_size)
+        ends = self._ends(found)
+        highest = self._highest_behind(ends)
+        if found and not found[-1].whole:
+            last = found[-1].record.sequence
+            if highest < following and followed < last:
+                # Nothing says that it was ever synced: torn, as a power cut leaves it.
+                found.pop()
+                following = last
+                before = found[-1].record.checksum if found else chain
+                ends = self._ends(found)
+        active = found[-1].place.log if found else first
+        lost = None
+        if highest > following or followed >= following:
+            highest = max(highest, followed)
+            lost = LostRecord(self._files[active].name, ends[active], following, highest)
+        return Chain(found, active, ends, following, before, lost)
+
+    def _ends(self, found: Sequence[Replayed]) -> tuple[int, int]:
+        ends = [0, 0]
+        for each in found:
+            ends[each.place.log] = each.end(self._block_size)
+        return ends[0], ends[1]
 
     def _skip_void(self, sequence: int) -> int:
         while sequence in self._void:
             sequence += 1
         return sequence
+
+    def _check_ours(self, index: int) -> None:
+        """A file begins with a record of this region, with zeros, or with what was torn. A file
+        that was mixed up can be put back, so it is not taken for damage."""
+        file = self._files[index]
+        if file.size() < HEADER_BYTES:
+            return
+        raw = file.pread(HEADER_BYTES, 0)
+        head = parse_head(raw, tag=tag_of(raw), block_size=None)
+        if head is None or tag_of(raw) == self._tag or self._decoded(head, index, 0) is None:
+            return
+        raise DataError(
+            f"{file.name} is not this region's: at byte 0 it holds a record of another one; put "
+            "the right file back, or replace this region by repair from other replicas",
+            file=file.name,
+            offset="0",
+        )
 
     def _head_at(self, index: int, offset: int) -> RecordHead | None:
         file = self._files[index]
@@ -182,14 +253,12 @@ class LogReader:
         return parse_head(raw, tag=self._tag, block_size=self._block_size)
 
     def _record_at(self, index: int, offset: int, sequence: int, chain: int) -> Replayed | None:
+        """The record, if header and table are whole and it is the chain's next."""
         file = self._files[index]
         head = self._head_at(index, offset)
         if head is None or head.sequence != sequence or head.previous != chain:
             return None
-        start = data_start(head.table_bytes, self._block_size)
-        if offset + start + head.data_bytes > file.size():
-            return None
-        record = decode(head, file.pread(head.table_bytes, offset + HEADER_BYTES))
+        record = self._decoded(head, index, offset)
         if record is None:
             return None
         if head.version != VERSION:
@@ -200,41 +269,48 @@ class LogReader:
                 file=file.name,
                 offset=str(offset),
             )
+        start = offset + data_start(head.table_bytes, self._block_size)
+        return Replayed(
+            record, LogPlace(index, offset, start), self._data_is_whole(head, index, start)
+        )
+
+    def _data_is_whole(self, head: RecordHead, index: int, start: int) -> bool:
+        file = self._files[index]
+        if start + head.data_bytes > file.size():
+            return False
         hasher = xxhash.xxh3_64()
         for at in range(0, head.data_bytes, _HASH_STEP):
             step = min(_HASH_STEP, head.data_bytes - at)
-            hasher.update(file.pread(step, offset + start + at))
-        if hasher.intdigest() != head.data_hash:
-            return None
-        return Replayed(record, LogPlace(index, offset, offset + start))
+            try:
+                hasher.update(file.pread(step, start + at))
+            except DataError:
+                return False
+        return hasher.intdigest() == head.data_hash
 
-    def _check_nothing_follows(self, index: int, offset: int, sequence: int, chain: int) -> None:
-        """A record that was never synced has no successor. One that does is damaged, not torn."""
-        head = self._head_at(index, offset)
-        places = [(1 - index, 0)]
-        if head is not None and head.sequence == sequence and head.previous == chain:
-            length = record_bytes(head.table_bytes, head.data_bytes, self._block_size)
-            places.append((index, offset + length))
-        else:
-            head = None
-        for other, at in places:
-            successor = self._head_at(other, at)
-            if successor is None or successor.sequence <= sequence:
-                continue
-            if head is not None and successor.previous != head.checksum:
-                continue
-            if decode(successor, self._table_of(successor, other, at)) is None:
-                continue
-            name = self._files[index].name
-            raise DataError(
-                f"{name} is damaged at byte {offset}: flushed record {sequence} cannot be read, "
-                "though a later one is there: replace this region by repair from other replicas",
-                reason="DATA_LOSS",
-                file=name,
-                offset=str(offset),
-            )
+    def _highest_behind(self, ends: tuple[int, int]) -> int:
+        """The highest sequence of the records behind the chain's end in both files. A record that
+        was never synced has no successor: one that has is damaged, not torn."""
+        highest = 0
+        for index, end in enumerate(ends):
+            for offset in self._marked(index, end):
+                head = self._head_at(index, offset)
+                if head is None or head.sequence <= highest:
+                    continue
+                if self._decoded(head, index, offset) is not None:
+                    highest = head.sequence
+        return highest
 
-    def _table_of(self, head: RecordHead, index: int, offset: int) -> bytes:
+    def _marked(self, index: int, start: int) -> Iterator[int]:
+        """Offsets from `start` on where a record of any kind may begin."""
+        file = self._files[index]
+        size = file.size() // RECORD_ALIGN * RECORD_ALIGN
+        for at in range(start, size, _SCAN_BYTES):
+            raw = file.pread(min(_SCAN_BYTES, size - at), at)
+            words = np.frombuffer(raw, dtype="<u4")[:: RECORD_ALIGN // 4]
+            for place in np.flatnonzero(words == MAGIC).tolist():
+                yield at + place * RECORD_ALIGN
+
+    def _decoded(self, head: RecordHead, index: int, offset: int) -> Record | None:
         file = self._files[index]
         size = min(head.table_bytes, max(0, file.size() - offset - HEADER_BYTES))
-        return file.pread(size, offset + HEADER_BYTES)
+        return decode(head, file.pread(size, offset + HEADER_BYTES))

@@ -173,8 +173,15 @@ class RecordHead:
     checksum: int
 
 
-def parse_head(raw: bytes, *, tag: int, block_size: int) -> RecordHead | None:
-    """The header in `raw` (128 bytes); None when this is no record of the region `tag`."""
+def tag_of(raw: bytes) -> int:
+    """The region tag in a header, whatever that is worth."""
+    tag: int = HEADER.unpack_from(raw)[3]
+    return tag
+
+
+def parse_head(raw: bytes, *, tag: int, block_size: int | None) -> RecordHead | None:
+    """The header in `raw` (128 bytes); None when this is no record of the region `tag`. block_size
+    None: of any."""
     fields = HEADER.unpack_from(raw)
     if fields[0] != MAGIC or fields[3] != tag:
         return None
@@ -186,7 +193,9 @@ def parse_head(raw: bytes, *, tag: int, block_size: int) -> RecordHead | None:
         + blocks * (8 + CONTEXT_BYTES)
         + remap_contexts * CONTEXT_BYTES
     )
-    if fields[14] != table_bytes or fields[15] != blocks * block_size:
+    if fields[14] != table_bytes:
+        return None
+    if block_size is not None and fields[15] != blocks * block_size:
         return None
     return RecordHead(
         raw=raw,

@@ -182,7 +182,7 @@ class Region:
             region.void.load()
             if not read_only:
                 region._store_again()
-            recover(region)
+            recover(region, read_only=read_only)
         except BaseException:
             _close_all(disk, files)
             raise
@@ -296,11 +296,7 @@ class Region:
         per_extent = self.layout.geometry.blocks_per_extent
         for extent in range(offset // per_extent, (offset + count - 1) // per_extent + 1):
             if extent in self.extents.damaged:
-                raise DataError(
-                    f"extent {extent} is damaged and waits for repair from another replica",
-                    reason="EXTENT_FAULTED",
-                    extent=str(extent),
-                )
+                raise self.extents.refusal(extent)
 
     def _touch(self, offset: int, count: int) -> None:
         per_extent = self._per_extent
@@ -328,9 +324,9 @@ class Region:
             done += here
         return found
 
-    def fault_chunk(self, chunk: int) -> None:
+    def fault_chunk(self, chunk: int, found: DataError) -> None:
         """Something stored for the chunk is damaged: its extent waits for repair."""
-        self.extents.fault(chunk // self.layout.chunks_per_extent)
+        self.extents.fault(chunk // self.layout.chunks_per_extent, found)
         self.overlay.clear(chunk)
 
     # --- extents, ownership

@@ -90,7 +90,7 @@ class MoveJob:
     context_files: ContextFiles
     moves: list[Move]
     cursor: int
-    damaged: list[int] = field(default_factory=list)
+    damaged: list[tuple[int, DataError]] = field(default_factory=list)
 
     def run(self) -> None:
         """DataError when something cannot be written."""
@@ -124,7 +124,7 @@ class MoveJob:
         except DataError as error:
             if error.reason != "EXTENT_FAULTED":
                 raise
-            self.damaged.append(move.chunk)
+            self.damaged.append((move.chunk, error))
             return None
         return Home.of(contexts, self.layout.blocks_in(move.chunk))
 
@@ -204,6 +204,7 @@ def next_job(region: Region, seal: Seal) -> CheckpointJob:
         chunks=chunks.durable.copy(),
         sides=bytearray(chunks.sides),
         extents=region.extents.durable.copy(),
+        followed=region.log.next_sequence - 1,
     )
     return CommitJob(
         data=chunks.data,
@@ -269,8 +270,8 @@ def _move_of(region: Region, plan: LogPlan, chunk: int, start: int, stop: int) -
 def finish_move(region: Region, seal: Seal, job: MoveJob) -> None:
     """The step's blocks are read from their homes from now on."""
     chunks = region.chunks
-    for chunk in job.damaged:
-        region.fault_chunk(chunk)
+    for chunk, error in job.damaged:
+        region.fault_chunk(chunk, error)
     for move in job.moves:
         if move.result is None:
             continue

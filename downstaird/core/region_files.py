@@ -131,7 +131,7 @@ def _parse_definition(name: str, raw: bytes) -> tuple[RegionDefinition, Layout]:
         fields = json.loads(raw)
         checksum = fields.pop("checksum")
         version = fields["format_version"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(name, "it is not the JSON object this program writes") from error
     if checksum != _checksum(fields):
         raise _damaged(name, "its checksum does not match its fields")

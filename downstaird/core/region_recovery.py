@@ -1,6 +1,12 @@
 """Opening a region: the state of the last checkpoint, then the log's records on top. Writes
-nothing. A region that is to be written has had all its files synced before, so that what is read
-here is durable.
+nothing, but where a record is lost. A region that is to be written has had all its files synced
+before, so that what is read here is durable.
+
+Damage faults the extents it can have touched, and no more: of a record whose table is whole those
+where a damaged block is still the newest; of a lost page of the map those with a chunk that no
+later record has given a new place; behind the end of the data file those that lie there; of a
+record whose table is lost all of them, and then a new state says so durably before anything is
+added to the log: only so can a record of the repair that follows be told from one before it.
 
 Afterwards the region is exactly as the last flush that is found whole left it; unflushed writes
 are gone, so no extent is dirty.
@@ -8,21 +14,26 @@ are gone, so no extent is dirty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from downstaird.core.chunk_contexts import Home
-from downstaird.core.log import Chain, LogReader, Replayed
+from downstaird.core.engine import FLAG_FAULTED
+from downstaird.core.log import Chain, LogReader, LostRecord, Replayed
 from downstaird.core.log_plan import plan_of
 from downstaird.core.overlay import DISCARDED, LoggedEpoch
 from downstaird.core.region_checkpoint import Seal
-from downstaird.core.state_file import State, load_state
+from downstaird.core.state_file import State, load_state, page_of_chunk, page_of_extent, store_state
+from stairlib.model.context import mismatches
 from stairlib.model.errors import DataError
 
 if TYPE_CHECKING:
     from downstaird.core.region import Region
+
+# Doubtful blocks are checked in parts of this size, to bound memory.
+_CHECK_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -32,9 +43,11 @@ class _Replay:
     state: State
     fresh: dict[int, Home]
     next_id: int = 0
+    # Records whose table is whole and whose data is not, with the id of their first block.
+    doubtful: list[tuple[Replayed, int]] = field(default_factory=list)
 
 
-def recover(region: Region) -> None:
+def recover(region: Region, *, read_only: bool) -> None:
     """Fills a region whose files have just been opened. DataError."""
     layout = region.layout
     state = load_state(region.state_files, layout, region.tag, region.void.checkpoint)
@@ -44,10 +57,17 @@ def recover(region: Region) -> None:
         block_size=layout.geometry.block_size,
         void=region.void.records,
     )
-    chain = reader.replay(state.log, state.sequence, state.chain)
+    chain = reader.replay(state.log, state.sequence, state.chain, state.followed)
     replay = _Replay(state, {})
     for replayed in chain.found:
         _apply(region, replay, replayed)
+    if chain.lost is not None:
+        state.extents["flags"] |= FLAG_FAULTED
+        if not read_only:
+            _begin_anew(region, state, chain.lost)
+            recover(region, read_only=False)
+            _explain(region, chain.lost)
+            return
     region.state_count = max(state.count, region.void.checkpoint)
     region.state_at = state.file
     region.chunks.adopt(state.chunks, state.sides, replay.fresh)
@@ -56,6 +76,83 @@ def recover(region: Region) -> None:
     region.overlay.active.reset(replay.next_id)
     _fill_tables(region)
     region.seal = _seal_of(state, chain, region.overlay.logged)
+    _fault_what_is_lost(region, replay)
+    if chain.lost is not None:
+        _explain(region, chain.lost)
+
+
+def _explain(region: Region, lost: LostRecord) -> None:
+    found = DataError(lost.text, file=lost.file, offset=str(lost.offset))
+    for extent in range(region.layout.geometry.extent_count):
+        region.extents.fault(extent, found)
+
+
+def _begin_anew(region: Region, state: State, lost: LostRecord) -> None:
+    """Stores a state with all extents faulted, from which a new chain begins. The map is kept as
+    far as it is known, and so is what lies there, until the repair lets go of it."""
+    state.file = 1 - state.file
+    state.count = max(state.count, region.void.checkpoint) + 1
+    state.log = 0
+    state.sequence = lost.highest + 1
+    state.chain = 0
+    top = int(state.chunks.max(initial=0)) + 1
+    state.sides += bytes(max(0, top - len(state.sides)))
+    region.overlay.drop_logged(len(region.overlay.logged))
+    store_state(region.state_files[state.file], state, region.tag)
+
+
+def _fault_what_is_lost(region: Region, replay: _Replay) -> None:
+    """Extents of which something that counts cannot be read."""
+    layout = region.layout
+    state_file = region.state_files[replay.state.file].name
+    data = region.chunks.data
+
+    def fault(chunk: int, text: str, name: str, offset: int) -> None:
+        found = DataError(text, file=name, offset=str(offset))
+        region.extents.fault(chunk // layout.chunks_per_extent, found)
+
+    for extent in np.flatnonzero(replay.state.extents["flags"] & FLAG_FAULTED).tolist():
+        at = page_of_extent(extent, layout)
+        text = f"the page of {state_file} at byte {at} is damaged, or says so since it was found"
+        region.extents.fault(extent, DataError(text, file=state_file, offset=str(at)))
+    for chunk in np.flatnonzero(replay.state.lost).tolist():
+        at = page_of_chunk(chunk)
+        text = f"the page of {state_file} at byte {at} that says where it is stored is damaged"
+        fault(chunk, text, state_file, at)
+    starts = replay.state.chunks.astype(np.int64) * layout.chunk_bytes
+    for chunk in np.flatnonzero((starts > 0) & (starts >= data.size())).tolist():
+        text = f"{data.name} ends at byte {data.size()}, before what is stored at {starts[chunk]}"
+        fault(chunk, text, data.name, int(starts[chunk]))
+    for replayed, first in replay.doubtful:
+        log = region.log.files[replayed.place.log].name
+        for index in _bad_blocks(region, replayed):
+            chunk, place = divmod(int(replayed.record.addresses[index]), layout.chunk_blocks)
+            table = region.overlay.tables.get(chunk)
+            if table is not None and table[place] == first + index:
+                at = replayed.place.data_offset + index * layout.geometry.block_size
+                fault(chunk, f"the block in {log} at byte {at} is damaged", log, at)
+
+
+def _bad_blocks(region: Region, replayed: Replayed) -> list[int]:
+    """Indexes of the record's blocks that are not what their contexts say, or cannot be read."""
+    size = region.layout.geometry.block_size
+    file = region.log.files[replayed.place.log]
+    count = len(replayed.record.addresses)
+    bad: list[int] = []
+    step = max(1, _CHECK_BYTES // size)
+    for first in range(0, count, step):
+        here = min(step, count - first)
+        try:
+            data = file.pread(here * size, replayed.place.data_offset + first * size)
+        except DataError:
+            bad += range(first, first + here)
+            continue
+        contexts = replayed.record.contexts[first : first + here]
+        encrypted = region.definition.encrypted
+        found = mismatches(data, contexts, size, encrypted=encrypted)
+        bad += [first + int(index) for index in found]
+    # The hash over all said that one is: where none gives itself away, any may be it.
+    return bad or list(range(count))
 
 
 def _apply(region: Region, replay: _Replay, replayed: Replayed) -> None:
@@ -74,6 +171,7 @@ def _apply(region: Region, replay: _Replay, replayed: Replayed) -> None:
     if len(record.addresses) and int(record.addresses.max()) >= limit:
         raise _impossible(file.name, place.offset, "a block")
     at = 0
+    state.lost[record.remaps[:, 0]] = False
     for chunk, physical in record.remaps.tolist():
         replay.fresh.pop(int(state.chunks[chunk]), None)
         state.chunks[chunk] = physical
@@ -84,6 +182,8 @@ def _apply(region: Region, replay: _Replay, replayed: Replayed) -> None:
     if not (len(record.addresses) or len(record.discards) or len(record.remaps)):
         return
     count = len(record.addresses)
+    if not replayed.whole:
+        replay.doubtful.append((replayed, replay.next_id))
     region.overlay.add_logged(
         LoggedEpoch(
             start=replay.next_id,

@@ -1,4 +1,5 @@
-"""A small file that always holds one whole value: two slots, written in turn and synced.
+"""A small file that always holds one whole value: two slots, written and synced one after the
+other.
 
     0       slot 0: head, body, checksum; zeros up to 512 bytes
     4096    slot 1
@@ -10,6 +11,7 @@ which version it is of; the two slots may be of two versions.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import xxhash
@@ -81,7 +83,16 @@ class SlotFile:
         return 0, 0, None
 
     def store(self, body: bytes) -> None:
-        """Returns once it is durable. DataError; the value before is then still there."""
+        """Returns once it is durable. DataError; the value before is then still there.
+
+        Both slots get it: were it in one alone, damage to that one would bring the value before
+        back."""
+        self._store_once(body)
+        # It is durable already, so a failure of the second is none.
+        with contextlib.suppress(DataError):
+            self._store_once(body)
+
+    def _store_once(self, body: bytes) -> None:
         version = self._body_bytes.index(len(body)) + 1
         self._count += 1
         raw = _HEAD.pack(self._magic, version, 0, self._count) + body

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ VERSION = 1
 # magic, version, log that the chain begins in, region tag, count of checkpoints, first sequence,
 # chain, map pages, extent pages, checksum
 HEADER = struct.Struct("<IHHQQQQIIQ")
+# Behind the header, in its sector: the last record that was there when the state was made, and a
+# checksum of the header and of that. Where they do not fit together nothing is known of it.
+_FOLLOWED = struct.Struct("<QQ")
 PAGE_BYTES = 4096
 PAYLOAD_BYTES = 4080
 _TRAILER = struct.Struct("<IIQ")  # page number, low half of the count, checksum
@@ -46,7 +49,9 @@ class State:
     """A region as of a checkpoint. chunks: physical chunk per logical one. sides: contexts file
     per physical chunk.
 
-    file: which of the two state files. damaged: extents whose part could not be read.
+    file: which of the two state files. followed: sequence of the last record when the state was
+    made, which must be there still; 0 where that is not known. damaged: extents whose part could
+    not be read. lost: per chunk, whether its part of the map could not be.
     """
 
     file: int
@@ -57,7 +62,9 @@ class State:
     chunks: npt.NDArray[np.uint32]
     sides: bytearray
     extents: ExtentEntries
+    followed: int = 0
     damaged: frozenset[int] = frozenset()
+    lost: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
 
 def encode_state(state: State, tag: int) -> bytes:
@@ -74,6 +81,27 @@ def encode_state(state: State, tag: int) -> bytes:
     for number, page in enumerate(pages, start=1):
         out.append(_seal(page.tobytes(), number, low))
     return b"".join(out)
+
+
+def store_state(file: File, state: State, tag: int) -> None:
+    """Returns once the state is durable: its pages first, then the header that makes it count.
+    DataError."""
+    raw = memoryview(encode_state(state, tag))
+    file.pwritev([raw[PAGE_BYTES:]], PAGE_BYTES)
+    file.datasync()
+    file.pwritev([raw[:PAGE_BYTES]], 0)
+    file.datasync()
+
+
+def page_of_chunk(chunk: int) -> int:
+    """Offset of the page of the map that has the chunk."""
+    return (1 + chunk // _MAP_ENTRIES) * PAGE_BYTES
+
+
+def page_of_extent(extent: int, layout: Layout) -> int:
+    """Offset of the page of the extent table that has the extent."""
+    map_pages = -(-layout.chunk_count // _MAP_ENTRIES)
+    return (1 + map_pages + extent // _EXTENT_ENTRIES) * PAGE_BYTES
 
 
 def _pages(raw: bytes, used: int) -> npt.NDArray[np.uint8]:
@@ -106,7 +134,13 @@ def _encode_head(state: State, tag: int, map_pages: int, extent_pages: int) -> b
         0,
     )
     body = head[:-8]
-    return (body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))).ljust(PAGE_BYTES, b"\0")
+    head = body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
+    return (head + _followed(head, state.followed)).ljust(PAGE_BYTES, b"\0")
+
+
+def _followed(head: bytes, sequence: int) -> bytes:
+    checksum = xxhash.xxh3_64_intdigest(head + struct.pack("<Q", sequence))
+    return _FOLLOWED.pack(sequence, checksum)
 
 
 def load_state(files: Sequence[File], layout: Layout, tag: int, void: int) -> State:
@@ -128,7 +162,8 @@ def load_state(files: Sequence[File], layout: Layout, tag: int, void: int) -> St
 def _read_head(file: File, tag: int) -> tuple[int, ...] | None:
     if file.size() < PAGE_BYTES:
         return None
-    raw = file.pread(HEADER.size, 0)
+    page = file.pread(HEADER.size + _FOLLOWED.size, 0)
+    raw = page[: HEADER.size]
     fields = HEADER.unpack(raw)
     if fields[0] != MAGIC or fields[3] != tag:
         return None
@@ -142,7 +177,9 @@ def _read_head(file: File, tag: int) -> tuple[int, ...] | None:
             file=file.name,
             offset="0",
         )
-    return fields
+    followed, _ = _FOLLOWED.unpack_from(page, HEADER.size)
+    known = _followed(raw, followed) == page[HEADER.size :]
+    return (*fields, followed if known else 0)
 
 
 def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout) -> State:
@@ -161,12 +198,15 @@ def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout)
     available = min(len(raw), max(0, file.size() - PAGE_BYTES))
     raw[:available] = file.pread(available, PAGE_BYTES)
     damaged: set[int] = set()
+    lost = np.zeros(chunk_count, dtype=np.bool_)
     view = memoryview(raw)
     for number in range(map_pages + extent_pages):
         page = view[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
         if not _page_is_whole(page, number + 1, low):
             page[:] = bytes(PAGE_BYTES)
             damaged |= _extents_of(number, map_pages, layout)
+            if number < map_pages:
+                lost[number * _MAP_ENTRIES : (number + 1) * _MAP_ENTRIES] = True
     pages = np.frombuffer(raw, dtype=np.uint8).reshape(-1, PAGE_BYTES)
     entries = pages[:map_pages, : _MAP_ENTRIES * 4].reshape(-1).view("<u4")[:chunk_count]
     used = _EXTENT_ENTRIES * EXTENT.itemsize
@@ -186,7 +226,9 @@ def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout)
         chunks=chunks,
         sides=bytearray(sides.tobytes()),
         extents=table,
+        followed=fields[10],
         damaged=frozenset(damaged),
+        lost=lost,
     )
 
 

@@ -24,9 +24,10 @@ class BadBlock:
 @dataclass(slots=True)
 class Verification:
     """The running totals of one check. `step` through it; the caller does other things in
-    between."""
+    between. extents: None = all."""
 
     engine: Engine
+    extents: range | None = None
     blocks_read: int = 0
     blocks_bad: int = 0
     extents_done: int = 0
@@ -36,7 +37,7 @@ class Verification:
         """Yields after each small piece of work. Writes may go on in between: each step sees
         blocks and contexts of one moment."""
         geometry = self.engine.definition.geometry
-        for extent in range(geometry.extent_count):
+        for extent in self.extents or range(geometry.extent_count):
             base = extent * geometry.blocks_per_extent
             try:
                 stored = runs(written(self.engine.contexts(base, geometry.blocks_per_extent)))

@@ -40,7 +40,8 @@ class RepairServicer(repair_grpc.RepairServiceServicer):
         self._check_caller(request)
         states = engine.extent_states()
         check_extent(states, request.extent)
-        blocks = engine.definition.geometry.blocks_per_extent
+        geometry = engine.definition.geometry
+        blocks = geometry.blocks_per_extent
         asked = Run(request.first_block, request.block_count or blocks)
         [window] = checked_runs([asked], blocks)
         contexts = engine.contexts(request.extent * blocks + window.first, window.count)
@@ -51,6 +52,9 @@ class RepairServicer(repair_grpc.RepairServiceServicer):
             ],
             generation=int(states.generations[request.extent]),
             flush_number=int(states.flushes[request.extent]),
+            block_size=geometry.block_size,
+            blocks_per_extent=blocks,
+            extent_count=geometry.extent_count,
         )
 
     async def StreamExtent(

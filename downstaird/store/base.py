@@ -10,6 +10,13 @@ from stairlib.model.errors import DataError
 __all__ = ["Buffer", "Disk", "File", "data_error"]
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_OTHER_USER = "; run as the user that owns the region, or give it to this one with chown"
+_ADVICE = {
+    errno.EROFS: "; remount it for writing, or look at the region with 'run --mode ro'",
+    errno.EACCES: _OTHER_USER,
+    errno.EPERM: _OTHER_USER,
+    errno.ENOENT: "; put the file back, or replace this region by repair from other replicas",
+}
 
 
 def data_error(action: str, name: str, offset: int, error: OSError) -> DataError:
@@ -22,8 +29,9 @@ def data_error(action: str, name: str, offset: int, error: OSError) -> DataError
             file=name,
             offset=str(offset),
         )
+    advice = _ADVICE.get(error.errno or 0, "")
     return DataError(
-        f"could not {action} {name} at byte {offset}: {error.strerror or error}",
+        f"could not {action} {name} at byte {offset}: {error.strerror or error}{advice}",
         reason="IO_ERROR",
         file=name,
         offset=str(offset),

@@ -209,6 +209,11 @@ class Network:
         self._ways: dict[tuple[str, str], Way] = {}
         self._connections: dict[Connection, None] = {}
         self._dark: set[str] = set()
+        # Ends that gave up because nothing was heard; calls whose caller gave up, and those of them
+        # that were carried out all the same.
+        self.silences = 0
+        self.calls_late = 0
+        self.calls_carried_out_late = 0
 
     def way(self, source: str, target: str) -> Way:
         """The way from one host to another."""
@@ -256,7 +261,12 @@ class Network:
                     end.open = False
                     connection.over()
                     silence = self.chance.uniform(*SILENCE_SECONDS)
-                    self.schedule.later(silence, other.give_up, "nothing was heard")
+                    self.schedule.later(silence, self._unheard, other)
+
+    def _unheard(self, end: End) -> None:
+        if end.open:
+            self.silences += 1
+            end.give_up("nothing was heard")
 
     def came_back(self, host: str) -> None:
         """The host has power: it resets what it does not know any more."""
@@ -295,7 +305,8 @@ class Network:
                     self.schedule.later(silence, self._silent, end, way, way.since)
 
     def _silent(self, end: End, way: Way, since: int) -> None:
-        if way.blocked and way.since == since:
+        if way.blocked and way.since == since and end.open:
+            self.silences += 1
             end.abandon("nothing was heard")
 
     def unblock(self, source: str, target: str) -> None:
@@ -364,8 +375,10 @@ class Call:
         self._there.end()
         if self._network.is_dark(self._server):
             return
-        if self._over and self._network.chance.random() >= LATE_EXECUTION:
-            return
+        if self._over:
+            if self._network.chance.random() >= LATE_EXECUTION:
+                return
+            self._network.calls_carried_out_late += 1
         self._serve(self._back.send)
 
     def _returned(self, answer: Any) -> None:
@@ -379,6 +392,7 @@ class Call:
         if not self._over:
             self._over = True
             self._back.end()
+            self._network.calls_late += 1
             self._late()
 
 

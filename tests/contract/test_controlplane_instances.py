@@ -60,6 +60,32 @@ async def test_create_makes_the_machine(home: House) -> None:
     assert {each.volume_id for each in fleet.downstairs} == {VOLUME}
 
 
+async def test_how_long_two_copies_wait_is_kept_and_handed_on(home: House) -> None:
+    instance = await home.create(activateWithTwoAfter="90.5s")
+    assert instance.activate_with_two_after.ToTimedelta().total_seconds() == 90.5
+    (spec,) = home.vmmd.specs.values()
+    assert spec.disks[0].activate_with_two_after == instance.activate_with_two_after
+    for wrong in ("0.5s", "86401s", "-1s"):
+        code, error = await refused(home.create("other", activateWithTwoAfter=wrong))
+        assert (code, fields(error)) == (INVALID, {"activate_with_two_after": "OUT_OF_RANGE"})
+    assert not (await home.create("third", disks=[])).HasField("activate_with_two_after")
+
+
+async def test_two_copies_do_not_serve_while_a_replacement_is_unfinished(home: House) -> None:
+    """The member that was put in another's place may not have been filled."""
+    instance = await home.create_running(activateWithTwoAfter="90s")
+    answer = await home.replace(home.vcr())
+    await home.wait_replacement(answer.replacement_id, "REPAIR")
+    await home.vmmd.lose(instance.id)
+    assert not await made_again(home, 2)
+    await home.vmmd.set_machine(instance.id, "RUNNING")
+    await home.vmmd.set_volume("block2", "ACTIVE")
+    await home.vmmd.finish("block2", 2)
+    await home.wait_replacement(answer.replacement_id, "DONE")
+    await home.vmmd.lose(instance.id)
+    assert await made_again(home, 3)
+
+
 async def test_run_and_watch(home: House) -> None:
     await home.create()
     call = home.instances.WatchInstance(pb.WatchInstanceRequest())
@@ -385,3 +411,10 @@ async def wait_reason(home: House, text: str) -> pb.Instance:
         raise AssertionError("the watch ended")
     finally:
         call.cancel()
+
+
+async def made_again(home: House, times: int) -> bool:
+    """Once vmmd was asked for the machine so often: whether its disk may serve with two copies."""
+    await home.vmmd.until(lambda: home.vmmd.count("EnsureMachine") >= times)
+    request = [each for name, each in home.vmmd.calls if name == "EnsureMachine"][-1]
+    return bool(request.spec.disks[0].activate_with_two_after.seconds == 90)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from downstaird.faults import FaultPlan
+from downstaird.faults import CHANCE, FaultPlan
 from stairlib.model.construction import FileSpec, UrlSpec, VolumeSpec
 from stairlib.model.errors import NotFoundError, StairwellError, StateError
 from tests.contract.layers import SIZE, Layers, ask, flush, over, read, seen, write
@@ -385,7 +385,7 @@ async def test_rounds_of_io_with_a_member_that_fails_at_random(layers: Layers) -
     region = await layers.region(2048)
     daemons = layers.daemons(region)
     await daemons.stop(1)
-    daemons.faults[1] = FaultPlan(read_errors=True, write_errors=True, flush_errors=True)
+    daemons.faults[1] = FaultPlan(read_errors=CHANCE, write_errors=CHANCE, flush_errors=CHANCE)
     await daemons.start(1)
     volume = await layers.active(VolumeSpec(uuid.uuid4(), SIZE, (region,)))
     data = bytearray(2048 * SIZE)

@@ -43,11 +43,13 @@ async def make(daemons, tracing):
     made = []
     volume_id = uuid.uuid4()
 
-    def build(generation=1, *, stream_only=False, **changes):
+    def build(generation=1, *, stream_only=False, two_after=0.0, **changes):
         spec = daemons.spec(volume_id, generation)
         if changes:
             spec = dataclasses.replace(spec, **changes)
-        upstairs = RegionUpstairs(spec, tracing=tracing, stream_only=stream_only)
+        upstairs = RegionUpstairs(
+            spec, tracing=tracing, stream_only=stream_only, activate_with_two_after=two_after
+        )
         made.append(upstairs)
         return upstairs
 
@@ -293,3 +295,83 @@ async def test_a_mistake_while_something_is_asked_is_the_answer(make, monkeypatc
         await upstairs.replace("127.0.0.1:1", "127.0.0.1:2")
     assert caught.value.reason == "INTERNAL"
     assert upstairs.status().state is UpstairsState.DISABLED
+
+
+def flip(path, content):
+    """Flips a bit of that content on the medium."""
+    at = path.read_bytes().index(content)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([content[0] ^ 4]))
+
+
+async def test_a_block_that_rots_on_one_medium_is_written_again(make, daemons):
+    upstairs = make()
+    await upstairs.activate(timeout_seconds=10)
+    data = random.Random(9).randbytes(64 * 4096)
+    await write(upstairs, 64, data)
+    await flush(upstairs)
+    medium = daemons.directories[1] / "data"
+    for block in (5, 6, 40):
+        flip(medium, data[block * 4096 : (block + 1) * 4096])
+    before = await upstairs.verify(read_data=True)
+    assert before.bad_blocks == 3
+    while upstairs.status().blocks_healed < 3:
+        # At once, so that every member has some.
+        found = await asyncio.gather(*(read(upstairs, 64, 64) for _ in range(6)))
+        assert set(found) == {data}
+    status = upstairs.status()
+    # Reads at the same time may each find the same block.
+    assert status.slots[1].bad_blocks >= 3
+    assert status.slots[0].bad_blocks == status.slots[2].bad_blocks == 0
+    assert "did not match its context" in status.slots[1].last_error
+    await flush(upstairs)
+    after = await upstairs.verify(read_data=True)
+    assert after.equal
+    assert after.bad_blocks == 0
+    # It is on the medium, not only in the daemon's memory.
+    await upstairs.deactivate()
+    await daemons.stop(1)
+    await daemons.start(1)
+    again = make(2)
+    await again.activate(timeout_seconds=10)
+    result = await again.verify(read_data=True)
+    assert result.equal
+    assert result.bad_blocks == 0
+    assert again.status().slots[1].repairs_completed == 0
+
+
+async def test_two_of_three_serve_when_the_third_stays_away(make, daemons):
+    first = make()
+    await first.activate(timeout_seconds=10)
+    data = random.Random(10).randbytes(64 * 4096)
+    await write(first, 0, data)
+    await flush(first)
+    await first.deactivate()
+    await daemons.stop(2)
+    second = make(2, two_after=0.5)
+    await second.activate(timeout_seconds=20)
+    assert await read(second, 0, 64) == data
+    more = random.Random(11).randbytes(64 * 4096)
+    await write(second, 32, more)
+    await flush(second)
+    await daemons.start(2)
+    await until(lambda: all_active(second))
+    assert second.status().slots[2].repairs_completed == 1
+    result = await second.verify(read_data=True)
+    assert result.equal
+    assert result.members_compared == 3
+    assert await read(second, 32, 64) == more
+
+
+async def test_a_pending_activation_says_when_two_will_serve(make, daemons):
+    first = make()
+    await first.activate(timeout_seconds=10)
+    await write(first, 0, bytes(4096))
+    await flush(first)
+    await first.deactivate()
+    await daemons.stop(2)
+    second = make(2, two_after=600)
+    with pytest.raises(UnavailableError, match=r"serves with two in \d+ s"):
+        await second.activate(timeout_seconds=2)
+    await second.deactivate()

@@ -179,6 +179,8 @@ class Run:
 
     def __init__(self, seed: int) -> None:
         self.world = LyingWorld(seed)
+        # What it tells of its extents may be anything.
+        self.world.outdated.add(LIAR)
         self.replacement = ((), (2, "d2:1", "d3:1"), (1, "d3:1", LIAR))[seed % 3]
         if seed % 3 == 2:
             self.world.targets[1] = "d3:1"

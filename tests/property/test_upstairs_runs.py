@@ -1,6 +1,6 @@
 """The upstairs' core in seeded random worlds: daemons crash and come back, links break, members are
-replaced, the upstairs itself dies and a newer one takes over, while a guest writes, discards, reads
-and flushes, and a scrub fills what was never written.
+replaced, a region is put back to an older copy, the upstairs itself dies and a newer one takes
+over, while a guest writes, discards, reads and flushes, and a scrub fills what was never written.
 
 Checked from outside: no flushed write is lost, a read gives the value written last (after a loss:
 one that it may have, and from then on the same), what was written is never replaced by a scrub,
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,13 @@ class Run:
         self.replaced_slot: int | None = None
         self.replaced_address = ""
         self.region_numbers = itertools.count(100)
+        # Copies of regions, by address; and the member that was put back to one and may still lack
+        # what it had confirmed.
+        self.copies: dict[str, dict[str, Any]] = {}
+        self.put_back = ""
         self.hostility = self.rng.choice([0.05, 0.15, 0.3])
+        # After so long two members may serve; 0 = never.
+        self.two_after = self.rng.choice([0.0, 0.0, 0.5, 3.0])
 
     # ---- what may happen
 
@@ -87,6 +94,23 @@ class Run:
         away = self.rng.choice([0.05, 1.0, 5.0, 30.0])
         self.world.later(away, lambda: self.world.start(address))
 
+    def copy_of_a_region(self) -> None:
+        """Somebody copies a region's directory. One day one of these is put back: at most one
+        member at a time lacks what it confirmed, as with lost disks, and none is being replaced."""
+        world, rng = self.world, self.rng
+        address = rng.choice(world.targets)
+        server = world.daemons[address]
+        saved = self.copies.get(address)
+        whole = world.healthy() and not self.put_back and self.replaced_slot is None
+        if saved is None or saved["region_id"] != server.region_id:
+            self.copies[address] = server.saved()
+        elif whole:
+            world.put_back(address, saved)
+            self.put_back = address
+            world.later(rng.choice([0.05, 1.0, 5.0]), lambda: world.start(address))
+            if rng.random() < 0.3:
+                self.restart_upstairs()
+
     def power_cut(self) -> None:
         for address in self.world.daemons:
             self.world.crash(address)
@@ -100,6 +124,8 @@ class Run:
         self.world.break_links(self.rng.choice(list(self.world.daemons)))
 
     def restart_upstairs(self) -> None:
+        # As the control plane does: not while a replacement is under way.
+        self.world.two_after = 0.0 if self.replaced_slot is not None else self.two_after
         self.world.crash_upstairs()
         self.activate()
 
@@ -110,8 +136,7 @@ class Run:
         key = self.world.ask(events.Deactivate)
         assert self.world.run_until(lambda: key in self.world.answers, 30), "deactivation hangs"
         assert not self.world.in_flight, "requests outlived the deactivation"
-        self.world.crash_upstairs()
-        self.activate()
+        self.restart_upstairs()
 
     def replace(self) -> None:
         world = self.world
@@ -125,10 +150,8 @@ class Run:
         # As the control plane does: one replacement at a time, over restarts of the upstairs too.
         if self.replaced_slot not in (None, slot.slot):
             return
-        # And no member is replaced while a filling is interrupted and the volume is not active: the
-        # one that is away may be what the others were being filled from.
-        marked = any(any(world.daemons[t].extents.incomplete) for t in world.targets)
-        if marked and world.upstairs.state is not UpstairsState.ACTIVE:
+        # No member is replaced while another one lacks what it had.
+        if self.put_back:
             return
         spare = world.daemons[new]
         if spare.owner and new != self.replaced_address:
@@ -158,9 +181,11 @@ class Run:
 
     def settled(self) -> bool:
         """Never: looks at every step whether a replacement is done, as the control plane does."""
-        if self.replaced_slot is not None and self.world.healthy():
+        if self.world.healthy():
             self.replaced_slot = None
             self.replaced_address = ""
+            if self.put_back and self.world.daemons[self.put_back].session is not None:
+                self.put_back = ""
         return False
 
     # ---- the run
@@ -179,6 +204,7 @@ class Run:
             self.restart_upstairs,
             self.power_cut,
             self.deactivate,
+            self.copy_of_a_region,
         ]
         for _ in range(rng.randint(40, 120)):
             rng.choice(faults)() if rng.random() < self.hostility else self.guest()
@@ -200,7 +226,7 @@ class Run:
         world.run_until(lambda: False, 0.5)
         for _ in range(3):
             if world.upstairs.state in (UpstairsState.DISABLED, UpstairsState.INITIALIZING):
-                if "whole copy" in world.upstairs.status().reason:
+                if "bring back a member" in world.upstairs.status().reason:
                     # The one whole copy was replaced while it was away: the volume refused to go on
                     # without it, and comes back with it.
                     assert self.replaced_slot is not None

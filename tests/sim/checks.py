@@ -88,7 +88,7 @@ class Checks:
         if bad:
             return f"blocks {bad} do not match their contexts"
         for number, value in enumerate(values):
-            version = self.world.guest.decode(number, value)
+            version = self.world.guest.decode(number, value) or self.world.base(number)
             versions = kept(number)
             if not any((max(0, each)) == version for each in versions):
                 return f"block {number} has version {version}, which is none of {versions}"
@@ -99,8 +99,10 @@ class Checks:
         size = geometry.block_size
         contexts, buffers = region.read(0, geometry.block_count)
         data = b"".join(map(bytes, buffers))
-        bad = mismatches(data, contexts, size, encrypted=False)
-        return [data[at : at + size] for at in range(0, len(data), size)], bad
+        bad = mismatches(data, contexts, size, encrypted=region.definition.encrypted)
+        values = self.world.sealing.values(contexts, data, size)
+        bad = sorted({*bad, *(n for n, value in enumerate(values) if value is None)})
+        return [value or b"" for value in values], bad
 
     # ---- the workflow
 
@@ -144,9 +146,9 @@ class Checks:
             region = daemon.durable()
             if self._image(region) != images[daemon.host]:
                 world.fail(f"{daemon.host} serves what its medium does not hold")
-            if region.ownership.generation != world.machine.config.generation:
+            if region.ownership.generation != world.machine.generation:
                 world.fail(
-                    f"{daemon.host} was promoted to generation {world.machine.config.generation}, "
+                    f"{daemon.host} was promoted to generation {world.machine.generation}, "
                     f"and its medium has {region.ownership.generation}"
                 )
             region.close()

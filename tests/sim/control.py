@@ -23,14 +23,14 @@ from controlplane.repair_watch import STALL_SECONDS, _moved
 from controlplane.steps import as_event, is_moving, look, original_as_running, verified
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget
-from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
+from stairlib.model.errors import NotFoundError, RefusedError, StairwellError, UnavailableError
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from vmmd.upstairs.core.events import ReplaceResult
 
 if TYPE_CHECKING:
     from tests.sim.machine import Machine
     from tests.sim.world import World
 
-HOST = "cp"
 CALL_SECONDS = 10.0
 VERIFY_SECONDS = 120.0
 # Between a decision, its commit, and its effect: where a crash may strike.
@@ -88,27 +88,58 @@ class Control:
         self.world = world
         self.store = Store(disk)
         self.life = 0
-        self.up = True
+        self.running_now = True
+        # Stopped, as by SIGSTOP, until then: it holds the store's lock, so that nobody takes over.
+        self._stopped_until = 0.0
         self._driver: Driver | None = None
 
     def note(self, text: str) -> None:
         """A line of the trace."""
-        self.world.trace.note(HOST, text)
+        self.world.trace.note(self.host, text)
+
+    @property
+    def host(self) -> str:
+        """Where this life runs: after a crash the next one is started on the other host."""
+        return f"cp{1 + self.life % 2}"
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers its users."""
+        return self.running_now and not self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is there and does nothing."""
+        return self.world.schedule.now < self._stopped_until
+
+    def stop(self, seconds: float) -> None:
+        """The process is stopped for a time; what it waited for finds it late."""
+        self.note(f"the control plane stands still for {seconds:g} s")
+        self._stopped_until = self.world.schedule.now + seconds
+
+    def when_going(self, call: Callable[..., None], *args: Any) -> bool:
+        """Whether the process goes on now; if it is stopped, `call` is made when it does."""
+        if self.stopped:
+            self.world.schedule.later(self._stopped_until - self.world.schedule.now, call, *args)
+            return False
+        return True
 
     def crash(self) -> None:
         """The process dies."""
-        if self.up:
+        if self.running_now:
             self.note("the control plane is killed")
-            self.up = False
+            self.running_now = False
+            self._stopped_until = 0.0
             self._driver = None
 
     def start(self) -> None:
         """Starts it; what has not ended is taken up."""
-        if self.up:
+        if self.running_now:
+            self._stopped_until = min(self._stopped_until, self.world.schedule.now)
             return
-        self.note("the control plane starts")
-        self.up = True
+        self.running_now = True
         self.life += 1
+        self.note(f"the control plane starts on {self.host}")
         newest = self.store.newest
         if newest is not None and not newest.state.ended:
             self._drive(newest, core.Resumed(at=self.world.schedule.now))
@@ -119,7 +150,8 @@ class Control:
         world.schedule.later(world.chance.uniform(*seconds), self._if_alive, self.life, call, *args)
 
     def _if_alive(self, life: int, call: Callable[..., None], *args: Any) -> None:
-        if self.up and life == self.life:
+        going = self.when_going(self._if_alive, life, call, *args)
+        if going and self.running_now and life == self.life:
             call(*args)
 
     def _drive(self, record: Replacement, event: Event) -> None:
@@ -148,6 +180,7 @@ class Control:
             if isinstance(decision, Begin):
                 return self._begin(wanted, decision.changed)
         except StairwellError as error:
+            self.world.reached[f"request refused {error.reason}"] += 1
             self.note(f"replacement refused, {error.reason}: {error.message}")
         return None
 
@@ -201,7 +234,7 @@ class Control:
         """The judgement of the new target; raises unless it fits and is free."""
         world = self.world
         region = region_at(wanted, changed.region_path)
-        daemon = world.daemons[changed.new]
+        daemon = world.hosts[changed.new]
         service = daemon.service
         if service is None:
             raise UnavailableError(f"{changed.new} refuses connections")
@@ -209,11 +242,13 @@ class Control:
         facts = RegionFacts(
             region_id=daemon.definition.id,
             geometry=daemon.definition.geometry,
-            encrypted=False,
-            read_only=False,
+            encrypted=daemon.definition.encrypted,
+            read_only=daemon.read_only,
             owner_id=service.engine.ownership.owner_id,
             active_session_id=writer.session_id if writer is not None else None,
             written=not service.blank,
+            cipher=daemon.definition.cipher,
+            key_check=service.engine.ownership.key_check,
         )
         siblings = {
             address: world.daemons[address].definition.id
@@ -226,7 +261,7 @@ class Control:
             region=region,
             facts=facts,
             siblings=siblings,
-            ciphers={},
+            ciphers={address: world.daemons[address].definition.cipher for address in siblings},
             key_checks={},
         )
 
@@ -245,7 +280,7 @@ class Driver:
         self._turn = 0
 
     def _current(self) -> bool:
-        return self._control.up and self._control.life == self._life
+        return self._control.running_now and self._control.life == self._life
 
     @property
     def _now(self) -> float:
@@ -269,6 +304,7 @@ class Driver:
             return
         self.record = record
         self._world.checks.replacement_stored(before, record)
+        self._world.reached[f"replacement {record.state.name}"] += 1
         if record.state is not before.state or record.last_error != before.last_error:
             why = record.last_error or record.blocked_on
             self._control.note(f"replacement is in {record.state}" + (f": {why}" if why else ""))
@@ -307,12 +343,18 @@ class Driver:
         turn = self._turn
 
         def at_machine(reply: Callable[[Any], None]) -> None:
-            if world.machine.alive:
+            if not self._current():
+                world.reached["control a dead one's call is carried out"] += 1
+            if world.refuses_control:
+                reply(RefusedError("the control plane's certificate is not trusted"))
+            elif world.machine.alive:
                 serve(world.machine, reply)
             else:
                 reply(NotFoundError("machine", "machine"))
 
         def answered(answer: Any) -> None:
+            if not self._control.when_going(answered, answer):
+                return
             if not self._current() or turn != self._turn:
                 return
             if isinstance(answer, StairwellError):
@@ -323,7 +365,7 @@ class Driver:
         def late() -> None:
             answered(UnavailableError("vmmd did not answer in time", reason="DEADLINE_EXCEEDED"))
 
-        world.network.call(HOST, machine.host, at_machine, answered, late, deadline)
+        world.network.call(self._control.host, machine.host, at_machine, answered, late, deadline)
 
     def _info(self, then: Callable[[pb.VolumeInfo], None]) -> None:
         self._call(lambda machine, reply: reply(machine.info()), then)
@@ -355,13 +397,23 @@ class Driver:
         def known(info: pb.VolumeInfo) -> None:
             original = original_as_running(self.record, info)
             self._call(
-                lambda machine, reply: machine.replace(
-                    original, self.record.replacement, lambda answer: reply(_outcome(answer))
-                ),
+                lambda machine, reply: self._replace(machine, original, reply),
                 lambda value: self.advance(core.Applied(at=self._now, result=value.result.name)),
             )
 
         self._info(known)
+
+    def _replace(
+        self, machine: Machine, original: Construction, reply: Callable[[Any], None]
+    ) -> None:
+        record = self.record
+
+        def answered(answer: Any) -> None:
+            if answer.error is None and answer.value.result is ReplaceResult.STARTED:
+                self._world.checks_of_control.started(machine.host, record)
+            reply(_outcome(answer))
+
+        machine.replace(original, record.replacement, answered)
 
     def _repair(self) -> None:
         self._seen = None

@@ -136,6 +136,7 @@ class _Copy:
         definition = self._host.engine.definition
         self._size = definition.geometry.block_size
         self._count = definition.geometry.blocks_per_extent
+        self._encrypted = definition.encrypted
         self._base = effect.extent * self._count
         self._stamp = (0, 0)
         self._clear: deque[Run] = deque()
@@ -149,7 +150,7 @@ class _Copy:
     def _call(self, serve, arguments, then) -> None:
         world = self._host.daemon.world
         effect = self._effect
-        source = world.daemons.get(effect.source.address)
+        source = world.hosts.get(effect.source.address)
 
         def answer(reply) -> None:
             try:
@@ -160,6 +161,7 @@ class _Copy:
         def answered(answer) -> None:
             if not self._over():
                 if isinstance(answer, StairwellError):
+                    world.reached[f"copy refused {answer.reason}"] += 1
                     self._fail(_source_failed(effect.source, answer))
                 else:
                     self._guarded(then, answer)
@@ -212,7 +214,7 @@ class _Copy:
             self._copier.done(self._effect, self._stamp, self._copied)
 
     def _merge(self, chunk: Chunk) -> None:
-        bad = mismatches(chunk.data, chunk.contexts, self._size, encrypted=False)
+        bad = mismatches(chunk.data, chunk.contexts, self._size, encrypted=self._encrypted)
         if bad:
             raise DataError(
                 f"repair source {self._effect.source.address} has a damaged block "

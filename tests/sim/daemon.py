@@ -21,7 +21,7 @@ from stairlib.model.errors import StairwellError, UnavailableError
 from stairlib.sim.disk_faults import DiskFaults
 from stairlib.sim.network import End
 from tests.sim.serving import Conversation, Host
-from vmmd.upstairs.core.events import ExtentStamps
+from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -51,9 +51,9 @@ class KilledError(Exception):
 class Daemon:
     """One storage host. `service` is there while the process runs."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: World, number: int, prefix: str = "d") -> None:
         self.world = world
-        self.host = f"d{number}"
+        self.host = f"{prefix}{number}"
         self.address = f"{self.host}:8810"
         self.faults = DiskFaults(world.chance)
         self.service: Host | None = None
@@ -62,6 +62,10 @@ class Daemon:
         # Its disk fails or will: the process is to be started again.
         self.ill = False
         self.disk = MemoryDisk(self.host)
+        # What somebody copied earlier, and may put back.
+        self.kept: MemoryDisk | None = None
+        # Served to readers only.
+        self.read_only = False
         self.definition: RegionDefinition
         self.make_region()
 
@@ -71,19 +75,36 @@ class Daemon:
 
     # ---- the disk
 
-    def make_region(self) -> None:
-        """A new, blank region on a new disk; the process must not run."""
+    def make_region(self, definition: RegionDefinition | None = None) -> None:
+        """A new, blank region on a new disk; the process must not run. It fits the volume unless
+        another `definition` is given."""
         assert self.service is None
-        region_id = uuid.UUID(int=self.world.chance.getrandbits(128))
-        self.definition = RegionDefinition(
-            region_id, self.world.geometry, cipher="", format_version=version_for("")
-        )
+        self.definition = definition or self.fitting()
+        self.kept = None
         self.rotten = False
         self.faults.clear()
         self._take_disk(MemoryDisk(self.host))
         Region.create(
             self.disk, self.definition, tuning=self._tuning(), chunk_bytes=CHUNK_BLOCKS * BLOCK
         ).close()
+
+    def fitting(self) -> RegionDefinition:
+        """What a new region of the volume is."""
+        region_id = uuid.UUID(int=self.world.chance.getrandbits(128))
+        cipher = self.world.sealing.cipher
+        return RegionDefinition(
+            region_id, self.world.geometry, cipher=cipher, format_version=version_for(cipher)
+        )
+
+    def keep_copy(self) -> None:
+        """Somebody copies the region directory, as it is on the medium."""
+        self.kept = self.disk.image(lambda _name, _sector: False)
+
+    def put_back(self) -> None:
+        """The region is the copy that was kept; the process must not run."""
+        assert self.service is None
+        assert self.kept is not None
+        self._take_disk(self.kept.image(lambda _name, _sector: False))
 
     def _take_disk(self, disk: MemoryDisk) -> None:
         self.disk = disk
@@ -112,7 +133,7 @@ class Daemon:
         self.ill = False
         self.disk.capacity = None
         try:
-            engine = Region.open(self.disk, tuning=self._tuning())
+            engine = Region.open(self.disk, read_only=self.read_only, tuning=self._tuning())
         except StairwellError as error:
             self.world.fail(f"{self.host} cannot open its region: {error.message}")
             return
@@ -156,17 +177,26 @@ class Daemon:
 
     # ---- what it answers
 
-    def get_region(self) -> str:
-        """The region's owner, as text; UnavailableError while the process is down."""
-        return str(self._service().engine.ownership.owner_id or "")
+    def get_region(self) -> tuple[str, str]:
+        """The region's id and its owner, as text; UnavailableError while the process is down."""
+        service = self._service()
+        return str(self.definition.id), str(service.engine.ownership.owner_id or "")
 
-    def open_session(self, proposal: Proposal) -> tuple[str, ExtentStamps, bytes]:
-        """Region id, stamps and token; StairwellError when refused."""
+    def open_session(self, proposal: Proposal) -> tuple[SessionInfo, bytes]:
+        """What is told of the region, and the token; StairwellError when refused."""
         service = self._service()
         grant = service.open_session(proposal)
         states = service.engine.extent_states()
         stamps = ExtentStamps(states.generations, states.flushes, states.flags)
-        return str(self.definition.id), stamps, grant.token
+        owner = service.engine.ownership.owner_id
+        told = SessionInfo(
+            str(self.definition.id),
+            stamps,
+            owned_before=False,
+            cipher=self.definition.cipher,
+            owner_id=str(owner or ""),
+        )
+        return told, grant.token
 
     def accept(self, end: End) -> None:
         """A data connection has come."""

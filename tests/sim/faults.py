@@ -8,9 +8,11 @@ the volume is whole, and the next one only when it is whole again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stairlib.sim.chance import pick
+from tests.sim.mistakes import MISTAKES, Mistakes
 from vmmd.upstairs.core import events
 
 if TYPE_CHECKING:
@@ -22,7 +24,32 @@ AWAY_SECONDS = (0.05, 0.3, 1.0, 5.0, 15.0, 30.0)
 NOTICED_SECONDS = (0.0, 0.5, 5.0, 20.0)
 SLOWER = (5.0, 20.0, 80.0)
 PAGE_BYTES = 4096
+OLD_STOPPED = 0.4
+# With so many of the faults, something happens to the parent too, if there is one.
+PARENT_SHARE = 0.3
 REPAIR_RATES = (0, 0, 4096, 65536)
+
+# How often each comes, beside the others; the names are methods of `Faults`.
+FAULTS = {
+    "kill": 3.0,
+    "power": 3.0,
+    "power_all": 0.7,
+    "links": 3.0,
+    "partition": 2.0,
+    "one_way": 1.5,
+    "slow": 1.0,
+    "sync": 1.5,
+    "full": 0.7,
+    "rot": 0.8,
+    "lost_disk": 1.0,
+    "machine": 1.5,
+    "takeover": 0.8,
+    "control": 2.0,
+    "store": 0.7,
+    "deactivate": 0.8,
+    "repair_rate": 0.7,
+    "verify": 0.7,
+}
 
 
 class Wounds:
@@ -30,14 +57,18 @@ class Wounds:
 
     def __init__(self) -> None:
         self._hosts: set[str] = set()
+        # Those that nobody has tried to replace during a reconciliation yet.
+        self.fresh: set[str] = set()
 
     def add(self, host: str) -> None:
         """The member's data is damaged or gone."""
         self._hosts.add(host)
+        self.fresh.add(host)
 
     def heal(self, host: str) -> None:
         """The host is no member any more, or its successor is whole."""
         self._hosts.discard(host)
+        self.fresh.discard(host)
 
     def count(self) -> int:
         """How many members are wounded."""
@@ -51,48 +82,40 @@ class Faults:
         self.world = world
         self.struck = 0
         self.refrained = 0
-        self._kinds = {
-            "kill": (3.0, self.kill),
-            "power": (3.0, self.power),
-            "power_all": (0.7, self.power_all),
-            "links": (3.0, self.links),
-            "partition": (2.0, self.partition),
-            "one_way": (1.5, self.one_way),
-            "slow": (1.0, self.slow),
-            "sync": (1.5, self.sync),
-            "full": (0.7, self.full),
-            "rot": (0.8, self.rot),
-            "lost_disk": (1.0, self.lost_disk),
-            "machine": (1.5, self.machine),
-            "takeover": (0.8, self.takeover),
-            "control": (2.0, self.control),
-            "store": (0.7, self.store),
-            "deactivate": (0.8, self.deactivate),
-            "repair_rate": (0.7, self.repair_rate),
-            "verify": (0.7, self.verify),
-        }
+        self._kinds: dict[str, Callable[[], bool]] = {name: getattr(self, name) for name in FAULTS}
         chance = world.chance
+        self.mistakes = Mistakes(world)
+        self._kinds |= {name: getattr(self.mistakes, name) for name in MISTAKES}
         self._weights = {
-            name: weight * chance.choice((0.0, 1.0, 3.0))
-            for name, (weight, _strike) in self._kinds.items()
+            name: weight * chance.choice((0.0, 1.0, 3.0)) for name, weight in FAULTS.items()
+        }
+        self._weights |= {
+            name: weight * world.variety.choice((0.0, 0.0, 1.0, 3.0))
+            for name, weight in MISTAKES.items()
         }
         if not any(self._weights.values()):
             self._weights["kill"] = 1.0
 
     def strike(self) -> None:
         """One fault; one that would not be legal now does not happen."""
+        parent = self.world.parent
+        if parent is not None and self.world.variety.random() < PARENT_SHARE:
+            parent.strike()
         name = pick(self.world.chance, self._weights)
-        if self._kinds[name][1]():
+        if self._kinds[name]():
             self.struck += 1
+            self.world.reached[f"fault {name}"] += 1
         else:
             self.refrained += 1
+            self.world.reached[f"refrained {name}"] += 1
 
     # ---- what heals by itself
 
     def _daemon(self) -> Daemon:
         return self.world.chance.choice(list(self.world.daemons.values()))
 
-    def _back(self, daemon: Daemon) -> None:
+    def back(self, daemon: Daemon) -> None:
+        """Starts the daemon again some time later."""
         self.world.schedule.later(self.world.chance.choice(AWAY_SECONDS), daemon.start)
 
     def kill(self) -> bool:
@@ -107,11 +130,13 @@ class Faults:
         if not daemon.up:
             return False
         daemon.kill(power=power)
-        self._back(daemon)
+        self.back(daemon)
         return True
 
     def power_all(self) -> bool:
         """The room loses power: every storage host, and as often as not the machine with them."""
+        if self.world.rotten():
+            return False
         for daemon in self.world.daemons.values():
             self._down(daemon, power=True)
         if self.world.chance.random() < 0.5:
@@ -137,7 +162,7 @@ class Faults:
         """Two hosts do not reach each other."""
         one, other = self._hosts()
         if self.world.chance.random() < 0.15:
-            one, other = "cp", self.world.machine.host
+            one, other = self.world.control.host, self.world.machine.host
         return self._block(((one, other), (other, one)))
 
     def one_way(self) -> bool:
@@ -200,7 +225,7 @@ class Faults:
     def rot(self) -> bool:
         """Bits of a member's data rot, all over it; somebody replaces the member later."""
         world = self.world
-        member = self._victim()
+        member = self.victim()
         if member is None:
             return False
         pages = member.disk.stored_pages("data")
@@ -210,31 +235,33 @@ class Faults:
         for page in pages:
             member.disk.rot("data", page + world.chance.randrange(0, PAGE_BYTES))
         member.rotten = True
-        self._wound(member)
+        self.wound(member)
         return True
 
     def lost_disk(self) -> bool:
         """A member's disk is lost; it comes back blank, and somebody replaces it later."""
-        member = self._victim()
+        member = self.victim()
         if member is None:
             return False
         member.kill(power=True)
         member.note("the disk is lost")
         member.make_region()
-        self._wound(member)
-        self._back(member)
+        self.wound(member)
+        self.back(member)
         if self.world.chance.random() < 0.25:
             self.machine()
         return True
 
-    def _victim(self) -> Daemon | None:
+    def victim(self) -> Daemon | None:
+        """A member that may be struck for good now; None when none may."""
         world = self.world
         if world.wounds.count() or not world.whole() or not world.spares():
             return None
         members = [d for d in world.members() if d.up]
         return world.chance.choice(members) if members else None
 
-    def _wound(self, member: Daemon) -> None:
+    def wound(self, member: Daemon) -> None:
+        """The member is struck for good; somebody replaces it later."""
         self.world.wounds.add(member.host)
         self.world.replace_later(member.address, self.world.chance.choice(NOTICED_SECONDS))
 
@@ -258,6 +285,10 @@ class Faults:
         world.machine.guest = world.guest.taken_over()
         old = world.machine
         world.make_machine()
+        if world.variety.random() < OLD_STOPPED:
+            # Who stops the old one does not know that it was taken over.
+            seconds = world.variety.uniform(0.0, 0.1)
+            world.schedule.later(seconds, old.deactivate, lambda _answer: None)
         world.schedule.later(world.chance.choice(AWAY_SECONDS), old.kill)
         return True
 

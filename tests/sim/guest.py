@@ -24,8 +24,14 @@ from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
 if TYPE_CHECKING:
     from tests.sim.world import World
 
+_BLOCK_BYTES = 512
 _STAMP = struct.Struct("<QQ")
 _ENDED = (BlockStatus.OK, BlockStatus.FAILED, BlockStatus.ABORTED)
+
+
+def block_data(number: int, version: int) -> bytes:
+    """What a block of 512 bytes holds that was written with that version."""
+    return _STAMP.pack(number, version) * (_BLOCK_BYTES // _STAMP.size)
 
 
 class Block:
@@ -33,8 +39,8 @@ class Block:
 
     __slots__ = ("exact", "floor", "settled", "versions")
 
-    def __init__(self) -> None:
-        self.versions = [0]
+    def __init__(self, first: int) -> None:
+        self.versions = [first]
         self.floor = 0
         self.exact = True
         # Read after a loss, and found to be older than what was written last before the loss.
@@ -64,12 +70,21 @@ class Guest:
         self.world = world
         geometry = world.geometry
         self._size = geometry.block_size
-        self._repeat = self._size // _STAMP.size
-        self.blocks = [Block() for _ in range(geometry.block_count)]
-        self._version = 0
+        self.blocks = [Block(world.base(number)) for number in range(geometry.block_count)]
+        self._version = max(block.versions[0] for block in self.blocks)
         self._tokens = 0
         self._waiting: dict[object, Callable[[Completion], None]] = {}
-        self.counts = {"read": 0, "write": 0, "discard": 0, "flush": 0, "failed": 0}
+        # Tokens of the requests that may end BUSY.
+        self._may_be_busy: set[object] = set()
+        self.counts = {
+            "read": 0,
+            "write": 0,
+            "discard": 0,
+            "flush": 0,
+            "read_owned": 0,
+            "write_unwritten": 0,
+            "failed": 0,
+        }
         # Flushes in flight: by token, the version of each block that is to be kept; None = unknown.
         self._flushes: dict[object, list[int | None]] = {}
         self._lossy = False
@@ -81,6 +96,13 @@ class Guest:
             "discard": chance.choice((0.0, 0.5, 1.0)),
             "flush": chance.choice((0.3, 0.7, 1.2)),
         }
+        # Of the reads, those that ask who owns the blocks; of the writes, those to unwritten
+        # blocks.
+        self._owned_share = world.variety.choice((0.0, 0.3))
+        self._unwritten_share = world.variety.choice((0.0, 0.0, 0.3))
+        if world.parent is not None:
+            # Over a parent discards are not offered, and unwritten blocks are the scrub's.
+            self._weights["discard"] = self._unwritten_share = 0.0
 
     @property
     def requests(self) -> int:
@@ -97,7 +119,7 @@ class Guest:
         done = self._waiting.pop(completion.token, None)
         if done is None:
             self.world.fail(f"request {completion.token} ended twice")
-        elif completion.status not in _ENDED:
+        elif completion.status not in _ENDED and completion.token not in self._may_be_busy:
             self.world.fail(f"request {completion.token} ended {completion.status.name}")
         else:
             if self.world.trace.detailed:
@@ -129,7 +151,10 @@ class Guest:
                 continue
             taken |= blocks
             if kind == "read":
-                requests.append(self.read(offset, length))
+                owned = self.world.variety.random() < self._owned_share
+                requests.append(self.read(offset, length, owned=owned))
+            elif kind == "write" and self.world.variety.random() < self._unwritten_share:
+                requests.append(self.fill(offset, length))
             else:
                 requests.append(self.change(offset, length, discard=kind == "discard"))
         if requests:
@@ -175,11 +200,39 @@ class Guest:
         self._show(f"{kind}s version {version} to blocks {offset} to {blocks.stop - 1}")
         if discard:
             return Request(BlockOp.DISCARD, token, offset, length)
-        data = b"".join(_STAMP.pack(number, version) * self._repeat for number in blocks)
-        return Request(BlockOp.WRITE, token, offset, length, data)
+        return Request(BlockOp.WRITE, token, offset, length, self._data(blocks, version))
 
-    def read(self, offset: int, length: int) -> Request:
-        """A read that is checked against what may be there."""
+    def fill(self, offset: int, length: int) -> Request:
+        """A write to those of the blocks that hold nothing; BUSY while a member is filled."""
+        self._version += 1
+        version = self._version
+        blocks = range(offset, offset + length)
+
+        def done(completion: Completion) -> None:
+            self.counts["write_unwritten"] += 1
+            self._may_be_busy.discard(completion.token)
+            ok = completion.status is BlockStatus.OK
+            if not ok:
+                self.counts["failed"] += 1
+            if completion.status in (BlockStatus.FAILED, BlockStatus.BUSY):
+                return
+            for number in blocks:
+                block = self.blocks[number]
+                held = block.versions[-1:] if block.exact else block.versions[block.floor :]
+                if any(each <= 0 for each in held):
+                    block.versions.append(version)
+                    block.exact = block.exact and ok
+
+        token = self._token(done)
+        self._may_be_busy.add(token)
+        self._show(f"writes version {version} where blocks {offset} to {blocks.stop - 1} are empty")
+        return Request(BlockOp.WRITE_UNWRITTEN, token, offset, length, self._data(blocks, version))
+
+    def _data(self, blocks: range, version: int) -> bytes:
+        return b"".join(block_data(number, version) for number in blocks)
+
+    def read(self, offset: int, length: int, *, owned: bool = False) -> Request:
+        """A read that is checked against what may be there; with `owned` also who wrote it."""
         blocks = range(offset, offset + length)
         # What it may have now, and whatever is written until the read ends.
         now = [
@@ -190,7 +243,7 @@ class Guest:
         losses = self._losses
 
         def done(completion: Completion) -> None:
-            self.counts["read"] += 1
+            self.counts["read_owned" if owned else "read"] += 1
             if completion.status is not BlockStatus.OK:
                 self.counts["failed"] += 1
                 return
@@ -202,10 +255,17 @@ class Guest:
             for index, number in enumerate(blocks):
                 value = bytes(view[index * self._size : (index + 1) * self._size])
                 self._check(number, value, now[index], newest, same=losses == self._losses)
+                if completion.owned is not None and bool(completion.owned[index]) is not any(value):
+                    self.world.fail(
+                        f"block {number} is told to be "
+                        f"{'written' if completion.owned[index] else 'unwritten'}, which it is not"
+                    )
+            if (completion.owned is not None) is not owned:
+                self.world.fail("ownership is told to who did not ask, or not to who did")
 
         token = self._token(done)
-        self._show(f"reads blocks {offset} to {blocks.stop - 1}")
-        return Request(BlockOp.READ, token, offset, length)
+        self._show(f"reads blocks {offset} to {blocks.stop - 1}{' and who owns them' * owned}")
+        return Request(BlockOp.READ_OWNED if owned else BlockOp.READ, token, offset, length)
 
     def _check(
         self, number: int, value: bytes, before: list[int], newest: int, *, same: bool
@@ -223,7 +283,7 @@ class Guest:
             self.world.fail(
                 f"block {number} reads as version {version}, which is none of {allowed}"
             )
-        elif same and not block.exact:
+        elif same and not block.exact and abs(block.versions[-1]) <= newest:
             block.see(found)
 
     def decode(self, number: int, value: bytes) -> int:
@@ -231,7 +291,7 @@ class Guest:
         if not any(value):
             return 0
         named, version = _STAMP.unpack_from(value)
-        if named != number or value != _STAMP.pack(number, version) * self._repeat:
+        if named != number or value != block_data(number, version):
             self.world.fail(f"block {number} holds data that nobody wrote there")
         return int(version)
 
@@ -302,6 +362,7 @@ class Guest:
     def machine_lost(self) -> None:
         """The machine died: its requests will not end, and unflushed writes may be gone."""
         self._waiting.clear()
+        self._may_be_busy.clear()
         self._flushes = {}
         self._lossy = False
         self._loosen()

@@ -10,19 +10,22 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from downstaird.core.promotion import Proposal
 from stairlib.model.construction import Construction, RegionSpec
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.sim.network import End
 from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
+from tests.sim.reached import situation
 from tests.sim.shown import shown
-from vmmd.block.backend import Completion, Request
+from vmmd.block.backend import Completion, Done, Request
 from vmmd.block.volume import VolumeCounters, VolumeStatus
 from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
 from vmmd.upstairs.core import events
+from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.states import UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
@@ -31,6 +34,7 @@ from vmmd.upstairs.shell.slot_link import RPC_SECONDS, WELCOME_SECONDS
 from vmmd.upstairs.shell.transport import CONNECT_SECONDS
 
 if TYPE_CHECKING:
+    from tests.sim.parent import Layers
     from tests.sim.world import World
 
 _HELLO_SEQUENCE = 1
@@ -42,10 +46,10 @@ class Link:
     def __init__(self, machine: Machine, wish: events.Connect) -> None:
         self._machine = machine
         self._wish = wish
-        self._daemon = machine.world.daemons[wish.address]
+        self._daemon = machine.world.hosts[wish.address]
         self._end: End | None = None
         self._session: events.SessionInfo | None = None
-        self._owner = ""
+        self._owned = False
         self._down = False
         self._reason = ""
         self._call(lambda: self._daemon.get_region(), self._found)
@@ -78,27 +82,32 @@ class Link:
     def _over(self) -> bool:
         return self._down or bool(self._reason) or not self._machine.alive
 
-    def _found(self, owner: str) -> None:
-        self._owner = owner
+    def _found(self, answer: tuple[str, str]) -> None:
+        found_id, owner = answer
         machine, wish = self._machine, self._wish
+        self._owned = owner == machine.config.upstairs_id
+        region_id, key_check = wish.region_id, b""
+        encryption = machine.config.encryption
+        if encryption is not None:
+            # The check is of the region that was asked about: no other may be opened with it.
+            region_id = region_id or found_id
+            key_check = encryption.key_check(machine.config.upstairs_id)
         proposal = Proposal(
             upstairs_id=uuid.UUID(machine.config.upstairs_id),
             session_id=uuid.UUID(machine.config.session_id),
             generation=wish.generation,
-            read_only=False,
-            encrypted=False,
+            read_only=machine.config.read_only,
+            encrypted=encryption is not None,
             data_versions=(DATA_VERSION,),
             geometry=machine.config.geometry,
-            region_id=uuid.UUID(wish.region_id) if wish.region_id else None,
+            region_id=uuid.UUID(region_id) if region_id else None,
+            key_check=key_check,
         )
         self._call(lambda: self._daemon.open_session(proposal), self._opened)
 
-    def _opened(self, answer: tuple[str, events.ExtentStamps, bytes]) -> None:
-        region_id, stamps, token = answer
-        owned = self._owner == self._machine.config.upstairs_id
-        self._session = events.SessionInfo(
-            region_id, stamps, owned, owner_id=self._machine.config.upstairs_id
-        )
+    def _opened(self, answer: tuple[events.SessionInfo, bytes]) -> None:
+        told, token = answer
+        self._session = replace(told, owned_before=self._owned)
         world, host = self._machine.world, self._machine.host
 
         def serve(reply: Callable[[Any], None]) -> None:
@@ -155,7 +164,9 @@ class Link:
             if session is not None and not self._reason:
                 self._machine.feed(events.Connected(number, session))
         elif frame.kind is FrameKind.NOTICE:
-            self._machine.feed(events.Notice(number, frame.blob(0).decode()))
+            text = frame.blob(0).decode()
+            self._machine.world.reached[f"taken over {text.partition(' ')[0]}"] += 1
+            self._machine.feed(events.Notice(number, text))
 
     def _lost(self, reason: str) -> None:
         if not self._over():
@@ -195,7 +206,14 @@ class Link:
 class Machine:
     """One process with one region set. `region_path` of its volume is the only sub-volume."""
 
-    def __init__(self, world: World, host: str, spec: RegionSpec, session: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        host: str,
+        spec: RegionSpec,
+        session: str,
+        encryption: Encryption | None,
+    ) -> None:
         options = spec.options
         targets = options.targets
         self.world = world
@@ -207,14 +225,23 @@ class Machine:
             generation=spec.generation,
             geometry=spec.geometry,
             targets=(targets[0], targets[1], targets[2]),
+            read_only=options.read_only,
+            encryption=encryption,
         )
         self.upstairs = Upstairs(self.config)
         self.status: RegionStatus = self.upstairs.status()
         self._links: dict[int, Link] = {}
         self._events: deque[events.Event] = deque()
         self._stepping = False
+        self._news = False
+        # Over a parent: what the guest's requests go through, and the parent's own set.
+        self.layers: Layers | None = None
+        self.below: Machine | None = None
         self._asked: dict[object, Callable[[events.Answer], None]] = {}
         self._keys = 0
+        self.generation = spec.generation
+        # Has a key that is not the volume's.
+        self.mistaken = False
         self.guest: Callable[[Completion], None] = lambda _completion: None
         self.watcher: Callable[[Machine], None] = lambda _machine: None
         self._carriers: dict[type, Callable[[Any], None]] = {
@@ -227,6 +254,7 @@ class Machine:
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
             events.SlotLeft: self._slot_left,
+            events.BlocksHealed: self._healed,
         }
         self._tick()
 
@@ -246,6 +274,11 @@ class Machine:
             while self._events and self.alive:
                 for effect in self.upstairs.apply(self._events.popleft(), self.world.schedule.now):
                     self._carriers[type(effect)](effect)
+                if self.world.pouncing:
+                    self.world.faults.mistakes.look_for_prey(self)
+                if self._news:
+                    self._news = False
+                    self.watcher(self)
         finally:
             self._stepping = False
 
@@ -259,6 +292,10 @@ class Machine:
         self.note("the machine is killed")
         self.alive = False
         self._events.clear()
+        if self.layers is not None:
+            self.layers.stop()
+        if self.below is not None:
+            self.below.alive = False
         self.world.network.killed(self.host)
 
     # ---- effects
@@ -271,8 +308,7 @@ class Machine:
                 link.send(frame)
 
     def _complete(self, effect: events.CompleteGuest) -> None:
-        for completion in effect.completions:
-            self.guest(completion)
+        cast("Done", effect.key)(effect.completions)
 
     def _connect(self, effect: events.Connect) -> None:
         self._links[effect.link] = Link(self, effect)
@@ -285,6 +321,8 @@ class Machine:
     def link_down(self, number: int, reason: str, code: str) -> None:
         """A link has ended."""
         self._links.pop(number, None)
+        if code:
+            self.world.reached[f"opening refused {code}"] += 1
         self.feed(events.Disconnected(number, reason, code))
 
     def _answer(self, effect: events.Answer) -> None:
@@ -294,28 +332,43 @@ class Machine:
 
     def _changed(self, _effect: events.Changed) -> None:
         before, self.status = self.status, self.upstairs.status()
+        self.world.reached.status(before, self.status)
         if before.state is not self.status.state:
             reason = f": {self.status.reason}" if self.status.reason else ""
             self.note(f"upstairs is {self.status.state.name}{reason}")
         for old, new in zip(before.slots, self.status.slots, strict=True):
             if (old.address, old.state) != (new.address, new.state):
                 self.note(f"slot {new.slot} {new.address} is {new.state.name} {new.mode.name}")
-        self.watcher(self)
+        # Told when the step is whole: what it completed was completed before whatever it lost.
+        self._news = True
 
     def _repair_started(self, effect: events.RepairStarted) -> None:
         self.note(f"repair of slot {effect.slot} begins, attempt {effect.attempt}")
 
     def _repair_ended(self, effect: events.RepairEnded) -> None:
         self.note(f"repair of slot {effect.slot} ends: {effect.error or 'whole'}")
+        self.world.reached.repair_ended(effect.error)
 
     def _slot_left(self, effect: events.SlotLeft) -> None:
         self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+        self.world.reached.member_left(self.upstairs, effect.address)
+
+    def _healed(self, effect: events.BlocksHealed) -> None:
+        self.note(f"{effect.blocks} bad blocks written again, one is {effect.block}")
 
     # ---- requests
 
     def submit(self, requests: list[Request]) -> None:
         """A guest's batch."""
-        self.feed(events.GuestBatch([("guest", requests)]))
+        if self.layers is not None:
+            self.layers.submit(requests, self._guest_done)
+        else:
+            self.feed(events.GuestBatch([(self._guest_done, requests)]))
+
+    def _guest_done(self, completions: list[Completion]) -> None:
+        if self.alive:
+            for completion in completions:
+                self.guest(completion)
 
     def ask(
         self, make: Callable[[object], events.Event], then: Callable[[events.Answer], None]
@@ -324,6 +377,24 @@ class Machine:
         self._keys += 1
         self._asked[self._keys] = then
         self.feed(make(self._keys))
+
+    def deactivate(self, then: Callable[[events.Answer], None]) -> None:
+        """Lets go of the volume, and of its parent after it; `then` gets the volume's answer."""
+        below = self.below
+
+        def ended(answer: events.Answer) -> None:
+            if below is None:
+                then(answer)
+            else:
+                below.ask(events.Deactivate, lambda _answer: then(answer))
+
+        self.ask(events.Deactivate, ended)
+
+    def activate_again(self, generation: int) -> None:
+        """Somebody tries once more, with another generation, after a failure."""
+        self.generation = generation
+        self.note(f"activated again, generation {generation}")
+        self.ask(lambda key: events.Activate(key, generation), lambda _answer: None)
 
     def info(self):
         """The volume as vmmd tells it: protobuf, by the real mapping."""
@@ -355,7 +426,14 @@ class Machine:
             return
         assert changed is not None
         old, new = changed.old, changed.new
-        self.ask(lambda key: events.Replace(key, old, new), then)
+        kinds = situation(self, old)
+
+        def answered(answer: events.Answer) -> None:
+            said = answer.value.result.name if answer.error is None else answer.error.reason
+            self.world.reached.replaced(kinds, said)
+            then(answer)
+
+        self.ask(lambda key: events.Replace(key, old, new), answered)
 
     def verify(self, then: Callable[[events.Answer], None]) -> None:
         """Compares the members; the answer's value is a VerifyResult."""

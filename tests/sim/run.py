@@ -11,18 +11,30 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic, process_time
 
 from controlplane.core.replacement import State
+from tests.sim.faults import FAULTS
+from tests.sim.mistakes import MISTAKES
+from tests.sim.reached import moves_recorded, never, table
 from tests.sim.world import World
 from vmmd.upstairs.core.states import SlotState
 
 IOS_MIN = 200
+# Of a failure, the last lines.
+LINES_SHOWN = 40
+SLOW_SEEDS = 0.08
+# At so many of the faults somebody copies a region directory.
+KEEP_COPY = 0.3
+# Over so many seeds from 0 on, all of `reached.EXPECTED` is.
+FIXED_SEEDS = 1500
 FAULTS_MIN = 3
 REPLACEMENTS_MIN = 1
 HOSTILITY = (0.04, 0.1, 0.2)
 PACES = (0.0005, 0.005, 0.05, 0.4)
+# In some of the seeds, so that silences of hosts are heard.
+SLOW_PACES = (0.05, 0.4, 3.0)
 TURNS_MAX = 600
 # Faults have ended by then: the longest lasts 30 s, and reconnecting may be put off by 10 s.
 HEAL_SECONDS = 900.0
@@ -38,6 +50,7 @@ class Outcome:
     seed: int
     counts: Counter[str]
     seconds: float
+    reached: Counter[str] = field(default_factory=Counter)
     error: str = ""
     lines: tuple[str, ...] = ()
 
@@ -52,15 +65,17 @@ class Run:
         self._replace_at = chance.randrange(5, 150)
         self._again = chance.choice((0.0, 0.02))
         self._late_at = 0.0
+        self._paces = SLOW_PACES if self.world.variety.random() < SLOW_SEEDS else PACES
 
     def go(self) -> None:
         """ViolationError, or whatever the code raised, when something is wrong."""
         world = self.world
+        world.trace.note("world", world.describe())
         if not world.schedule.run_until(world.whole, 30.0):
             world.fail("the first activation did not end")
         for _turn in range(TURNS_MAX):
             self._turn()
-            world.schedule.run(world.chance.choice(PACES))
+            world.schedule.run(world.chance.choice(self._paces))
             if self._enough():
                 break
         self._heal()
@@ -95,6 +110,8 @@ class Run:
         luck = chance.random()
         if luck < self._hostility:
             world.faults.strike()
+            if world.variety.random() < KEEP_COPY:
+                world.variety.choice(list(world.daemons.values())).keep_copy()
         elif luck > 0.99:
             self._ask_again()
         elif world.machine.active or (world.machine.alive and luck > 0.97):
@@ -142,8 +159,9 @@ class Run:
         world.trace.note("world", "no more faults")
         world.network.heal()
         world.control.store.failures = 0
+        world.faults.mistakes.let_in()
         world.control.start()
-        for daemon in world.daemons.values():
+        for daemon in world.hosts.values():
             daemon.start()
         self._retry()
         self._late_at = world.schedule.now + 2 * HEAL_SECONDS
@@ -179,6 +197,9 @@ class Run:
 
     def _look(self) -> None:
         world, guest = self.world, self.world.guest
+        # A loss that the guest has not been told of yet is told by this one.
+        world.machine.submit([guest.flush()])
+        self._await(lambda: not guest.busy, "the flush after all that did not end")
         failed = guest.counts["failed"]
         # Each batch goes to the member with the least to do: three in flight, to all three.
         for _ in range(3):
@@ -221,14 +242,19 @@ def run_seed(seed: int, sink: Callable[[str], None] | None = None) -> Outcome:
     began = process_time()
     run: Run | None = None
     error = ""
-    try:
-        run = Run(seed, sink)
-        run.go()
-    except Exception as problem:  # noqa: BLE001 - whatever it is, it is this seed's finding
-        error = f"{type(problem).__name__}: {problem}"
+    with moves_recorded() as moves:
+        try:
+            run = Run(seed, sink)
+            run.go()
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it is this seed's finding
+            error = f"{type(problem).__name__}: {problem}"
     spent = process_time() - began
-    lines = tuple(run.world.trace.lines) if run is not None and error else ()
-    return Outcome(seed, run.counts() if run is not None else Counter(), spent, error, lines)
+    if run is None:
+        return Outcome(seed, Counter(), spent, moves, error)
+    world = run.world
+    world.reached_network()
+    lines = tuple(world.trace.lines) if error else ()
+    return Outcome(seed, run.counts(), spent, moves + world.reached, error, lines)
 
 
 def run_seeds(first: int, count: int, processes: int | None = None) -> Iterator[Outcome]:
@@ -242,29 +268,42 @@ def run_seeds(first: int, count: int, processes: int | None = None) -> Iterator[
         yield from pool.imap_unordered(run_seed, seeds, chunksize=8)
 
 
-def soak(first: int, count: int, show: Callable[[str], None]) -> list[Outcome]:
-    """Runs the seeds, shows what they contained, and returns those that failed."""
+def soak(first: int, count: int, show: Callable[[str], None], *, coverage: bool = False) -> bool:
+    """Runs the seeds and shows what they contained. Whether all promises were kept and, of the
+    fixed seeds, all was reached that is expected."""
     began = monotonic()
-    totals: Counter[str] = Counter()
-    failures: list[Outcome] = []
+    totals, reached, seeds = Counter[str](), Counter[str](), Counter[str]()
     least: dict[str, int] = {}
+    good = failed = 0
     for outcome in run_seeds(first, count):
         if outcome.error:
-            failures.append(outcome)
+            if not failed:
+                show("\n".join(outcome.lines[-LINES_SHOWN:]))
+            failed += 1
             show(f"seed {outcome.seed} failed: {outcome.error}")
-            show(f"  to see it: scripts/stairwell-sim --seed {outcome.seed} --trace")
+            show(f"  to see it: {command(outcome.seed)}")
             continue
+        good += 1
         totals += outcome.counts
+        reached += outcome.reached
+        seeds.update(outcome.reached.keys())
         for name in ("ios", "faults", "replacements"):
             least[name] = min(least.get(name, outcome.counts[name]), outcome.counts[name])
     elapsed = monotonic() - began
-    show(
-        f"{count} seeds in {elapsed:.1f} s, {60 * count / elapsed:.0f} a minute; "
-        f"{len(failures)} failed"
-    )
-    good = count - len(failures)
+    show(f"{count} seeds in {elapsed:.1f} s, {60 * count / elapsed:.0f} a minute; {failed} failed")
     if good:
         each = ", ".join(f"{totals[name] / good:.1f} {name}" for name in sorted(totals))
         show(f"a seed has on average: {each}")
         show("a seed has at least: " + ", ".join(f"{n} {name}" for name, n in least.items()))
-    return failures
+    missing = never(reached, (*FAULTS, *MISTAKES))
+    if coverage:
+        show("\n".join(table(reached, seeds, missing)))
+    fixed = first == 0 and count >= FIXED_SEEDS
+    if missing and (fixed or coverage):
+        show(f"never reached: {', '.join(missing)}")
+    return not failed and not (fixed and missing)
+
+
+def command(seed: int) -> str:
+    """What shows a seed to a reader."""
+    return f"scripts/stairwell-sim --seed {seed} --trace"

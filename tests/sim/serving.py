@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from downstaird.core.engine import FlushWork
-from downstaird.core.promotion import Proposal, check_compatible, promoted
+from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from downstaird.core.region import Region
 from downstaird.core.session import CopyExtent, Effect, LimitRepair, RunWork, Session
 from downstaird.core.session_table import Grant, SessionTable
@@ -134,14 +134,20 @@ class Host:
     def open_session(self, proposal: Proposal) -> Grant:
         """Promotes and grants; older sessions are ended."""
         check_compatible(
-            proposal, self.engine.definition, read_only=False, versions=(DATA_VERSION,)
+            proposal,
+            self.engine.definition,
+            read_only=self.daemon.read_only,
+            versions=(DATA_VERSION,),
         )
         now = self.daemon.world.schedule.now
         self.table.expire(now)
         current = self.engine.ownership
-        wanted = promoted(proposal, current, blank=self.blank)
-        if wanted != current:
-            self.engine.promote(wanted)
+        if self.daemon.read_only:
+            check_key(proposal, current)
+        else:
+            wanted = promoted(proposal, current, blank=self.blank)
+            if wanted != current:
+                self.engine.promote(wanted)
         grant, ended = self.table.grant(proposal, self.daemon.world.token(), now)
         for old in ended:
             for conversation in list(self.conversations):
@@ -189,8 +195,11 @@ class Conversation:
         return self._grant.serial if self._grant is not None else None
 
     def _received(self, frame: Frame) -> None:
-        if frame.kind is FrameKind.REQUEST and self._host.daemon.world.trace.detailed:
-            self._host.daemon.note(shown(frame))
+        if frame.kind is FrameKind.REQUEST:
+            world = self._host.daemon.world
+            if world.trace.detailed:
+                self._host.daemon.note(shown(frame))
+            world.sealing.arrived(frame)
         self._inbox.append(frame)
         self._feed()
 
@@ -211,7 +220,10 @@ class Conversation:
         except RefusedError as error:
             self.end(f"{error.reason} {error.message}")
             return
-        self.session = Session(self._host.engine, read_only=False, lane_free=self._host.lane.free)
+        host = self._host
+        self.session = Session(
+            host.engine, read_only=host.daemon.read_only, lane_free=host.lane.free
+        )
         self._copier = Copier(self._host, self.session, self.advance)
         self._end.send(decode(encode(FrameKind.WELCOME)[0]))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from controlplane.core.records import DiskRecord, region_at, with_target
 from controlplane.core.replacement import Replacement, State
+from stairlib.model.cipher import describe_cipher
 from stairlib.model.construction import RegionOptions, RegionSpec, VolumeSpec
 from stairlib.model.geometry import Geometry
 from stairlib.sim.network import Network
@@ -20,10 +21,14 @@ from stairlib.sim.schedule import Schedule
 from stairlib.sim.trace import Trace
 from tests.sim.checks import Checks
 from tests.sim.control import Control
+from tests.sim.control_checks import ControlChecks
 from tests.sim.daemon import BLOCK, Daemon
 from tests.sim.faults import Faults, Wounds
 from tests.sim.guest import Guest
 from tests.sim.machine import Machine
+from tests.sim.parent import Parent
+from tests.sim.reached import Reached
+from tests.sim.sealing import Sealing
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
 
@@ -34,6 +39,10 @@ GEOMETRIES = (Geometry(BLOCK, 16, 4), Geometry(BLOCK, 12, 6), Geometry(BLOCK, 6,
 DELAYS = ((0.0001, 0.001), (0.0005, 0.005), (0.005, 0.05))
 # A request or a machine that the control plane was too busy or too dead for is tried again.
 AGAIN_SECONDS = 1.0
+# A set that was put out of service is tried again as often as not, instead of a new machine.
+ACTIVATED_AGAIN = 0.5
+# So many of the seeds have a read-only parent.
+PARENTS = 0.15
 # Deactivation ends after 10 s at the latest by its own rule; a message or two more.
 DEACTIVATE_SECONDS = 30.0
 
@@ -47,28 +56,42 @@ class World:
 
     def __init__(self, seed: int, sink: Callable[[str], None] | None = None) -> None:
         self.chance = random.Random(seed)
+        # What came later draws here, so that it does not turn the seeds of before into others.
+        self.variety = random.Random(f"variety {seed}")
         self.schedule = Schedule()
+        self.reached = Reached()
         self.trace = Trace(self.schedule, sink)
         self.geometry = self.chance.choice(GEOMETRIES)
         self.network = Network(self.schedule, self.chance, *self.chance.choice(DELAYS))
         self.region_path = REGION_PATH
         self.counts = {"replacements": 0, "machines": 0, "comparisons": 0}
         self.wounds = Wounds()
+        self.sealing = Sealing(self, VOLUME, self.variety)
         count = self.chance.randrange(4, 7)
         daemons = [Daemon(self, number) for number in range(count)]
         self.daemons = {daemon.address: daemon for daemon in daemons}
+        # These, and others that are there for a while.
+        self.hosts = dict(self.daemons)
+        # The machines' host does not trust the control plane.
+        self.refuses_control = False
+        # The next member that is nearly filled will be killed.
+        self.pouncing = False
+        self.parent = Parent(self) if self.variety.random() < PARENTS else None
+        if self.parent is not None:
+            self.hosts |= {daemon.address: daemon for daemon in self.parent.daemons}
         self.guest = Guest(self)
         self.checks = Checks(self)
+        self.checks_of_control = ControlChecks(self)
         self.control = Control(self, self._disk([d.address for d in daemons[:3]]))
         self._lost = False
-        for daemon in daemons:
+        for daemon in self.hosts.values():
             daemon.start()
         self.machine: Machine
         self.make_machine()
         self.faults = Faults(self)
 
     def _disk(self, targets: list[str]) -> DiskRecord:
-        options = RegionOptions(id=VOLUME, targets=tuple(targets))
+        options = RegionOptions(id=VOLUME, targets=tuple(targets), key=self.sealing.secret)
         region = RegionSpec(self.geometry, options, 1)
         return DiskRecord(
             key=uuid.UUID(int=1),
@@ -81,10 +104,35 @@ class World:
             construction=VolumeSpec(VOLUME, BLOCK, (region,)),
         )
 
+    def reached_network(self) -> None:
+        """Adds what the network counted."""
+        network = self.network
+        for name, count in (
+            ("silence", network.silences),
+            ("call too late", network.calls_late),
+            ("call carried out late", network.calls_carried_out_late),
+        ):
+            if count:
+                self.reached[f"network {name}"] += count
+
+    def describe(self) -> str:
+        """What was drawn for this seed, in a line."""
+        parent = self.parent
+        below = "no parent" if parent is None else f"a parent with {parent.flaw or 'equal'} regions"
+        fast = 1000 * self.network.high
+        return (
+            f"{len(self.daemons)} storage hosts, {self.geometry.describe()}, "
+            f"{describe_cipher(self.sealing.cipher)}, {below}, messages take up to {fast:g} ms"
+        )
+
     def fail(self, what: str) -> None:
         """A promise is broken: the run ends here."""
         self.trace.note("CHECK", what)
         raise ViolationError(what)
+
+    def base(self, block: int) -> int:
+        """The version of a block that the guest did not write: zeros, or the parent's."""
+        return self.parent.base(block) if self.parent is not None else 0
 
     def token(self) -> bytes:
         """A session's token."""
@@ -142,25 +190,45 @@ class World:
     def may_lose_machine(self) -> bool:
         """Whether the machine may end: with a replacement under way the next one does not know the
         old member any more, so what was flushed must be whole on one that stays."""
+        if self.rotten():
+            return False
         if self.settled():
             return True
         return any(self.checks.stands_alone(daemon) for daemon in self.members())
 
+    def rotten(self) -> bool:
+        """Whether a member's data has rotted: a comparison of all members at once could want to
+        copy from it, and would not end."""
+        return any(daemon.rotten for daemon in self.members(departing=True))
+
     # ---- the machine
 
-    def make_machine(self) -> None:
+    def make_machine(self, *, wrong_key: bool = False) -> None:
         """A new machine for the recorded request, with a new generation."""
         self.counts["machines"] += 1
         number = self.counts["machines"]
         spec = region_at(self.control.store.construction(), REGION_PATH)
         session = str(uuid.UUID(int=self.chance.getrandbits(128)))
-        machine = Machine(self, f"vm{number}", spec, session)
+        encryption = self.sealing.encryption(wrong=wrong_key)
+        machine = Machine(self, f"vm{number}", spec, session, encryption)
+        machine.mistaken = wrong_key
         machine.note(f"a machine is made, generation {spec.generation}")
         machine.guest = self.guest.complete
         machine.watcher = self._watch
+        if self.parent is not None and not self.parent.dropped:
+            below = Machine(self, machine.host, self.parent.spec, session, None)
+            below.ask(events.Activate, lambda _answer: None)
+            machine.below, machine.layers = below, self.parent.attach(machine, below)
         self.machine = machine
         self._lost = False
-        machine.ask(events.Activate, lambda _answer: None)
+
+        def activated(answer: events.Answer) -> None:
+            if answer.error is not None:
+                self.reached[f"activation refused {answer.error.reason}"] += 1
+            elif wrong_key:
+                self.fail("a wrong key was accepted")
+
+        machine.ask(events.Activate, activated)
 
     def make_machine_later(self, seconds: float) -> None:
         """When the control plane gets round to it."""
@@ -179,6 +247,12 @@ class World:
         if machine is not self.machine:
             return
         status = machine.status
+        for slot in status.slots:
+            daemon = self.daemons[slot.address]
+            if slot.state is SlotState.RECONCILE and daemon.host in self.wounds.fresh:
+                # Somebody is quick, and replaces the member while the others are being compared.
+                self.wounds.fresh.discard(daemon.host)
+                self.schedule.later(0.0, self._replace_wounded, slot.address)
         if status.state is UpstairsState.DISABLED:
             self.schedule.later(0.0, self._remake, machine)
         elif status.state is UpstairsState.ACTIVE:
@@ -192,10 +266,14 @@ class World:
             self._lost = lost
 
     def _remake(self, machine: Machine) -> None:
-        if machine is self.machine and machine.alive:
-            machine.kill()
-            self.guest.machine_lost()
-            self.make_machine_later(AGAIN_SECONDS)
+        if machine is not self.machine or not machine.alive:
+            return
+        self.guest.machine_lost()
+        if not machine.mistaken and self.variety.random() < ACTIVATED_AGAIN:
+            machine.activate_again(self.control.store.hand_out_generation())
+            return
+        machine.kill()
+        self.make_machine_later(AGAIN_SECONDS)
 
     def deactivate(self, machine: Machine) -> None:
         """Lets go of the volume as a stop of the machine does, then makes the machine again."""
@@ -219,7 +297,7 @@ class World:
                 self.fail("a deactivation did not end")
 
         self.schedule.later(DEACTIVATE_SECONDS, overdue)
-        machine.ask(events.Deactivate, ended)
+        machine.deactivate(ended)
 
     def compare(self) -> None:
         """Has the members compared; they must never differ."""

@@ -87,12 +87,17 @@ class Tree:
                 raise result
 
 
-async def build(construction: Construction, *, tracing: Tracing) -> Tree:
-    """The tree, not yet active. InvalidRequestError for what cannot be a volume, NotFoundError and
-    UnavailableError for a source that is not there; nothing is left open then."""
+async def build(
+    construction: Construction, *, tracing: Tracing, activate_with_two_after: float = 0.0
+) -> Tree:
+    """The tree, not yet active; `activate_with_two_after` as UpstairsConfig.
+
+    InvalidRequestError for what cannot be a volume, NotFoundError and UnavailableError for a source
+    that is not there; nothing is left open then."""
     tree = Tree()
     try:
-        tree._root = await _Builder(tree, tracing).node(construction, "", below_parent=False)  # noqa: SLF001 - its maker
+        builder = _Builder(tree, tracing, activate_with_two_after)
+        tree._root = await builder.node(construction, "", below_parent=False)  # noqa: SLF001 - its maker
     except BaseException:
         with contextlib.suppress(StairwellError):
             await tree.close()
@@ -101,15 +106,18 @@ async def build(construction: Construction, *, tracing: Tracing) -> Tree:
 
 
 class _Builder:
-    def __init__(self, tree: Tree, tracing: Tracing) -> None:
+    def __init__(self, tree: Tree, tracing: Tracing, activate_with_two_after: float) -> None:
         self._tree = tree
+        self._two_after = activate_with_two_after
         self._tracing = tracing
 
     async def node(self, node: Construction, path: str, *, below_parent: bool) -> Backend:
         match node:
             case RegionSpec():
                 with _named(path):
-                    region = RegionUpstairs(node, tracing=self._tracing)
+                    region = RegionUpstairs(
+                        node, tracing=self._tracing, activate_with_two_after=self._two_after
+                    )
                 self._tree.regions[path] = region
                 return region
             case FileSpec(path=file, block_size=block_size):

@@ -125,10 +125,17 @@ class Volume:
 
     @classmethod
     async def open(
-        cls, construction: Construction, *, tracing: Tracing, read_only: bool = False
+        cls,
+        construction: Construction,
+        *,
+        tracing: Tracing,
+        read_only: bool = False,
+        activate_with_two_after: float = 0.0,
     ) -> Volume:
-        """Builds the tree; errors as `tree.build`."""
-        tree = await build(construction, tracing=tracing)
+        """Builds the tree; arguments and errors as `tree.build`."""
+        tree = await build(
+            construction, tracing=tracing, activate_with_two_after=activate_with_two_after
+        )
         return cls(volume_id(construction), tree, read_only=read_only)
 
     # ---- backend

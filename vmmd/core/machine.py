@@ -22,6 +22,8 @@ class DiskSpec:
     read_only: bool
     pci_path: PciPath
     construction: Construction
+    # Seconds until two members of a region serve without the third; 0 = never.
+    activate_with_two_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,9 @@ class MachineSpec:
                 )
             if not disk.name or disk.name in names:
                 found.append(FieldViolation(f"{field}.name", "must be given, once"))
+            if disk.activate_with_two_after < 0:
+                text = "must not be negative"
+                found.append(FieldViolation(f"{field}.activate_with_two_after", text))
             if disk.pci_path in paths:
                 found.append(FieldViolation(f"{field}.pci_path", f"{disk.pci_path} is taken"))
             names.add(disk.name)

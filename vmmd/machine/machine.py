@@ -187,7 +187,12 @@ class Machine:
 
 async def _opened(index: int, disk: DiskSpec, tracing: Tracing) -> Volume:
     try:
-        return await Volume.open(disk.construction, tracing=tracing, read_only=disk.read_only)
+        return await Volume.open(
+            disk.construction,
+            tracing=tracing,
+            read_only=disk.read_only,
+            activate_with_two_after=disk.activate_with_two_after,
+        )
     except StairwellError as error:
         error.message = f"disk {disk.name!r}: {error.message}"
         error.args = (error.message,)

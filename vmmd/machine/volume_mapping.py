@@ -43,6 +43,7 @@ def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: st
             write_bytes=counters.write_bytes,
             failed=counters.failed,
             read_mismatches=sum(region.read_mismatches for _path, region in status.regions),
+            blocks_healed=sum(region.blocks_healed for _path, region in status.regions),
         ),
     )
 
@@ -87,6 +88,7 @@ def _slot(slot: SlotStatus) -> pb.SlotInfo:
         repairs_completed=slot.repairs_completed,
         repairs_aborted=slot.repairs_aborted,
         departing_address=slot.departing_address,
+        bad_blocks=slot.bad_blocks,
     )
 
 

@@ -16,6 +16,7 @@ from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import plain
 from controlplane.cli.session import Session
 from controlplane.cli.watch import wanted_reached
+from stairlib.wire.durations import duration
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as pb
 
@@ -63,11 +64,22 @@ async def new(
     ] = "",
     vcpus: Annotated[int, typer.Option("--vcpus", "-c", min=1, help="Virtual CPUs.")] = 4,
     memory: Annotated[int, typer.Option("--memory", "-m", min=1, help="MiB of memory.")] = 1024,
+    with_two_after: Annotated[
+        float,
+        typer.Option(
+            "--with-two-after",
+            metavar="SECONDS",
+            min=0,
+            help="Start with two copies of a disk when the third stays away so long; 0 waits.",
+        ),
+    ] = 0,
 ) -> None:
     """Make an instance with its disks; returns when its machine exists. It is not started."""
     request = pb.CreateInstanceRequest(
         name=name, request_id=str(uuid.uuid4()), cpus=vcpus, memory_mib=memory
     )
+    if with_two_after:
+        request.activate_with_two_after.CopyFrom(duration(with_two_after))
     if instance_id:
         request.id = checked_uuid(instance_id, "--id")
     if crucible_disks:

@@ -8,7 +8,7 @@ import uuid
 import numpy as np
 import pytest
 
-from downstaird.faults import FaultPlan
+from downstaird.faults import CHANCE, FaultPlan
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
@@ -261,7 +261,7 @@ async def test_a_flush_that_fails_says_so_and_poisons_the_region(serve, upstairs
 
 async def test_injected_errors_are_answered_as_errors(serve, upstairs):
     downstairs = await serve(
-        faults=FaultPlan(read_errors=True, write_errors=True, latency_seconds=0.001)
+        faults=FaultPlan(read_errors=CHANCE, write_errors=CHANCE, latency_seconds=0.001)
     )
     client = await downstairs.session(upstairs)
     answers = await client.do(

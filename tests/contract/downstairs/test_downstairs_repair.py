@@ -11,6 +11,7 @@ import pytest
 from downstaird.core.engine import FLAG_INCOMPLETE
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.errors import RefusedError, StateError
+from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing, traceparent
 from stairlib.wire.frame import OpKind, OpStatus, extent_marks
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
@@ -139,6 +140,22 @@ async def test_contents_are_equal_after_a_repair_under_writes(serve, upstairs, t
     assert (await b.one(OpKind.REPAIR_END)).status is OpStatus.OK
     await equal(a, b)
     assert not ((await b.states())[:, 2] & FLAG_INCOMPLETE).any()
+
+
+@pytest.mark.parametrize("geometry", [(4096, 512, 8), (512, 256, 8), (4096, 256, 9)])
+async def test_a_source_with_another_geometry_is_refused(serve, upstairs, geometry):
+    source, target = await serve(geometry=Geometry(*geometry)), await serve()
+    await source.session(upstairs)
+    b = await target.session(upstairs)
+    await b.write(3, pattern(1, 4))
+    await b.flush(1)
+    await b.do(begin([0]))
+    [answer] = await b.do(*copies(source, upstairs, 1, [0]))
+    assert answer.status is not OpStatus.OK
+    assert Geometry(*geometry).describe() in str(answer), answer
+    # Nothing was taken from it.
+    assert await b.read(3, 4) == pattern(1, 4)
+    assert (await b.states())[0, 2] & FLAG_INCOMPLETE
 
 
 async def test_extents_that_are_equal_already_cost_no_blocks(serve, upstairs):

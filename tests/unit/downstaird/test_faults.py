@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from downstaird.faults import LOSSY_SECONDS, Delays, FaultPlan, with_faults
+from downstaird.faults import CHANCE, LOSSY_SECONDS, Delays, FaultPlan, with_faults
 from stairlib.model.errors import DataError
 
 
@@ -15,10 +15,10 @@ def test_without_faults_the_engine_is_the_engine(engine):
 @pytest.mark.parametrize(
     ("plan", "call"),
     [
-        (FaultPlan(read_errors=True), lambda engine: engine.read(0, 1)),
-        (FaultPlan(flush_errors=True), lambda engine: engine.begin_flush(1, 1)),
+        (FaultPlan(read_errors=CHANCE), lambda engine: engine.read(0, 1)),
+        (FaultPlan(flush_errors=CHANCE), lambda engine: engine.begin_flush(1, 1)),
         (
-            FaultPlan(write_errors=True),
+            FaultPlan(write_errors=CHANCE),
             lambda engine: engine.write(0, engine.contexts(0, 1), bytes(512)),
         ),
     ],
@@ -33,6 +33,13 @@ def test_one_call_in_four_fails_and_the_rest_pass(engine, plan, call):
     assert 60 < failed < 140
     assert len(engine.calls) == 400 - failed
     assert faulty.definition is engine.definition
+
+
+def test_a_probability_is_taken_as_given(engine):
+    faulty = with_faults(engine, FaultPlan(read_errors=1.0), random.Random(7))
+    for _ in range(20):
+        with pytest.raises(DataError, match="on purpose"):
+            faulty.read(0, 1)
 
 
 def test_delays():

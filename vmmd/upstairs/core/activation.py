@@ -3,14 +3,24 @@
 Two situations need all members compared before any serves: activation, and an active set of which
 no member is left that holds everything (each failed in turn). Both end in `Reconciliation`, or at
 once when all are equal.
+
+An activation may be allowed to go on with two members when the third stays away. Then these two
+are all that is asked, so whatever was flushed has to be on one of them: each must have been a full
+member of this set, and be whole since. docs/adr/0018 has the proof. The third comes in by a live
+repair.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from stairlib.model.errors import DataError, StairwellError, StateError
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.cipher_check import check_generation
 from vmmd.upstairs.core.copies import ExtentCopies
+from vmmd.upstairs.core.events import FLAG_DIRTY
 from vmmd.upstairs.core.reconcile import ReconcilePlan, Reconciliation, plan, trust_regions
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
@@ -26,6 +36,26 @@ class Activation:
         self.running: Reconciliation | None = None
         self.failure: StairwellError | None = None
         self.limit = 0
+        # What a reconciliation was doing that ended badly, until the members are compared anew.
+        self.interrupted: ReconcilePlan | None = None
+        # Since when the same two members are ready, and the third is not.
+        self._two: tuple[Member, ...] = ()
+        self._two_since = 0.0
+
+    @property
+    def waiting(self) -> str:
+        """What an activation waits for that may go on with two; empty when it may not."""
+        region = self._region
+        after = region.config.activate_with_two_after
+        if region.state is not UpstairsState.GO_ACTIVE or not after or not self._two:
+            return ""
+        away = next(m for m in region.members if m not in self._two)
+        who = f"slot {away.slot} ({away.address}) is away"
+        problem = unfit_for_two(self._two)
+        if problem:
+            return f"{who}, and the set cannot serve with two: {problem}"
+        left = max(0.0, self._two_since + after - region.now)
+        return f"{who}: the set serves with two in {left:.0f} s"
 
     @property
     def copies(self) -> dict[int, ExtentCopies]:
@@ -36,6 +66,8 @@ class Activation:
         """The set is stopping."""
         self.running = None
         self.failure = None
+        self.interrupted = None
+        self._two = ()
 
     def advance(self) -> bool:
         """True when the members agree as of now and serve."""
@@ -56,15 +88,30 @@ class Activation:
     def _quorum(self) -> list[Member]:
         region = self._region
         if region.state is UpstairsState.GO_ACTIVE:
-            ready = all(m.state is SlotState.WAIT_QUORUM for m in region.members)
+            found = [m for m in region.members if m.state is SlotState.WAIT_QUORUM]
+            if len(found) < len(region.members):
+                return self._quorum_of_two(found)
+            ready = True
         elif region.state is UpstairsState.ACTIVE:
             ready = all(m.state is SlotState.LIVE_REPAIR_READY for m in region.members)
         else:
             return []
         return list(region.members) if ready else []
 
+    def _quorum_of_two(self, found: list[Member]) -> list[Member]:
+        region = self._region
+        after = region.config.activate_with_two_after
+        if not after or len(found) != limits.SLOT_COUNT - 1:
+            self._two = ()
+            return []
+        if tuple(found) != self._two:
+            self._two, self._two_since = tuple(found), region.now
+        late = region.now - self._two_since >= after
+        return found if late and not unfit_for_two(found) else []
+
     def _begin(self, members: list[Member]) -> bool:
         region = self._region
+        self.interrupted = None
         trust_regions(members)
         try:
             work = plan(members, region.config.geometry.extent_count)
@@ -105,9 +152,15 @@ class Activation:
 
     def _serve(self, members: list[Member]) -> None:
         region = self._region
+        region.reason = ""
+        self._two = ()
         for member in members:
             member.synced_job = region.last_job
             region.activate_member(member)
+        for member in region.members:
+            if member not in members:
+                # What it holds was not compared: whatever its stamps say, it is filled.
+                region.stop(member, SlotMode.FAULTED, "away while the others were activated")
         region.flushes.forget()
         region.flushes.proven = region.flushes.number - 1
         region.trim()
@@ -116,7 +169,9 @@ class Activation:
         """Everybody connects again and is compared anew; the delay keeps a broken member from
         spinning us."""
         self.running = None
+        self.interrupted = run.plan
         region = self._region
+        region.reason = f"the members are not equal yet, it is tried again: {run.error}"
         going = region.state is UpstairsState.GO_ACTIVE
         mode = SlotMode.NEW if going else SlotMode.FAULTED
         for member in run.members:
@@ -129,3 +184,22 @@ class Activation:
         for record in region.log.pending_flushes():
             record.judged = True
         region.log.trim(region.last_job)
+
+
+def unfit_for_two(members: Sequence[Member]) -> str:
+    """Why these two cannot stand for the set without the third; empty if they can. Each has to have
+    been a full member, and to be whole: docs/adr/0018."""
+    for member in members:
+        stamps = member.stamps
+        who = f"slot {member.slot} ({member.address})"
+        if stamps is None or not (member.owned_before or member.trusted_region == member.region_id):
+            return f"{who} was never a member of it"
+        if member.replacing:
+            return f"{who} was to be filled in the place of another"
+        if (stamps.flags & ~np.uint8(FLAG_DIRTY)).any():
+            return f"{who} was being filled, or is damaged"
+        if member.suspect_extents:
+            return f"a write failed on {who}"
+        if not stamps.generations.any():
+            return f"{who} holds nothing: it may be new"
+    return ""

@@ -237,6 +237,15 @@ class SlotLeft:
     mode: str
 
 
+@dataclass(frozen=True, slots=True)
+class BlocksHealed:
+    """Reads found blocks bad on a member, and they were written again from a good one; for the log.
+    `blocks` counts since the last time it was told, `block` is one of them."""
+
+    block: int
+    blocks: int
+
+
 Effect = (
     SendFrame
     | CompleteGuest
@@ -247,6 +256,7 @@ Effect = (
     | RepairStarted
     | RepairEnded
     | SlotLeft
+    | BlocksHealed
 )
 
 

@@ -21,25 +21,15 @@ from operator import itemgetter
 
 import numpy as np
 
-from stairlib.wire.frame import (
-    OPS_MAX,
-    PAYLOAD_BYTES_MAX,
-    Bytes,
-    FrameKind,
-    OpKind,
-    encode,
-    pack_op,
-)
+from stairlib.model.context import ContextArray
+from stairlib.wire.frame import OPS_MAX, PAYLOAD_BYTES_MAX, Bytes, OpKind
 from vmmd.block.backend import READS, BlockOp, BlockStatus, Completion, Request
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import CompleteGuest
 from vmmd.upstairs.core.reads import Read, ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
-from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import UpstairsState
-
-WRITES_NEEDED = 2
 
 
 class _WriteFrame:
@@ -63,7 +53,6 @@ class GuestOps:
         self._read_only = region.config.read_only
         self._block_size = geometry.block_size
         self._block_count = geometry.block_count
-        self._blocks_per_extent = geometry.blocks_per_extent
         self._waiting: deque[tuple[object, Request]] = deque()
         self._frame = _WriteFrame()
         self._new_reads: list[Read] = []
@@ -155,7 +144,7 @@ class GuestOps:
             status = BlockStatus.OK if op is BlockOp.FLUSH else BlockStatus.READ_ONLY
             completions.append(Completion(token, status))
         elif op is BlockOp.FLUSH:
-            if region.usable_count < WRITES_NEEDED:
+            if region.usable_count < limits.WRITES_NEEDED:
                 completions.append(Completion(token, BlockStatus.FAILED))
             else:
                 self._flush_waiters.append((key, token))
@@ -171,7 +160,7 @@ class GuestOps:
             self._read_jobs -= 1
             self._read_bytes -= length * self._block_size
             self._new_owned_reads.extend(self._reads.split(key, token, offset, length, owned=True))
-        elif region.usable_count < WRITES_NEEDED:
+        elif region.usable_count < limits.WRITES_NEEDED:
             completions.append(Completion(token, BlockStatus.FAILED))
         elif op is BlockOp.WRITE:
             status = self._write(OpKind.WRITE, offset, length, data)
@@ -233,36 +222,15 @@ class GuestOps:
     def _send_writes(self) -> None:
         frame, self._frame = self._frame, _WriteFrame()
         region = self._region
-        first = region.take_jobs(len(frame.ops))
-        ops = [
-            pack_op(first + index, kind, offset=offset, length=length)
-            for index, (kind, offset, length) in enumerate(frame.ops)
-        ]
         # The one copy: the guest may reuse its memory once it is answered, the frame is kept for
         # replay.
         only = frame.data[0] if len(frame.data) == 1 else None
         payload: Bytes = only if isinstance(only, bytes) else b"".join(frame.data)
+        contexts: ContextArray | None = None
         if payload:
             spans = map(_span, filter(_carries_data, frame.ops))
             contexts, payload = region.codec.seal(payload, spans, region.generation)
-            buffers = encode(
-                FrameKind.REQUEST, ops, sequence=first, contexts=contexts, payload=[payload]
-            )
-        else:
-            buffers = encode(FrameKind.REQUEST, ops, sequence=first)
-        record = Mutation(first, len(ops), buffers, len(payload))
-        region.flushes.mutated(record, region.now)
-        if region.touched is not None:
-            self._mark_touched(region.touched, frame.ops)
-        region.send_mutation(record)
-
-    def _mark_touched(
-        self, touched: np.ndarray[tuple[int], np.dtype[np.bool_]], ops: list[tuple[int, int, int]]
-    ) -> None:
-        for _kind, offset, length in ops:
-            first = offset // self._blocks_per_extent
-            last = (offset + length - 1) // self._blocks_per_extent
-            touched[first : last + 1] = True
+        region.mutate(frame.ops, contexts, payload)
 
     def flush(self, waiters: list[tuple[object, object]]) -> None:
         """A guest's flush: joins the last one when that covers everything already."""

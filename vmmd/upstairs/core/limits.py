@@ -36,6 +36,16 @@ READ_LOSSES_MAX = 3
 READ_FRAME_BYTES_MAX = 1 << 20
 # From the first write after a flush to a flush by itself, unless the request says otherwise.
 FLUSH_TIMEOUT_SECONDS = 0.5
+# Active members or such as are sent what they missed: with fewer, nothing can become durable.
+WRITES_NEEDED = 2
+
+# Blocks that reads found bad and that are written again: 4 MiB a second of 4 KiB blocks, so that a
+# rotten medium does not crowd out the guest.
+HEALED_BLOCKS_PER_SECOND = 1024
+# A member with more bad blocks than this is filled anew as a whole.
+BAD_BLOCKS_MAX = 4096
+# Between two lines in the log about healed blocks.
+HEALED_TOLD_SECONDS = 10.0
 
 # Delay of the next attempt to connect: the first, doubled up to the second.
 RECONNECT_SECONDS_MIN = 0.2

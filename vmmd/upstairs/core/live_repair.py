@@ -33,7 +33,7 @@ import numpy.typing as npt
 from stairlib.wire.frame import OpKind, extent_marks
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
-from vmmd.upstairs.core.events import RepairEnded, RepairStarted
+from vmmd.upstairs.core.events import FLAG_TOWARDS, RepairEnded, RepairStarted
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.repair_states import REPAIR, RepairMove, RepairPhase
 from vmmd.upstairs.core.replay import Mutation
@@ -149,19 +149,38 @@ class LiveRepair:
         self.copies = ExtentCopies(region, target, extents.tolist(), self._source_of)
         self.copies.traceparent = self._traceparent
         if len(extents):
-            generations, flushes = generations[extents], flushes[extents]
-            # A stamp that no flush which ended well covers is not demanded: the source may be the
-            # only one that has it. And that an extent was never flushed would not be true any more
-            # at the guest's next flush.
-            told = (generations < region.generation) | (flushes <= region.flushes.proven)
-            told &= generations != 0
-            marks = extent_marks(extents, generations, flushes, told)
-            blob = marks.tobytes()
+            blob = self._marks(extents, generations[extents], flushes[extents]).tobytes()
             self._begin = region.send_control(target, OpKind.REPAIR_BEGIN, blob=blob)
             if self._limit:
                 region.send_control(target, OpKind.REPAIR_LIMIT, number=self._limit)
         self._flush = region.send_flush()
         self._move(RepairMove.SURVEYED)
+
+    def _marks(
+        self,
+        extents: npt.NDArray[np.int64],
+        generations: npt.NDArray[np.uint64],
+        flushes: npt.NDArray[np.uint64],
+    ) -> npt.NDArray[np.void]:
+        """What the extents are filled towards: the source's stamps.
+
+        One that no flush which ended well covers is not demanded: the source may be the only one
+        that has it. What an earlier filling demanded is, as long as the source is not older. And
+        that an extent was never flushed would not be true any more at the guest's next flush.
+        """
+        region, stamps = self._region, self.target.stamps
+        told = (generations < region.generation) | (flushes <= region.flushes.proven)
+        if stamps is not None:
+            before = stamps.generations[extents], stamps.flushes[extents]
+            kept = ~told & (before[0] != 0) & ((stamps.flags[extents] & FLAG_TOWARDS) != 0)
+            kept &= (before[0] < generations) | (
+                (before[0] == generations) & (before[1] <= flushes)
+            )
+            generations = np.where(kept, before[0], generations)
+            flushes = np.where(kept, before[1], flushes)
+            told |= kept
+        told &= generations != 0
+        return extent_marks(extents, generations, flushes, told)
 
     def _source_of(self, _extent: int, tried: int) -> Member | None:
         assert self._flush is not None

@@ -3,7 +3,8 @@
 The reads of a guest batch travel in few frames, each to the member with the least outstanding. A
 frame whose reply is whole and right, the usual case, is completed as one. Anything else is looked
 at read by read, and what failed goes to a member that has not been tried for it; with none left the
-guest gets FAILED. Data that does not match its context is never given to the guest.
+guest gets FAILED. Data that does not match its context is never given to the guest; the blocks that
+were bad are written again once they were read well (`read_repair`).
 
 Reads that ask for ownership travel in frames of their own, so that the plain ones pay nothing for
 them. A read whose member's connection broke has not been tried there: it may be sent to it again.
@@ -23,6 +24,7 @@ from stairlib.wire.frame import PAYLOAD_BYTES_MAX, Frame, FrameKind, OpKind, enc
 from vmmd.block.backend import BlockStatus, Completion
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import CompleteGuest, SendFrame
+from vmmd.upstairs.core.read_repair import NO_BLOCKS, Blocks, ReadRepair
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
 
@@ -55,20 +57,29 @@ class Read(NamedTuple):
     owned: bool = False
 
 
+class Trail(NamedTuple):
+    """What reads have behind them: the members that `failed`, by their bits, the connections that
+    broke (`losses`), and the blocks that were `bad` somewhere."""
+
+    failed: int = 0
+    losses: int = 0
+    bad: Blocks = NO_BLOCKS
+
+
+_FRESH = Trail()
+
+
 class ReadFrame:
     """The reads of one frame, sent to one member. `answered` marks ops of a reply that came in
-    parts; `losses` counts the connections that broke under them."""
+    parts."""
 
-    __slots__ = ("answered", "blocks", "first_job", "left", "losses", "member", "reads", "tried")
+    __slots__ = ("answered", "blocks", "first_job", "left", "member", "reads", "trail")
 
-    def __init__(
-        self, first_job: int, reads: Sequence[Read], member: Member, tried: int, losses: int
-    ) -> None:
+    def __init__(self, first_job: int, reads: Sequence[Read], member: Member, trail: Trail) -> None:
         self.first_job = first_job
         self.reads = reads
         self.member = member
-        self.tried = tried
-        self.losses = losses
+        self.trail = trail
         self.blocks = sum(read.length for read in reads)
         self.left = len(reads)
         self.answered: set[int] = set()
@@ -82,7 +93,8 @@ class ReadBook:
         self._region = region
         self._block_size = region.config.geometry.block_size
         self._frames: dict[int, ReadFrame] = {}
-        self._parked: list[tuple[list[Read], int, int]] = []
+        self._parked: list[tuple[list[Read], Trail]] = []
+        self._repair = ReadRepair(region)
         region.reads = self
 
     @property
@@ -92,7 +104,7 @@ class ReadBook:
 
     def parked_jobs(self) -> int:
         """Reads that wait for a member to come back."""
-        return sum(len(reads) for reads, _tried, _losses in self._parked)
+        return sum(len(reads) for reads, _trail in self._parked)
 
     # ---- sending
 
@@ -114,31 +126,31 @@ class ReadBook:
             for at in starts
         ]
 
-    def send(self, reads: list[Read], tried: int = 0, losses: int = 0) -> None:
+    def send(self, reads: list[Read], trail: Trail = _FRESH) -> None:
         """Sends the reads, all with or all without ownership, to the least busy members, in frames
         of a bounded size."""
         limit = max(1, limits.READ_FRAME_BYTES_MAX // self._block_size)
         start, blocks = 0, 0
         for index, read in enumerate(reads):
             if index > start and blocks + read.length > limit:
-                self._send_frame(reads[start:index], tried, losses)
+                self._send_frame(reads[start:index], trail)
                 start, blocks = index, 0
             blocks += read.length
-        self._send_frame(reads[start:] if start else reads, tried, losses)
+        self._send_frame(reads[start:] if start else reads, trail)
 
-    def _send_frame(self, reads: list[Read], tried: int, losses: int) -> None:
+    def _send_frame(self, reads: list[Read], trail: Trail) -> None:
         region = self._region
         member: Member | None = None
         for candidate in region.active:
-            if candidate.bit & tried:
+            if candidate.bit & trail.failed:
                 continue
             if member is None or (candidate.bytes, candidate.jobs) < (member.bytes, member.jobs):
                 member = candidate
         if member is None:
-            self._no_member(reads, tried, losses)
+            self._no_member(reads, trail)
             return
         first = region.take_jobs(len(reads))
-        frame = ReadFrame(first, reads, member, tried | member.bit, losses)
+        frame = ReadFrame(first, reads, member, trail)
         self._frames[first] = frame
         member.jobs += len(reads)
         member.bytes += frame.blocks * self._block_size
@@ -149,9 +161,9 @@ class ReadBook:
         buffers = encode(FrameKind.REQUEST, ops, sequence=first)
         region.effects.append(SendFrame((member.link,), buffers))
 
-    def _no_member(self, reads: list[Read], tried: int, losses: int) -> None:
-        if any(m.held and not m.bit & tried for m in self._region.members):
-            self._parked.append((reads, tried, losses))
+    def _no_member(self, reads: list[Read], trail: Trail) -> None:
+        if any(m.held and not m.bit & trail.failed for m in self._region.members):
+            self._parked.append((reads, trail))
             return
         self._fail(reads, BlockStatus.FAILED)
 
@@ -170,8 +182,8 @@ class ReadBook:
         """Membership has changed: parked reads may find a member now, or none ever."""
         if self._parked:
             parked, self._parked = self._parked, []
-            for reads, tried, losses in parked:
-                self.send(reads, tried, losses)
+            for reads, trail in parked:
+                self.send(reads, trail)
 
     # ---- ending
 
@@ -182,10 +194,10 @@ class ReadBook:
         for frame in [f for f in self._frames.values() if f.member is member]:
             del self._frames[frame.first_job]
             self._release(frame, frame.left)
-            tried = frame.tried
-            if frame.losses < limits.READ_LOSSES_MAX:
-                tried &= ~member.bit
-            self.send(self._unanswered(frame), tried, frame.losses + 1)
+            failed, losses, bad = frame.trail
+            if losses >= limits.READ_LOSSES_MAX:
+                failed |= member.bit
+            self.send(self._unanswered(frame), Trail(failed, losses + 1, bad))
 
     def abort(self) -> None:
         """Ends all reads; the upstairs is stopping."""
@@ -194,7 +206,7 @@ class ReadBook:
         for frame in frames.values():
             self._release(frame, frame.left)
             self._fail(self._unanswered(frame), BlockStatus.ABORTED)
-        for reads, _tried, _losses in parked:
+        for reads, _trail in parked:
             self._fail(reads, BlockStatus.ABORTED)
 
     def _unanswered(self, frame: ReadFrame) -> list[Read]:
@@ -230,10 +242,15 @@ class ReadBook:
         if opened is None:
             at = 0
             for index, read in enumerate(frame.reads):
+                if not frame.member.active:
+                    # It was given up over its bad blocks: what it has not answered went to others.
+                    return True
                 end = at + read.length
                 self._one(frame, index, payload[at * size : end * size], contexts[at:end])
                 at = end
             return True
+        if frame.trail.bad:
+            self._heal(frame, payload, contexts)
         payload = opened
         del self._frames[frame.first_job]
         self._release(frame, frame.left)
@@ -283,7 +300,9 @@ class ReadBook:
         if index in frame.answered:
             return False
         if data is None or contexts is None:
-            self._retry(frame, index)
+            # Nothing was given that could be looked at: all of it may be bad.
+            read = frame.reads[index]
+            self._retry(frame, index, frozenset(range(read.offset, read.offset + read.length)))
             return True
         if len(data) != frame.reads[index].length * self._block_size:
             return False
@@ -296,9 +315,15 @@ class ReadBook:
         opened = codec.open(data, contexts, (_span(read),))
         if opened is None:
             self._region.read_mismatches += 1
-            frame.member.last_error = f"a read at block {read.offset} {codec.complaint}"
-            self._retry(frame, index)
+            member = frame.member
+            member.last_error = f"a read at block {read.offset} {codec.complaint}"
+            bad = self._repair.bad_blocks(member, read.offset, data, contexts)
+            self._retry(frame, index, bad)
+            if self._repair.tired_of(member):
+                self._region.fault(member, f"{member.bad_blocks} of its blocks were bad")
             return
+        if frame.trail.bad:
+            self._repair.heal(frame.trail.bad, frame.first_job + index, read.offset, data, contexts)
         self._answered(frame, index)
         self._done(read, opened, written(contexts) if read.owned else None)
 
@@ -309,9 +334,21 @@ class ReadBook:
         done = Completion(read.token, BlockStatus.OK, data, owned)
         self._region.effects.append(CompleteGuest(read.key, [done]))
 
-    def _retry(self, frame: ReadFrame, index: int) -> None:
+    def _heal(self, frame: ReadFrame, payload: memoryview, contexts: ContextArray) -> None:
+        size = self._block_size
+        at = 0
+        for index, read in enumerate(frame.reads):
+            end = at + read.length
+            data = payload[at * size : end * size]
+            job = frame.first_job + index
+            self._repair.heal(frame.trail.bad, job, read.offset, data, contexts[at:end])
+            at = end
+
+    def _retry(self, frame: ReadFrame, index: int, bad: Blocks) -> None:
         self._answered(frame, index)
-        self.send([frame.reads[index]], frame.tried, frame.losses)
+        failed, losses, before = frame.trail
+        trail = Trail(failed | frame.member.bit, losses, before | bad)
+        self.send([frame.reads[index]], trail)
 
     def _answered(self, frame: ReadFrame, index: int) -> None:
         frame.answered.add(index)

@@ -1,15 +1,20 @@
 """Reconciliation: three members that may differ become equal before they serve.
 
-Per extent the best copy wins: a whole one before one with a failed write, then the higher
-generation, the higher flush number, dirty before clean, the lower slot. Copies that are not equal
-to it, and all others of a dirty one, are filled from it:
+Per extent the best copy wins: a whole one, then the higher generation, the higher flush number, one
+without a failed write, dirty before clean, the lower slot. A stamp counts for more than a failed
+write: once a write has failed, its daemon lets no flush of that session succeed, so the stamp is of
+one before it, and an older copy lacks what was flushed since. Copies that are not equal to the
+best, and all others of a dirty one, are filled from it:
 
  1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from
     here on can not make one a source. The mark keeps the stamp of the source: should that one be
     lost before the copy is whole, no older copy may take its place as if nothing had happened;
- 2. FLUSH to all: the sources' dirty extents get a stamp;
- 3. EXTENT_COPY per destination and extent;
- 4. FLUSH to all, then REPAIR_END to the destinations.
+ 2. FLUSH: the sources' dirty extents get a stamp;
+ 3. EXTENT_COPY per destination and extent, from another equal copy if the source can not read it;
+ 4. FLUSH, then REPAIR_END to the destinations.
+
+A source that has nothing unflushed is not asked to flush: it may be one that can not write any
+more (its disk is full, or a sync failed), and still be the only one that has what the others need.
 
 The loss of any member ends it; everybody connects again and the stamps are compared anew. Extents
 that were done are equal by then.
@@ -39,7 +44,7 @@ from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotMove, SlotState
 
-_DAMAGED, _BLANK, _SUSPECT, _WHOLE = range(4)
+_DAMAGED, _BLANK, _WHOLE = range(3)
 _SLOTS = 3
 _Stamp = npt.NDArray[np.uint64]
 
@@ -66,6 +71,16 @@ class ReconcilePlan:
         row = self.members.index(member)
         needed = [self.source[extents] for extents in self.extents if len(extents)]
         return any(bool((sources == row).any()) for sources in needed)
+
+    def is_only_copy(self, member: Member) -> bool:
+        """Of some extent, all other members may have been marked by now."""
+        if member not in self.members:
+            return False
+        filled = np.zeros((len(self.members), len(self.source)), dtype=np.bool_)
+        for row, extents in enumerate(self.extents):
+            filled[row, extents] = True
+        alone = filled.sum(axis=0) == len(self.members) - 1
+        return bool((alone & (self.source == self.members.index(member))).any())
 
 
 def trust_regions(members: list[Member]) -> None:
@@ -98,6 +113,10 @@ def _written(member: Member) -> bool:
     return member.stamps is not None and bool(member.stamps.generations.any())
 
 
+def _dirty(member: Member) -> bool:
+    return member.stamps is not None and bool((member.stamps.flags & FLAG_DIRTY).any())
+
+
 def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
     """Compares the members' stamps. DataError when an extent has no whole copy, or only one that
     is older than what another member was being filled from."""
@@ -106,6 +125,8 @@ def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
     generations = np.zeros(shape, dtype=np.uint64)
     flushes = np.zeros(shape, dtype=np.uint64)
     dirty = np.zeros(shape, dtype=np.uint8)
+    # No write has failed in it.
+    sound = np.ones(shape, dtype=np.uint8)
     needs = _Needs(extent_count, complete=len(members) >= _SLOTS)
     for row, member in enumerate(members):
         stamps = member.stamps
@@ -116,14 +137,14 @@ def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
         generations[row], flushes[row] = stamps.generations, stamps.flushes
         dirty[row] = stamps.flags & FLAG_DIRTY
         if member.suspect_extents:
-            quality[row, sorted(member.suspect_extents)] = _SUSPECT
+            sound[row, sorted(member.suspect_extents)] = 0
         quality[row, (stamps.flags & ~np.uint8(FLAG_DIRTY)) != 0] = _DAMAGED
-    keys = (quality, generations, flushes, dirty)
+    keys = (quality, generations, flushes, sound, dirty)
     source = _best_rows(keys)
     columns = np.arange(extent_count)
     best = (generations[source, columns], flushes[source, columns])
     needs.check(quality[source, columns], best)
-    doubtful = (dirty[source, columns] != 0) | (quality[source, columns] == _SUSPECT)
+    doubtful = (dirty[source, columns] != 0) | (sound[source, columns] == 0)
     extents = []
     for row in range(len(members)):
         differs = doubtful.copy()
@@ -228,6 +249,12 @@ class Reconciliation:
         self._flush: Mutation | None = None
         self._jobs: list[ControlJob] = []
         self.copies: dict[int, ExtentCopies] = {}
+        # The destinations, and whoever has something unflushed.
+        self._writers = [
+            member
+            for member, extents in zip(work.members, work.extents, strict=True)
+            if len(extents) or _dirty(member)
+        ]
         for member in work.members:
             member.move(SlotMove.RECONCILE)
             member.synced_job = region.last_job
@@ -260,8 +287,15 @@ class Reconciliation:
         return self._plan.members
 
     def _source_of(self, extent: int, tried: int) -> Member | None:
-        member = self._plan.members[int(self._plan.source[extent])]
-        return None if member.bit & tried else member
+        plan = self._plan
+        member = plan.members[int(plan.source[extent])]
+        if not member.bit & tried:
+            return member
+        # Whoever is not filled there is equal to it.
+        for other, extents in zip(plan.members, plan.extents, strict=True):
+            if not other.bit & tried and extent not in extents:
+                return other
+        return None
 
     def advance(self) -> None:
         """Goes on as far as the answers allow."""
@@ -269,19 +303,19 @@ class Reconciliation:
             return
         for member in self._plan.members:
             if member.state is not SlotState.RECONCILE:
-                self._fail(f"slot {member.slot} left: {member.last_error}")
+                self._fail(f"slot {member.slot} ({member.address}) left: {member.last_error}")
                 return
         if self.phase is ReconcilePhase.BEGIN and self._jobs_ok():
             for member, extents in zip(self._plan.members, self._plan.extents, strict=True):
                 if len(extents):
                     # Marked durably: from now on the region's stamps are to be believed.
                     member.trusted_region = member.region_id
-            self._flush = self._region.send_flush()
+            self._send_flush(clears_marks=False)
             self._move(ReconcileMove.MARKED)
         if self.phase is ReconcilePhase.FIRST_FLUSH and self._flushed():
             self._move(ReconcileMove.FLUSHED)
         if self.phase is ReconcilePhase.COPY and self._copied():
-            self._flush = self._region.send_flush(clears_marks=True)
+            self._send_flush(clears_marks=True)
             self._move(ReconcileMove.COPIED)
         if self.phase is ReconcilePhase.LAST_FLUSH and self._flushed():
             self._jobs = [
@@ -307,10 +341,13 @@ class Reconciliation:
                 return False
         return all(job.outcome is Outcome.OK for job in self._jobs)
 
+    def _send_flush(self, *, clears_marks: bool) -> None:
+        if self._writers:
+            self._flush = self._region.send_flush(clears_marks=clears_marks, only=self._writers)
+
     def _flushed(self) -> bool:
         flush = self._flush
-        assert flush is not None
-        return all(m.synced_job >= flush.last_job for m in self._plan.members)
+        return flush is None or all(m.synced_job >= flush.last_job for m in self._writers)
 
     def _copied(self) -> bool:
         for copies in self.copies.values():

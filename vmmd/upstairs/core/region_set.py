@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stairlib.model.context import ContextArray
 from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import (
     FLUSH_KEEPS_MARKS,
@@ -64,6 +65,8 @@ class UpstairsConfig:
     targets: tuple[str, str, str]
     flush_timeout_seconds: float = limits.FLUSH_TIMEOUT_SECONDS
     read_only: bool = False
+    # Seconds after which two of three members may serve (docs/adr/0018); 0 = never.
+    activate_with_two_after: float = 0.0
     # None for a set whose blocks are kept as they are.
     encryption: Encryption | None = None
 
@@ -98,6 +101,7 @@ class RegionSet:
         encryption = config.encryption
         self._keyring = None if encryption is None else Keyring(encryption, block_size)
         self.read_mismatches = 0
+        self.blocks_healed = 0
         self.changed = True
         # Extents written since a repair's survey began; None while nobody asks.
         self.touched: npt.NDArray[np.bool_] | None = None
@@ -172,9 +176,13 @@ class RegionSet:
 
     # ---- sending
 
-    def send_mutation(self, record: Mutation) -> None:
-        """To every member that streams; held for those away, which are given up when it gets too
-        much."""
+    def send_mutation(self, record: Mutation, only: Sequence[Member] = ()) -> None:
+        """To every member that streams, or to some of these; held for those away, which are given
+        up when it gets too much."""
+        if only:
+            self.log.append(record, only)
+            self.effects.append(SendFrame(tuple(m.link for m in only), record.buffers))
+            return
         self.log.append(record, self.receivers)
         if self.links:
             self.effects.append(SendFrame(self.links, record.buffers))
@@ -185,11 +193,39 @@ class RegionSet:
                         member, f"away with {member.jobs} jobs, {member.bytes} bytes held for it"
                     )
 
+    def mutate(
+        self, ops: Sequence[tuple[int, int, int]], contexts: ContextArray | None, payload: Bytes
+    ) -> None:
+        """Sends writes and discards as one frame: (kind, first block, blocks) each. `contexts` and
+        `payload` are of the writes, in order; None and nothing when there are none."""
+        first = self.take_jobs(len(ops))
+        table = [
+            pack_op(first + index, kind, offset=offset, length=length)
+            for index, (kind, offset, length) in enumerate(ops)
+        ]
+        if payload:
+            buffers = encode(
+                FrameKind.REQUEST, table, sequence=first, contexts=contexts, payload=[payload]
+            )
+        else:
+            buffers = encode(FrameKind.REQUEST, table, sequence=first)
+        record = Mutation(first, len(ops), buffers, len(payload))
+        self.flushes.mutated(record, self.now)
+        if self.touched is not None:
+            per_extent = self.config.geometry.blocks_per_extent
+            for _kind, offset, length in ops:
+                self.touched[offset // per_extent : (offset + length - 1) // per_extent + 1] = True
+        self.send_mutation(record)
+
     def send_flush(
-        self, waiters: Sequence[tuple[object, object]] = (), *, clears_marks: bool = False
+        self,
+        waiters: Sequence[tuple[object, object]] = (),
+        *,
+        clears_marks: bool = False,
+        only: Sequence[Member] = (),
     ) -> Mutation:
-        """A flush of everything sent so far, to all members. With `clears_marks`, extents that were
-        copied by now are no longer incomplete after it."""
+        """A flush of everything sent so far, to all members or `only` some. With `clears_marks`,
+        extents that were copied by now are no longer incomplete after it."""
         job = self.take_jobs(1)
         number = self.flushes.number
         flags = 0 if clears_marks else FLUSH_KEEPS_MARKS
@@ -203,8 +239,9 @@ class RegionSet:
             flush_number=number,
         )
         record.waiters.extend(waiters)
+        record.stamps = self.log.changed_since_flush()
         self.flushes.sent(record)
-        self.send_mutation(record)
+        self.send_mutation(record, only)
         if not record.pending:
             self.judge_flush(record)
         return record
@@ -244,6 +281,8 @@ class RegionSet:
         """The member made the flush durable."""
         record.acked |= member.bit
         member.synced_job = max(member.synced_job, record.last_job)
+        if record.stamps:
+            member.stamped_flush = max(member.stamped_flush, (self.generation, record.flush_number))
         self.judge_flush(record)
         self.trim()
 
@@ -358,6 +397,8 @@ class RegionSet:
 
     def _drop_stream(self, member: Member, *, was_complete: bool) -> None:
         self.refresh()
+        # It is filled before it serves again, and its stamps are then others.
+        member.stamped_flush = (0, 0)
         # An unanswered write may have failed, and a flush behind it may still stamp its extent.
         per_extent = self.config.geometry.blocks_per_extent
         member.suspect_extents |= self.log.owed_extents(member, per_extent)
@@ -370,8 +411,13 @@ class RegionSet:
 
     def activate_member(self, member: Member) -> None:
         """The member holds everything now and serves reads."""
+        filled = member.streams
         member.move(SlotMove.ACTIVATE)
         self.member_joined(member)
+        if filled:
+            # What it told when its session began is not what it has now.
+            count = self.config.geometry.extent_count
+            member.stamps_asked = self.send_control(member, OpKind.EXTENT_STATES, length=count)
 
     def member_joined(self, member: Member) -> None:
         """Bookkeeping for a member that has become active."""
@@ -381,6 +427,7 @@ class RegionSet:
         member.trusted_region = member.region_id
         member.suspect_extents.clear()
         member.repair_attempts = 0
+        member.bad_blocks = 0
         member.last_error = ""
         self.touch()
 

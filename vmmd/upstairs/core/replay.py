@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stairlib.wire.frame import HEADER_BYTES, OP, Bytes, OpArray
+from stairlib.wire.frame import HEADER_BYTES, OP, Bytes, OpArray, OpKind
 from vmmd.upstairs.core.limits import MEMBER_COUNT_MAX
 from vmmd.upstairs.core.slot import Member
 
@@ -38,6 +38,7 @@ class Mutation:
         "last_job",
         "payload_bytes",
         "pending",
+        "stamps",
         "succeeded",
         "waiters",
     )
@@ -65,6 +66,8 @@ class Mutation:
         self.waiters: list[tuple[object, object]] = []
         self.judged = False
         self.succeeded = False
+        # A flush: whoever acknowledges it has a stamp with its number.
+        self.stamps = False
 
     def ops(self) -> OpArray:
         """The table of the frame's ops."""
@@ -131,6 +134,19 @@ class ReplayLog:
                     extents.update(range(first // blocks_per_extent, last // blocks_per_extent + 1))
         return extents
 
+    def changed_after(self, job: int, block: int) -> bool:
+        """Whether a write or discard with a higher job touches the block."""
+        for record in reversed(self._records):
+            if record.last_job <= job:
+                return False
+            if not record.is_flush:
+                table = record.ops()
+                first, length = table["offset"], table["length"].astype(np.uint64)
+                touches = (first <= block) & (block < first + length) & (table["job"] > job)
+                if touches.any():
+                    return True
+        return False
+
     def skip(self, member: Member) -> list[Mutation]:
         """The member owes nothing any more. Returns the flushes that it owed, for judgement."""
         flushes = []
@@ -184,6 +200,16 @@ class ReplayLog:
     def flushes_up_to(self, number: int) -> list[Mutation]:
         """The flushes with this number or a lower one."""
         return [r for r in self._records if r.is_flush and r.flush_number <= number]
+
+    def changed_since_flush(self) -> bool:
+        """Something was sent after the last flush that makes an extent dirty in any case: a write
+        of unwritten blocks may find none. False where it is not known any more."""
+        for record in reversed(self._records):
+            if record.is_flush:
+                return False
+            if (record.ops()["kind"] != OpKind.WRITE_UNWRITTEN).any():
+                return True
+        return False
 
     def pending_flushes(self) -> list[Mutation]:
         """Flushes not judged yet, oldest first."""

@@ -81,6 +81,9 @@ class ReplyRouter:
             if reads is not None:
                 if not good:
                     member.last_error = _describe(frame, index)
+                    if self._is_damaged(member, statuses[index]):
+                        region.fault(member, member.last_error)
+                        return None
                 if not self._reads.answer(
                     reads, job, data if good else None, frame.contexts[start:at]
                 ):
@@ -92,6 +95,13 @@ class ReplyRouter:
                 if error is not None:
                     return error
         return None
+
+    def _is_damaged(self, member: Member, status: int) -> bool:
+        """An extent of it can neither be read nor written until it is filled; others can do
+        that."""
+        region = self._region
+        others = any(m is not member for m in region.active)
+        return status == OpStatus.EXTENT_FAULTED and others and not region.config.read_only
 
     def _mutation_answered(
         self, member: Member, frame: Frame, index: int, job: int, *, good: bool

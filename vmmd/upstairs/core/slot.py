@@ -6,12 +6,17 @@ bytes); the frames themselves are in the replay log.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.states import SlotMode, SlotMove, SlotState, move_slot
+
+if TYPE_CHECKING:
+    from vmmd.upstairs.core.control_jobs import ControlJob
 
 _STREAMING = frozenset({SlotState.ACTIVE, SlotState.LIVE_REPAIR, SlotState.RECONCILE})
 
@@ -21,6 +26,7 @@ class Member:
 
     __slots__ = (
         "address",
+        "bad_blocks",
         "bit",
         "bytes",
         "cipher",
@@ -43,7 +49,9 @@ class Member:
         "retry_at",
         "retry_delay",
         "slot",
+        "stamped_flush",
         "stamps",
+        "stamps_asked",
         "state",
         "stopped_reason",
         "suspect_extents",
@@ -75,6 +83,10 @@ class Member:
         self.cipher = ""
         self.owner_id = ""
         self.stamps: ExtentStamps | None = None
+        # The states of its extents, asked for once it was filled: `stamps` is from before.
+        self.stamps_asked: ControlJob | None = None
+        # (generation, number) of the last flush it acknowledged that must have left a stamp.
+        self.stamped_flush = (0, 0)
         # Extents in which a write failed: their stamps say nothing any more.
         self.suspect_extents: set[int] = set()
         self.last_error = ""
@@ -83,6 +95,8 @@ class Member:
         self.retry_delay = limits.RECONNECT_SECONDS_MIN
         self.connected_at = 0.0
         self.offline_since = 0.0
+        # Read from it since it became a full member, and not what their contexts say.
+        self.bad_blocks = 0
         self.repair_attempts = 0
         self.repairs_completed = 0
         self.repairs_aborted = 0

@@ -41,6 +41,7 @@ class SlotStatus:
     repairs_completed: int
     repairs_aborted: int
     departing_address: str
+    bad_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class RegionStatus:
     slots: tuple[SlotStatus, ...]
     flush_number: int
     read_mismatches: int
+    blocks_healed: int
     guest_waiting: int
     cipher: str
     read_only: bool
@@ -81,7 +83,13 @@ def progress(
 
 
 def snapshot(
-    region: RegionSet, copies: dict[int, ExtentCopies], *, now: float, limit: int, waiting: int
+    region: RegionSet,
+    copies: dict[int, ExtentCopies],
+    *,
+    now: float,
+    limit: int,
+    waiting: int,
+    reason: str,
 ) -> RegionStatus:
     """The status at this moment; `copies` by member index."""
     extent_bytes = region.config.geometry.extent_bytes
@@ -110,6 +118,7 @@ def snapshot(
                 repairs_completed=member.repairs_completed,
                 repairs_aborted=member.repairs_aborted,
                 departing_address=leaving.address if leaving is not None else "",
+                bad_blocks=member.bad_blocks,
             )
         )
     return RegionStatus(
@@ -117,10 +126,11 @@ def snapshot(
         session_id=region.config.session_id,
         generation=region.generation,
         state=region.state,
-        reason=region.reason,
+        reason=reason,
         slots=tuple(slots),
         flush_number=region.flushes.number - 1,
         read_mismatches=region.read_mismatches,
+        blocks_healed=region.blocks_healed,
         guest_waiting=waiting,
         cipher=region.cipher,
         read_only=region.config.read_only,

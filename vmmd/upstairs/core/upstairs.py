@@ -33,6 +33,7 @@ from vmmd.upstairs.core.repair_states import RepairPhase
 from vmmd.upstairs.core.replace import decide
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
+from vmmd.upstairs.core.returning import told, what_is_missing
 from vmmd.upstairs.core.session_check import session_problem
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import (
@@ -181,6 +182,7 @@ class Upstairs:
             now=self._region.now,
             limit=self._limit,
             waiting=self._guest.waiting,
+            reason=self._region.reason or self._activation.waiting,
         )
 
     def _copies(self) -> dict[int, ExtentCopies]:
@@ -237,13 +239,17 @@ class Upstairs:
             member.region_id = session.region_id
         member.cipher, member.owner_id = session.cipher, session.owner_id
         region.encrypt_as(session.cipher, session.owner_id)
-        member.stamps = session.stamps
+        before, member.stamps, member.stamps_asked = told(member), session.stamps, None
         member.connected_at = region.now
         if region.state is UpstairsState.GO_ACTIVE or self._read_only is not None:
             member.move(SlotMove.JOIN)
             region.touch()
         elif member.mode is SlotMode.OFFLINE:
-            region.replay(member)
+            missing = what_is_missing(before, session.stamps, member.stamped_flush)
+            if missing:
+                region.fault(member, missing)
+            else:
+                region.replay(member)
         else:
             member.move(SlotMove.READY)
             region.touch()
@@ -503,7 +509,8 @@ class Upstairs:
         region = self._region
         try:
             run = self._activation.running
-            value = decide(region, event.old, event.new, run.plan if run is not None else None)
+            plan = run.plan if run is not None else None
+            value = decide(region, event.old, event.new, plan, self._activation.interrupted)
         except StateError as error:
             region.effects.append(events.Answer(event.key, error=error))
         except ConflictError as error:

@@ -108,9 +108,17 @@ def encryption_of(options: RegionOptions) -> Encryption | None:
 
 
 class RegionUpstairs:
-    """One region set as a block backend. `stream_only` forces the gRPC transport."""
+    """One region set as a block backend. `stream_only` forces the gRPC transport;
+    `activate_with_two_after` as UpstairsConfig."""
 
-    def __init__(self, spec: RegionSpec, *, tracing: Tracing, stream_only: bool = False) -> None:
+    def __init__(
+        self,
+        spec: RegionSpec,
+        *,
+        tracing: Tracing,
+        stream_only: bool = False,
+        activate_with_two_after: float = 0.0,
+    ) -> None:
         check_supported(spec)
         options = spec.options
         timeout = options.flush_timeout
@@ -133,6 +141,7 @@ class RegionUpstairs:
                 flush_timeout_seconds=limits.FLUSH_TIMEOUT_SECONDS if timeout is None else timeout,
                 encryption=self._encryption,
                 read_only=options.read_only,
+                activate_with_two_after=activate_with_two_after,
             )
         )
         self._tracing = tracing
@@ -153,7 +162,11 @@ class RegionUpstairs:
             read_only=options.read_only,
             supports_discard=not options.read_only,
         )
-        self._carriers: dict[type[Any], Callable[[Any], None]] = {
+        self._carriers = self._all_carriers()
+
+    def _all_carriers(self) -> dict[type[Any], Callable[[Any], None]]:
+        """What carries out each kind of effect."""
+        return {
             events.SendFrame: self._send,
             events.CompleteGuest: self._complete,
             events.Connect: self._connect,
@@ -163,6 +176,7 @@ class RegionUpstairs:
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
             events.SlotLeft: self._slot_left,
+            events.BlocksHealed: self._healed,
         }
 
     # ---- backend
@@ -205,7 +219,8 @@ class RegionUpstairs:
             for slot in self.status().slots
             if slot.state is not SlotState.WAIT_QUORUM
         ]
-        return "not active yet: " + "; ".join(slots or ["all members are connected"])
+        reason = [self.status().reason] if self.status().reason else []
+        return "not active yet: " + "; ".join(slots + reason or ["all members are connected"])
 
     async def deactivate(self) -> None:
         """Flushes and lets all members go; always ends. DataError when the last flush failed."""
@@ -414,6 +429,14 @@ class RegionUpstairs:
             address=effect.address,
             mode=effect.mode,
             reason=effect.reason,
+        )
+
+    def _healed(self, effect: events.BlocksHealed) -> None:
+        _log.warning(
+            "bad blocks were written again from a good copy",
+            upstairs_id=self._core.status().upstairs_id,
+            blocks=effect.blocks,
+            block=effect.block,
         )
 
     def _repair_started(self, effect: events.RepairStarted) -> None:

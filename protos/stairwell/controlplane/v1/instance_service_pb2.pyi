@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -116,6 +117,7 @@ class Instance(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     VMMD_FIELD_NUMBER: _builtins.int
+    ACTIVATE_WITH_TWO_AFTER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     state: Global___InstanceState.ValueType
@@ -126,6 +128,10 @@ class Instance(_message.Message):
     vmmd: _builtins.str
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def activate_with_two_after(self) -> _duration_pb2.Duration:
+        """As in CreateInstanceRequest; absent when the copies wait for ever."""
+
     def __init__(
         self,
         *,
@@ -136,10 +142,11 @@ class Instance(_message.Message):
         disks: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
         vmmd: _builtins.str = ...,
+        activate_with_two_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_with_two_after", b"activate_with_two_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "id", b"id", "name", b"name", "reason", b"reason", "state", b"state", "state_generation", b"state_generation", "vmmd", b"vmmd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_with_two_after", b"activate_with_two_after", "disks", b"disks", "id", b"id", "name", b"name", "reason", b"reason", "state", b"state", "state_generation", b"state_generation", "vmmd", b"vmmd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,6 +162,7 @@ class CreateInstanceRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CPUS_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    ACTIVATE_WITH_TWO_AFTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     id: _builtins.str
     request_id: _builtins.str
@@ -162,6 +170,12 @@ class CreateInstanceRequest(_message.Message):
     memory_mib: _builtins.int
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskSpec]: ...
+    @_builtins.property
+    def activate_with_two_after(self) -> _duration_pb2.Duration:
+        """How long two copies of a disk wait for the third at activation before they serve without it, 1 s
+        to 1 day; absent: for ever.
+        """
+
     def __init__(
         self,
         *,
@@ -171,10 +185,11 @@ class CreateInstanceRequest(_message.Message):
         request_id: _builtins.str = ...,
         cpus: _builtins.int = ...,
         memory_mib: _builtins.int = ...,
+        activate_with_two_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "activate_with_two_after", b"activate_with_two_after", "id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "cpus", b"cpus", "disks", b"disks", "id", b"id", "memory_mib", b"memory_mib", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "activate_with_two_after", b"activate_with_two_after", "cpus", b"cpus", "disks", b"disks", "id", b"id", "memory_mib", b"memory_mib", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015

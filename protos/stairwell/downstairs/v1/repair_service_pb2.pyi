@@ -84,8 +84,15 @@ class GetExtentContextsResponse(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     FLUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    BLOCKS_PER_EXTENT_FIELD_NUMBER: _builtins.int
+    EXTENT_COUNT_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     flush_number: _builtins.int
+    block_size: _builtins.int
+    """The source's geometry, to be that of the target. All zero from releases that did not say."""
+    blocks_per_extent: _builtins.int
+    extent_count: _builtins.int
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextRun]: ...
     def __init__(
@@ -94,10 +101,13 @@ class GetExtentContextsResponse(_message.Message):
         runs: _abc.Iterable[Global___ContextRun] | None = ...,
         generation: _builtins.int = ...,
         flush_number: _builtins.int = ...,
+        block_size: _builtins.int = ...,
+        blocks_per_extent: _builtins.int = ...,
+        extent_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flush_number", b"flush_number", "generation", b"generation", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "blocks_per_extent", b"blocks_per_extent", "extent_count", b"extent_count", "flush_number", b"flush_number", "generation", b"generation", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

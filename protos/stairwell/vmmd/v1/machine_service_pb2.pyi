@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -77,6 +78,7 @@ class MachineDisk(_message.Message):
     READ_ONLY_FIELD_NUMBER: _builtins.int
     PCI_PATH_FIELD_NUMBER: _builtins.int
     VOLUME_CONSTRUCTION_REQUEST_FIELD_NUMBER: _builtins.int
+    ACTIVATE_WITH_TWO_AFTER_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     name: _builtins.str
     read_only: _builtins.bool
@@ -84,6 +86,12 @@ class MachineDisk(_message.Message):
     """"bus.device.function"."""
     @_builtins.property
     def volume_construction_request(self) -> _volume_construction_request_pb2.VolumeConstructionRequest: ...
+    @_builtins.property
+    def activate_with_two_after(self) -> _duration_pb2.Duration:
+        """How long two members of a region wait for the third before they serve without it; absent or zero:
+        for ever. Not to be given while a member that was put in another's place has not been filled.
+        """
+
     def __init__(
         self,
         *,
@@ -92,10 +100,11 @@ class MachineDisk(_message.Message):
         read_only: _builtins.bool = ...,
         pci_path: _builtins.str = ...,
         volume_construction_request: _volume_construction_request_pb2.VolumeConstructionRequest | None = ...,
+        activate_with_two_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["volume_construction_request", b"volume_construction_request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_with_two_after", b"activate_with_two_after", "volume_construction_request", b"volume_construction_request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "name", b"name", "pci_path", b"pci_path", "read_only", b"read_only", "volume_construction_request", b"volume_construction_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_with_two_after", b"activate_with_two_after", "device", b"device", "name", b"name", "pci_path", b"pci_path", "read_only", b"read_only", "volume_construction_request", b"volume_construction_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -195,6 +195,7 @@ class SlotInfo(_message.Message):
     REPAIRS_COMPLETED_FIELD_NUMBER: _builtins.int
     REPAIRS_ABORTED_FIELD_NUMBER: _builtins.int
     DEPARTING_ADDRESS_FIELD_NUMBER: _builtins.int
+    BAD_BLOCKS_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     address: _builtins.str
     region_id: _builtins.str
@@ -207,6 +208,8 @@ class SlotInfo(_message.Message):
     repairs_aborted: _builtins.int
     departing_address: _builtins.str
     """The good member that still serves while this slot's new one is being filled."""
+    bad_blocks: _builtins.int
+    """Blocks that reads found bad on this member since it became a full one."""
     @_builtins.property
     def repair(self) -> Global___RepairProgress:
         """Present while the slot is being repaired."""
@@ -224,10 +227,11 @@ class SlotInfo(_message.Message):
         repairs_completed: _builtins.int = ...,
         repairs_aborted: _builtins.int = ...,
         departing_address: _builtins.str = ...,
+        bad_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "departing_address", b"departing_address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bad_blocks", b"bad_blocks", "departing_address", b"departing_address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,6 +434,7 @@ class VolumeCounters(_message.Message):
     WRITE_BYTES_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     READ_MISMATCHES_FIELD_NUMBER: _builtins.int
+    BLOCKS_HEALED_FIELD_NUMBER: _builtins.int
     reads: _builtins.int
     writes: _builtins.int
     flushes: _builtins.int
@@ -439,6 +444,8 @@ class VolumeCounters(_message.Message):
     failed: _builtins.int
     read_mismatches: _builtins.int
     """Reads that failed their integrity check on one member and were served by another."""
+    blocks_healed: _builtins.int
+    """Blocks of such reads that were written again from a good copy."""
     def __init__(
         self,
         *,
@@ -450,10 +457,11 @@ class VolumeCounters(_message.Message):
         write_bytes: _builtins.int = ...,
         failed: _builtins.int = ...,
         read_mismatches: _builtins.int = ...,
+        blocks_healed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["discards", b"discards", "failed", b"failed", "flushes", b"flushes", "read_bytes", b"read_bytes", "read_mismatches", b"read_mismatches", "reads", b"reads", "write_bytes", b"write_bytes", "writes", b"writes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_healed", b"blocks_healed", "discards", b"discards", "failed", b"failed", "flushes", b"flushes", "read_bytes", b"read_bytes", "read_mismatches", b"read_mismatches", "reads", b"reads", "write_bytes", b"write_bytes", "writes", b"writes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -161,3 +161,15 @@ def test_damage_lasts_until_a_repair(table) -> None:
     again.publish(again.begin_repair(extents(3)))
     assert not again.damaged
     assert flags(again)[3] == FLAG_INCOMPLETE
+
+
+def test_half_a_mark_of_a_program_that_knows_only_the_other_half_is_none(table) -> None:
+    durable = table.durable.copy()
+    durable["flags"] = [
+        FLAG_TOWARDS,
+        FLAG_TOWARDS | FLAG_FAULTED,
+        FLAG_INCOMPLETE | FLAG_TOWARDS,
+        0,
+    ]
+    table.adopt(durable)
+    assert flags(table) == [0, FLAG_FAULTED, FLAG_INCOMPLETE | FLAG_TOWARDS, 0]

@@ -33,8 +33,9 @@ def log_of(files):
     return Log(files, tag=TAG, block_size=SIZE, zero_bytes=4096)
 
 
-def replay(files, *, first=0, sequence=1, chain=0, void=(), tag=TAG):
-    return LogReader(files, tag=tag, block_size=SIZE, void=void).replay(first, sequence, chain)
+def replay(files, *, first=0, sequence=1, chain=0, void=(), tag=TAG, followed=0):
+    reader = LogReader(files, tag=tag, block_size=SIZE, void=void)
+    return reader.replay(first, sequence, chain, followed)
 
 
 def record_of(*addresses, flush=1):
@@ -121,10 +122,13 @@ def test_a_retired_file_is_not_taken_again(files) -> None:
     append(log, 3)
     sequence, chain = log.next_sequence - 1, replay(files).found[1].record.checksum
     log.retire(0, keep_bytes=4096)
-    assert files[0].size() == 4096
     found = replay(files, first=1, sequence=sequence, chain=chain)
     assert [each.record.sequence for each in found.found] == [3]
     assert found.active == 1
+    # The older state file can be read with it still; once it is used again, space is given back.
+    assert [each.record.sequence for each in replay(files).found] == [1, 2, 3]
+    log.switch()
+    assert files[0].size() == 4096
 
 
 def test_a_torn_last_record_ends_the_chain(files) -> None:
@@ -149,7 +153,19 @@ def test_a_stale_record_with_the_right_number_is_not_taken(files) -> None:
 
 def test_records_of_another_region_are_not_taken(files) -> None:
     append(log_of(files), 1)
-    assert replay(files, tag=TAG + 1).found == []
+    with pytest.raises(DataError, match="not this region's") as foreign:
+        replay(files, tag=TAG + 1)
+    assert foreign.value.metadata == {"file": "memory/log-0", "offset": "0"}
+
+
+def test_a_changed_tag_is_damage_and_not_another_region(files) -> None:
+    log = log_of(files)
+    append(log, 1)
+    append(log, 2)
+    files[0].pwritev([b"\xff"], 9)
+    chain = replay(files)
+    assert chain.lost is not None
+    assert (chain.lost.offset, chain.lost.sequence, chain.lost.highest) == (0, 1, 2)
 
 
 def test_a_void_record_is_skipped(files) -> None:
@@ -164,20 +180,58 @@ def test_a_void_record_is_skipped(files) -> None:
     assert [each.record.sequence for each in replay(files, void=(2,)).found] == [1, 3]
 
 
-@pytest.mark.parametrize("damage", ["header", "table", "data"])
-def test_damage_before_a_whole_record_is_an_error_that_names_the_place(files, damage) -> None:
+@pytest.mark.parametrize("damage", ["header", "table"])
+@pytest.mark.parametrize("later", ["same file", "other file"])
+def test_a_lost_record_before_a_whole_one_is_said_with_its_place(files, damage, later) -> None:
     log = log_of(files)
     append(log, 1)
     place = append(log, 2)
+    if later == "other file":
+        log.switch()
     append(log, 3)
-    log.switch()
     append(log, 4)
-    at = {"header": place.offset, "table": place.offset + 130, "data": place.data_offset}[damage]
+    at = {"header": place.offset, "table": place.offset + 130}[damage]
     files[0].pwritev([b"\xff\xfe\xfd"], at)
-    with pytest.raises(DataError) as damaged:
-        replay(files)
-    assert damaged.value.metadata == {"file": "memory/log-0", "offset": "4096"}
-    assert "4096" in damaged.value.message
+    chain = replay(files)
+    assert [each.record.sequence for each in chain.found] == [1]
+    assert chain.lost is not None
+    assert chain.lost.file == "memory/log-0"
+    assert (chain.lost.offset, chain.lost.sequence, chain.lost.highest) == (4096, 2, 4)
+    assert "4096" in chain.lost.text
+
+
+def test_a_record_with_damaged_data_is_kept_when_a_later_one_proves_it(files) -> None:
+    log = log_of(files)
+    places = [append(log, address) for address in (1, 2, 3)]
+    files[0].pwritev([b"\xff\xfe\xfd"], places[1].data_offset)
+    chain = replay(files)
+    assert [each.whole for each in chain.found] == [True, False, True]
+    assert (chain.lost, chain.next_sequence) == (None, 4)
+
+
+def test_a_record_that_the_state_knows_of_is_not_torn(files) -> None:
+    log = log_of(files)
+    append(log, 1)
+    place = append(log, 2)
+    files[0].pwritev([b"\xff\xfe\xfd"], place.data_offset)
+    chain = replay(files, followed=2)
+    assert [each.whole for each in chain.found] == [True, False]
+    assert (chain.lost, chain.next_sequence) == (None, 3)
+    files[0].pwritev([b"\xff\xfe\xfd"], place.offset)
+    chain = replay(files, followed=2)
+    assert chain.lost is not None
+    assert (chain.lost.offset, chain.lost.sequence, chain.lost.highest) == (4096, 2, 2)
+
+
+def test_the_last_record_is_torn_when_its_data_is_damaged(files) -> None:
+    log = log_of(files)
+    first = append(log, 1)
+    log.switch()
+    place = append(log, 2)
+    files[1].pwritev([b"\xff\xfe\xfd"], place.data_offset)
+    chain = replay(files)
+    assert [each.place for each in chain.found] == [first]
+    assert (chain.lost, chain.next_sequence, chain.active) == (None, 2, 0)
 
 
 def test_a_newer_version_is_refused(files, monkeypatch) -> None:

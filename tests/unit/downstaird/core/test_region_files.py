@@ -156,13 +156,28 @@ def test_a_torn_store_leaves_the_ownership_before(disk) -> None:
     kept = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
     owner.store(Ownership(uuid.uuid4(), uuid.uuid4(), 6))
     owner.store(kept)
-    before = file.pread(512, 4096)
+    before, other = file.pread(512, 4096), file.pread(512, 0)
     owner.store(Ownership(uuid.uuid4(), uuid.uuid4(), 8))
     torn = file.pread(512, 4096)
     file.pwritev([torn[:30] + before[30:]], 4096)
+    # The power cut came before the second slot was written.
+    file.pwritev([other], 0)
     again = OwnerFile(file)
     again.load()
     assert again.ownership == kept
+
+
+@pytest.mark.parametrize("slot", [0, 4096])
+def test_damage_to_either_slot_does_not_bring_an_older_owner_back(disk, slot) -> None:
+    file = disk.open(OWNER_NAME, create=True)
+    owner = OwnerFile(file)
+    owner.store(Ownership(uuid.uuid4(), uuid.uuid4(), 7))
+    newest = Ownership(uuid.uuid4(), uuid.uuid4(), 8)
+    owner.store(newest)
+    file.pwritev([b"\xff"], slot + 20)
+    again = OwnerFile(file)
+    again.load()
+    assert again.ownership == newest
 
 
 def test_a_store_that_fails_changes_nothing(disk) -> None:
@@ -196,10 +211,12 @@ def test_a_torn_store_of_the_first_key_check_leaves_the_ownership_before(disk) -
     owner = OwnerFile(file)
     kept = Ownership(uuid.uuid4(), uuid.uuid4(), 7)
     owner.store(kept)
+    other = file.pread(512, 0)
     owner.store(Ownership(kept.owner_id, kept.session_id, 8, key_check=bytes(range(16))))
-    whole = file.pread(512, 0)
+    whole = file.pread(512, 4096)
+    file.pwritev([other], 0)
     for at in range(0, 80, 5):
-        file.pwritev([whole[:at].ljust(512, b"\0")], 0)
+        file.pwritev([whole[:at].ljust(512, b"\0")], 4096)
         again = OwnerFile(file)
         again.load()
         assert again.ownership == kept

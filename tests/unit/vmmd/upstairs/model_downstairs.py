@@ -4,10 +4,12 @@ copies take time."""
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -147,6 +149,19 @@ class ModelDownstairs:
         self.key_check = other.key_check
         self.durable = dict(other.durable)
         self.durable_extents = other.durable_extents.copy()
+        self._restart()
+
+    def saved(self) -> dict[str, Any]:
+        """A copy of the region's directory, as it is on the disk now."""
+        names = ("region_id", "owner", "promoted", "key_check", "durable", "durable_extents")
+        return copy.deepcopy({name: getattr(self, name) for name in names})
+
+    def put_back(self, saved: dict[str, Any]) -> None:
+        """An older copy of the directory takes the place of the region's, while the daemon is
+        down."""
+        assert not self.up
+        for name, value in copy.deepcopy(saved).items():
+            setattr(self, name, value)
         self._restart()
 
     def crash(self) -> None:

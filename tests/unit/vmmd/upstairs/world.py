@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,9 @@ class BlockHistory:
     values: list[bytes] = field(default_factory=list)
     floor: int = 0
     exact: bool = True
+    # What scrubs offered while the value was not known, and no flush covers: seen or not, it may
+    # be lost again, and the block be unwritten as before.
+    offered: set[bytes] = field(default_factory=set)
 
 
 class World:
@@ -90,6 +94,8 @@ class World:
         }
         self.targets = ["d0:1", "d1:1", "d2:1"]
         self.generation = 0
+        # Seconds after which the upstairs that is started next serves with two; 0 = never.
+        self.two_after = 0.0
         self.links: dict[int, Link] = {}
         self.answers: dict[object, events.Answer] = {}
         self.repairs: list[events.RepairEnded] = []
@@ -104,6 +110,8 @@ class World:
         self.counts: dict[str, int] = {}
         self.trace: list[str] = []
         self.read_only = False
+        # Whose region was once put back to an older copy.
+        self.outdated: set[str] = set()
         self.upstairs: Upstairs
         self.start_upstairs()
         self.later(TICK_SECONDS, self._tick)
@@ -146,6 +154,7 @@ class World:
             (self.targets[0], self.targets[1], self.targets[2]),
             encryption=self.encryption,
             read_only=self.read_only,
+            activate_with_two_after=self.two_after,
         )
         for link in self.links.values():
             self._cut(link)
@@ -198,6 +207,8 @@ class World:
             self.note(f"repair of {effect.slot} ended: {effect.error or 'ok'}")
         elif isinstance(effect, events.SlotLeft):
             self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")
+            outdated = "MEMBER_OUTDATED" in effect.reason or "MEMBER_NOT_WHOLE" in effect.reason
+            assert self.read_only or not outdated or effect.address in self.outdated
             # A scrub must not cost a member its repair.
             assert UNKNOWN not in effect.reason, "an unwritten write met a member being filled"
 
@@ -293,6 +304,13 @@ class World:
             if link.server is server:
                 self.cut(link, "connection reset")
 
+    def put_back(self, address: str, saved: dict[str, Any]) -> None:
+        """The daemon dies; its region's directory is an older copy when it is started again."""
+        self.crash(address)
+        self.note(f"an older copy at {address}")
+        self.daemons[address].put_back(saved)
+        self.outdated.add(address)
+
     def start(self, address: str) -> None:
         self.note(f"start {address}")
         self.daemons[address].up = True
@@ -312,6 +330,7 @@ class World:
         """Unflushed writes may be gone: every block may have any value since its last flush."""
         for block in self.blocks:
             block.values = block.values[block.floor :]
+            block.offered = set()
             block.floor = 0
             block.exact = len(block.values) == 1
 
@@ -369,6 +388,8 @@ class World:
                 possible = block.values[-1:] if block.exact else block.values[block.floor :]
                 if zero in possible:
                     block.values.append(value)
+                    if not block.exact:
+                        block.offered.add(value)
 
         self.in_flight[token] = done
         return Request(BlockOp.WRITE_UNWRITTEN, token, offset, length, value * length)
@@ -406,14 +427,16 @@ class World:
         marks = [len(block.values) - 1 if block.exact else 0 for block in self.blocks]
         blocks = list(self.blocks)
         bases = [id(block.values) for block in blocks]
+        offered = [set(block.offered) for block in blocks]
 
         def done(status: BlockStatus, _data: object, _owned: object) -> None:
             self._count(f"flush {status.name}")
             if status is not BlockStatus.OK:
                 return
-            for block, mark, base in zip(blocks, marks, bases, strict=True):
+            for block, mark, base, covered in zip(blocks, marks, bases, offered, strict=True):
                 if id(block.values) == base:
                     block.floor = max(block.floor, mark)
+                    block.offered -= covered
 
         self.in_flight[token] = done
         return Request(BlockOp.FLUSH, token)
@@ -426,7 +449,9 @@ class World:
         allowed = block.values[block.floor :]
         assert value in allowed, f"block {number} has a value that it may not have"
         # Seen once, it has to stay.
-        block.values = [value]
+        lasting = value not in block.offered
+        block.values = [value] if lasting else [bytes(self.geometry.block_size), value]
+        block.offered = set()
         block.floor = 0
         block.exact = True
 

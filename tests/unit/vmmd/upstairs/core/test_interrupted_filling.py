@@ -3,11 +3,14 @@ place as if nothing had been lost."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from stairlib.model.geometry import Geometry
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
+from vmmd.upstairs.core.events import FLAG_INCOMPLETE, FLAG_TOWARDS, ExtentStamps
+from vmmd.upstairs.core.live_repair import LiveRepair
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 
 
@@ -75,6 +78,43 @@ def test_the_older_copy_of_a_third_member_is_refused_until_the_source_is_back(wo
     assert world.run_until(world.healthy, 20)
     world.submit([world.read(block, 1) for block in range(world.geometry.block_count)])
     settle(world)
+
+
+def test_whoever_has_lost_the_source_for_good_may_say_so(world):
+    """By new regions in the place of those that were filled from it: what is left is older."""
+    for address in ("d1:1", "d2:1"):
+        world.start(address)
+    world.targets[0] = "d3:1"
+    assert activated(world).reason == "NO_WHOLE_COPY"
+    world.crash("d1:1")
+    world.daemons["d1:1"].recreate("region-9")
+    world.start("d1:1")
+    assert activated(world) is None
+    assert world.run_until(world.healthy, 20)
+    assert world.daemons["d1:1"].memory == world.daemons["d2:1"].memory
+
+
+def test_a_later_repair_that_can_tell_nothing_keeps_what_an_earlier_one_told():
+    world = World(5)
+    region = world.upstairs._region
+    region.flushes.proven = 7
+    target = region.members[2]
+    old = [(1, 4), (1, 9), (1, 4), (1, 4), (0, 0), (0, 0)]
+    flags = [FLAG_INCOMPLETE | FLAG_TOWARDS] * 3 + [FLAG_INCOMPLETE, 0, FLAG_INCOMPLETE]
+    flags[5] |= FLAG_TOWARDS
+    stamps = np.array(old, dtype=np.uint64)
+    target.stamps = ExtentStamps(stamps[:, 0], stamps[:, 1], np.array(flags, dtype=np.uint8))
+    generations = np.ones(6, dtype=np.uint64)
+    flushes = np.array([8, 8, 7, 8, 8, 8], dtype=np.uint64)
+    made = LiveRepair(region, target, 0)._marks(np.arange(6), generations, flushes)
+    assert made[["told", "generation", "flush"]].tolist() == [
+        (1, 1, 4),
+        (0, 1, 8),  # the source is older than that: it may not be demanded
+        (1, 1, 7),
+        (0, 1, 8),
+        (0, 1, 8),
+        (0, 1, 8),
+    ]
 
 
 def test_the_source_itself_serves_without_what_it_had_not_flushed(world):

@@ -80,6 +80,17 @@ def test_an_extent_with_a_failed_write_is_a_source_only_when_nothing_better_is_l
     assert [len(extents) for extents in found.extents] == [0, 1, 1]
 
 
+def test_a_failed_write_does_not_make_an_older_copy_the_better_one():
+    """Its daemon lets no later flush succeed: the stamp is of one before the write."""
+    members = [member(0, (1, 65, 0)), member(1, (1, 105, 0)), member(2, (1, 61, 0))]
+    trust_regions(members)
+    for one in members[:2]:
+        one.suspect_extents.add(0)
+    found = plan(members, 1)
+    assert found.source.tolist() == [1]
+    assert [len(extents) for extents in found.extents] == [1, 0, 1]
+
+
 def test_a_region_from_elsewhere_is_no_source_whatever_its_stamps_say():
     members = [member(0, (1, 5, 0)), member(1, (1, 5, 0)), member(2, (9, 9, 0), owned=False)]
     trust_regions(members)
