@@ -157,5 +157,5 @@ def _describe(frame: Frame, index: int) -> str:
         kind = OpKind(int(op["kind"])).name
     except ValueError:
         status, kind = str(op["status"]), str(op["kind"])
-    text = frame.blob(index).decode("utf-8", "replace") if int(op["blob_bytes"]) else ""
+    text = frame.text(index) if int(op["blob_bytes"]) else ""
     return f"{kind} ended {status}" + (f": {text}" if text else "")
