@@ -88,13 +88,12 @@ def address(opened):
 
 
 def long_name(opened):
-    """A name that asyncio raises UnicodeError for."""
     opened.data_unix_path = ""
     opened.data_address = f"{'x' * 70}.example:1"
 
 
-def zero_in_path(opened):
-    opened.data_unix_path = "\0" * 3 + "x" * 300
+def long_path(opened):
+    opened.data_unix_path = "/\0" + "x" * 300
 
 
 def token(opened):
@@ -119,6 +118,7 @@ TOLD = {
     flags: "STAMPS_MALFORMED",
     numbers: "STAMPS_MALFORMED",
     address: "no address at all",
+    long_name: "is not a host name",
     token: "TOKEN_UNKNOWN",
     full: "the disk is full",
     too_many: "enough sessions",
@@ -139,14 +139,19 @@ async def test_it_is_not_taken_in_and_says_why(upstairs, lie, change):
     await flush(upstairs)
 
 
-@pytest.mark.parametrize("change", [long_name, zero_in_path], ids=lambda change: change.__name__)
-async def test_a_place_for_data_that_cannot_be_does_no_harm(upstairs, lie, change):
-    """Whether another way is found or not, the others connect, and nothing raises."""
-    lie(change)
-    activation = asyncio.create_task(upstairs.activate(timeout_seconds=30))
-    slots = upstairs.status
-    await until(lambda: slots().slots[1].last_error or activation.done())
-    lie(None)
+async def test_a_path_for_data_that_cannot_be_is_not_needed(upstairs, lie):
+    lie(long_path)
+    await upstairs.activate(timeout_seconds=10)
+
+
+async def test_what_nobody_foresaw_is_told_and_tried_again(upstairs, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vmmd.upstairs.shell.slot_link.session_info", broken)
+        activation = asyncio.create_task(upstairs.activate(timeout_seconds=30))
+        await until(lambda: all("planted" in s.last_error for s in upstairs.status().slots))
     await activation
 
 
