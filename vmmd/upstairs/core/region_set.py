@@ -341,13 +341,17 @@ class RegionSet:
         member.link = self._next_link
         self._next_link += 1
         self._by_link[member.link] = member
-        # A running set knows its regions; before that any region may be brought, and is looked at.
-        known = member.joined and self.state is UpstairsState.ACTIVE
-        expected = member.region_id if known else ""
+        expected = self.expected_region(member)
         self.effects.append(
             Connect(member.link, member.slot, member.address, expected, self.generation)
         )
         self.touch()
+
+    def expected_region(self, member: Member) -> str:
+        """The region that the member must bring; empty when any may be brought, and is looked
+        at."""
+        known = member.joined and self.state is UpstairsState.ACTIVE
+        return member.region_id if known else ""
 
     def stop(self, member: Member, mode: SlotMode, reason: str) -> None:
         """Lets the member go; it is gone once the shell has confirmed."""

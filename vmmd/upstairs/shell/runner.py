@@ -342,10 +342,24 @@ class RegionUpstairs:
         now = asyncio.get_running_loop().time()
         try:
             while self._events:
-                for effect in self._step(self._events.popleft(), now):
-                    self._carriers[type(effect)](effect)
+                event = self._events.popleft()
+                error = self._carry(self._step(event, now))
+                if error is not None:
+                    # What the core believes of the world may be wrong from here on.
+                    self._carry(self._core.break_off(events.Tick(), error))
         finally:
             self._stepping = False
+
+    def _carry(self, effects: list[events.Effect]) -> Exception | None:
+        """Carries out all of them. Returns what one of them raised, which is a mistake too."""
+        broken: Exception | None = None
+        for effect in effects:
+            try:
+                self._carriers[type(effect)](effect)
+            except Exception as error:  # noqa: BLE001 - as in `_step`
+                _log.exception("an effect of the upstairs broke", effect=type(effect).__name__)
+                broken = error
+        return broken
 
     def _step(self, event: events.Event, now: float) -> list[events.Effect]:
         """One step of the core. A mistake in it ends this volume, and nothing else."""
