@@ -68,12 +68,12 @@ class ChunkMap:
         durable: U32Array,
         sides: bytearray,
         fresh: dict[int, Home],
-        held: npt.NDArray[np.int64] | None = None,
+        held: U32Array | None = None,
     ) -> None:
         """Takes over what recovery found. held: physical chunks that snapshots need."""
         self.durable = durable
         self.live = durable.copy()
-        used = durable if held is None else np.concatenate((durable, held.astype(np.uint32)))
+        used = durable if held is None else np.concatenate((durable, held))
         self.space = ChunkSpace.around(used)
         self.sides = sides + bytes(max(0, self.space.end - len(sides)))
         self.fresh = fresh

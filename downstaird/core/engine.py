@@ -12,7 +12,7 @@ Errors are `stairlib.model.errors` classes: InvalidRequestError OUT_OF_RANGE, Da
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -161,17 +161,17 @@ class Engine(Protocol):
 
         snapshot: a name under which all that the flush covers is kept, durable with the flush; one
         that this very flush has taken already is none again. InvalidRequestError SNAPSHOT_NAME,
-        StateError SNAPSHOT_EXISTS, SNAPSHOT_LIMIT or SNAPSHOT_INCOMPLETE: then nothing has
-        begun."""
+        AlreadyExistsError SNAPSHOT_EXISTS, LimitError SNAPSHOT_LIMIT, StateError
+        SNAPSHOT_INCOMPLETE: then nothing has begun."""
         ...
 
-    def list_snapshots(self) -> list[SnapshotFacts]:
-        """All of them, oldest first. Reads their maps: not for the I/O path."""
+    def list_snapshots(self) -> Iterator[SnapshotFacts]:
+        """All of them, oldest first. Each step reads one map: milliseconds."""
         ...
 
     def begin_delete_snapshot(self, name: str) -> FlushWork:
         """Deletes one; durable when the work is done (run and finish it as a flush). Its space is
-        freed by the next checkpoint. InvalidRequestError SNAPSHOT_NOT_FOUND, StateError
+        freed by the next checkpoint. NotFoundError SNAPSHOT_NOT_FOUND, StateError
         SNAPSHOT_SETTLING or SNAPSHOT_BUSY."""
         ...
 

@@ -7,8 +7,8 @@
     data      one block per block address
     padding   to the next multiple of 4096
 
-A record is applied in this order: extents, remaps, discards, blocks, snapshots. The checksum covers header
-and table, the header holds the hash of the data and the checksum of the record before, so a
+A record is applied in this order: extents, remaps, discards, blocks, snapshots. The checksum covers
+header and table, the header holds the hash of the data and the checksum of the record before, so a
 record proves all that came earlier. docs/region-format.md has it byte by byte.
 """
 

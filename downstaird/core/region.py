@@ -18,8 +18,7 @@ checkpoint, recovery.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +52,7 @@ from downstaird.core.region_checkpoint import (
     finish_move,
     next_job,
 )
-from downstaird.core.region_creation import create_files, file_names
+from downstaird.core.region_creation import close_all, create_files, file_names
 from downstaird.core.region_files import (
     OWNER_NAME,
     VOID_MAX,
@@ -69,12 +68,12 @@ from downstaird.core.region_files import (
 from downstaird.core.region_flush import FlushJob
 from downstaird.core.region_io import RegionBlocks, true_runs
 from downstaird.core.region_recovery import recover
-from downstaird.core.region_repair import RepairTracker, in_order
+from downstaird.core.region_repair import RepairTracker, by_extent, in_order
 from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
 from downstaird.core.snapshot_table import SnapshotTable
 from downstaird.core.state_file import STATE_NAMES
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, written
-from stairlib.model.errors import DataError, InvalidRequestError, StairwellError, StateError
+from stairlib.model.errors import DataError, InvalidRequestError, StateError
 
 
 class Region:
@@ -325,20 +324,8 @@ class Region:
             self.extents.touch(extent)
 
     def _note(self, offset: int, count: int) -> None:
-        for extent, first, here, _ in self._by_extent(offset, count):
+        for extent, first, here, _ in by_extent(self._per_extent, offset, count):
             self._repair.note(extent, first, here)
-
-    def _by_extent(self, offset: int, count: int) -> list[tuple[int, int, int, int]]:
-        """(extent, first block in it, blocks, blocks before these in the range)."""
-        per_extent = self.layout.geometry.blocks_per_extent
-        found = []
-        done = 0
-        while done < count:
-            extent, first = divmod(offset + done, per_extent)
-            here = min(count - done, per_extent - first)
-            found.append((extent, first, here, done))
-            done += here
-        return found
 
     def fault_chunk(self, chunk: int, found: DataError) -> None:
         """Something stored for the chunk is damaged: its extent waits for repair."""
@@ -379,9 +366,9 @@ class Region:
         self._check_idle("a flush")
         self._check_writable()
         if len(self.void.records) >= VOID_MAX:
-            self._checkpoint_now()
+            self.checkpoint_now()
         if self.log.active_bytes >= self.tuning.log_bytes_max:
-            self._checkpoint_now()
+            self.checkpoint_now()
         taken = no_snapshots()
         if snapshot:
             taken = region_snapshots.entries_to_take(self, snapshot, generation, number)
@@ -505,8 +492,9 @@ class Region:
             finish_commit(self, self.seal, job)
             self.seal = None
 
-    def _checkpoint_now(self) -> None:
-        """All steps at once, on this thread: the daemon has not kept up."""
+    def checkpoint_now(self) -> None:
+        """All steps at once, on this thread: the daemon has not kept up, or there is none.
+        DataError."""
         while True:
             work = self.begin_checkpoint()
             try:
@@ -520,7 +508,7 @@ class Region:
 
     # --- snapshots
 
-    def list_snapshots(self) -> list[SnapshotFacts]:
+    def list_snapshots(self) -> Iterator[SnapshotFacts]:
         """All of them, oldest first."""
         return region_snapshots.facts(self)
 
@@ -530,12 +518,6 @@ class Region:
         self._check_writable()
         deleted = region_snapshots.entries_to_delete(self, name)
         return self._job_of(self.extents.durable[:0], deleted)
-
-    def settle_snapshots(self) -> None:
-        """Writes out those that were just taken, on this thread: for a region that is not in
-        service. DataError."""
-        while self.snapshots.unsettled():
-            self._checkpoint_now()
 
     # --- repair
 
@@ -560,7 +542,7 @@ class Region:
         size = self.layout.geometry.block_size
         view = memoryview(data)
         applied = 0
-        for extent, first, here, before in self._by_extent(offset, count):
+        for extent, first, here, before in by_extent(self._per_extent, offset, count):
             if not self._repair.tracks(extent):
                 raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
             wanted = self._repair.untouched(extent, first, here)
@@ -611,10 +593,3 @@ def _sync_all(files: dict[str, File]) -> None:
     """What a killed daemon left may be in the page cache alone, and is built upon from now on."""
     for file in files.values():
         file.datasync()
-
-
-def close_all(disk: Disk, files: dict[str, File]) -> None:
-    for file in files.values():
-        with contextlib.suppress(StairwellError, OSError):
-            file.close()
-    disk.close()

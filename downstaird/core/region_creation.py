@@ -1,12 +1,14 @@
-"""The files of an empty region."""
+"""The files of a region: made, and closed."""
 
 from __future__ import annotations
+
+import contextlib
 
 import numpy as np
 
 from downstaird.core.chunk_contexts import CONTEXT_NAMES
 from downstaird.core.chunk_map import DATA_NAME
-from downstaird.core.disk import Disk
+from downstaird.core.disk import Disk, File
 from downstaird.core.engine import Ownership, RegionDefinition
 from downstaird.core.extent_table import ExtentTable
 from downstaird.core.layout import Layout
@@ -22,6 +24,7 @@ from downstaird.core.region_files import (
 )
 from downstaird.core.snapshot_file import SNAPSHOTS_NAME
 from downstaird.core.state_file import STATE_NAMES, State, encode_state
+from stairlib.model.errors import StairwellError
 
 _FILE_NAMES = (*STATE_NAMES, *LOG_NAMES, DATA_NAME, *CONTEXT_NAMES, OWNER_NAME, VOID_NAME)
 
@@ -60,3 +63,11 @@ def create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> No
         finally:
             file.close()
     write_definition(disk, definition, layout)
+
+
+def close_all(disk: Disk, files: dict[str, File]) -> None:
+    """Closes what is open, and lets go of the lock."""
+    for file in files.values():
+        with contextlib.suppress(StairwellError, OSError):
+            file.close()
+    disk.close()

@@ -25,7 +25,7 @@ from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.log import Chain, LogReader, LostRecord, Replayed
 from downstaird.core.log_plan import plan_of
 from downstaird.core.overlay import DISCARDED, LoggedEpoch
-from downstaird.core.region_snapshots import recovered, snapshot_of
+from downstaird.core.region_snapshots import map_of, recovered, snapshot_of
 from downstaird.core.snapshot_entry import DELETED
 from downstaird.core.snapshot_table import Snapshot, SnapshotTable, Unsettled
 from downstaird.core.state_file import State, load_state, page_of_chunk, page_of_extent, store_state
@@ -47,6 +47,8 @@ class _Replay:
     fresh: dict[int, Home]
     next_id: int = 0
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    # Physical chunks of the snapshots found in records.
+    held: set[int] = field(default_factory=set)
     # Records whose table is whole and whose data is not, with the id of their first block.
     doubtful: list[tuple[Replayed, int]] = field(default_factory=list)
 
@@ -80,8 +82,17 @@ def recover(region: Region, *, read_only: bool) -> None:
     region.state_count = max(state.count, region.void.checkpoint)
     region.state_at = state.file
     held = recovered(region, list(replay.snapshots.values()), state.sides)
-    region.snapshots.state_stored(region.snapshots.all.values())
-    region.chunks.adopt(state.chunks, state.sides, replay.fresh, held)
+    gone = [
+        snapshot_of(entry, None)
+        for entry in state.snapshots
+        if int(entry["id"]) not in replay.snapshots
+    ]
+    region.snapshots.state_stored([*region.snapshots.all.values(), *gone])
+    # Until no state lists a snapshot any more, somebody may be reading it.
+    freed = [map_of(region, snapshot).chunks for snapshot in gone]
+    going = np.setdiff1d(np.concatenate([held[:0], *freed]), np.concatenate((held, state.chunks)))
+    region.chunks.adopt(state.chunks, state.sides, replay.fresh, np.concatenate((held, going)))
+    region.chunks.to_punch = going[going != 0].tolist()
     region.extents.adopt(state.extents)
     region.log.resume(chain.active, chain.ends, chain.next_sequence, chain.chain)
     region.overlay.active.reset(replay.next_id)
@@ -185,15 +196,16 @@ def _apply(region: Region, replay: _Replay, replayed: Replayed) -> None:
     state.lost[record.remaps[:, 0]] = False
     for chunk, physical in record.remaps.tolist():
         old = int(state.chunks[chunk])
-        if not any(
-            each.unsettled is not None and each.unsettled.chunks[chunk] == old
-            for each in replay.snapshots.values()
-        ):
+        if old not in replay.held:
             replay.fresh.pop(old, None)
         state.chunks[chunk] = physical
         if physical:
+            # Held by a snapshot that is older than this record: the record had the place for a
+            # while, and a checkpoint has used it since.
+            reused = physical in replay.held
             contexts = record.remap_contexts[at : at + layout.chunk_blocks]
-            replay.fresh[physical] = Home.of(contexts, layout.blocks_in(chunk))
+            if not reused:
+                replay.fresh[physical] = Home.of(contexts, layout.blocks_in(chunk))
             at += layout.chunk_blocks
     if len(record.addresses) or len(record.discards) or len(record.remaps):
         _add_epoch(region, replay, replayed)
@@ -206,6 +218,7 @@ def _apply(region: Region, replay: _Replay, replayed: Replayed) -> None:
             record.sequence, replay.next_id, state.chunks.copy(), state.extents.copy()
         )
         replay.snapshots[int(entry["id"])] = snapshot_of(entry, unsettled)
+        replay.held.update(unsettled.chunks[unsettled.chunks != 0].tolist())
 
 
 def _add_epoch(region: Region, replay: _Replay, replayed: Replayed) -> None:

@@ -7,6 +7,7 @@ record in the log; what it alone held is given back by the checkpoint that follo
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,8 +38,8 @@ def snapshot_id(region_id: uuid.UUID, name: str) -> uuid.UUID:
 
 def entries_to_take(region: Region, name: str, generation: int, flush: int) -> SnapshotEntries:
     """What the flush's record says of its snapshot; nothing when that one was taken already.
-    InvalidRequestError SNAPSHOT_NAME; StateError SNAPSHOT_EXISTS, SNAPSHOT_LIMIT or
-    SNAPSHOT_INCOMPLETE."""
+    InvalidRequestError SNAPSHOT_NAME, AlreadyExistsError SNAPSHOT_EXISTS, LimitError
+    SNAPSHOT_LIMIT, StateError SNAPSHOT_INCOMPLETE."""
     check_name(name)
     if region.snapshots.is_there(name, generation, flush):
         return no_snapshots()
@@ -96,9 +97,16 @@ def snapshot_of(entry: np.void, unsettled: Unsettled | None) -> Snapshot:
     )
 
 
+def settle(region: Region) -> None:
+    """Writes out what was just taken, on this thread: for a region that is not in service.
+    DataError."""
+    while region.snapshots.unsettled():
+        region.checkpoint_now()
+
+
 def entries_to_delete(region: Region, name: str) -> SnapshotEntries:
-    """What the record of a deletion says. InvalidRequestError SNAPSHOT_NOT_FOUND, StateError
-    SNAPSHOT_SETTLING."""
+    """What the record of a deletion says. NotFoundError SNAPSHOT_NOT_FOUND, StateError
+    SNAPSHOT_SETTLING or SNAPSHOT_BUSY."""
     snapshot = region.snapshots.named(name)
     if snapshot.unsettled is not None:
         raise StateError(
@@ -143,26 +151,24 @@ def map_of(region: Region, snapshot: Snapshot) -> SnapshotMap:
         return SnapshotMap(nothing, bytearray(1), extents, lost)
 
 
-def facts(region: Region) -> list[SnapshotFacts]:
-    """All snapshots, oldest first."""
-    found = []
+def facts(region: Region) -> Iterator[SnapshotFacts]:
+    """All snapshots, oldest first, one map at a time."""
+    in_use = np.zeros(region.chunks.space.end, dtype=np.bool_)
+    in_use[region.chunks.durable] = True
     for snapshot in region.snapshots.ordered():
         what = map_of(region, snapshot)
         there = what.chunks[what.chunks != 0]
         alone = there[region.snapshots.held[there] == 1]
-        unique = len(np.setdiff1d(alone, region.chunks.durable))
-        found.append(
-            SnapshotFacts(
-                name=snapshot.name,
-                generation=snapshot.generation,
-                flush=snapshot.flush,
-                unique_bytes=unique * region.layout.chunk_bytes,
-                total_bytes=len(there) * region.layout.chunk_bytes,
-                settled=snapshot.unsettled is None,
-                damaged=bool(what.lost.any()),
-            )
+        unique = int(np.count_nonzero(~in_use[alone]))
+        yield SnapshotFacts(
+            name=snapshot.name,
+            generation=snapshot.generation,
+            flush=snapshot.flush,
+            unique_bytes=unique * region.layout.chunk_bytes,
+            total_bytes=len(there) * region.layout.chunk_bytes,
+            settled=snapshot.unsettled is None,
+            damaged=bool(what.lost.any()),
         )
-    return found
 
 
 def recovered(region: Region, snapshots: list[Snapshot], sides: bytearray) -> U32Array:

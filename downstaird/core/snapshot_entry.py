@@ -45,7 +45,7 @@ def check_name(name: str) -> None:
     if len(name) <= NAME_BYTES_MAX and _NAME.fullmatch(name):
         return
     raise InvalidRequestError(
-        f"{name[:NAME_BYTES_MAX]!r} cannot name a snapshot: up to {NAME_BYTES_MAX} letters, digits, "
-        "dots, dashes and underscores, the first a letter or digit",
+        f"{name[:NAME_BYTES_MAX]!r} cannot name a snapshot: up to {NAME_BYTES_MAX} letters, "
+        "digits, dots, dashes and underscores, the first a letter or digit",
         reason="SNAPSHOT_NAME",
     )

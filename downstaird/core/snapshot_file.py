@@ -90,8 +90,8 @@ def _check_head(file: File, offset: int, tag: int, number: int) -> None:
         if whole and found_tag == tag and found == number:
             return
     raise DataError(
-        f"{file.name} is damaged at byte {offset}: the map of a snapshot should be there; delete the "
-        "snapshot, it cannot be read",
+        f"{file.name} is damaged at byte {offset}: the map of a snapshot should be there; delete "
+        "the snapshot, it cannot be read",
         reason="SNAPSHOT_DAMAGED",
         file=file.name,
         offset=str(offset),

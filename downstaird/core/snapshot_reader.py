@@ -12,20 +12,20 @@ import numpy as np
 
 from downstaird.core.disk import Disk, File
 from downstaird.core.layout import DEFAULT_TUNING, Tuning
-from downstaird.core.region import Region, close_all
-from downstaird.core.region_creation import file_names
+from downstaird.core.region import Region
+from downstaird.core.region_creation import close_all, file_names
 from downstaird.core.region_files import read_definition
 from downstaird.core.region_snapshots import snapshot_id, snapshot_of
 from downstaird.core.snapshot_entry import check_name
 from downstaird.core.snapshot_file import SNAPSHOTS_NAME, load_map
 from downstaird.core.snapshot_table import Snapshot
 from downstaird.core.state_file import load_state
-from stairlib.model.errors import DataError, InvalidRequestError
+from stairlib.model.errors import DataError, NotFoundError
 
 
 def open_snapshot(disk: Disk, name: str, *, tuning: Tuning = DEFAULT_TUNING) -> Region:
-    """Read-only, under an id of its own. InvalidRequestError NOT_A_REGION, SNAPSHOT_NAME or
-    SNAPSHOT_NOT_FOUND, StateError SNAPSHOT_BUSY, DataError."""
+    """Read-only, under an id of its own. InvalidRequestError NOT_A_REGION or
+    SNAPSHOT_NAME, NotFoundError SNAPSHOT_NOT_FOUND, StateError SNAPSHOT_BUSY, DataError."""
     files: dict[str, File] = {}
     try:
         check_name(name)
@@ -45,14 +45,14 @@ def open_snapshot(disk: Disk, name: str, *, tuning: Tuning = DEFAULT_TUNING) -> 
 def _adopt(region: Region, name: str) -> None:
     """Makes of a region whose files were just opened read-only its snapshot. The daemon of the
     region may be at work meanwhile: it writes nothing that a settled snapshot holds.
-    InvalidRequestError SNAPSHOT_NOT_FOUND, StateError SNAPSHOT_BUSY, DataError."""
+    NotFoundError SNAPSHOT_NOT_FOUND, StateError SNAPSHOT_BUSY, DataError."""
     check_name(name)
     layout = region.layout
     snapshot = _listed(region, name)
     region.hold = region.disk.hold(SNAPSHOTS_NAME, snapshot.place, shared=True)
     # Between the list and the hold it may have been deleted.
     if _listed(region, name).id != snapshot.id:
-        raise InvalidRequestError(f"snapshot {name!r} is gone", reason="SNAPSHOT_NOT_FOUND")
+        raise NotFoundError("snapshot", name)
     file = region.files[SNAPSHOTS_NAME]
     what = load_map(file, layout, region.tag, snapshot.place, snapshot.id)
     region.chunks.adopt(what.chunks, what.sides, {})
@@ -75,8 +75,9 @@ def _listed(region: Region, name: str) -> Snapshot:
         for entry in state.snapshots:
             if bytes(entry["name"]) == name.encode():
                 return snapshot_of(entry, None)
-    raise InvalidRequestError(
+    raise NotFoundError(
+        "snapshot",
+        name,
         f"there is no snapshot {name!r} that can be read. One that was taken a moment ago can be "
         "as soon as the region's daemon has written it out; 'downstaird snapshot list' names all",
-        reason="SNAPSHOT_NOT_FOUND",
     )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from downstaird.core.log_record import ExtentEntries
 from downstaird.core.snapshot_entry import SNAPSHOT, SNAPSHOTS_MAX, SnapshotEntries, no_snapshots
-from stairlib.model.errors import InvalidRequestError, StateError
+from stairlib.model.errors import AlreadyExistsError, LimitError, NotFoundError
 
 U32Array = npt.NDArray[np.uint32]
 U16Array = npt.NDArray[np.uint16]
@@ -77,26 +77,27 @@ class SnapshotTable:
         ]
 
     def named(self, name: str) -> Snapshot:
-        """InvalidRequestError SNAPSHOT_NOT_FOUND."""
+        """NotFoundError SNAPSHOT_NOT_FOUND."""
         snapshot = self.all.get(name)
         if snapshot is None:
             there = ", ".join(each.name for each in self.ordered()[:10]) or "none"
-            raise InvalidRequestError(
-                f"the region has no snapshot {name[:100]!r} (it has {there}): "
-                "'downstaird snapshot list' names all",
-                reason="SNAPSHOT_NOT_FOUND",
+            raise NotFoundError(
+                "snapshot",
+                name[:100],
+                f"the region has no snapshot {name[:100]!r} (it has {there}): 'downstaird snapshot "
+                "list' names all",
             )
         return snapshot
 
     def is_there(self, name: str, generation: int, flush: int) -> bool:
-        """Whether this very snapshot was taken already. StateError SNAPSHOT_EXISTS when another one
-        has the name."""
+        """Whether this very snapshot was taken already. AlreadyExistsError SNAPSHOT_EXISTS when
+        another one has the name."""
         found = self.all.get(name)
         if found is None:
             return False
         if (found.generation, found.flush) == (generation, flush):
             return True
-        raise StateError(
+        raise AlreadyExistsError(
             f"there is a snapshot {name!r} already, of flush {found.flush} in generation "
             f"{found.generation}: choose another name, or delete that one",
             reason="SNAPSHOT_EXISTS",
@@ -105,9 +106,9 @@ class SnapshotTable:
         )
 
     def entry_for(self, name: str, generation: int, flush: int) -> SnapshotEntries:
-        """What a new one is recorded as. StateError SNAPSHOT_LIMIT."""
+        """What a new one is recorded as. LimitError SNAPSHOT_LIMIT."""
         if len(self.all) >= SNAPSHOTS_MAX:
-            raise StateError(
+            raise LimitError(
                 f"the region has {len(self.all)} snapshots, and {SNAPSHOTS_MAX} is the most: "
                 "delete one with 'downstaird snapshot delete'",
                 reason="SNAPSHOT_LIMIT",

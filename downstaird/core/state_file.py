@@ -37,7 +37,8 @@ HEADER = struct.Struct("<IHHQQQQIIQ")
 # Behind the header, in its sector: the last record that was there when the state was made, and a
 # checksum of the header and of that. Where they do not fit together nothing is known of it.
 _FOLLOWED = struct.Struct("<QQ")
-# Behind that: pages of the list of snapshots, and a checksum of all before. Zeros: there is no list.
+# Behind that: pages of the list of snapshots, and a checksum of all before; zeros where there is
+# no list.
 _LISTED = struct.Struct("<QQ")
 _HEAD_BYTES = HEADER.size + _FOLLOWED.size + _LISTED.size
 PAGE_BYTES = 4096
@@ -255,7 +256,8 @@ def _snapshots_of(file: File, fields: tuple[int, ...]) -> SnapshotEntries | None
             return None
         parts.append(bytes(page[: _SNAPSHOT_ENTRIES * SNAPSHOT.itemsize]))
     entries: SnapshotEntries = np.frombuffer(b"".join(parts), dtype=SNAPSHOT)
-    return entries[entries["id"] != 0]
+    there: SnapshotEntries = entries[entries["id"] != 0]
+    return there
 
 
 def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout) -> State:

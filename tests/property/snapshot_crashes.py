@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from downstaird.core import region_snapshots
 from downstaird.core.engine import FlushWork
 from downstaird.core.region import Region
 from downstaird.core.snapshot_reader import open_snapshot
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.errors import StateError
-from tests.property.region_crashes import TUNING, CrashWorld, ViolationError, found_state
+from tests.property.region_crashes import (
+    TUNING,
+    CrashWorld,
+    ViolationError,
+    found_state,
+)
 
 # As region_crashes.State, and what each snapshot holds.
 State = tuple[Any, Any, tuple[tuple[str, Any], ...]]
@@ -115,7 +121,7 @@ class SnapshotWorld(CrashWorld):
             region.close()
             disk = disk.image(lambda _name, _sector: True)
             region = Region.open(disk, tuning=TUNING)
-            region.settle_snapshots()
+            region_snapshots.settle(region)
         for facts in region.list_snapshots():
             if facts.name not in held or not facts.settled:
                 continue
