@@ -11,6 +11,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from downstaird.core.engine import Engine, FlushWork
+from downstaird.core.by_hand import next_flush
 from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
@@ -130,8 +131,7 @@ class RegionHost:
         while not self.lane.free:
             await self.lane.wait_free()
         self.require_no_writer()
-        states = self.engine.extent_states()
-        number = int(states.flushes.max(initial=0)) + 1
+        number = next_flush(self.engine)
         work = self.engine.begin_flush(number, self.engine.ownership.generation, snapshot)
         await self._carried_out(work)
         return number

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from downstaird.core.by_hand import next_flush
 from downstaird.core.engine import SnapshotFacts
 from downstaird.regions import delete_snapshot, open_region, opened, settle_snapshots
 from downstaird.snapshot_cloning import clone_snapshot
@@ -48,7 +49,7 @@ def create(directory: Path, name: str) -> int:
     """Takes one; durable when it returns."""
     engine = open_region(directory)
     try:
-        flush = int(engine.extent_states().flushes.max(initial=0)) + 1
+        flush = next_flush(engine)
         work = engine.begin_flush(flush, engine.ownership.generation, name)
         work.run()
         engine.finish_flush(work, None)

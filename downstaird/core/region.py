@@ -113,8 +113,8 @@ class Region:
         )
         self.extents = ExtentTable(geometry.extent_count)
         self.snapshots = SnapshotTable()
-        # Of a snapshot that is read: keeps it from being deleted.
-        self.hold: Hold | None = None
+        # Keep a snapshot that is read from being deleted, or one that is deleted from being read.
+        self.holds: list[Hold] = []
         contexts = ContextFiles(
             [files[name] for name in CONTEXT_NAMES], layout.chunk_blocks, self.tag
         )
@@ -582,10 +582,15 @@ class Region:
         """Bytes the region takes on its file system."""
         return sum(file.stored_bytes() for file in self.files.values())
 
+    def let_go(self) -> None:
+        """Ends all holds."""
+        for hold in self.holds:
+            hold.close()
+        self.holds = []
+
     def close(self) -> None:
         """Releases files and lock; unflushed writes are lost."""
-        if self.hold is not None:
-            self.hold.close()
+        self.let_go()
         close_all(self.disk, self.files)
 
 

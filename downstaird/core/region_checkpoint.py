@@ -309,7 +309,7 @@ def _move_of(
     if not physical:
         if not (ids != DISCARDED).any():
             if own:
-                flip(region, chunk, indexes, ids)
+                flip(region, seal, chunk, indexes, ids)
             return None
         (physical,) = chunks.take(1)
         origin = physical
@@ -371,7 +371,7 @@ def finish_move(region: Region, seal: Seal, job: MoveJob) -> None:
                 chunks.move(move.chunk, physical)
         if not move.own:
             continue
-        flip(region, move.chunk, move.indexes, move.ids)
+        flip(region, seal, move.chunk, move.indexes, move.ids)
         empty = not move.sharing and not move.result.contexts.any()
         if empty and move.chunk not in chunks.active_remaps:
             chunks.empty(move.chunk, physical)
@@ -402,20 +402,28 @@ def finish_commit(region: Region, seal: Seal, job: CommitJob) -> None:
         snapshot.unsettled = None
     settled = [each for each in region.snapshots.ordered() if each.unsettled is None]
     region.snapshots.state_stored(settled)
+    region.let_go()
     for physical in job.punch:
         region.chunks.release(physical)
 
 
-def flip(region: Region, chunk: int, indexes: I64Array, ids: I64Array) -> None:
+def flip(region: Region, seal: Seal, chunk: int, indexes: I64Array, ids: I64Array) -> None:
     """Entries that are home now and have not been replaced since leave the chunk's table."""
     table = region.overlay.tables.get(chunk)
     if table is None:
         return
     moved = table[indexes] == ids
-    if chunk in region.chunks.active_remaps:
-        # A discard seen here came after the unflushed remap; the sealed one went with the table
-        # then.
-        moved &= ids != DISCARDED
+    gone = ids == DISCARDED
+    if gone.any():
+        if chunk in region.chunks.active_remaps:
+            # A discard seen here came after the unflushed remap; the sealed one went with the table
+            # then.
+            moved &= ~gone
+        else:
+            # Discards look alike. Were one of these a later one, a write between the two would show
+            # once it is home.
+            later = region.overlay.discarded_since(seal.stages[seal.at].stop, chunk)
+            moved &= ~(gone & later[indexes])
     table[indexes[moved]] = HOME
     if bool((table == HOME).all()):
         del region.overlay.tables[chunk]

@@ -25,7 +25,7 @@ from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.log import Chain, LogReader, LostRecord, Replayed
 from downstaird.core.log_plan import plan_of
 from downstaird.core.overlay import DISCARDED, LoggedEpoch
-from downstaird.core.region_snapshots import map_of, recovered, snapshot_of
+from downstaird.core.region_snapshots import going, recovered, snapshot_of
 from downstaird.core.snapshot_entry import DELETED
 from downstaird.core.snapshot_table import Snapshot, SnapshotTable, Unsettled
 from downstaird.core.state_file import State, load_state, page_of_chunk, page_of_extent, store_state
@@ -88,11 +88,12 @@ def recover(region: Region, *, read_only: bool) -> None:
         if int(entry["id"]) not in replay.snapshots
     ]
     region.snapshots.state_stored([*region.snapshots.all.values(), *gone])
-    # Until no state lists a snapshot any more, somebody may be reading it.
-    freed = [map_of(region, snapshot).chunks for snapshot in gone]
-    going = np.setdiff1d(np.concatenate([held[:0], *freed]), np.concatenate((held, state.chunks)))
-    region.chunks.adopt(state.chunks, state.sides, replay.fresh, np.concatenate((held, going)))
-    region.chunks.to_punch = going[going != 0].tolist()
+    if gone and not read_only:
+        # Until no state lists a snapshot any more, somebody may be reading it.
+        ending, free = going(region, gone, np.concatenate((held, state.chunks)))
+        held = np.concatenate((held, ending))
+        region.chunks.to_punch = free.tolist()
+    region.chunks.adopt(state.chunks, state.sides, replay.fresh, held)
     region.extents.adopt(state.extents)
     region.log.resume(chain.active, chain.ends, chain.next_sequence, chain.chain)
     region.overlay.active.reset(replay.next_id)

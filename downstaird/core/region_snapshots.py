@@ -114,8 +114,8 @@ def entries_to_delete(region: Region, name: str) -> SnapshotEntries:
             "in a few seconds",
             reason="SNAPSHOT_SETTLING",
         )
-    # Held alone for a moment: nobody reads it, and whoever comes later finds it gone.
-    region.disk.hold(SNAPSHOTS_NAME, snapshot.place, shared=False).close()
+    # Nobody reads it, nor will before no state lists it any more.
+    region.holds.append(region.disk.hold(SNAPSHOTS_NAME, snapshot.place, shared=False))
     entry = region.snapshots.entries([snapshot])
     entry["flags"] = DELETED
     return entry
@@ -169,6 +169,23 @@ def facts(region: Region) -> Iterator[SnapshotFacts]:
             settled=snapshot.unsettled is None,
             damaged=bool(what.lost.any()),
         )
+
+
+def going(region: Region, gone: list[Snapshot], kept: U32Array) -> tuple[U32Array, U32Array]:
+    """What snapshots hold that a record deleted and the state lists still, and nothing of `kept`:
+    all of it, and what the next checkpoint may give back. That is not what somebody reads."""
+    everything = free = kept[:0]
+    for snapshot in gone:
+        chunks = map_of(region, snapshot).chunks
+        everything = np.union1d(everything, chunks)
+        try:
+            hold = region.disk.hold(SNAPSHOTS_NAME, snapshot.place, shared=False)
+        except StateError:
+            continue
+        region.holds.append(hold)
+        free = np.union1d(free, chunks)
+    kept = np.append(kept, np.uint32(0))
+    return np.setdiff1d(everything, kept), np.setdiff1d(free, kept)
 
 
 def recovered(region: Region, snapshots: list[Snapshot], sides: bytearray) -> U32Array:

@@ -34,11 +34,15 @@ def open_snapshot(disk: Disk, name: str, *, tuning: Tuning = DEFAULT_TUNING) -> 
             files[each] = disk.open(each, read_only=True)
         region = Region(disk, definition, layout, files, read_only=True, tuning=tuning)
         region.load_small_files()
-        _adopt(region, name)
-        region.become(replace(definition, id=snapshot_id(definition.id, name)))
     except BaseException:
         close_all(disk, files)
         raise
+    try:
+        _adopt(region, name)
+    except BaseException:
+        region.close()
+        raise
+    region.become(replace(definition, id=snapshot_id(definition.id, name)))
     return region
 
 
@@ -49,7 +53,7 @@ def _adopt(region: Region, name: str) -> None:
     check_name(name)
     layout = region.layout
     snapshot = _listed(region, name)
-    region.hold = region.disk.hold(SNAPSHOTS_NAME, snapshot.place, shared=True)
+    region.holds = [region.disk.hold(SNAPSHOTS_NAME, snapshot.place, shared=True)]
     # Between the list and the hold it may have been deleted.
     if _listed(region, name).id != snapshot.id:
         raise NotFoundError("snapshot", name)

@@ -128,7 +128,7 @@ class SnapshotWorld(CrashWorld):
             self.read += 1
             opened = open_snapshot(disk, facts.name, tuning=TUNING)
             found = found_state(opened)
-            opened.hold.close()
+            opened.let_go()
             if found != held[facts.name]:
                 wanted = held[facts.name]
                 blocks = [

@@ -15,6 +15,7 @@ from downstaird.core.checkpoint_stages import Seal
 from downstaird.core.region_checkpoint import CommitJob, MoveJob
 from downstaird.core.region_flush import FlushJob
 from downstaird.core.snapshot_table import SnapshotTable
+from stairlib.model.errors import StairwellError
 from tests.property.snapshot_crashes import SnapshotWorld
 
 FIRST, COUNT = map(int, os.environ.get("STAIRWELL_SEEDS", "0:16").split(":"))
@@ -132,16 +133,6 @@ def the_snapshot_is_not_in_the_record(monkeypatch):
     monkeypatch.setattr(FlushJob, "run", silent)
 
 
-def places_are_used_again_at_once(monkeypatch):
-    real = SnapshotTable.entry_for
-
-    def hasty(self, name, generation, flush):
-        self._named, self._named_before = set(), set()
-        return real(self, name, generation, flush)
-
-    monkeypatch.setattr(SnapshotTable, "entry_for", hasty)
-
-
 MUTANTS = [
     chunks_are_freed_though_held,
     homes_are_written_though_a_snapshot_has_them,
@@ -152,7 +143,6 @@ MUTANTS = [
     blocks_go_home_as_of_the_seal_alone,
     later_snapshots_do_not_learn_of_new_homes,
     the_snapshot_is_not_in_the_record,
-    places_are_used_again_at_once,
 ]
 
 
