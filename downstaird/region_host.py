@@ -10,8 +10,8 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
-from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.by_hand import next_flush
+from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
