@@ -36,6 +36,8 @@ class Activation:
         self.running: Reconciliation | None = None
         self.failure: StairwellError | None = None
         self.limit = 0
+        # What a reconciliation was doing that ended badly, until the members are compared anew.
+        self.interrupted: ReconcilePlan | None = None
         # Since when the same two members are ready, and the third is not.
         self._two: tuple[Member, ...] = ()
         self._two_since = 0.0
@@ -64,6 +66,7 @@ class Activation:
         """The set is stopping."""
         self.running = None
         self.failure = None
+        self.interrupted = None
         self._two = ()
 
     def advance(self) -> bool:
@@ -108,6 +111,7 @@ class Activation:
 
     def _begin(self, members: list[Member]) -> bool:
         region = self._region
+        self.interrupted = None
         trust_regions(members)
         try:
             work = plan(members, region.config.geometry.extent_count)
@@ -165,6 +169,7 @@ class Activation:
         """Everybody connects again and is compared anew; the delay keeps a broken member from
         spinning us."""
         self.running = None
+        self.interrupted = run.plan
         region = self._region
         region.reason = f"the members are not equal yet, it is tried again: {run.error}"
         going = region.state is UpstairsState.GO_ACTIVE

@@ -72,6 +72,16 @@ class ReconcilePlan:
         needed = [self.source[extents] for extents in self.extents if len(extents)]
         return any(bool((sources == row).any()) for sources in needed)
 
+    def is_only_copy(self, member: Member) -> bool:
+        """Of some extent, all other members may have been marked by now."""
+        if member not in self.members:
+            return False
+        filled = np.zeros((len(self.members), len(self.source)), dtype=np.bool_)
+        for row, extents in enumerate(self.extents):
+            filled[row, extents] = True
+        alone = filled.sum(axis=0) == len(self.members) - 1
+        return bool((alone & (self.source == self.members.index(member))).any())
+
 
 def trust_regions(members: list[Member]) -> None:
     """Decides whose stamps count: regions that were ours, or all of them in a new set.

@@ -36,9 +36,14 @@ _IN_REPAIR = frozenset({SlotState.LIVE_REPAIR, SlotState.LIVE_REPAIR_READY, Slot
 
 
 def decide(
-    region: RegionSet, old: str, new: str, reconciling: ReconcilePlan | None = None
+    region: RegionSet,
+    old: str,
+    new: str,
+    reconciling: ReconcilePlan | None = None,
+    interrupted: ReconcilePlan | None = None,
 ) -> Replacement:
-    """Carries the table out. ConflictError or StateError when refused; nothing has changed then."""
+    """Carries the table out. ConflictError or StateError when refused; nothing has changed then.
+    `interrupted` is what a reconciliation was doing that ended badly, until another begins."""
     slots = region.slots
     leaving = next((m for m in slots if m.address == old), None)
     coming = next((m for m in slots if m.address == new), None)
@@ -68,6 +73,14 @@ def decide(
         _check_others(region, leaving)
     else:
         _check_before_active(region, leaving, reconciling)
+        if interrupted is not None and interrupted.is_only_copy(leaving):
+            raise ConflictError(
+                f"slot {leaving.slot} ({leaving.address}) was what the others were being filled "
+                "from, and some of them may not be whole: replace it when the volume is active; if "
+                "it is gone for good, restart the instance first, which tells what is missing",
+                reason="ONLY_COPY",
+                slot=str(leaving.slot),
+            )
     _swap(region, leaving, new)
     return Replacement(ReplaceResult.STARTED, leaving.slot)
 

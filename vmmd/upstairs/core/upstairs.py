@@ -520,7 +520,8 @@ class Upstairs:
         region = self._region
         try:
             run = self._activation.running
-            value = decide(region, event.old, event.new, run.plan if run is not None else None)
+            plan = run.plan if run is not None else None
+            value = decide(region, event.old, event.new, plan, self._activation.interrupted)
         except StateError as error:
             region.effects.append(events.Answer(event.key, error=error))
         except ConflictError as error:

@@ -291,6 +291,22 @@ def test_the_source_of_a_reconciliation_cannot_be_replaced(world):
     assert replace(world, "d0:1", "d3:1").error.reason == "ONLY_COPY"
 
 
+def test_nor_can_the_only_source_of_one_that_was_interrupted(world):
+    world.submit([world.write(0, 24), world.flush()])
+    settle(world)
+    # Unflushed everywhere: of three dirty copies the first is what the others are filled from.
+    world.submit([world.write(0, 24)])
+    assert world.run_until(lambda: all(d.dirty[0] for d in world.members()), 5)
+    world.crash_upstairs()
+    world.ask(events.Activate)
+    assert world.run_until(lambda: slot(world, 1).state is SlotState.RECONCILE, 5)
+    world.break_links("d2:1")
+    assert world.run_until(lambda: slot(world, 0).state is SlotState.WAIT_CONNECT, 5)
+    assert replace(world, "d0:1", "d3:1").error.reason == "ONLY_COPY"
+    assert replace(world, "d1:1", "d3:1").error is None
+    assert world.run_until(world.healthy, 60)
+
+
 def test_a_source_lost_during_the_copy_is_replaced_by_another():
     world = World(7, geometry=Geometry(512, 4, 40))
     world.ask(events.Activate)
