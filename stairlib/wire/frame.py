@@ -62,7 +62,7 @@ class OpKind(enum.IntEnum):
     WRITE = 2
     WRITE_UNWRITTEN = 3
     DISCARD = 4
-    FLUSH = 5  # number = flush number, generation = generation
+    FLUSH = 5  # number = flush number, generation = generation; blob = name of a snapshot
     NOOP = 6
     EXTENT_STATES = 7  # reply payload: per extent generation u64, flush u64, flags u64
     EXTENT_DIGEST = 8  # offset = first extent, length = extents; reply payload: u64 per extent
