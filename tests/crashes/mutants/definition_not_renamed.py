@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from downstaird.core import region, region_files
+from downstaird.core import region_creation, region_files
 
 
 def plant(patch) -> None:
@@ -17,4 +17,4 @@ def plant(patch) -> None:
         file.close()
         disk.sync_directory()
 
-    patch.setattr(region, "write_definition", in_place)
+    patch.setattr(region_creation, "write_definition", in_place)
