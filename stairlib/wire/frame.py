@@ -39,6 +39,8 @@ PAYLOAD_BYTES_MAX = 4 << 20
 # Payload, plus contexts and table for the smallest block size (512 bytes), plus blobs.
 FRAME_BYTES_MAX = PAYLOAD_BYTES_MAX + (PAYLOAD_BYTES_MAX // 512) * (CONTEXT_BYTES + 48) + (1 << 20)
 OPS_MAX = 4096
+# Of a peer's words in a message.
+TEXT_BYTES_MAX = 1024
 
 
 class FrameKind(enum.IntEnum):
@@ -180,6 +182,11 @@ class Frame:
             ends = np.cumsum(self.ops["blob_bytes"], dtype=np.int64)
             self._blob_starts = [0, *ends.tolist()]
         return bytes(self.blobs[self._blob_starts[index] : self._blob_starts[index + 1]])
+
+    def text(self, index: int) -> str:
+        """The blob of op `index` as a peer's words in a message: what is no text is replaced, and
+        what is longer than any message is cut."""
+        return self.blob(index)[:TEXT_BYTES_MAX].decode("utf-8", "replace")
 
 
 def encode(
