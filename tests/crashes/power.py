@@ -235,6 +235,4 @@ def _sampled(
             )
         else:
             chance = rng.choice((0.1, 0.5, 0.9))
-            yield tuple(
-                rng.randint(1, new) if rng.random() < chance else 0 for new in newest
-            )
+            yield tuple(rng.randint(1, new) if rng.random() < chance else 0 for new in newest)

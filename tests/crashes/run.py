@@ -112,9 +112,7 @@ def go_through(
     return found
 
 
-def _key(
-    medium: Medium, choices: Sequence[Choice], way: Sequence[int], expected: Expected
-) -> int:
+def _key(medium: Medium, choices: Sequence[Choice], way: Sequence[int], expected: Expected) -> int:
     """Equal for equal states that may hold the same."""
     chosen = [
         (choice.file, choice.sector, hash(str(option) if choice.file < 0 else option))
