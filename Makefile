@@ -60,7 +60,7 @@ torture: setup ## Kill, freeze and replace daemons under verified loads (SECONDS
 .PHONY: torture-storage
 torture-storage: setup ## Cut the power under regions; kill, cut off and fill them on real file systems (DURATION=seconds SEED=1; root, for the mounts)
 	@$(BIN)/python -m tests.crashes --seconds $(DURATION) --seed $(SEED)
-	@STAIRWELL_TORTURE_SECONDS=$(DURATION) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
+	@STAIRWELL_TORTURE_SECONDS=$(DURATION) STAIRWELL_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
 
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
