@@ -14,8 +14,9 @@ from typing import Self
 from uuid import UUID
 
 from controlplane.answers import AnswerBook
+from controlplane.chronicle import Chronicle
 from controlplane.core.records import InstanceRecord
-from controlplane.core.replacement import Replacement
+from controlplane.core.replacement import Replacement, renews
 from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
@@ -112,7 +113,7 @@ class ControlPlane:
         stack.callback(tracing.shutdown)
         vmmd = Vmmd(self._vmmd_address, tracing)
         stack.push_async_callback(vmmd.close)
-        instance_news, replacement_news = Feed[InstanceRecord](), Feed[Replacement]()
+        instance_news, replacement_news = Feed[InstanceRecord](), Feed[Replacement](renews)
         disk_news = Feed[None]()
 
         def disk_changed(key: UUID) -> None:
@@ -120,8 +121,10 @@ class ControlPlane:
 
         detached = Detached()
         traces = TraceKeeper(store, vmmd, tracing)
+        stack.push_async_callback(traces.close)
+        chronicle = Chronicle(tracing)
         driver = ReplacementDriver(
-            store, vmmd, traces, replacement_news, detached, tracing,
+            store, vmmd, traces, replacement_news, detached, chronicle,
             disk_changed=disk_changed, pace=self._pace,
         )  # fmt: skip
         scrub_driver = ScrubDriver(

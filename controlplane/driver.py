@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from opentelemetry.trace import Span, Status, StatusCode
-
+from controlplane.chronicle import Chronicle, look_at, mark, subject_of
 from controlplane.core import replacement as core
-from controlplane.core.replacement import Effect, Event, Replacement
+from controlplane.core.replacement import Effect, Event, Replacement, retried_at
 from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.peers.vmmd import Vmmd
@@ -42,7 +41,6 @@ from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
-from stairlib.telemetry.tracing import Tracing, context_from
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _log = get_logger(__name__)
@@ -70,7 +68,7 @@ class ReplacementDriver:
         traces: TraceKeeper,
         news: Feed[Replacement],
         detached: Detached,
-        tracing: Tracing,
+        chronicle: Chronicle,
         *,
         disk_changed: Callable[[UUID], None] = lambda _key: None,
         watch: RepairWatch | None = None,
@@ -83,7 +81,7 @@ class ReplacementDriver:
         self._traces = traces
         self._news = news
         self._detached = detached
-        self._tracing = tracing
+        self._chronicle = chronicle
         self._disk_changed = disk_changed
         self._watch = watch or RepairWatch(vmmd, clock)
         self._clock = clock
@@ -103,12 +101,21 @@ class ReplacementDriver:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._chronicle.close()
         for run in runs:
             # The spans of steps cut short have ended by now, and this process forgets them soon.
             await self._traces.keep_own(run.record.trace_id)
 
+    async def begin_traced(self, record: Replacement) -> None:
+        """Drives a replacement that was just recorded, within the call that asked for it."""
+        try:
+            await self._traces.keep([self._chronicle.begun(subject_of(record))])
+        except Exception:  # noqa: BLE001 - a replacement never fails by its trace
+            _log.exception("trace not begun", replacement=str(record.id))
+        self.begin(record)
+
     def begin(self, record: Replacement) -> None:
-        """Drives a replacement that was just recorded."""
+        """Drives a replacement that is recorded."""
         self._go(record, core.Resumed(at=record.updated_at))
         self._publish(record)
 
@@ -122,6 +129,7 @@ class ReplacementDriver:
         when the recorded request is not its own any more."""
         changed, _effects = core.step(record, core.Retried(at=self._clock()))
         await self._store.retry_replacement(changed)
+        self._tell(record, changed, "Retried")
         self.begin(changed)
         return changed
 
@@ -149,6 +157,7 @@ class ReplacementDriver:
                 await asyncio.gather(run.task, return_exceptions=True)
             if not run.record.state.ended:
                 await self._advance(run, core.GaveUp(at=self._clock(), error=why))
+                await self.end_trace(run.record)
 
     def _go(self, record: Replacement, event: Event) -> None:
         run = _Run(record)
@@ -161,10 +170,10 @@ class ReplacementDriver:
     async def _drive(self, run: _Run, event: Event) -> None:
         """Advances one replacement until it ends."""
         try:
+            await self._take_up(run)
             while not run.record.state.ended:
                 try:
                     effects = await self._advance(run, event)
-                    await self._traces.keep_own(run.record.trace_id)
                     event = await self._perform(run, effects)
                 except Exception:  # noqa: BLE001 - a replacement is never dropped by a failure
                     _log.exception("replacement stumbled", replacement=str(run.record.id))
@@ -185,6 +194,7 @@ class ReplacementDriver:
             if _worth_storing(before, record):
                 await self._store.save_replacement(record)
             run.record = record
+        self._tell(before, record, type(event).__name__)
         self._publish(record)
         if record.state is not before.state:
             _log.info(
@@ -209,15 +219,20 @@ class ReplacementDriver:
             Effect.VERIFY_MEMBERS: self._verify,
             Effect.RETIRE_MEMBER: self._retire,
         }
+        trace_id = run.record.trace_id
         if Effect.KEEP_TRACE in effects:
-            await self._traces.keep_all(run.record.trace_id)
+            await self._keep_trace(run.record)
             return core.Resumed(at=self._clock())
         (effect,) = effects
         if effect is Effect.AWAIT_RETRY:
+            await self._traces.keep_own(trace_id)
             return await self._await_retry(run)
-        with self._span(run.record) as span:
+        with self._chronicle.step(subject_of(run.record), look_at(run.record)) as span:
+            # Before the effect: should this process be killed, the span is known to have been cut.
+            await self._traces.keep_own(trace_id)
             event = await self._outcome(run, work[effect](run))
-            _mark(span, event)
+            error = event.error if isinstance(event, core.StepFailed | core.GaveUp) else ""
+            mark(span, type(event).__name__, error)
         return event
 
     async def _outcome(self, run: _Run, work: Awaitable[Event]) -> Event:
@@ -231,20 +246,42 @@ class ReplacementDriver:
     async def _instance_ended(self, record: Replacement) -> str:
         return await instance_ended(self._store, record.instance_id)
 
-    @contextmanager
-    def _span(self, record: Replacement) -> Iterator[Span]:
-        """The span of a step, in the trace of the call that began the replacement."""
-        with self._tracing.tracer.start_as_current_span(
-            f"replacement {record.state.lower()}",
-            context=context_from(record.traceparent),
-            attributes={
-                "volume.id": str(record.volume_id),
-                "replacement.id": str(record.id),
-                "slot": record.slot,
-                "attempt": record.attempt,
-            },
-        ) as span:
-            yield span
+    async def _take_up(self, run: _Run) -> None:
+        """What another process left open of the trace is told as cut."""
+        record = run.record
+        if self._chronicle.knows(subject_of(record)):
+            return
+        try:
+            stored = await self._traces.stored(record.trace_id)
+            cut = self._chronicle.resumed(subject_of(record), stored, look_at(record))
+            await self._traces.keep(cut)
+        except Exception:  # noqa: BLE001 - a replacement never fails by its trace
+            _log.exception("trace not taken up", replacement=str(record.id))
+
+    def _tell(self, before: Replacement, after: Replacement, event: str) -> None:
+        """Tells of a stored step, and has the trace kept when there is news in it."""
+        told = self._chronicle.advanced(subject_of(after), look_at(before), look_at(after), event)
+        if told and not after.state.ended:
+            self._traces.keep_soon(after.trace_id, after.instance_id)
+
+    async def _keep_trace(self, record: Replacement) -> None:
+        """The end of the trace, and all that the daemons have of it."""
+        root = self._chronicle.ended(subject_of(record), look_at(record), retried_at(record))
+        await self._traces.keep([root])
+        await self._traces.keep_all(record.trace_id, record.instance_id)
+        self._traces.forget(record.trace_id)
+
+    async def end_trace(self, record: Replacement) -> None:
+        """Ends the trace of one that has ended, if the process that ended it did not."""
+        subject = subject_of(record)
+        stored = await self._traces.stored(record.trace_id)
+        open_root = [
+            span
+            for span in stored
+            if span.span_id == subject.root_id and not span.end_time_unix_nano
+        ]
+        if open_root and record.id not in self._runs:
+            await self._traces.keep([self._chronicle.ended(subject, look_at(record))])
 
     async def _await_retry(self, run: _Run) -> Event:
         """Waits until the next attempt is due; after a peer was away, until it is there."""
@@ -307,7 +344,6 @@ class ReplacementDriver:
 
     async def _retire(self, run: _Run) -> Event:
         await self._store.retire_member(run.record)
-        await self._traces.keep_all(run.record.trace_id)
         return core.Retired(at=self._clock())
 
 
@@ -323,10 +359,3 @@ def _worth_storing(before: Replacement, after: Replacement) -> bool:
         getattr(before.progress, name) != getattr(after.progress, name)
         for name in ("bytes_done", "bytes_copied", "extents_done")
     )
-
-
-def _mark(span: Span, event: Event) -> None:
-    """The span's outcome: an attempt that failed is an error, a wait is not."""
-    span.set_attribute("event", type(event).__name__)
-    if isinstance(event, core.StepFailed | core.GaveUp):
-        span.set_status(Status(StatusCode.ERROR, event.error))

@@ -1,7 +1,8 @@
 """News inside the process: who changes something publishes, who watches it subscribes.
 
 Invariants: publishing never waits; a subscriber that is slow loses the oldest news, never the
-newest, and costs a bounded amount of memory. Subscribe first and read the present state after, so
+newest, and costs a bounded amount of memory. News that only bring the one before up to date take
+its place, if the feed is told which those are. Subscribe first and read the present state after, so
 that nothing falls between the two.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -24,7 +25,8 @@ NEWS_MAX = 64
 class Subscription(Generic[T]):
     """The news for one subscriber, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, renews: Callable[[T, T], bool]) -> None:
+        self._renews = renews
         self._news: deque[T] = deque(maxlen=NEWS_MAX)
         self._arrived = asyncio.Event()
         self._closed = False
@@ -35,8 +37,11 @@ class Subscription(Generic[T]):
         self._arrived.set()
 
     def push(self, item: T) -> None:
-        """Adds one item."""
-        self._news.append(item)
+        """Adds one item, or puts it in the place of the newest one that it renews."""
+        if self._news and self._renews(self._news[-1], item):
+            self._news[-1] = item
+        else:
+            self._news.append(item)
         self._arrived.set()
 
     async def __aiter__(self) -> AsyncIterator[T]:
@@ -54,10 +59,19 @@ class Subscription(Generic[T]):
 
 
 class Feed(Generic[T]):
-    """News by key. Keys cost nothing while nobody subscribes to them."""
+    """News by key. Keys cost nothing while nobody subscribes to them.
 
-    def __init__(self) -> None:
+    `renews(old, new)` says whether who reads `new` has no need of `old`.
+    """
+
+    def __init__(self, renews: Callable[[T, T], bool] = lambda _old, _new: False) -> None:
+        self._renews = renews
         self._subscriptions: dict[object, set[Subscription[T]]] = {}
+
+    @property
+    def subscribers(self) -> int:
+        """How many there are."""
+        return sum(map(len, self._subscriptions.values()))
 
     def close(self) -> None:
         """Ends all subscriptions, so that watchers do not hold up a stop."""
@@ -73,7 +87,7 @@ class Feed(Generic[T]):
     @contextmanager
     def subscribe(self, key: object) -> Iterator[Subscription[T]]:
         """A subscription for as long as the block lasts."""
-        subscription = Subscription[T]()
+        subscription = Subscription[T](self._renews)
         group = self._subscriptions.setdefault(key, set())
         group.add(subscription)
         try:

@@ -36,7 +36,11 @@ class RepairWatch:
         loop = asyncio.get_running_loop()
         seen: Event | None = None
         deadline: float | None = None
-        async with aclosing(self._vmmd.watch_volume(record.instance_id, record.disk)) as news:
+        followed = pb.FollowedRepair(
+            region_path=record.region_path, slot=record.slot, replacement_id=str(record.id)
+        )
+        watched = self._vmmd.watch_volume(record.instance_id, record.disk, followed)
+        async with aclosing(watched) as news:
             while True:
                 left = None if deadline is None else deadline - loop.time()
                 info, late = await _next(news, left)

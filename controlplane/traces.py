@@ -1,52 +1,159 @@
-"""The traces of replacements: from the memories of the daemons into the store.
+"""The traces of workflows: from the memories of the daemons into the store.
 
-A replacement's spans are kept as they become known: the control plane's own after each step (a
-restart would lose them), everybody's when it ends. Reading one asks the daemons once more, since
-some spans end later; who does not answer costs his own spans only.
+The control plane's own spans are kept before and after each step, those under way too (a restart
+would lose them); everybody's now and then while a workflow runs, and when it ends. Reading one asks
+the daemons once more, since some spans end later; who does not answer costs his own spans only.
+Invariant: a span that was known under way and whose end nobody can tell any more is shown as cut.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from uuid import UUID
+
 from controlplane.peers.vmmd import GLANCE_SECONDS, Vmmd
 from controlplane.store.base import StoredSpan, TraceStore
+from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.trace_service import bounded
 from stairlib.telemetry.tracing import Tracing
 from stairwell.telemetry.v1 import trace_service_pb2 as pb
 
-# Kept and shown of one trace: about 2 MiB, below the limit of a message.
-SPANS_MAX = 5_000
+_log = get_logger(__name__)
+
+# Kept and shown of one trace, below the limit of a message: about 5000 spans.
+TRACE_BYTES_MAX = 2 << 20
+# Between two collections while a workflow runs: they are for daemons that die before its end.
+COLLECT_SECONDS = 5.0
+# Of them, those that run at once.
+COLLECTIONS_MAX = 4
+# Workflows whose kept spans are remembered, so that they are not stored over and over.
+REMEMBERED_MAX = 2_000
 
 
 class TraceKeeper:
     """Collects and keeps spans."""
 
-    def __init__(self, store: TraceStore, vmmd: Vmmd, tracing: Tracing) -> None:
+    def __init__(
+        self,
+        store: TraceStore,
+        vmmd: Vmmd,
+        tracing: Tracing,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._vmmd = vmmd
         self._tracing = tracing
+        self._clock = clock
+        # Ids of the ended spans that are stored, by trace.
+        self._kept: OrderedDict[str, set[str]] = OrderedDict()
+        self._collecting: dict[str, asyncio.Task[None]] = {}
+        self._collected_at: dict[str, float] = {}
+        self._collections = asyncio.Semaphore(COLLECTIONS_MAX)
+
+    async def close(self) -> None:
+        """Ends the collections under way."""
+        tasks = list(self._collecting.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def keep(self, spans: Iterable[pb.Span]) -> None:
+        """Stores spans, those under way in the place of what was known of them before."""
+        fresh = [span for span in spans if span.span_id not in self._kept.get(span.trace_id, ())]
+        if not fresh:
+            return
+        await self._store.save_spans(
+            StoredSpan(
+                span.trace_id,
+                span.span_id,
+                span.SerializeToString(),
+                ended=bool(span.end_time_unix_nano),
+            )
+            for span in fresh
+        )
+        for span in fresh:
+            if span.end_time_unix_nano:
+                self._kept.setdefault(span.trace_id, set()).add(span.span_id)
+                self._kept.move_to_end(span.trace_id)
+        while len(self._kept) > REMEMBERED_MAX:
+            self._kept.popitem(last=False)
 
     async def keep_own(self, trace_id: str) -> None:
-        """Stores this process's finished spans of the trace."""
-        await self._save(self._tracing.spans(trace_id))
+        """Stores this process's spans of the trace."""
+        await self.keep(self._tracing.spans(trace_id, under_way=True))
 
-    async def keep_all(self, trace_id: str) -> None:
-        """Stores what all daemons have of the trace now."""
-        await self._save(await self._collected(trace_id))
+    async def keep_all(self, trace_id: str, machine_id: UUID | None = None) -> None:
+        """Stores what all daemons (those behind one machine) have of the trace now."""
+        await self.keep(bounded(await self._collected(trace_id, machine_id), TRACE_BYTES_MAX))
 
-    async def read(self, trace_id: str) -> list[pb.Span]:
-        """Every known span, in the order they began; what was new is kept."""
-        collected = await self._collected(trace_id)
-        await self._save(collected)
-        found = {span.span_id: span for span in collected}
-        for stored in await self._store.spans(trace_id):
-            found.setdefault(stored.span_id, pb.Span.FromString(stored.body))
-        return sorted(found.values(), key=lambda span: span.start_time_unix_nano)[:SPANS_MAX]
+    def keep_soon(self, trace_id: str, machine_id: UUID) -> None:
+        """The same beside what runs; at most every few seconds, and never twice at once."""
+        now = self._clock()
+        if trace_id in self._collecting:
+            return
+        if now - self._collected_at.get(trace_id, now - COLLECT_SECONDS) < COLLECT_SECONDS:
+            return
+        self._collected_at[trace_id] = now
+        task = asyncio.create_task(self._collect(trace_id, machine_id), name=f"trace {trace_id}")
+        self._collecting[trace_id] = task
+        task.add_done_callback(lambda _task: self._collecting.pop(trace_id, None))
 
-    async def _collected(self, trace_id: str) -> list[pb.Span]:
-        theirs = await self._vmmd.collect_trace(trace_id, GLANCE_SECONDS)
-        return [*self._tracing.spans(trace_id), *theirs]
+    def forget(self, trace_id: str) -> None:
+        """The workflow has ended: what was remembered to spare the store is let go."""
+        self._kept.pop(trace_id, None)
+        self._collected_at.pop(trace_id, None)
 
-    async def _save(self, spans: list[pb.Span]) -> None:
-        await self._store.save_spans(
-            StoredSpan(span.trace_id, span.span_id, span.SerializeToString())
-            for span in spans[:SPANS_MAX]
-        )
+    async def stored(self, trace_id: str) -> list[pb.Span]:
+        """The spans that are stored, in the order they began."""
+        found = [pb.Span.FromString(each.body) for each in await self._store.spans(trace_id)]
+        return sorted(found, key=lambda span: span.start_time_unix_nano)
+
+    async def read(
+        self, trace_id: str, machine_id: UUID | None = None, *, running: str = ""
+    ) -> list[pb.Span]:
+        """Every known span, in the order they began; what was new is kept.
+
+        `running` is the root of a workflow that has not ended, which no daemon holds.
+        """
+        collected = bounded(await self._collected(trace_id, machine_id), TRACE_BYTES_MAX)
+        if await self._store.spans(trace_id) or running:
+            await self.keep(collected)
+        here = {span.span_id for span in collected} | {running}
+        old = [span for span in await self.stored(trace_id) if span.span_id not in here]
+        for span in old:
+            if not span.end_time_unix_nano:
+                _cut(span, [*old, *collected])
+        known = [span for span in await self.stored(trace_id) if span.span_id == running]
+        return bounded([*collected, *old, *known], TRACE_BYTES_MAX)
+
+    async def _collect(self, trace_id: str, machine_id: UUID) -> None:
+        async with self._collections:
+            try:
+                await self.keep_all(trace_id, machine_id)
+            except Exception:  # noqa: BLE001 - a workflow never fails by its trace
+                _log.exception("trace not kept", trace=trace_id)
+
+    async def _collected(self, trace_id: str, machine_id: UUID | None) -> list[pb.Span]:
+        theirs = await self._vmmd.collect_trace(trace_id, GLANCE_SECONDS, machine_id)
+        return [*self._tracing.spans(trace_id, under_way=True), *theirs]
+
+
+def _cut(span: pb.Span, others: list[pb.Span]) -> None:
+    """Ends a span whose daemon does not know it any more, after all that is known to be in it."""
+    inside = [
+        max(other.start_time_unix_nano, other.end_time_unix_nano)
+        for other in others
+        if other.parent_span_id == span.span_id
+    ]
+    moments = [event.time_unix_nano for event in span.events]
+    span.end_time_unix_nano = max([span.start_time_unix_nano + 1, *inside, *moments])
+    span.status = "ERROR"
+    span.status_message = (
+        f"its end is not known: {span.service} {span.instance} has restarted since, or does not"
+        " answer"
+    )
+    span.attributes["cut"] = "true"

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import Any, Self, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -143,7 +144,7 @@ class Session:
     async def watch(
         self,
         method: Callable[..., Any],
-        request: Request,
+        request: Message | Callable[[], Message],
         answer: type[Response],
         *,
         until: Callable[[Response], bool],
@@ -151,9 +152,10 @@ class Session:
     ) -> AsyncGenerator[Response]:
         """A stream that starts again when the control plane restarts under it; ends after `until`.
 
-        Watches answer the present state first, so nothing is lost by starting again. `on_away` is
-        told once each time the connection is lost. A control plane that was never reached, or that
-        stays away for RECONNECT_SECONDS, is an UnavailableError.
+        Watches answer the present state first, so nothing is lost by starting again; one whose news
+        are numbered gives a `request` that is made anew each time, and goes on where it was.
+        `on_away` is told once each time the connection is lost. A control plane that was never
+        reached, or that stays away for RECONNECT_SECONDS, is an UnavailableError.
         """
         loop = asyncio.get_running_loop()
         lost_at: float | None = None
@@ -161,7 +163,8 @@ class Session:
         reached = False
         while True:
             try:
-                async with aclosing(self.stream(method, request, answer)) as messages:
+                asked = request() if callable(request) else request
+                async with aclosing(self.stream(method, asked, answer)) as messages:
                     async for message in messages:
                         reached, lost_at, delay = True, None, RECONNECT_DELAY_FIRST
                         yield message

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from controlplane.core.records import generation
 from controlplane.core.replacement import (
@@ -180,6 +180,12 @@ class Scrub:
     blocked_on: str = ""
     last_error: str = ""
     recorded_generation: int = 0
+
+    @property
+    def trace_id(self) -> str:
+        """Of the trace it is told in, 32 hexadecimal digits; one that is started again has a new
+        one."""
+        return uuid5(self.disk_key, f"scrub {self.path} {self.created_at!r}").hex
 
 
 def step(record: Scrub, event: Event) -> tuple[Scrub, tuple[Effect, ...]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
+from typing import TypeAlias
 from uuid import UUID
 
-from controlplane.core.replacement import Replacement, State
+from controlplane.chronicle import subject_of
+from controlplane.core.replacement import Replacement, State, Transition, last_number
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.operations.paging import bad_token, page_size, position, token
@@ -14,9 +17,13 @@ from controlplane.traces import TraceKeeper
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 
+# A record, and the lines of its log that are new to who watches.
+Told: TypeAlias = tuple[Replacement, tuple[Transition, ...]]
+
+# Lines of a log in one message.
+TOLD_MAX = 200
 # What the store and the wire agree on; far above any network.
 LIMIT_MAX = (1 << 63) - 1
-_TRACE_ID_DIGITS = 32
 
 
 class Replacements:
@@ -52,21 +59,45 @@ class Replacements:
         fresh = [self._driver.running(record.id) or record for _, record in shown]
         return fresh, token(str(shown[-1][0])) if len(found) > wanted else ""
 
-    async def watch(self, text: str) -> AsyncGenerator[Replacement, None]:
-        """The present record, then each change, until it has ended."""
+    async def watch(self, text: str, after: int | None = None) -> AsyncGenerator[Told, None]:
+        """The present record, then each change, until it has ended.
+
+        With each comes what was not told yet of its log, of which nothing is left out: what a slow
+        watcher missed is read from the store. Told are the lines after number `after`, or all.
+        InvalidRequestError when there is no such line.
+        """
         replacement_id = _id(text)
         with self._news.subscribe(replacement_id) as news:
             record = await self._find(replacement_id)
-            yield record
+            seen = -1 if after is None else after
+            if seen > last_number(record):
+                raise _no_such_line(seen, last_number(record))
+            async for told in self._since(record, seen):
+                yield told
             if record.state.ended:
                 return
             async for changed in news:
-                if changed.updated_at < record.updated_at:
+                if _older(changed, record):
                     continue
-                record = changed
-                yield record
+                seen, record = last_number(record), changed
+                async for told in self._since(record, seen):
+                    yield told
                 if record.state.ended:
                     return
+
+    async def _since(self, record: Replacement, seen: int) -> AsyncGenerator[Told, None]:
+        """The record with its log after line `seen`, in pieces that fit into a message."""
+        newest = last_number(record)
+        if not record.transitions or record.transitions[0].number <= seen + 1:
+            yield record, tuple(each for each in record.transitions if each.number > seen)
+            return
+        while seen < newest:
+            page = await self._store.transitions(record.id, seen, TOLD_MAX)
+            told = tuple(each for each in page if each.number <= newest)
+            if not told:
+                break
+            yield record, told
+            seen = told[-1].number
 
     async def retry(self, replacement_id: UUID) -> Replacement:
         """Starts a failed one again where it failed; StateError for any other one."""
@@ -113,14 +144,39 @@ class Replacements:
         return await self._driver.set_limit(replacement_id, bytes_per_second_max)
 
     async def trace(self, text: str) -> tuple[str, list[telemetry_pb.Span]]:
-        """(trace id, spans) by replacement id or trace id."""
+        """(trace id, spans) by the id of a replacement or of a trace, which may be a scrub's.
+
+        NotFoundError when nothing is known by that id.
+        """
         trace_id = text.lower()
-        if (
-            len(text) != _TRACE_ID_DIGITS
-            or await self._store.replacement_of_trace(trace_id) is None
-        ):
-            trace_id = (await self._find(_id(text))).trace_id
-        return trace_id, await self._traces.read(trace_id)
+        is_trace = re.fullmatch(r"[0-9a-f]{32}", trace_id) is not None
+        record = await self._store.replacement_of_trace(trace_id) if is_trace else None
+        if record is None and is_trace:
+            spans = await self._traces.read(trace_id)
+            if spans:
+                return trace_id, spans
+        record = record or await self._find(_id(text))
+        if record.state.ended:
+            await self._driver.end_trace(record)
+        running = "" if record.state.ended else subject_of(record).root_id
+        trace_id = record.trace_id
+        return trace_id, await self._traces.read(trace_id, record.instance_id, running=running)
+
+
+def _older(news: Replacement, record: Replacement) -> bool:
+    """Whether the news were on their way already when the record was read."""
+    number, known = last_number(news), last_number(record)
+    return number < known or (number == known and news.updated_at < record.updated_at)
+
+
+def _no_such_line(after: int, newest: int) -> InvalidRequestError:
+    why = (
+        f"is {after}, and the newest transition has the number {newest}: this is another history;"
+        " watch without it"
+    )
+    return InvalidRequestError(
+        f"after_transition {why}", (FieldViolation("after_transition", why, "TOO_LARGE"),)
+    )
 
 
 def _id(text: str) -> UUID:

@@ -16,6 +16,7 @@ from enum import StrEnum
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
+from controlplane.chronicle import trace_id_of
 from controlplane.core import replacement as core
 from controlplane.core.preflight import RegionFacts, in_use, judge
 from controlplane.core.progress import Progress
@@ -35,7 +36,7 @@ from stairlib.model.errors import (
     StairwellError,
 )
 from stairlib.telemetry.logs import get_logger
-from stairlib.telemetry.tracing import Tracing, current_trace_id, traceparent
+from stairlib.telemetry.tracing import Tracing, traceparent
 
 _log = get_logger(__name__)
 
@@ -164,7 +165,7 @@ class Replacing:
         with self._step("record", disk, record):
             record, _ = core.step(record, core.Recorded(at=self._clock()))
             await self._store.begin_replacement(record)
-        self._driver.begin(record)
+        await self._driver.begin_traced(record)
         for address, region_id in region_ids.items():
             await self._store.note_region(address, region_id)
         _log.info(
@@ -182,8 +183,9 @@ class Replacing:
         before = region_at(disk.construction, changed.region_path)
         after = region_at(wanted, changed.region_path)
         now = self._clock()
+        identity = uuid4()
         return Replacement(
-            id=uuid4(),
+            id=identity,
             disk_key=disk.key,
             disk=disk.name,
             instance_id=disk.instance_id,
@@ -198,7 +200,7 @@ class Replacing:
             original=disk.construction,
             replacement=wanted,
             traceparent=traceparent() or "",
-            trace_id=current_trace_id() or "",
+            trace_id=trace_id_of(identity),
             created_at=now,
             updated_at=now,
             progress=Progress(

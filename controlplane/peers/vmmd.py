@@ -62,7 +62,7 @@ class Vmmd:
         """Ends every call and the connection."""
         await self._channel.close()
 
-    def channels(self) -> list[tuple[str, grpc.aio.Channel]]:
+    def channels(self, _machine_id: str = "") -> list[tuple[str, grpc.aio.Channel]]:
         """(name, channel) of those behind the control plane in a trace."""
         return [(self.peer, self._channel)]
 
@@ -116,10 +116,10 @@ class Vmmd:
         return info
 
     def watch_volume(
-        self, machine_id: UUID, disk: str
+        self, machine_id: UUID, disk: str, repair: volume_pb.FollowedRepair | None = None
     ) -> AsyncGenerator[volume_pb.VolumeInfo, None]:
-        """The same, now and at each change."""
-        request = volume_pb.WatchVolumeRequest(machine_id=str(machine_id), disk=disk)
+        """The same, now and at each change; `repair` is told in the trace of this call."""
+        request = volume_pb.WatchVolumeRequest(machine_id=str(machine_id), disk=disk, repair=repair)
         return self._stream(self._volumes.WatchVolume, request, lambda answer: answer.volume)
 
     async def replace_vcr(
@@ -202,9 +202,13 @@ class Vmmd:
         request = guest_pb.RunWorkloadRequest(machine_id=str(machine_id), workload=workload)
         return self._stream(self._guests.RunWorkload, request, lambda answer: answer.report)
 
-    async def collect_trace(self, trace_id: str, seconds: float) -> list[telemetry_pb.Span]:
-        """The spans vmmd and those behind it have of a trace; none when it does not answer."""
-        return await collect(self.peer, self._channel, trace_id, seconds)
+    async def collect_trace(
+        self, trace_id: str, seconds: float, machine_id: UUID | None = None
+    ) -> list[telemetry_pb.Span]:
+        """The spans vmmd and those behind it (or behind one machine) have of a trace; none when it
+        does not answer."""
+        machine = str(machine_id) if machine_id is not None else ""
+        return await collect(self.peer, self._channel, trace_id, seconds, machine)
 
     async def _stream(
         self, method: Callable[[Any], Any], request: object, taken: Callable[[Any], _T]

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from controlplane.core.instance_check import DiskRequest
 from controlplane.core.records import Desired, DownstairsRecord, InstanceRecord
-from controlplane.core.replacement import Replacement
+from controlplane.core.replacement import Replacement, Transition
 from controlplane.core.scrub import Scrub
 from controlplane.core.scrub import State as ScrubState
 from controlplane.operations.disks import DiskView
@@ -154,6 +154,7 @@ def scrub_message(record: Scrub) -> disk_pb.Scrub:
         created_at=record.created_at,
         updated_at=record.updated_at,
         recorded_generation=record.recorded_generation,
+        trace_id=record.trace_id,
     )
 
 
@@ -207,16 +208,22 @@ def replacement_message(record: Replacement) -> replacement_pb.Replacement:
         create_time=_time(record.created_at),
         update_time=_time(record.updated_at),
         repair_bytes_per_second_max=record.bytes_per_second_max,
-        transitions=[
-            replacement_pb.Transition(
-                state=_state(each.state), time=_time(each.at), event=each.event, detail=each.detail
-            )
-            for each in record.transitions
-        ],
+        transitions=map(transition_message, record.transitions),
     )
     if record.next_attempt_at is not None:
         message.next_attempt_time.CopyFrom(_time(record.next_attempt_at))
     return message
+
+
+def transition_message(transition: Transition) -> replacement_pb.Transition:
+    """A line of a replacement's log for clients."""
+    return replacement_pb.Transition(
+        state=_state(transition.state),
+        time=_time(transition.at),
+        event=transition.event,
+        detail=transition.detail,
+        number=transition.number,
+    )
 
 
 def downstairs_message(record: DownstairsRecord) -> fleet_pb.Downstairs:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import grpc.aio
 
 from controlplane.operations.replacements import Replacements
-from controlplane.services.mapping import replacement_message
+from controlplane.services.mapping import replacement_message, transition_message
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as pb_grpc
 
@@ -50,9 +50,13 @@ class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
     ) -> AsyncIterator[pb.WatchReplacementResponse]:
         """The present state and each change, until the end."""
         del context
-        async with aclosing(self._replacements.watch(request.id)) as records:
-            async for record in records:
-                yield pb.WatchReplacementResponse(replacement=replacement_message(record))
+        after = request.after_transition if request.HasField("after_transition") else None
+        async with aclosing(self._replacements.watch(request.id, after)) as news:
+            async for record, told in news:
+                yield pb.WatchReplacementResponse(
+                    replacement=replacement_message(record),
+                    transitions=map(transition_message, told),
+                )
 
     async def RetryReplacement(
         self,

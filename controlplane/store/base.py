@@ -20,18 +20,20 @@ from controlplane.core.records import (
     InstanceRecord,
     InstanceState,
 )
-from controlplane.core.replacement import Replacement
+from controlplane.core.replacement import Replacement, Transition
 from controlplane.core.scrub import Scrub
 from stairlib.model.construction import Construction
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSpan:
-    """One span of a trace; `body` is its serialised message."""
+    """One span of a trace; `body` is its serialised message. One that is under way is replaced by
+    what is known of it later, one that has `ended` stays."""
 
     trace_id: str
     span_id: str
     body: bytes
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,10 @@ class ReplacementStore(Protocol):
         """The replacement whose trace this is."""
         ...
 
+    async def transitions(self, replacement_id: UUID, after: int, limit: int) -> list[Transition]:
+        """The lines of its log with numbers above `after`, in order; all that ever were."""
+        ...
+
     async def newest_replacement(self, disk_key: UUID) -> Replacement | None:
         """The one that was begun last."""
         ...
@@ -226,7 +232,7 @@ class TraceStore(Protocol):
     """Spans of replacements' traces, and the answers to request ids."""
 
     async def save_spans(self, spans: Iterable[StoredSpan]) -> None:
-        """Adds those that are not stored yet."""
+        """Adds those that are not stored yet, or were stored before they ended."""
         ...
 
     async def spans(self, trace_id: str) -> list[StoredSpan]:

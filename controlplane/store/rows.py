@@ -202,6 +202,17 @@ def transition_row(record: Replacement, transition: Transition) -> dict[str, Any
     }
 
 
+def transition_of(row: Row) -> Transition:
+    """The log line of a row."""
+    return Transition(
+        number=row["number"],
+        state=State(row["state"]),
+        at=row["at"],
+        event=row["event"],
+        detail=row["detail"],
+    )
+
+
 def replacement_of(row: Row, log: Sequence[Row], sealer: Sealer) -> Replacement:
     """The replacement of a row and the rows of its log, in order. Rates are not stored."""
     return Replacement(
@@ -237,16 +248,7 @@ def replacement_of(row: Row, log: Sequence[Row], sealer: Sealer) -> Replacement:
         last_error=row["last_error"],
         failed_in=State(row["failed_in"]) if row["failed_in"] else None,
         bytes_per_second_max=row["bytes_per_second_max"],
-        transitions=tuple(
-            Transition(
-                number=each["number"],
-                state=State(each["state"]),
-                at=each["at"],
-                event=each["event"],
-                detail=each["detail"],
-            )
-            for each in log
-        ),
+        transitions=tuple(map(transition_of, log)),
     )
 
 

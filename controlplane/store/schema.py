@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     text,
+    true,
 )
 
 metadata = MetaData(
@@ -172,6 +173,7 @@ spans = Table(
     Column("trace_id", String(32), primary_key=True),
     Column("span_id", String(16), primary_key=True),
     Column("body", LargeBinary, nullable=False),
+    Column("ended", Boolean, nullable=False, server_default=true()),
 )
 
 requests = Table(

@@ -20,7 +20,7 @@ from controlplane.core.records import (
     generation,
 )
 from controlplane.store import rows
-from controlplane.store.schema import disks, fleet, generations, instances, scrubs
+from controlplane.store.schema import disks, fleet, generations, instances, scrubs, spans
 from controlplane.store.sealing import Sealer
 from stairlib.model.construction import Construction
 from stairlib.model.errors import AlreadyExistsError, ConflictError, NotFoundError
@@ -137,6 +137,9 @@ def _members(connection: Connection, sealer: Sealer, instance_id: UUID) -> list[
 
 def _remove(connection: Connection, instance_id: UUID) -> None:
     keys = select(disks.c.key).where(disks.c.instance_id == str(instance_id))
+    gone = connection.execute(select(scrubs).where(scrubs.c.disk_key.in_(keys))).mappings()
+    traces = [rows.scrub_of(row).trace_id for row in gone]
+    connection.execute(delete(spans).where(spans.c.trace_id.in_(traces)))
     connection.execute(delete(scrubs).where(scrubs.c.disk_key.in_(keys)))
     connection.execute(delete(disks).where(disks.c.instance_id == str(instance_id)))
     connection.execute(delete(instances).where(instances.c.id == str(instance_id)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.core.records import DownstairsRecord, Role, region_at
-from controlplane.core.replacement import Replacement, State
+from controlplane.core.replacement import Replacement, State, Transition
 from controlplane.store import rows, sql_disks
 from controlplane.store.base import StoredAnswer, StoredSpan
 from controlplane.store.schema import replacements, requests, spans, transitions
@@ -19,6 +20,8 @@ from stairlib.model.errors import ConflictError, NotFoundError
 
 # Traces of this many newest replacements are kept: some MiB of spans.
 TRACES_MAX = 500
+# Values in one list of a statement; databases have limits of their own.
+_IN_MAX = 500
 # Request ids remembered; a repeat after this many later requests is a new request.
 ANSWERS_MAX = 10_000
 
@@ -127,6 +130,20 @@ def _load(connection: Connection, sealer: Sealer, row: rows.Row) -> Replacement:
     return rows.replacement_of(row, log, sealer)
 
 
+def log_after(
+    connection: Connection, replacement_id: UUID, after: int, limit: int
+) -> list[Transition]:
+    """See `ReplacementStore.transitions`."""
+    query = (
+        select(transitions)
+        .where(transitions.c.replacement_id == str(replacement_id), transitions.c.number > after)
+        .order_by(transitions.c.number)
+        .limit(limit)
+    )
+    found: Sequence[Any] = connection.execute(query).mappings().all()
+    return [rows.transition_of(row) for row in found]
+
+
 def _first(
     connection: Connection, sealer: Sealer, condition: ColumnElement[bool]
 ) -> Replacement | None:
@@ -178,21 +195,25 @@ def listed(
 def save_spans(connection: Connection, added: Iterable[StoredSpan]) -> None:
     """See `TraceStore.save_spans`."""
     for trace_id, group in _by_trace(added).items():
-        query = select(spans.c.span_id).where(spans.c.trace_id == trace_id)
-        known = set(connection.execute(query).scalars())
-        new = [
-            {"trace_id": trace_id, "span_id": span_id, "body": body}
-            for span_id, body in group.items()
-            if span_id not in known
-        ]
-        if new:
-            connection.execute(insert(spans), new)
+        ids = list(group)
+        for first in range(0, len(ids), _IN_MAX):
+            wanted = ids[first : first + _IN_MAX]
+            same = (spans.c.trace_id == trace_id) & spans.c.span_id.in_(wanted)
+            query = select(spans.c.span_id, spans.c.ended).where(same)
+            known = {row.span_id: row.ended for row in connection.execute(query)}
+            fresh = [group[each] for each in wanted if not known.get(each, False)]
+            again = [span.span_id for span in fresh if span.span_id in known]
+            if again:
+                same = (spans.c.trace_id == trace_id) & spans.c.span_id.in_(again)
+                connection.execute(delete(spans).where(same))
+            if fresh:
+                connection.execute(insert(spans), [dataclasses.asdict(span) for span in fresh])
 
 
-def _by_trace(added: Iterable[StoredSpan]) -> dict[str, dict[str, bytes]]:
-    groups: dict[str, dict[str, bytes]] = {}
+def _by_trace(added: Iterable[StoredSpan]) -> dict[str, dict[str, StoredSpan]]:
+    groups: dict[str, dict[str, StoredSpan]] = {}
     for span in added:
-        groups.setdefault(span.trace_id, {})[span.span_id] = span.body
+        groups.setdefault(span.trace_id, {})[span.span_id] = span
     return groups
 
 
@@ -200,7 +221,7 @@ def load_spans(connection: Connection, trace_id: str) -> list[StoredSpan]:
     """See `TraceStore.spans`."""
     query = select(spans).where(spans.c.trace_id == trace_id)
     return [
-        StoredSpan(row["trace_id"], row["span_id"], row["body"])
+        StoredSpan(row["trace_id"], row["span_id"], row["body"], row["ended"])
         for row in connection.execute(query).mappings()
     ]
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from controlplane.core.records import Role, claims
 from controlplane.core.scrub import Scrub, State
 from controlplane.store import rows, sql_disks
-from controlplane.store.schema import disks, replacements, scrubs
+from controlplane.store.schema import disks, replacements, scrubs, spans
 from controlplane.store.sealing import Sealer
 from controlplane.store.sql_replacements import RUNNING
 from stairlib.model.construction import Construction
@@ -24,6 +24,10 @@ def begin(connection: Connection, record: Scrub) -> None:
     if connection.execute(query).first() is None:
         raise NotFoundError("disk", record.disk)
     same = (scrubs.c.disk_key == str(record.disk_key)) & (scrubs.c.path == record.path)
+    earlier = connection.execute(select(scrubs).where(same)).mappings().first()
+    if earlier is not None:
+        old = rows.scrub_of(earlier).trace_id
+        connection.execute(delete(spans).where(spans.c.trace_id == old))
     connection.execute(delete(scrubs).where(same))
     connection.execute(insert(scrubs).values(rows.scrub_row(record)))
 

@@ -23,7 +23,7 @@ from controlplane.core.records import (
     InstanceRecord,
     InstanceState,
 )
-from controlplane.core.replacement import Replacement
+from controlplane.core.replacement import Replacement, Transition
 from controlplane.core.scrub import Scrub
 from controlplane.store import sql_disks, sql_replacements, sql_scrubs
 from controlplane.store.base import StoredAnswer, StoredSpan
@@ -151,6 +151,10 @@ class SqliteStore:
     async def replacement_of_trace(self, trace_id: str) -> Replacement | None:
         """See `ReplacementStore`."""
         return await self._run(sql_replacements.of_trace, self._sealer, trace_id)
+
+    async def transitions(self, replacement_id: UUID, after: int, limit: int) -> list[Transition]:
+        """See `ReplacementStore`."""
+        return await self._run(sql_replacements.log_after, replacement_id, after, limit)
 
     async def newest_replacement(self, disk_key: UUID) -> Replacement | None:
         """See `ReplacementStore`."""

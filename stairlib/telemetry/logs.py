@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+import time
 from collections.abc import MutableMapping
 from typing import Any, Final, TypeAlias, cast
 
@@ -23,7 +24,35 @@ _Event: TypeAlias = MutableMapping[str, Any]
 # Some seconds of a very talkative daemon; beyond it a stuck stderr must not stop the data path.
 _QUEUE_EVENTS: Final = 10_000
 # Libraries whose lower levels tell how they work inside, not what our program does.
-_NOISY: Final = ("asyncio", "grpc", "opentelemetry", "sqlalchemy.engine")
+_NOISY: Final = ("asyncio", "grpc", "opentelemetry", "sqlalchemy.engine", "urllib3")
+# A collector that is away is told of for each batch and each try; one word a minute is enough.
+_SPARED: Final = ("opentelemetry.", "urllib3.")
+_SPARE_SECONDS: Final = 60.0
+
+
+class _Sparing(logging.Filter):
+    """Lets one record a minute of each spared logger pass, and says how many it held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_at: dict[str, float] = {}
+        self._held: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        if not record.name.startswith(_SPARED):
+            return True
+        now = time.monotonic()
+        last = self._passed_at.get(record.name)
+        if last is not None and now - last < _SPARE_SECONDS:
+            self._held[record.name] = self._held.get(record.name, 0) + 1
+            return False
+        self._passed_at[record.name] = now
+        held = self._held.pop(record.name, 0)
+        if held:
+            record.msg = f"{record.getMessage()} ({held} more like this were held back)"
+            record.args = None
+        return True
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):
@@ -109,7 +138,9 @@ def configure(service: str, *, level: str = "info", json: bool | None = None) ->
     root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, _DroppingHandler)]:
         root.removeHandler(handler)
-    root.addHandler(_DroppingHandler(records))
+    handed = _DroppingHandler(records)
+    handed.addFilter(_Sparing())
+    root.addHandler(handed)
     root.setLevel(level.upper())
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -27,20 +27,23 @@ _COLLECT_SECONDS: Final = 5.0
 _HOP_SECONDS: Final = 0.5
 # gRPC clients refuse messages above 4 MiB by default.
 _MAX_ANSWER_BYTES: Final = 3 << 20
+# Around each span of an answer.
+_FRAME_BYTES: Final = 8
 
 _log = get_logger(__name__)
 
 
 class TraceServicer(telemetry_grpc.TraceServiceServicer):
-    """Answers from this daemon's memory and from those behind `downstream()`.
+    """Answers from this daemon's memory and from those behind `downstream`.
 
-    `downstream` gives (name of the peer, open channel) pairs at the time of the call.
+    `downstream` gives (name of the peer, open channel) pairs at the time of the call: those of a
+    machine by its id, or all for an empty one.
     """
 
     def __init__(
         self,
         tracing: Tracing,
-        downstream: Callable[[], Iterable[tuple[str, grpc.aio.Channel]]] = tuple,
+        downstream: Callable[[str], Iterable[tuple[str, grpc.aio.Channel]]] = lambda _machine: (),
     ) -> None:
         self._tracing = tracing
         self._downstream = downstream
@@ -58,11 +61,11 @@ class TraceServicer(telemetry_grpc.TraceServiceServicer):
         seconds = _COLLECT_SECONDS if remaining is None else remaining - _HOP_SECONDS
         gathered = await asyncio.gather(
             *(
-                collect(peer, channel, trace_id, min(seconds, _COLLECT_SECONDS))
-                for peer, channel in (self._downstream() if seconds > 0 else ())
+                collect(peer, channel, trace_id, min(seconds, _COLLECT_SECONDS), request.machine_id)
+                for peer, channel in (self._downstream(request.machine_id) if seconds > 0 else ())
             )
         )
-        return _answer([self._tracing.spans(trace_id), *gathered])
+        return _answer([self._tracing.spans(trace_id, under_way=True), *gathered])
 
 
 def checked_trace_id(text: str) -> str:
@@ -74,14 +77,19 @@ def checked_trace_id(text: str) -> str:
 
 
 async def collect(
-    peer: str, channel: grpc.aio.Channel, trace_id: str, seconds: float = _COLLECT_SECONDS
+    peer: str,
+    channel: grpc.aio.Channel,
+    trace_id: str,
+    seconds: float = _COLLECT_SECONDS,
+    machine_id: str = "",
 ) -> list[telemetry_pb.Span]:
     """The spans a peer (and those behind it) has of a trace; none, and a log line, if it fails."""
     stub = telemetry_grpc.TraceServiceStub(channel)
     try:
         with translated(peer):
             answer = await stub.CollectTrace(
-                telemetry_pb.CollectTraceRequest(trace_id=trace_id), timeout=seconds
+                telemetry_pb.CollectTraceRequest(trace_id=trace_id, machine_id=machine_id),
+                timeout=seconds,
             )
     except StairwellError as error:
         _log.info("trace not collected", peer=peer, reason=error.reason, error=error.message)
@@ -89,14 +97,51 @@ async def collect(
     return list(answer.spans)
 
 
+def bounded(spans: Iterable[telemetry_pb.Span], size_max: int) -> list[telemetry_pb.Span]:
+    """The spans in the order they began, each once, as many as fit into `size_max` bytes.
+
+    What is left out are the leaves farthest below: the steps of a workflow and what failed tell
+    more than the ten thousandth copy of an extent.
+    """
+    unique: dict[str, telemetry_pb.Span] = {}
+    for span in spans:
+        known = unique.get(span.span_id)
+        # What is under way for one who asked early may have ended for another.
+        if known is None or not known.end_time_unix_nano:
+            unique[span.span_id] = span
+    sizes = {span_id: span.ByteSize() + _FRAME_BYTES for span_id, span in unique.items()}
+    kept = list(unique.values())
+    if sum(sizes.values()) > size_max:
+        kept, size = [], 0
+        depths = _depths(unique)
+        for span in sorted(
+            unique.values(),
+            key=lambda one: (one.status != "ERROR", depths[one.span_id], one.start_time_unix_nano),
+        ):
+            size += sizes[span.span_id]
+            if size > size_max:
+                break
+            kept.append(span)
+        _log.warning("trace cut short", kept=len(kept), spans=len(unique))
+    return sorted(kept, key=lambda span: span.start_time_unix_nano)
+
+
+def _depths(spans: dict[str, telemetry_pb.Span]) -> dict[str, int]:
+    """How many of the known spans are above each."""
+    depths: dict[str, int] = {}
+    for span_id in spans:
+        path: list[str] = []
+        walk = span_id
+        while walk in spans and walk not in depths and walk not in path:
+            path.append(walk)
+            walk = spans[walk].parent_span_id
+        depth = depths.get(walk, -1)
+        for each in reversed(path):
+            depth += 1
+            depths[each] = depth
+    return depths
+
+
 def _answer(groups: list[list[telemetry_pb.Span]]) -> telemetry_pb.CollectTraceResponse:
-    unique = {span.span_id: span for spans in groups for span in spans}
-    answer = telemetry_pb.CollectTraceResponse()
-    size = 0
-    for span in sorted(unique.values(), key=lambda each: each.start_time_unix_nano):
-        size += span.ByteSize() + 8
-        if size > _MAX_ANSWER_BYTES:
-            _log.warning("trace cut short", kept=len(answer.spans), spans=len(unique))
-            break
-        answer.spans.append(span)
-    return answer
+    everything = (span for spans in groups for span in spans)
+    return telemetry_pb.CollectTraceResponse(spans=bounded(everything, _MAX_ANSWER_BYTES))

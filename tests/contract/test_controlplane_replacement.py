@@ -131,11 +131,16 @@ async def test_the_trace_is_one_over_both_daemons(home: House) -> None:
     names = {span.name for span in trace.spans}
     steps = ("validate", "preflight", "record", "apply", "repair", "verify", "retire")
     assert {f"replacement {step}" for step in steps} <= names
-    request = next(s for s in trace.spans if s.name.endswith("DiskService/ReplaceVcr"))
+    root = by_id[next(s.span_id for s in trace.spans if s.name == "replacement")]
+    assert root.parent_span_id == ""
+    assert (root.status, root.attributes["state"]) == ("UNSET", "DONE")
     for span in trace.spans:
-        if span.name.startswith("replacement "):
-            assert span.parent_span_id == request.span_id
+        if span.name.startswith("replacement"):
+            assert span.parent_span_id == (root.span_id if span is not root else "")
             assert span.attributes["volume.id"] == VOLUME
+            assert span.attributes["replacement.id"] == answer.replacement_id
+            assert span.attributes["slot"] == "2"
+            assert span.start_time_unix_nano < span.end_time_unix_nano
     applied = next(
         s
         for s in trace.spans

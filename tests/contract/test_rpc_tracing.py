@@ -70,7 +70,7 @@ async def net():
     async with AsyncExitStack() as stack:
 
         class Net:
-            async def serve(self, service, *, vcr=None, disk=None, downstream=tuple):
+            async def serve(self, service, *, vcr=None, disk=None, downstream=lambda _machine: ()):
                 tracing = Tracing(service, f"{service}-1")
                 services = [
                     Service(
@@ -135,7 +135,7 @@ async def chain(net, error=None):
             Service(
                 SERVICE_NAME,
                 lambda it: telemetry_grpc.add_TraceServiceServicer_to_server(
-                    TraceServicer(tracing, lambda: [("second", onward)]), it
+                    TraceServicer(tracing, lambda _machine: [("second", onward)]), it
                 ),
             ),
         ],
@@ -304,7 +304,7 @@ async def test_health_and_the_reading_of_traces_leave_no_span(net):
 
 async def test_a_peer_that_is_away_costs_only_its_own_spans(net, unused_tcp_port):
     away = await net.channel(f"127.0.0.1:{unused_tcp_port}")
-    address, tracing = await net.serve("only", downstream=lambda: [("away", away)])
+    address, tracing = await net.serve("only", downstream=lambda _machine: [("away", away)])
     with tracing.tracer.start_as_current_span("local") as local:
         pass
     channel = await net.channel(address)

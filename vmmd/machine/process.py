@@ -88,7 +88,7 @@ class MachineHost:
         if self._run is not None:
             await asyncio.shield(self._run)
 
-    def downstairs(self) -> Iterable[tuple[str, grpc.aio.Channel]]:
+    def downstairs(self, _machine_id: str = "") -> Iterable[tuple[str, grpc.aio.Channel]]:
         """Channels to every downstairs the volumes talk to, or talked to."""
         if self._machine is not None:
             volumes = self._machine.volumes()

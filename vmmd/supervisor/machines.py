@@ -98,12 +98,14 @@ class Machines:
             )
         return process.channel
 
-    def channels(self) -> list[tuple[str, grpc.aio.Channel]]:
-        """The channels to every living machine's process, with the machine's name."""
+    def channels(self, machine_id: str = "") -> list[tuple[str, grpc.aio.Channel]]:
+        """The channels to every living machine's process, or to one's, with the machine's name."""
         return [
             (process.spec.name, process.channel)
             for process in self._machines.values()
-            if not process.ended and process.channel is not None
+            if not process.ended
+            and process.channel is not None
+            and machine_id in ("", process.spec.id)
         ]
 
     def records(self) -> list[MachineRecord]:

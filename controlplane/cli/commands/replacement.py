@@ -146,9 +146,14 @@ async def follow(
     quiet = on_update is not None or session.is_json
     show, live = progress_display(session, _LOOK, quiet=quiet)
     last = pb.Replacement()
+
+    def request() -> pb.WatchReplacementRequest:
+        number = last.transitions[-1].number if last.transitions else None
+        return pb.WatchReplacementRequest(id=replacement_id, after_transition=number)
+
     updates = session.watch(
         session.replacements.WatchReplacement,
-        pb.WatchReplacementRequest(id=replacement_id),
+        request,
         pb.WatchReplacementResponse,
         until=lambda update: watch.has_ended(update.replacement),
         on_away=lambda error: session.note(f"{error.message}; trying again"),

@@ -83,6 +83,7 @@ class Scrub(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     RECORDED_GENERATION_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     disk: _builtins.str
     path: _builtins.str
     """Path of the volume whose parent it is; empty for the outermost one."""
@@ -97,6 +98,8 @@ class Scrub(_message.Message):
     updated_at: _builtins.float
     recorded_generation: _builtins.int
     """The generation recorded when the parent was dropped; zero before."""
+    trace_id: _builtins.str
+    """For GetReplacementTrace."""
     def __init__(
         self,
         *,
@@ -111,10 +114,11 @@ class Scrub(_message.Message):
         created_at: _builtins.float = ...,
         updated_at: _builtins.float = ...,
         recorded_generation: _builtins.int = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_on", b"blocked_on", "bytes_done", b"bytes_done", "bytes_per_second_max", b"bytes_per_second_max", "bytes_total", b"bytes_total", "created_at", b"created_at", "disk", b"disk", "last_error", b"last_error", "path", b"path", "recorded_generation", b"recorded_generation", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_on", b"blocked_on", "bytes_done", b"bytes_done", "bytes_per_second_max", b"bytes_per_second_max", "bytes_total", b"bytes_total", "created_at", b"created_at", "disk", b"disk", "last_error", b"last_error", "path", b"path", "recorded_generation", b"recorded_generation", "state", b"state", "trace_id", b"trace_id", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

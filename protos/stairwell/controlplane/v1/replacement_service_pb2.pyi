@@ -161,9 +161,12 @@ class Transition(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     state: Global___ReplacementState.ValueType
     event: _builtins.str
     detail: _builtins.str
+    number: _builtins.int
+    """Counts from 0; a watch goes on after it."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -173,10 +176,11 @@ class Transition(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         event: _builtins.str = ...,
         detail: _builtins.str = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "event", b"event", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "event", b"event", "number", b"number", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -274,17 +278,23 @@ class WatchReplacementRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    AFTER_TRANSITION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    after_transition: _builtins.int
+    """The number of the last transition seen, to go on after it; all are told when left out."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        after_transition: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_transition", b"_after_transition", "after_transition", b"after_transition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_transition", b"_after_transition", "after_transition", b"after_transition", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__after_transition: _TypeAlias = _typing.Literal["after_transition"]  # noqa: Y015
+    _WhichOneofArgType__after_transition: _TypeAlias = _typing.Literal["_after_transition", b"_after_transition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_transition) -> _WhichOneofReturnType__after_transition | None: ...
 
 Global___WatchReplacementRequest: _TypeAlias = WatchReplacementRequest  # noqa: Y015
 
@@ -293,16 +303,22 @@ class WatchReplacementResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLACEMENT_FIELD_NUMBER: _builtins.int
+    TRANSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def replacement(self) -> Global___Replacement: ...
+    @_builtins.property
+    def transitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transition]:
+        """The transitions that were not told yet: none where only progress is new."""
+
     def __init__(
         self,
         *,
         replacement: Global___Replacement | None = ...,
+        transitions: _abc.Iterable[Global___Transition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement", "transitions", b"transitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,7 +84,8 @@ class ReplacementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchReplacement(self, request, context):
-        """First the present state, then each change, until the replacement has ended.
+        """First the present state, then each change, until the replacement has ended. Every transition is
+        told once and in order, also to who reads slowly; of progress, the newest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +106,7 @@ class ReplacementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetReplacementTrace(self, request, context):
-        """The spans of the replacement's trace, from every daemon it touched.
+        """The spans of a replacement's trace, or of a scrub's, from every daemon it touched.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

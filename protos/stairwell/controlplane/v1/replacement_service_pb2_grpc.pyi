@@ -36,13 +36,15 @@ class ReplacementServiceStub:
     GetReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementRequest, _replacement_service_pb2.GetReplacementResponse]
     ListReplacements: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.ListReplacementsRequest, _replacement_service_pb2.ListReplacementsResponse]
     WatchReplacement: _grpc.UnaryStreamMultiCallable[_replacement_service_pb2.WatchReplacementRequest, _replacement_service_pb2.WatchReplacementResponse]
-    """First the present state, then each change, until the replacement has ended."""
+    """First the present state, then each change, until the replacement has ended. Every transition is
+    told once and in order, also to who reads slowly; of progress, the newest.
+    """
     RetryReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]
     """Changes the rate of a running repair; zero means no limit."""
     GetReplacementTrace: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementTraceRequest, _replacement_service_pb2.GetReplacementTraceResponse]
-    """The spans of the replacement's trace, from every daemon it touched."""
+    """The spans of a replacement's trace, or of a scrub's, from every daemon it touched."""
 
 @_typing.type_check_only
 class ReplacementServiceAsyncStub(ReplacementServiceStub):
@@ -52,13 +54,15 @@ class ReplacementServiceAsyncStub(ReplacementServiceStub):
     GetReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementRequest, _replacement_service_pb2.GetReplacementResponse]  # type: ignore[assignment]
     ListReplacements: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.ListReplacementsRequest, _replacement_service_pb2.ListReplacementsResponse]  # type: ignore[assignment]
     WatchReplacement: _aio.UnaryStreamMultiCallable[_replacement_service_pb2.WatchReplacementRequest, _replacement_service_pb2.WatchReplacementResponse]  # type: ignore[assignment]
-    """First the present state, then each change, until the replacement has ended."""
+    """First the present state, then each change, until the replacement has ended. Every transition is
+    told once and in order, also to who reads slowly; of progress, the newest.
+    """
     RetryReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]  # type: ignore[assignment]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
     """Changes the rate of a running repair; zero means no limit."""
     GetReplacementTrace: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementTraceRequest, _replacement_service_pb2.GetReplacementTraceResponse]  # type: ignore[assignment]
-    """The spans of the replacement's trace, from every daemon it touched."""
+    """The spans of a replacement's trace, or of a scrub's, from every daemon it touched."""
 
 class ReplacementServiceServicer(metaclass=_abc_1.ABCMeta):
     """Replacements of a volume's member: durable workflows with a state that is stored before each effect."""
@@ -83,7 +87,9 @@ class ReplacementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _replacement_service_pb2.WatchReplacementRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replacement_service_pb2.WatchReplacementResponse], _abc.AsyncIterator[_replacement_service_pb2.WatchReplacementResponse]]:
-        """First the present state, then each change, until the replacement has ended."""
+        """First the present state, then each change, until the replacement has ended. Every transition is
+        told once and in order, also to who reads slowly; of progress, the newest.
+        """
 
     @_abc_1.abstractmethod
     def RetryReplacement(
@@ -107,6 +113,6 @@ class ReplacementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _replacement_service_pb2.GetReplacementTraceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replacement_service_pb2.GetReplacementTraceResponse, _abc.Awaitable[_replacement_service_pb2.GetReplacementTraceResponse]]:
-        """The spans of the replacement's trace, from every daemon it touched."""
+        """The spans of a replacement's trace, or of a scrub's, from every daemon it touched."""
 
 def add_ReplacementServiceServicer_to_server(servicer: ReplacementServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

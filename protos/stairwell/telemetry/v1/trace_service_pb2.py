@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*stairwell/telemetry/v1/trace_service.proto\x12\x16stairwell.telemetry.v1\"\'\n\x13\x43ollectTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"C\n\x14\x43ollectTraceResponse\x12+\n\x05spans\x18\x01 \x03(\x0b\x32\x1c.stairwell.telemetry.v1.Span\"\xc9\x02\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07service\x18\x05 \x01(\t\x12\x10\n\x08instance\x18\x06 \x01(\t\x12\x1c\n\x14start_time_unix_nano\x18\x07 \x01(\x04\x12\x1a\n\x12\x65nd_time_unix_nano\x18\x08 \x01(\x04\x12@\n\nattributes\x18\t \x03(\x0b\x32,.stairwell.telemetry.v1.Span.AttributesEntry\x12\x0e\n\x06status\x18\n \x01(\t\x12\x16\n\x0estatus_message\x18\x0b \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32y\n\x0cTraceService\x12i\n\x0c\x43ollectTrace\x12+.stairwell.telemetry.v1.CollectTraceRequest\x1a,.stairwell.telemetry.v1.CollectTraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*stairwell/telemetry/v1/trace_service.proto\x12\x16stairwell.telemetry.v1\";\n\x13\x43ollectTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x12\n\nmachine_id\x18\x02 \x01(\t\"C\n\x14\x43ollectTraceResponse\x12+\n\x05spans\x18\x01 \x03(\x0b\x32\x1c.stairwell.telemetry.v1.Span\"\xd3\x03\n\x04Span\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07service\x18\x05 \x01(\t\x12\x10\n\x08instance\x18\x06 \x01(\t\x12\x1c\n\x14start_time_unix_nano\x18\x07 \x01(\x04\x12\x1a\n\x12\x65nd_time_unix_nano\x18\x08 \x01(\x04\x12@\n\nattributes\x18\t \x03(\x0b\x32,.stairwell.telemetry.v1.Span.AttributesEntry\x12\x0e\n\x06status\x18\n \x01(\t\x12\x16\n\x0estatus_message\x18\x0b \x01(\t\x12\x0c\n\x04kind\x18\x0c \x01(\t\x12\x31\n\x06\x65vents\x18\r \x03(\x0b\x32!.stairwell.telemetry.v1.SpanEvent\x12/\n\x05links\x18\x0e \x03(\x0b\x32 .stairwell.telemetry.v1.SpanLink\x12\x16\n\x0eint_attributes\x18\x0f \x03(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc3\x01\n\tSpanEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0etime_unix_nano\x18\x02 \x01(\x04\x12\x45\n\nattributes\x18\x03 \x03(\x0b\x32\x31.stairwell.telemetry.v1.SpanEvent.AttributesEntry\x12\x16\n\x0eint_attributes\x18\x04 \x03(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x08SpanLink\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t2y\n\x0cTraceService\x12i\n\x0c\x43ollectTrace\x12+.stairwell.telemetry.v1.CollectTraceRequest\x1a,.stairwell.telemetry.v1.CollectTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SPAN_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_SPAN_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_SPANEVENT_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_SPANEVENT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_COLLECTTRACEREQUEST']._serialized_start=70
-  _globals['_COLLECTTRACEREQUEST']._serialized_end=109
-  _globals['_COLLECTTRACERESPONSE']._serialized_start=111
-  _globals['_COLLECTTRACERESPONSE']._serialized_end=178
-  _globals['_SPAN']._serialized_start=181
-  _globals['_SPAN']._serialized_end=510
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=461
-  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=510
-  _globals['_TRACESERVICE']._serialized_start=512
-  _globals['_TRACESERVICE']._serialized_end=633
+  _globals['_COLLECTTRACEREQUEST']._serialized_end=129
+  _globals['_COLLECTTRACERESPONSE']._serialized_start=131
+  _globals['_COLLECTTRACERESPONSE']._serialized_end=198
+  _globals['_SPAN']._serialized_start=201
+  _globals['_SPAN']._serialized_end=668
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_start=619
+  _globals['_SPAN_ATTRIBUTESENTRY']._serialized_end=668
+  _globals['_SPANEVENT']._serialized_start=671
+  _globals['_SPANEVENT']._serialized_end=866
+  _globals['_SPANEVENT_ATTRIBUTESENTRY']._serialized_start=619
+  _globals['_SPANEVENT_ATTRIBUTESENTRY']._serialized_end=668
+  _globals['_SPANLINK']._serialized_start=868
+  _globals['_SPANLINK']._serialized_end=913
+  _globals['_TRACESERVICE']._serialized_start=915
+  _globals['_TRACESERVICE']._serialized_end=1036
 # @@protoc_insertion_point(module_scope)

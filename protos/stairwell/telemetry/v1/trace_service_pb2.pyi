@@ -23,16 +23,20 @@ class CollectTraceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.str
     """32 hexadecimal digits."""
+    machine_id: _builtins.str
+    """Of the daemons below, only those of this machine are asked; all of them when empty."""
     def __init__(
         self,
         *,
         trace_id: _builtins.str = ...,
+        machine_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine_id", b"machine_id", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -93,6 +97,10 @@ class Span(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    INT_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.str
     span_id: _builtins.str
     parent_span_id: _builtins.str
@@ -102,13 +110,23 @@ class Span(_message.Message):
     instance: _builtins.str
     """The resource's service.instance.id, as an address."""
     start_time_unix_nano: _builtins.int
-    """Nanoseconds since the Unix epoch."""
+    """Nanoseconds since the Unix epoch; the end is zero while the span is under way."""
     end_time_unix_nano: _builtins.int
     status: _builtins.str
     """"UNSET", "OK" or "ERROR"."""
     status_message: _builtins.str
+    kind: _builtins.str
+    """"INTERNAL", "SERVER", "CLIENT", "PRODUCER" or "CONSUMER"."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpanEvent]: ...
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpanLink]: ...
+    @_builtins.property
+    def int_attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of those attributes whose values are whole numbers."""
+
     def __init__(
         self,
         *,
@@ -123,11 +141,91 @@ class Span(_message.Message):
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         status: _builtins.str = ...,
         status_message: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        events: _abc.Iterable[Global___SpanEvent] | None = ...,
+        links: _abc.Iterable[Global___SpanLink] | None = ...,
+        int_attributes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "end_time_unix_nano", b"end_time_unix_nano", "instance", b"instance", "name", b"name", "parent_span_id", b"parent_span_id", "service", b"service", "span_id", b"span_id", "start_time_unix_nano", b"start_time_unix_nano", "status", b"status", "status_message", b"status_message", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "end_time_unix_nano", b"end_time_unix_nano", "events", b"events", "instance", b"instance", "int_attributes", b"int_attributes", "kind", b"kind", "links", b"links", "name", b"name", "parent_span_id", b"parent_span_id", "service", b"service", "span_id", b"span_id", "start_time_unix_nano", b"start_time_unix_nano", "status", b"status", "status_message", b"status_message", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Span: _TypeAlias = Span  # noqa: Y015
+
+@_typing.final
+class SpanEvent(_message.Message):
+    """Something that happened at one moment of a span."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_UNIX_NANO_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    INT_ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    time_unix_nano: _builtins.int
+    @_builtins.property
+    def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def int_attributes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        time_unix_nano: _builtins.int = ...,
+        attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        int_attributes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "int_attributes", b"int_attributes", "name", b"name", "time_unix_nano", b"time_unix_nano"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpanEvent: _TypeAlias = SpanEvent  # noqa: Y015
+
+@_typing.final
+class SpanLink(_message.Message):
+    """Another span that this one has to do with, as the call that asked for a long workflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
+    trace_id: _builtins.str
+    span_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        trace_id: _builtins.str = ...,
+        span_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["span_id", b"span_id", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpanLink: _TypeAlias = SpanLink  # noqa: Y015

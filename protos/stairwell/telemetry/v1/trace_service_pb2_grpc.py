@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class TraceServiceStub:
-    """The recent finished spans of a daemon and of the daemons it called, so that a trace can be read
-    where no collector is installed. Kept in memory, bounded.
+    """The recent spans of a daemon and of the daemons it called, so that a trace can be read where no
+    collector is installed: those that have ended, and those that are under way. Kept in memory,
+    bounded.
     """
 
     def __init__(self, channel):
@@ -44,8 +45,9 @@ class TraceServiceStub:
 
 
 class TraceServiceServicer:
-    """The recent finished spans of a daemon and of the daemons it called, so that a trace can be read
-    where no collector is installed. Kept in memory, bounded.
+    """The recent spans of a daemon and of the daemons it called, so that a trace can be read where no
+    collector is installed: those that have ended, and those that are under way. Kept in memory,
+    bounded.
     """
 
     def CollectTrace(self, request, context):
@@ -71,8 +73,9 @@ def add_TraceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TraceService:
-    """The recent finished spans of a daemon and of the daemons it called, so that a trace can be read
-    where no collector is installed. Kept in memory, bounded.
+    """The recent spans of a daemon and of the daemons it called, so that a trace can be read where no
+    collector is installed: those that have ended, and those that are under way. Kept in memory,
+    bounded.
     """
 
     @staticmethod

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TraceServiceStub:
-    """The recent finished spans of a daemon and of the daemons it called, so that a trace can be read
-    where no collector is installed. Kept in memory, bounded.
+    """The recent spans of a daemon and of the daemons it called, so that a trace can be read where no
+    collector is installed: those that have ended, and those that are under way. Kept in memory,
+    bounded.
     """
 
     @_typing.overload
@@ -39,16 +40,18 @@ class TraceServiceStub:
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
-    """The recent finished spans of a daemon and of the daemons it called, so that a trace can be read
-    where no collector is installed. Kept in memory, bounded.
+    """The recent spans of a daemon and of the daemons it called, so that a trace can be read where no
+    collector is installed: those that have ended, and those that are under way. Kept in memory,
+    bounded.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CollectTrace: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.CollectTraceRequest, _trace_service_pb2.CollectTraceResponse]  # type: ignore[assignment]
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The recent finished spans of a daemon and of the daemons it called, so that a trace can be read
-    where no collector is installed. Kept in memory, bounded.
+    """The recent spans of a daemon and of the daemons it called, so that a trace can be read where no
+    collector is installed: those that have ended, and those that are under way. Kept in memory,
+    bounded.
     """
 
     @_abc_1.abstractmethod

@@ -596,21 +596,56 @@ class WatchVolumeRequest(_message.Message):
 
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
+    @_builtins.property
+    def repair(self) -> Global___FollowedRepair:
+        """The member whose repair is followed: its spans belong to the trace of this call, also after a
+        restart of the machine.
+        """
+
     def __init__(
         self,
         *,
         machine_id: _builtins.str = ...,
         disk: _builtins.str = ...,
+        repair: Global___FollowedRepair | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_repair", b"_repair", "repair", b"repair"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repair", b"_repair", "disk", b"disk", "machine_id", b"machine_id", "repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__repair: _TypeAlias = _typing.Literal["repair"]  # noqa: Y015
+    _WhichOneofArgType__repair: _TypeAlias = _typing.Literal["_repair", b"_repair"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repair) -> _WhichOneofReturnType__repair | None: ...
+
+Global___WatchVolumeRequest: _TypeAlias = WatchVolumeRequest  # noqa: Y015
+
+@_typing.final
+class FollowedRepair(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_ID_FIELD_NUMBER: _builtins.int
+    region_path: _builtins.str
+    slot: _builtins.int
+    replacement_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        replacement_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "machine_id", b"machine_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["region_path", b"region_path", "replacement_id", b"replacement_id", "slot", b"slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WatchVolumeRequest: _TypeAlias = WatchVolumeRequest  # noqa: Y015
+Global___FollowedRepair: _TypeAlias = FollowedRepair  # noqa: Y015
 
 @_typing.final
 class WatchVolumeResponse(_message.Message):

@@ -5,6 +5,7 @@ import threading
 import pytest
 from opentelemetry import trace
 
+from stairlib.model.errors import InvalidRequestError
 from stairlib.telemetry.tracing import Tracing, context_from, current_trace_id, traceparent
 
 
@@ -108,14 +109,37 @@ def test_spans_of_many_threads_are_all_kept_within_the_limit():
 
 
 def test_nothing_is_exported_unless_the_environment_says_so(monkeypatch):
-    exported = []
-    monkeypatch.setattr(Tracing, "_export", lambda self: exported.append(self.service))
+    def sends(name):
+        tracing = Tracing.configure(name, "i")
+        sent = tracing._sent is not None
+        tracing.shutdown()
+        return sent
+
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", raising=False)
-    Tracing.configure("one", "i")
+    assert not sends("one")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
-    Tracing.configure("two", "i")
+    assert sends("two")
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:4317")
-    Tracing.configure("three", "i")
-    assert exported == ["two", "three"]
+    assert sends("three")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    assert not sends("four")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert not sends("five")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "carrier-pigeon"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_in_words(monkeypatch, name, value):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidRequestError, match=f"{name}={value}.*use "):
+        Tracing.configure("s", "i")

@@ -1,0 +1,124 @@
+"""Who watches a replacement is told every line of its log once and in order, however slowly."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane.core import replacement as core
+from controlplane.core.replacement import Replacement, last_number, renews, step
+from controlplane.feed import NEWS_MAX, Feed
+from controlplane.operations.replacements import Replacements
+from controlplane.store.sqlite import SqliteStore
+from stairlib.model.errors import InvalidRequestError
+from tests.unit.controlplane.core.records_made import disk, instance, replacement
+
+
+class Nobody:
+    """A driver that drives nothing: the stored record is the present one."""
+
+    def running(self, _id: Any) -> None:
+        return None
+
+
+class Log:
+    """A replacement in a real store, whose steps are stored and then published as a driver does."""
+
+    def __init__(self, store: SqliteStore, record: Replacement) -> None:
+        self.store, self.record = store, record
+        self.news = Feed[Replacement](renews)
+        self.operations = Replacements(store, Nobody(), None, self.news)  # type: ignore[arg-type]
+
+    async def take(self, event: core.Event) -> None:
+        self.record, _ = step(self.record, event)
+        await self.store.save_replacement(self.record)
+        self.news.publish(self.record.id, self.record)
+
+    async def fail_and_retry(self, times: int) -> None:
+        """Two lines of the log each: failed, and tried again by the user."""
+        for _ in range(times):
+            await self.take(core.GaveUp(at=self.record.updated_at + 1, error="no"))
+            await self.take(core.Retried(at=self.record.updated_at + 1))
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[Log]:
+    store = await SqliteStore.open(tmp_path)
+    await store.add_instance(instance(), [disk()])
+    record = replacement()
+    for event in (core.Validated, core.Preflighted, core.Recorded):
+        record, _ = step(record, event(at=record.updated_at + 1))
+    await store.begin_replacement(record)
+    yield Log(store, record)
+    await store.close()
+
+
+def numbers(told: list[Any]) -> list[int]:
+    return [each.number for _record, lines in told for each in lines]
+
+
+async def test_a_watcher_that_sleeps_is_told_all_when_it_wakes(log: Log) -> None:
+    async with aclosing(log.operations.watch(str(log.record.id))) as news:
+        told = [await anext(news)]
+        await log.fail_and_retry(3 * NEWS_MAX)
+        await log.take(core.Applied(at=log.record.updated_at + 1, result="STARTED"))
+        for done in range(100):
+            await log.take(core.Observed(at=log.record.updated_at + 1, bytes_done=done << 12))
+        await log.take(core.GaveUp(at=log.record.updated_at + 1, error="the end"))
+        told += [each async for each in news]
+    last = last_number(log.record)
+    assert last > core.TRANSITIONS_MAX
+    assert numbers(told) == list(range(last + 1))
+    assert told[-1][0].state is core.State.FAILED
+    assert len(told) <= NEWS_MAX + 10, "progress that nobody read is one piece of news"
+
+
+async def test_progress_that_was_not_read_is_told_once_and_the_newest(log: Log) -> None:
+    await log.take(core.Applied(at=log.record.updated_at + 1, result="STARTED"))
+    async with aclosing(log.operations.watch(str(log.record.id))) as news:
+        await anext(news)
+        for done in range(1, 1000):
+            await log.take(core.Observed(at=log.record.updated_at + 1, bytes_done=done << 12))
+        record, lines = await anext(news)
+        assert (record.progress.bytes_done, lines) == (999 << 12, ())
+        await log.take(core.Repaired(at=log.record.updated_at + 1))
+        record, lines = await anext(news)
+        assert [each.event for each in lines] == ["Repaired"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+async def test_a_watch_goes_on_after_the_line_that_was_seen(log: Log, after: int) -> None:
+    async with aclosing(log.operations.watch(str(log.record.id), after)) as news:
+        told = [await anext(news)]
+        await log.take(core.GaveUp(at=log.record.updated_at + 1, error="no"))
+        told += [each async for each in news]
+    assert numbers(told) == list(range(after + 1, 4))
+
+
+async def test_a_watch_goes_on_after_a_line_that_the_record_has_long_dropped(log: Log) -> None:
+    await log.fail_and_retry(core.TRANSITIONS_MAX)
+    await log.take(core.GaveUp(at=log.record.updated_at + 1, error="no"))
+    assert log.record.transitions[0].number > 8
+    told = [each async for each in log.operations.watch(str(log.record.id), 7)]
+    assert numbers(told) == list(range(8, last_number(log.record) + 1))
+
+
+async def test_a_line_that_never_was_is_refused_in_words(log: Log) -> None:
+    with pytest.raises(InvalidRequestError, match="newest transition has the number 2"):
+        await anext(log.operations.watch(str(log.record.id), 3))
+
+
+async def test_news_that_are_older_than_what_was_read_are_no_news(log: Log) -> None:
+    before = log.record
+    async with aclosing(log.operations.watch(str(log.record.id))) as news:
+        await log.take(core.Applied(at=log.record.updated_at + 1, result="STARTED"))
+        first, _ = await anext(news)
+        assert first.state is core.State.REPAIR
+        log.news.publish(before.id, before)
+        await log.take(core.GaveUp(at=log.record.updated_at + 1, error="no"))
+        told = [each async for each in news]
+    assert [record.state for record, _ in told] == [core.State.FAILED]
