@@ -23,8 +23,10 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags
 
-from controlplane.core.replacement import Replacement
+from controlplane.core.replacement import Replacement, State
 from controlplane.core.scrub import Scrub
+from controlplane.core.scrub import State as ScrubState
+from controlplane.traces import root_id
 from stairlib.telemetry.tracing import Tracing, context_from, parse_traceparent
 from stairwell.telemetry.v1 import trace_service_pb2 as pb
 
@@ -88,7 +90,7 @@ def subject_of(record: Replacement) -> Subject:
             "replacement", known[0], known[1], attributes, record.traceparent, record.created_at
         )
     return Subject(
-        "replacement", record.trace_id, record.trace_id[16:], attributes, record.traceparent,
+        "replacement", record.trace_id, root_id(record.trace_id), attributes, record.traceparent,
         record.created_at,
     )  # fmt: skip
 
@@ -97,7 +99,7 @@ def subject_of_scrub(record: Scrub, request: str = "") -> Subject:
     """A scrub's."""
     attributes = {"volume.id": str(record.volume_id), "scrub.path": record.path}
     return Subject(
-        "scrub", record.trace_id, record.trace_id[16:], attributes, request, record.created_at
+        "scrub", record.trace_id, root_id(record.trace_id), attributes, request, record.created_at
     )
 
 
@@ -106,7 +108,7 @@ def look_at(record: Replacement) -> Look:
     return Look(
         state=record.state.value,
         ended=record.state.ended,
-        failed=record.state.ended and bool(record.last_error),
+        failed=record.state is State.FAILED,
         attempt=record.attempt,
         waits=record.next_attempt_at is not None,
         blocked_on=record.blocked_on,
@@ -124,7 +126,7 @@ def look_at_scrub(record: Scrub) -> Look:
     return Look(
         state=record.state.value,
         ended=record.state.ended,
-        failed=record.state.ended and bool(record.last_error),
+        failed=record.state is ScrubState.FAILED,
         attempt=record.attempt,
         waits=record.next_attempt_at is not None,
         blocked_on=record.blocked_on,
@@ -370,9 +372,17 @@ class Chronicle:
             page.wait = None
 
 
-# Events of the tables that a user causes, and what they are called in a trace.
+# Events of the tables that change the course of a workflow, and what they are called in a trace.
 _TOLD_EVENTS = {
     "Retried": "tried again by the user",
+    "PauseAsked": "paused by the user",
+    "ResumeAsked": "resumed by the user",
+    "CancelAsked": "cancelled by the user",
+    "Stalled": "repair restarted: it stood still",
+    "Unapplied": "repair restarted: the machine has to be told again",
+    "MemberLost": "repair restarted: the new member left service",
+    "Differed": "repair restarted: the members differ",
+    "Kept": "too late to undo",
     "Stopped": "stopped by the user",
     "Started": "started again by the user",
 }

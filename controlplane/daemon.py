@@ -16,7 +16,8 @@ from uuid import UUID
 from controlplane.answers import AnswerBook
 from controlplane.chronicle import Chronicle
 from controlplane.core.records import InstanceRecord
-from controlplane.core.replacement import Replacement, renews
+from controlplane.core.replacement import Replacement
+from controlplane.core.replacement_log import renews
 from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
@@ -128,7 +129,13 @@ class ControlPlane:
             disk_changed=disk_changed, pace=self._pace,
         )  # fmt: skip
         scrub_driver = ScrubDriver(
-            store, vmmd, detached, disk_changed=disk_changed, pace=self._pace
+            store,
+            vmmd,
+            detached,
+            traces,
+            Chronicle(tracing),
+            disk_changed=disk_changed,
+            pace=self._pace,
         )
         stack.push_async_callback(detached.drain)
         stack.push_async_callback(scrub_driver.stop)

@@ -22,7 +22,8 @@ from uuid import UUID
 
 from controlplane.chronicle import Chronicle, look_at, mark, subject_of
 from controlplane.core import replacement as core
-from controlplane.core.replacement import Effect, Event, Replacement, retried_at
+from controlplane.core.replacement import Effect, Event, Replacement
+from controlplane.core.replacement_log import begun_again_at
 from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.peers.vmmd import Vmmd
@@ -266,7 +267,7 @@ class ReplacementDriver:
 
     async def _keep_trace(self, record: Replacement) -> None:
         """The end of the trace, and all that the daemons have of it."""
-        root = self._chronicle.ended(subject_of(record), look_at(record), retried_at(record))
+        root = self._chronicle.ended(subject_of(record), look_at(record), begun_again_at(record))
         await self._traces.keep([root])
         await self._traces.keep_all(record.trace_id, record.instance_id)
         self._traces.forget(record.trace_id)

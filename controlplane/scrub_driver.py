@@ -16,6 +16,7 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from controlplane.chronicle import Chronicle, look_at_scrub, mark, subject_of_scrub
 from controlplane.core import scrub as core
 from controlplane.core.parents import without_parent
 from controlplane.core.replacement import (
@@ -33,8 +34,10 @@ from controlplane.driver import UNEXPECTED_SECONDS
 from controlplane.peers.vmmd import Vmmd
 from controlplane.steps import as_event, instance_ended
 from controlplane.store.base import Store
+from controlplane.traces import TraceKeeper
 from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.tracing import traceparent
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _log = get_logger(__name__)
@@ -62,6 +65,8 @@ class ScrubDriver:
         store: Store,
         vmmd: Vmmd,
         detached: Detached,
+        traces: TraceKeeper,
+        chronicle: Chronicle,
         *,
         disk_changed: Callable[[UUID], None] = lambda _key: None,
         clock: Callable[[], float] = time.time,
@@ -71,6 +76,8 @@ class ScrubDriver:
         self._store = store
         self._vmmd = vmmd
         self._detached = detached
+        self._traces = traces
+        self._chronicle = chronicle
         self._disk_changed = disk_changed
         self._clock = clock
         self._pace = pace
@@ -84,10 +91,23 @@ class ScrubDriver:
 
     async def stop(self) -> None:
         """Ends the tasks; the records stay where they are."""
-        await asyncio.gather(*(_cancelled(run) for run in self._runs.values()))
+        runs = list(self._runs.values())
+        await asyncio.gather(*(_cancelled(run) for run in runs))
+        self._chronicle.close()
+        for run in runs:
+            await self._traces.keep_own(run.record.trace_id)
+
+    async def begin_traced(self, record: Scrub) -> None:
+        """Drives a scrub that was just recorded, within the call that asked for it."""
+        try:
+            root = self._chronicle.begun(subject_of_scrub(record, traceparent() or ""))
+            await self._traces.keep([root])
+        except Exception:  # noqa: BLE001 - a scrub never fails by its trace
+            _log.exception("trace not begun", disk=record.disk)
+        self.begin(record)
 
     def begin(self, record: Scrub) -> None:
-        """Drives a scrub that was just recorded."""
+        """Drives a scrub that is recorded."""
         self._go(_Run(record))
         self._disk_changed(record.disk_key)
 
@@ -127,6 +147,7 @@ class ScrubDriver:
                 if run.record.state is core.State.COPY:
                     await self._stop_machine(run.record)
                 await self._advance(run, core.Stopped(at=self._clock()))
+                await self._end_trace(run.record)
         finally:
             self._go_on(run)
         return run.record
@@ -137,6 +158,7 @@ class ScrubDriver:
         for run in [each for each in self._runs.values() if each.record.disk_key in keys]:
             if await self._quiet(run):
                 await self._advance(run, GaveUp(at=self._clock(), error=why))
+                await self._end_trace(run.record)
             self._forget(run)
 
     async def _quiet(self, run: _Run) -> bool:
@@ -179,10 +201,12 @@ class ScrubDriver:
     async def _drive(self, run: _Run) -> None:
         """Advances one scrub until it ends."""
         event: Event = Resumed(at=self._clock())
+        await self._take_up(run.record)
         while not run.record.state.ended:
             try:
                 effects = await self._advance(run, event)
                 if not effects:
+                    await self._end_trace(run.record)
                     break
                 event = await self._perform(run, effects)
             except NotFoundError as error:
@@ -211,6 +235,7 @@ class ScrubDriver:
             else:
                 await self._store.save_scrub(record)
             run.record = record
+        self._tell(before, record, type(event).__name__)
         self._disk_changed(record.disk_key)
         if record.state is not before.state:
             _log.info(
@@ -226,13 +251,54 @@ class ScrubDriver:
     async def _perform(self, run: _Run, effects: tuple[Effect, ...]) -> Event:
         """Does what a step asked for; what came of it is the next event."""
         (effect,) = effects
+        trace_id = run.record.trace_id
         if effect is Effect.AWAIT_RETRY:
+            await self._traces.keep_own(trace_id)
             assert run.record.next_attempt_at is not None
             late = run.record.next_attempt_at - self._clock()
             await asyncio.sleep(max(0.0, late) * self._pace)
             return RetryDue(at=self._clock())
-        work = self._copy(run) if effect is Effect.COPY_PARENT else self._drop(run)
-        return await self._outcome(run, work)
+        subject = subject_of_scrub(run.record)
+        with self._chronicle.step(subject, look_at_scrub(run.record)) as span:
+            await self._traces.keep_own(trace_id)
+            work = self._copy(run) if effect is Effect.COPY_PARENT else self._drop(run)
+            event = await self._outcome(run, work)
+            mark(
+                span,
+                type(event).__name__,
+                event.error if isinstance(event, StepFailed | GaveUp) else "",
+            )
+        return event
+
+    async def _take_up(self, record: Scrub) -> None:
+        """What another process left open of the trace is told as cut."""
+        subject = subject_of_scrub(record)
+        if self._chronicle.knows(subject):
+            return
+        try:
+            stored = await self._traces.stored(record.trace_id)
+            cut = self._chronicle.resumed(subject, stored, look_at_scrub(record))
+            await self._traces.keep(cut)
+        except Exception:  # noqa: BLE001 - a scrub never fails by its trace
+            _log.exception("trace not taken up", disk=record.disk)
+
+    def _tell(self, before: Scrub, after: Scrub, event: str) -> None:
+        """Tells of a stored step, and has the trace kept when there is news in it."""
+        told = self._chronicle.advanced(
+            subject_of_scrub(after), look_at_scrub(before), look_at_scrub(after), event
+        )
+        if told and not after.state.ended:
+            self._traces.keep_soon(after.trace_id, after.instance_id)
+
+    async def _end_trace(self, record: Scrub) -> None:
+        """The end of the trace, and all that the daemons have of it."""
+        try:
+            root = self._chronicle.ended(subject_of_scrub(record), look_at_scrub(record))
+            await self._traces.keep([root])
+            await self._traces.keep_all(record.trace_id, record.instance_id)
+            self._traces.forget(record.trace_id)
+        except Exception:  # noqa: BLE001 - a scrub never fails by its trace
+            _log.exception("trace not ended", disk=record.disk)
 
     async def _outcome(self, run: _Run, work: Awaitable[Event]) -> Event:
         """The event of the work, or the one its failure means."""

@@ -33,6 +33,11 @@ COLLECTIONS_MAX = 4
 REMEMBERED_MAX = 2_000
 
 
+def root_id(trace_id: str) -> str:
+    """The id of the span over a whole workflow, from that of its trace."""
+    return trace_id[16:]
+
+
 class TraceKeeper:
     """Collects and keeps spans."""
 
@@ -112,23 +117,19 @@ class TraceKeeper:
         found = [pb.Span.FromString(each.body) for each in await self._store.spans(trace_id)]
         return sorted(found, key=lambda span: span.start_time_unix_nano)
 
-    async def read(
-        self, trace_id: str, machine_id: UUID | None = None, *, running: str = ""
-    ) -> list[pb.Span]:
-        """Every known span, in the order they began; what was new is kept.
-
-        `running` is the root of a workflow that has not ended, which no daemon holds.
-        """
+    async def read(self, trace_id: str, machine_id: UUID | None = None) -> list[pb.Span]:
+        """Every known span, in the order they began; of a workflow's trace, what was new is kept."""
         collected = bounded(await self._collected(trace_id, machine_id), TRACE_BYTES_MAX)
-        if await self._store.spans(trace_id) or running:
+        stored = await self.stored(trace_id)
+        if stored:
             await self.keep(collected)
-        here = {span.span_id for span in collected} | {running}
-        old = [span for span in await self.stored(trace_id) if span.span_id not in here]
+        here = {span.span_id for span in collected}
+        old = [span for span in stored if span.span_id not in here]
         for span in old:
-            if not span.end_time_unix_nano:
+            # No daemon holds the root of a workflow that is under way.
+            if not span.end_time_unix_nano and span.span_id != root_id(trace_id):
                 _cut(span, [*old, *collected])
-        known = [span for span in await self.stored(trace_id) if span.span_id == running]
-        return bounded([*collected, *old, *known], TRACE_BYTES_MAX)
+        return bounded([*collected, *old], TRACE_BYTES_MAX)
 
     async def _collect(self, trace_id: str, machine_id: UUID) -> None:
         async with self._collections:

@@ -397,23 +397,6 @@ def _observed(record: Replacement, event: Observed) -> Replacement:
     return replace(record, progress=progress, blocked_on=event.blocked_on)
 
 
-def last_number(record: Replacement) -> int:
-    """The number of the last line of the log; -1 while there is none."""
-    return record.transitions[-1].number if record.transitions else -1
-
-
-def renews(old: Replacement, new: Replacement) -> bool:
-    """Whether `new` tells all that `old` did: no line of the log is between them."""
-    return last_number(old) == last_number(new)
-
-
-def retried_at(record: Replacement) -> float | None:
-    """When the user last had it tried again after a failure, if ever."""
-    return next(
-        (each.at for each in reversed(record.transitions) if each.event == Retried.__name__), None
-    )
-
-
 def _failed_once(record: Replacement, event: Event, error: str) -> Replacement:
     """The record after a failed attempt: counted, and the next one put off a little longer."""
     delay = min(BACKOFF_FIRST_SECONDS * 2**record.attempt, BACKOFF_MAX_SECONDS)

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from typing import TypeAlias
 from uuid import UUID
 
-from controlplane.chronicle import subject_of
-from controlplane.core.replacement import Replacement, State, Transition, last_number
+from controlplane.core.replacement import Replacement, State, Transition
+from controlplane.core.replacement_log import last_number
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.operations.paging import bad_token, page_size, position, token
@@ -158,9 +158,7 @@ class Replacements:
         record = record or await self._find(_id(text))
         if record.state.ended:
             await self._driver.end_trace(record)
-        running = "" if record.state.ended else subject_of(record).root_id
-        trace_id = record.trace_id
-        return trace_id, await self._traces.read(trace_id, record.instance_id, running=running)
+        return record.trace_id, await self._traces.read(record.trace_id, record.instance_id)
 
 
 def _older(news: Replacement, record: Replacement) -> bool:

@@ -101,7 +101,7 @@ class Scrubs:
         else:
             record, _ = core.step(known, core.Started(at=now, bytes_per_second_max=limit))
         await self._store.begin_scrub(record)
-        self._driver.begin(record)
+        await self._driver.begin_traced(record)
         _log.info("scrub recorded", disk=disk.name, path=wish.path)
         return record
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from controlplane.core import replacement as core
-from controlplane.core.replacement import Replacement, last_number, renews, step
+from controlplane.core.replacement import Replacement, step
+from controlplane.core.replacement_log import last_number, renews
 from controlplane.feed import NEWS_MAX, Feed
 from controlplane.operations.replacements import Replacements
 from controlplane.store.sqlite import SqliteStore
@@ -33,16 +34,23 @@ class Log:
         self.news = Feed[Replacement](renews)
         self.operations = Replacements(store, Nobody(), None, self.news)  # type: ignore[arg-type]
 
-    async def take(self, event: core.Event) -> None:
+    async def take(self, event: core.Event, *, save: bool = True) -> None:
         self.record, _ = step(self.record, event)
-        await self.store.save_replacement(self.record)
+        if save:
+            await self.store.save_replacement(self.record)
         self.news.publish(self.record.id, self.record)
 
-    async def fail_and_retry(self, times: int) -> None:
-        """Two lines of the log each: failed, and tried again by the user."""
-        for _ in range(times):
-            await self.take(core.GaveUp(at=self.record.updated_at + 1, error="no"))
-            await self.take(core.Retried(at=self.record.updated_at + 1))
+    async def observe(self, done: int) -> None:
+        event = core.Observed(at=self.record.updated_at + 1, bytes_done=done << 12)
+        await self.take(event, save=False)
+
+    async def go_round(self, times: int) -> None:
+        """Two lines of the log each: to REPAIR and back to APPLY. Stored together, for speed."""
+        for number in range(times):
+            at = self.record.updated_at + 1
+            await self.take(core.Applied(at=at, result="STARTED"), save=False)
+            await self.take(core.Unapplied(at=at, detail="made again"), save=False)
+            await self.take(core.RetryDue(at=at), save=number % 50 == 0 or number == times - 1)
 
 
 @pytest.fixture
@@ -64,10 +72,10 @@ def numbers(told: list[Any]) -> list[int]:
 async def test_a_watcher_that_sleeps_is_told_all_when_it_wakes(log: Log) -> None:
     async with aclosing(log.operations.watch(str(log.record.id))) as news:
         told = [await anext(news)]
-        await log.fail_and_retry(3 * NEWS_MAX)
+        await log.go_round(3 * NEWS_MAX)
         await log.take(core.Applied(at=log.record.updated_at + 1, result="STARTED"))
         for done in range(100):
-            await log.take(core.Observed(at=log.record.updated_at + 1, bytes_done=done << 12))
+            await log.observe(done)
         await log.take(core.GaveUp(at=log.record.updated_at + 1, error="the end"))
         told += [each async for each in news]
     last = last_number(log.record)
@@ -82,7 +90,7 @@ async def test_progress_that_was_not_read_is_told_once_and_the_newest(log: Log) 
     async with aclosing(log.operations.watch(str(log.record.id))) as news:
         await anext(news)
         for done in range(1, 1000):
-            await log.take(core.Observed(at=log.record.updated_at + 1, bytes_done=done << 12))
+            await log.observe(done)
         record, lines = await anext(news)
         assert (record.progress.bytes_done, lines) == (999 << 12, ())
         await log.take(core.Repaired(at=log.record.updated_at + 1))
@@ -100,7 +108,7 @@ async def test_a_watch_goes_on_after_the_line_that_was_seen(log: Log, after: int
 
 
 async def test_a_watch_goes_on_after_a_line_that_the_record_has_long_dropped(log: Log) -> None:
-    await log.fail_and_retry(core.TRANSITIONS_MAX)
+    await log.go_round(core.TRANSITIONS_MAX)
     await log.take(core.GaveUp(at=log.record.updated_at + 1, error="no"))
     assert log.record.transitions[0].number > 8
     told = [each async for each in log.operations.watch(str(log.record.id), 7)]
