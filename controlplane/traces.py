@@ -118,7 +118,7 @@ class TraceKeeper:
         return sorted(found, key=lambda span: span.start_time_unix_nano)
 
     async def read(self, trace_id: str, machine_id: UUID | None = None) -> list[pb.Span]:
-        """Every known span, in the order they began; of a workflow's trace, what was new is kept."""
+        """Every known span, in the order they began; what is new of a workflow's is kept."""
         collected = bounded(await self._collected(trace_id, machine_id), TRACE_BYTES_MAX)
         stored = await self.stored(trace_id)
         if stored:
