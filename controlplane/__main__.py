@@ -24,12 +24,14 @@ async def _serve(config: Config, stop: StopSignal) -> int:
     if tls is not None:
         tls.check()
     async with ControlPlane(
-        config.address, config.vmmd, config.data, downstairs_tls=tls
+        config.address, config.vmmd, config.data, downstairs_tls=tls, metrics=config.metrics
     ) as control:
         print(
             f"controlplane ready on {control.address} (vmmd {config.vmmd}, state in {config.data})",
             flush=True,
         )
+        if control.metrics_address:
+            print(f"metrics on http://{control.metrics_address}/metrics", flush=True)
         await stop.event.wait()
     return 0
 

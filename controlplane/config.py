@@ -37,13 +37,14 @@ registered over TLS if files are given here, in plain text if not."""
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One start of the daemon. `downstairs_tls` holds the paths given with `TLS_FLAGS`; `log_json`
-    None means "unless stderr is a terminal"."""
+    """One start of the daemon. `downstairs_tls` holds the paths given with `TLS_FLAGS`; `metrics`
+    is where they are read, or empty; `log_json` None means "unless stderr is a terminal"."""
 
     address: str
     vmmd: str
     data: Path
     downstairs_tls: tuple[str | None, str | None, str | None]
+    metrics: str
     log_level: str
     log_json: bool | None
 
@@ -90,6 +91,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "--data", type=Path, default=data, metavar="DIR",
         help=f"directory of the state, made when missing (default: {data})",
     )  # fmt: skip
+    run.add_argument(
+        "--metrics", default="", metavar="ADDR",
+        help="serve metrics to Prometheus there, as 127.0.0.1:55480 (default: nowhere)",
+    )  # fmt: skip
     _add_tls(run)
     run.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info",
@@ -109,6 +114,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             parsed.downstairs_key_pem,
             parsed.downstairs_root_cert_pem,
         ),
+        metrics=parsed.metrics,
         log_level=parsed.log_level,
         log_json={"auto": None, "text": False, "json": True}[parsed.log_format],
     )

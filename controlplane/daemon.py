@@ -8,6 +8,7 @@ outlives what it uses.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,7 @@ from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.machines import MachineFollower
+from controlplane.metrics import WorkflowMetrics
 from controlplane.operations.disks import Disks
 from controlplane.operations.fleet import FleetBook
 from controlplane.operations.instances import Instances
@@ -43,6 +45,7 @@ from stairlib.rpc.server import RpcServer, Service
 from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
 from stairlib.runtime.limits import STOP_GRACE_SECONDS
+from stairlib.telemetry.metrics import Metrics
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
 from stairlib.telemetry.tracing import Tracing
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
@@ -53,6 +56,32 @@ from stairwell.controlplane.v1 import vcr_service_pb2_grpc as vcr_grpc
 from stairwell.telemetry.v1 import trace_service_pb2_grpc as trace_grpc
 
 _PACKAGE = "stairwell.controlplane.v1"
+
+
+@dataclass(slots=True)
+class _News:
+    """The feeds of one control plane."""
+
+    instances: Feed[InstanceRecord] = field(default_factory=Feed)
+    replacements: Feed[Replacement] = field(default_factory=lambda: Feed(renews))
+    disks: Feed[None] = field(default_factory=Feed)
+
+    def disk_changed(self, key: UUID) -> None:
+        """Says so to who watches the disk."""
+        self.disks.publish(key, None)
+
+    def watchers(self) -> dict[str, int]:
+        """How many there are, by what they watch."""
+        return {
+            "instance": self.instances.subscribers,
+            "replacement": self.replacements.subscribers,
+            "disk": self.disks.subscribers,
+        }
+
+    def close(self) -> None:
+        """Ends every watch."""
+        for feed in (self.instances, self.replacements, self.disks):
+            feed.close()
 
 
 class ControlPlane:
@@ -72,15 +101,19 @@ class ControlPlane:
         data: Path,
         *,
         downstairs_tls: TlsFiles | None = None,
+        metrics: str = "",
         grace_seconds: float = STOP_GRACE_SECONDS,
         pace: float = 1.0,
     ) -> None:
-        """`downstairs_tls` is what it shows the downstairs it asks; `pace` scales the waits between
-        a replacement's attempts; tests make it small."""
+        """`downstairs_tls` is what it shows the downstairs it asks; `metrics` is the address they
+        are read from, if any; `pace` scales the waits between a replacement's attempts; tests make
+        it small."""
         self._wanted = address
         self._vmmd_address = str(parse_address(vmmd))
         self._data = data
         self._downstairs_tls = downstairs_tls
+        self._metrics_wanted = metrics
+        self.metrics_address = ""
         self._grace_seconds = grace_seconds
         self._pace = pace
         self._stack = AsyncExitStack()
@@ -114,45 +147,27 @@ class ControlPlane:
         stack.callback(tracing.shutdown)
         vmmd = Vmmd(self._vmmd_address, tracing)
         stack.push_async_callback(vmmd.close)
-        instance_news, replacement_news = Feed[InstanceRecord](), Feed[Replacement](renews)
-        disk_news = Feed[None]()
-
-        def disk_changed(key: UUID) -> None:
-            disk_news.publish(key, None)
-
+        news = _News()
         detached = Detached()
         traces = TraceKeeper(store, vmmd, tracing)
         stack.push_async_callback(traces.close)
-        chronicle = Chronicle(tracing)
-        driver = ReplacementDriver(
-            store, vmmd, traces, replacement_news, detached, chronicle,
-            disk_changed=disk_changed, pace=self._pace,
-        )  # fmt: skip
-        scrub_driver = ScrubDriver(
-            store,
-            vmmd,
-            detached,
-            traces,
-            Chronicle(tracing),
-            disk_changed=disk_changed,
-            pace=self._pace,
-        )
+        driver, scrub_driver = self._workflows(stack, store, vmmd, detached, traces, tracing, news)
         stack.push_async_callback(detached.drain)
         stack.push_async_callback(scrub_driver.stop)
         stack.push_async_callback(driver.stop)
-        follower = MachineFollower(store, vmmd, instance_news)
+        follower = MachineFollower(store, vmmd, news.instances)
         stack.push_async_callback(follower.stop)
         await driver.start()
         await scrub_driver.start()
         await follower.start()
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
-        replacements = Replacements(store, driver, traces, replacement_news)
+        replacements = Replacements(store, driver, traces, news.replacements)
         replacing = Replacing(
-            store, fleet, driver, replacements, detached, tracing, disk_changed=disk_changed
+            store, fleet, driver, replacements, detached, tracing, disk_changed=news.disk_changed
         )
-        instances = Instances(store, vmmd, follower, driver, scrub_driver, detached, instance_news)
-        disks = Disks(store, vmmd, scrub_driver, disk_news)
+        instances = Instances(store, vmmd, follower, driver, scrub_driver, detached, news.instances)
+        disks = Disks(store, vmmd, scrub_driver, news.disks)
         scrubs = Scrubs(store, scrub_driver, detached)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
@@ -165,10 +180,37 @@ class ControlPlane:
         await server.start()
         stack.push_async_callback(detached.drain)
         stack.push_async_callback(server.stop, self._grace_seconds)
-        for feed in (instance_news, replacement_news, disk_news):
-            stack.callback(feed.close)
+        stack.callback(news.close)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
         self._server = server
+
+    def _workflows(
+        self,
+        stack: AsyncExitStack,
+        store: Store,
+        vmmd: Vmmd,
+        detached: Detached,
+        traces: TraceKeeper,
+        tracing: Tracing,
+        news: _News,
+    ) -> tuple[ReplacementDriver, ScrubDriver]:
+        """The drivers, not started, and the metrics that read from them."""
+        metrics = Metrics.configure("controlplane", self._wanted, self._metrics_wanted)
+        stack.callback(metrics.shutdown)
+        self.metrics_address = metrics.address
+        counted = WorkflowMetrics(metrics)
+        driver = ReplacementDriver(
+            store, vmmd, traces, news.replacements, detached, Chronicle(tracing),
+            metrics=counted, disk_changed=news.disk_changed, pace=self._pace,
+        )  # fmt: skip
+        scrub_driver = ScrubDriver(
+            store, vmmd, detached, traces, Chronicle(tracing),
+            disk_changed=news.disk_changed, pace=self._pace,
+        )  # fmt: skip
+        counted.reads(
+            replacements=driver.records, scrubs=scrub_driver.records, watchers=news.watchers
+        )
+        return driver, scrub_driver
 
 
 def _services(

@@ -26,6 +26,7 @@ from controlplane.core.replacement import Effect, Event, Replacement
 from controlplane.core.replacement_log import begun_again_at
 from controlplane.detached import Detached
 from controlplane.feed import Feed
+from controlplane.metrics import WorkflowMetrics
 from controlplane.peers.vmmd import Vmmd
 from controlplane.repair_watch import RepairWatch
 from controlplane.steps import (
@@ -42,6 +43,7 @@ from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.metrics import Metrics
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _log = get_logger(__name__)
@@ -71,6 +73,7 @@ class ReplacementDriver:
         detached: Detached,
         chronicle: Chronicle,
         *,
+        metrics: WorkflowMetrics | None = None,
         disk_changed: Callable[[UUID], None] = lambda _key: None,
         watch: RepairWatch | None = None,
         clock: Callable[[], float] = time.time,
@@ -83,6 +86,7 @@ class ReplacementDriver:
         self._news = news
         self._detached = detached
         self._chronicle = chronicle
+        self._metrics = metrics or WorkflowMetrics(Metrics("controlplane", ""))
         self._disk_changed = disk_changed
         self._watch = watch or RepairWatch(vmmd, clock)
         self._clock = clock
@@ -124,6 +128,10 @@ class ReplacementDriver:
         """The present record of a replacement that is being driven."""
         run = self._runs.get(replacement_id)
         return run.record if run is not None else None
+
+    def records(self) -> list[Replacement]:
+        """Those that are being driven; from any thread."""
+        return [run.record for run in list(self._runs.values())]
 
     async def retry(self, record: Replacement) -> Replacement:
         """Starts a failed replacement again; StateError when it has not failed, ConflictError
@@ -228,12 +236,18 @@ class ReplacementDriver:
         if effect is Effect.AWAIT_RETRY:
             await self._traces.keep_own(trace_id)
             return await self._await_retry(run)
-        with self._chronicle.step(subject_of(run.record), look_at(run.record)) as span:
-            # Before the effect: should this process be killed, the span is known to have been cut.
-            await self._traces.keep_own(trace_id)
-            event = await self._outcome(run, work[effect](run))
-            error = event.error if isinstance(event, core.StepFailed | core.GaveUp) else ""
-            mark(span, type(event).__name__, error)
+        state, outcome, began = run.record.state, "cut", time.monotonic()
+        try:
+            with self._chronicle.step(subject_of(run.record), look_at(run.record)) as span:
+                # Before the effect: should this process be killed, it is known what was cut.
+                await self._traces.keep_own(trace_id)
+                event = await self._outcome(run, work[effect](run))
+                error = event.error if isinstance(event, core.StepFailed | core.GaveUp) else ""
+                mark(span, type(event).__name__, error)
+                waits = isinstance(event, core.Blocked)
+                outcome = "failed" if error else "blocked" if waits else "ok"
+        finally:
+            self._metrics.step_took(state, outcome, time.monotonic() - began)
         return event
 
     async def _outcome(self, run: _Run, work: Awaitable[Event]) -> Event:
@@ -261,6 +275,7 @@ class ReplacementDriver:
 
     def _tell(self, before: Replacement, after: Replacement, event: str) -> None:
         """Tells of a stored step, and has the trace kept when there is news in it."""
+        self._metrics.advanced(before, after)
         told = self._chronicle.advanced(subject_of(after), look_at(before), look_at(after), event)
         if told and not after.state.ended:
             self._traces.keep_soon(after.trace_id, after.instance_id)

@@ -111,6 +111,10 @@ class ScrubDriver:
         self._go(_Run(record))
         self._disk_changed(record.disk_key)
 
+    def records(self) -> list[Scrub]:
+        """Those that are being driven; from any thread."""
+        return [run.record for run in list(self._runs.values())]
+
     @property
     def running(self) -> int:
         """How many are being driven."""

@@ -129,7 +129,11 @@ async def _with_session(
 ) -> int:
     """The command inside its session; a failure's text goes to `reports`, its file still known."""
     _cancel_on_terminate()
-    tracing = Tracing.configure("stairwell", "cli")
+    try:
+        tracing = Tracing.configure("stairwell", "cli")
+    except StairwellError as error:
+        reports.append(f"error: {error.message}")
+        raise
     try:
         async with Session(settings, tracing) as session:
             try:

@@ -109,7 +109,11 @@ class _Spans:
 
     def __init__(self, tracing: Tracing, address: str) -> None:
         self._tracer = tracing.tracer
-        self._address = address
+        host, colon, port = address.rpartition(":")
+        whole = not colon or not port.isdecimal()
+        self._server: dict[str, str | int] = {"server.address": address if whole else host}
+        if not whole:
+            self._server["server.port"] = int(port)
 
     async def call(self, continuation: _Continuation, details: _Details, request: object) -> Any:
         """Continues the call inside a span of its own, or plainly for health and the like."""
@@ -125,7 +129,7 @@ class _Spans:
                 "rpc.system": "grpc",
                 "rpc.service": service,
                 "rpc.method": name,
-                "server.address": self._address,
+                **self._server,
             },
         )
         metadata = grpc.aio.Metadata(*(details.metadata or ()))

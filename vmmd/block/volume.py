@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 
+from opentelemetry.trace import StatusCode
+
 from stairlib.model.construction import PARENT, Construction, in_parent, join_path, volume_id
 from stairlib.model.errors import NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
@@ -113,8 +115,13 @@ class VolumeVerification:
 class Volume:
     """See the module. Make one with `open`."""
 
-    def __init__(self, identity: UUID, tree: Tree, *, read_only: bool = False) -> None:
+    def __init__(
+        self, identity: UUID, tree: Tree, tracing: Tracing, *, read_only: bool = False
+    ) -> None:
         self.id = identity
+        self._tracing = tracing
+        for path, region in tree.regions.items():
+            region.spans.attributes = {"volume.id": str(identity), "region.path": path}
         self.counters = VolumeCounters()
         self._tree = tree
         self._root = tree.root
@@ -147,7 +154,7 @@ class Volume:
         tree = await build(
             construction, tracing=tracing, activate_with_two_after=activate_with_two_after
         )
-        return cls(volume_id(construction), tree, read_only=read_only)
+        return cls(volume_id(construction), tree, tracing, read_only=read_only)
 
     # ---- backend
 
@@ -222,6 +229,13 @@ class Volume:
                     target=new,
                 )
         return await region.replace(old, new, replacement_id)
+
+    def follow_repair(self, region_path: str, slot: int, replacement_id: str) -> None:
+        """The repair of a member is told in the trace of the current span from now on. Nothing
+        happens when there is no such member: the follower sees that for himself."""
+        region = self._tree.regions.get(region_path)
+        if region is not None and slot < len(region.status().slots):
+            region.follow_repair(slot, replacement_id)
 
     async def verify(
         self, *, read_data: bool = False, region_path: str | None = None
@@ -327,11 +341,22 @@ class Volume:
         return scrub.status()
 
     async def _scrub(self, path: str, scrub: Scrub) -> None:
-        if await scrub.run():
-            # From here on it is not stopped any more.
-            self._stoppable.discard(path)
-            await self._let_go(path)
-            scrub.finished()
+        """Runs it, under the call that asked for it."""
+        with self._tracing.tracer.start_as_current_span(
+            "volume.scrub", attributes={"volume.id": str(self.id), "scrub.path": path}
+        ) as span:
+            try:
+                if await scrub.run():
+                    # From here on it is not stopped any more.
+                    self._stoppable.discard(path)
+                    await self._let_go(path)
+                    scrub.finished()
+            finally:
+                status = scrub.status()
+                span.set_attribute("bytes_done", status.bytes_done)
+                span.set_attribute("bytes_total", status.bytes_total)
+                if status.state is ScrubState.FAILED:
+                    span.set_status(StatusCode.ERROR, status.reason)
 
     async def _let_go(self, path: str) -> None:
         """Drops the parent of the volume at `path`, whose blocks are all in it."""

@@ -93,6 +93,9 @@ class VolumeServicer(VolumeServiceServicer):
         self, request: pb.WatchVolumeRequest, _context: Context
     ) -> AsyncIterator[pb.WatchVolumeResponse]:
         disk = self._disk(request.disk)
+        if request.HasField("repair"):
+            followed = request.repair
+            disk.volume.follow_repair(followed.region_path, followed.slot, followed.replacement_id)
         async with contextlib.aclosing(disk.volume.watch()) as changes:
             async for _status in changes:
                 yield pb.WatchVolumeResponse(volume=self._info(disk))

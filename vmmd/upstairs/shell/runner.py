@@ -18,8 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode
 
 from stairlib.model.cipher import KEY_BYTES
 from stairlib.model.construction import RegionOptions, RegionSpec
@@ -28,7 +26,7 @@ from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, reach, region_tls
 from stairlib.telemetry.logs import get_logger
-from stairlib.telemetry.tracing import Tracing, traceparent
+from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import Frame
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
@@ -41,6 +39,7 @@ from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs
 from vmmd.upstairs.core.upstairs_states import UpstairsState
+from vmmd.upstairs.shell.repair_spans import RepairSpans
 from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
 
 _log = get_logger(__name__)
@@ -154,8 +153,7 @@ class RegionUpstairs:
         self._submissions: list[tuple[object, Sequence[Request]]] = []
         self._ticking: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
-        self._replace_contexts: dict[int, Context] = {}
-        self._repair_spans: dict[int, Span] = {}
+        self.spans = RepairSpans(tracing)
         self._peers: dict[str, PeerTls | None] = dict.fromkeys(targets)
         self._closed = False
         self._info = BackendInfo(
@@ -207,7 +205,9 @@ class RegionUpstairs:
         """Returns when active. After `timeout_seconds` UnavailableError names what is missing; the
         upstairs goes on trying, so that a replacement can still rescue it."""
         self._start_ticking()
-        with self._tracing.tracer.start_as_current_span("upstairs.activate"):
+        with self._tracing.tracer.start_as_current_span(
+            "upstairs.activate", attributes=self.spans.attributes
+        ):
             try:
                 async with asyncio.timeout(timeout_seconds):
                     await self._ask(lambda key: events.Activate(key, generation))
@@ -231,14 +231,9 @@ class RegionUpstairs:
     async def replace(self, old: str, new: str, replacement_id: str = "") -> Replacement:
         """Starts replacing `old` by `new`, or says how far that is. StateError, ConflictError when
         refused."""
-        with self._tracing.tracer.start_as_current_span(
-            "upstairs.replace",
-            attributes={"replacement_id": replacement_id, "old": old, "new": new},
-        ) as span:
-            context = trace.set_span_in_context(span)
-            for slot in self.status().slots:
-                if slot.address == old:
-                    self._replace_contexts[slot.slot] = context
+        slots = {slot.address: slot.slot for slot in self.status().slots}
+        slot = slots.get(old, slots.get(new, -1))
+        with self.spans.replacing(slot, replacement_id, old, new) as span:
             outcome = cast(
                 "Replacement", await self._ask(lambda key: events.Replace(key, old, new))
             )
@@ -246,10 +241,20 @@ class RegionUpstairs:
             self._peers.setdefault(new)
             return outcome
 
+    def follow_repair(self, slot: int, replacement_id: str) -> None:
+        """The repair of the slot is told in the trace of the current span from now on."""
+        if self.status().slots[slot].state is SlotState.ACTIVE:
+            return
+        parent = self.spans.follow(slot, replacement_id)
+        if parent:
+            self._feed(events.RepairTrace(slot, parent))
+
     async def verify(self, *, read_data: bool = False) -> VerifyResult:
         """Compares the active members at one place in the order of writes; with `read_data` each
         also reads all of its data and checks it."""
-        with self._tracing.tracer.start_as_current_span("upstairs.verify"):
+        with self._tracing.tracer.start_as_current_span(
+            "upstairs.verify", attributes=self.spans.attributes
+        ):
             digests = cast("events.Digests", await self._ask(events.Verify))
             bad = read = 0
             if read_data:
@@ -286,6 +291,8 @@ class RegionUpstairs:
         """Bounds repair traffic from now on; 0 is no bound."""
         if bytes_per_second < 0:
             raise InvalidRequestError("a repair limit is 0 (none) or bytes per second")
+        for slot in self.status().slots:
+            self.spans.tell(slot.slot, "limit changed", bytes_per_second_max=bytes_per_second)
         self._feed(events.SetRepairLimit(bytes_per_second))
 
     def status(self) -> RegionStatus:
@@ -324,9 +331,7 @@ class RegionUpstairs:
         for link in links:
             link.close("the upstairs is closed")
         await asyncio.gather(*(link.wait_closed() for link in links))
-        for span in self._repair_spans.values():
-            span.end()
-        self._repair_spans = {}
+        self.spans.close()
         self._wake()
 
     # ---- the loop
@@ -455,18 +460,7 @@ class RegionUpstairs:
 
     def _repair_started(self, effect: events.RepairStarted) -> None:
         _log.info("live repair started", slot=effect.slot, address=effect.address)
-        span = self._tracing.tracer.start_span(
-            "upstairs.live_repair",
-            context=self._replace_contexts.get(effect.slot),
-            attributes={
-                "slot": effect.slot,
-                "address": effect.address,
-                "attempt": effect.attempt,
-            },
-        )
-        self._repair_spans[effect.slot] = span
-        with trace.use_span(span, end_on_exit=False):
-            parent = traceparent()
+        parent = self.spans.started(effect)
         if parent:
             self._feed(events.RepairTrace(effect.slot, parent))
 
@@ -478,16 +472,7 @@ class RegionUpstairs:
             extents=effect.extents,
             bytes_copied=effect.bytes_copied,
         )
-        span = self._repair_spans.pop(effect.slot, None)
-        if span is None:
-            return
-        span.set_attribute("extents", effect.extents)
-        span.set_attribute("bytes_copied", effect.bytes_copied)
-        if effect.error:
-            span.set_status(Status(StatusCode.ERROR, effect.error))
-        else:
-            self._replace_contexts.pop(effect.slot, None)
-        span.end()
+        self.spans.ended(effect)
 
     # ---- LinkOwner
 

@@ -27,7 +27,7 @@ def volume_over(front, parent=None, *, path="", read_only=False):
     tree._root = front
     if parent is not None:
         tree._root = tree.overlays[path] = Overlay(front, parent)
-    return Volume(uuid.uuid4(), tree, read_only=read_only)
+    return Volume(uuid.uuid4(), tree, Tracing("vmmd", "test"), read_only=read_only)
 
 
 async def until(volume, wanted):
