@@ -20,6 +20,11 @@ from stairwell.vmmd.v1 import volume_service_pb2 as pb
 # of 512 MiB is copied in this time at less than 5 MiB/s.
 STALL_SECONDS = 120.0
 
+# All repairs together: what a control plane reads, judges and stores at a tenth of a processor. A
+# repair that begins while many run is looked at less often, down to once in so many seconds.
+NEWS_PER_SECOND = 25
+NEWS_SECONDS_MAX = 2.0
+
 
 class RepairWatch:
     """Makes the events of the REPAIR state."""
@@ -30,16 +35,27 @@ class RepairWatch:
         self._vmmd = vmmd
         self._clock = clock
         self._stall_seconds = stall_seconds
+        self._watching = 0
 
     async def events(self, record: Replacement) -> AsyncGenerator[Event, None]:
         """Observed events, then the one that ends the state; ends alone when the news end."""
+        self._watching += 1
+        try:
+            async with aclosing(self._followed(record)) as found:
+                async for event in found:
+                    yield event
+        finally:
+            self._watching -= 1
+
+    async def _followed(self, record: Replacement) -> AsyncGenerator[Event, None]:
         loop = asyncio.get_running_loop()
         seen: Event | None = None
         deadline: float | None = None
         followed = pb.FollowedRepair(
             region_path=record.region_path, slot=record.slot, replacement_id=str(record.id)
         )
-        watched = self._vmmd.watch_volume(record.instance_id, record.disk, followed)
+        interval = min(self._watching / NEWS_PER_SECOND, NEWS_SECONDS_MAX)
+        watched = self._vmmd.watch_volume(record.instance_id, record.disk, followed, interval)
         async with aclosing(watched) as news:
             while True:
                 left = None if deadline is None else deadline - loop.time()

@@ -18,6 +18,7 @@ from stairlib.rpc.errors import translated
 from stairlib.telemetry.trace_service import collect
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.construction import to_message
+from stairlib.wire.durations import duration
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import guest_service_pb2_grpc as guest_grpc
@@ -116,10 +117,17 @@ class Vmmd:
         return info
 
     def watch_volume(
-        self, machine_id: UUID, disk: str, repair: volume_pb.FollowedRepair | None = None
+        self,
+        machine_id: UUID,
+        disk: str,
+        repair: volume_pb.FollowedRepair | None = None,
+        interval: float = 0.0,
     ) -> AsyncGenerator[volume_pb.VolumeInfo, None]:
-        """The same, now and at each change; `repair` is told in the trace of this call."""
-        request = volume_pb.WatchVolumeRequest(machine_id=str(machine_id), disk=disk, repair=repair)
+        """The same, now and at each change; `repair` is told in the trace of this call. Messages
+        that bring newer numbers alone are at least `interval` seconds apart."""
+        request = volume_pb.WatchVolumeRequest(
+            machine_id=str(machine_id), disk=disk, repair=repair, interval=duration(interval)
+        )
         return self._stream(self._volumes.WatchVolume, request, lambda answer: answer.volume)
 
     async def replace_vcr(

@@ -436,9 +436,11 @@ class Volume:
         for watcher in self._watchers:
             watcher.set()
 
-    async def watch(self) -> AsyncGenerator[VolumeStatus, None]:
-        """The status now and after changes of any part, coalesced; ends when the volume is
-        closed."""
+    async def watch(self, interval: float = WATCH_SECONDS) -> AsyncGenerator[VolumeStatus, None]:
+        """The status now and after changes of any part, coalesced; ends when the volume is closed.
+
+        Between two that differ in numbers alone are `interval` seconds, never less than a tenth.
+        """
         changed = asyncio.Event()
 
         async def follow(region: RegionUpstairs) -> None:
@@ -451,15 +453,33 @@ class Volume:
         tasks = [asyncio.create_task(follow(region)) for region in self._regions()]
         try:
             while not self._closed:
-                yield self.status()
-                await changed.wait()
-                changed.clear()
-                await asyncio.sleep(WATCH_SECONDS)
+                status = self.status()
+                yield status
+                await self._news(changed, status, interval)
         finally:
             self._watchers.discard(changed)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _news(self, changed: asyncio.Event, told: VolumeStatus, interval: float) -> None:
+        """Returns when there is something to tell after `told`."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + interval
+        await changed.wait()
+        changed.clear()
+        await asyncio.sleep(WATCH_SECONDS)
+        while not self._closed and _states(self.status()) == _states(told):
+            left = due - loop.time()
+            if left <= 0:
+                return
+            try:
+                async with asyncio.timeout(left):
+                    await changed.wait()
+            except TimeoutError:
+                return
+            changed.clear()
+            await asyncio.sleep(min(WATCH_SECONDS, left))
 
     async def close(self) -> None:
         """Lets everything go, flushed or not."""
@@ -469,6 +489,21 @@ class Volume:
             await self._tree.close()
         finally:
             self._wake()
+
+
+def _states(status: VolumeStatus) -> tuple[object, ...]:
+    """All of a status that is no number."""
+    regions = [
+        (
+            path,
+            region.state,
+            region.reason,
+            tuple((slot.address, slot.state, slot.mode, slot.last_error) for slot in region.slots),
+        )
+        for path, region in status.regions
+    ]
+    scrubs = [(scrub.path, scrub.state, scrub.reason) for scrub in status.scrubs]
+    return (status.state, *regions, *scrubs)
 
 
 async def _all(operations: Iterable[Coroutine[None, None, None]]) -> None:

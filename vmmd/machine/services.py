@@ -14,6 +14,7 @@ from stairlib.model.construction_diff import ChangedTarget, Outcome, compare
 from stairlib.model.errors import InvalidRequestError, NotFoundError
 from stairlib.model.snapshot import checked_name
 from stairlib.wire import construction as construction_wire
+from stairlib.wire.durations import seconds_of
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import machine_process_service_pb2 as process_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
@@ -96,7 +97,8 @@ class VolumeServicer(VolumeServiceServicer):
         if request.HasField("repair"):
             followed = request.repair
             disk.volume.follow_repair(followed.region_path, followed.slot, followed.replacement_id)
-        async with contextlib.aclosing(disk.volume.watch()) as changes:
+        interval = seconds_of(request.interval)
+        async with contextlib.aclosing(disk.volume.watch(interval)) as changes:
             async for _status in changes:
                 yield pb.WatchVolumeResponse(volume=self._info(disk))
 

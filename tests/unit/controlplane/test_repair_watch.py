@@ -22,7 +22,7 @@ class News:
         self.messages, self.ends, self.closed = messages, ends, False
 
     async def watch_volume(
-        self, machine: Any, disk: str, repair: Any
+        self, machine: Any, disk: str, repair: Any, interval: float
     ) -> AsyncGenerator[pb.VolumeInfo, None]:
         try:
             for message in self.messages:
@@ -58,7 +58,7 @@ async def test_a_standstill_is_a_failed_attempt_that_says_why() -> None:
 async def test_the_same_news_again_are_no_progress() -> None:
     class Drip(News):
         async def watch_volume(
-            self, machine: Any, disk: str, repair: Any
+            self, machine: Any, disk: str, repair: Any, interval: float
         ) -> AsyncGenerator[pb.VolumeInfo, None]:
             while True:
                 yield info(pb.SLOT_STATE_WAIT_CONNECT)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -597,6 +598,7 @@ class WatchVolumeRequest(_message.Message):
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
     REPAIR_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
     @_builtins.property
@@ -605,16 +607,23 @@ class WatchVolumeRequest(_message.Message):
         restart of the machine.
         """
 
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """The least time between two messages of which the second has no more than newer numbers; a tenth
+        of a second when left out or less than that.
+        """
+
     def __init__(
         self,
         *,
         machine_id: _builtins.str = ...,
         disk: _builtins.str = ...,
         repair: Global___FollowedRepair | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_repair", b"_repair", "repair", b"repair"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_repair", b"_repair", "interval", b"interval", "repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repair", b"_repair", "disk", b"disk", "machine_id", b"machine_id", "repair", b"repair"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_repair", b"_repair", "disk", b"disk", "interval", b"interval", "machine_id", b"machine_id", "repair", b"repair"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__repair: _TypeAlias = _typing.Literal["repair"]  # noqa: Y015
     _WhichOneofArgType__repair: _TypeAlias = _typing.Literal["_repair", b"_repair"]  # noqa: Y015
