@@ -1,8 +1,9 @@
 """The store on SQLite.
 
 All statements run on one thread of their own: the loop never waits for a disk, transactions never
-meet each other, and their order is the order of the calls. A caller that is cancelled while its
-transaction runs leaves a whole transaction behind, done or not.
+meet each other, and their order is the order of the calls. Those that wait for the thread at the
+same time share a commit (`batching`). A caller that is cancelled while its transaction runs leaves
+a whole transaction behind, done or not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from controlplane.core.replacement import Replacement, Transition
 from controlplane.core.scrub import Scrub
 from controlplane.store import sql_disks, sql_replacements, sql_scrubs
 from controlplane.store.base import StoredAnswer, StoredSpan
+from controlplane.store.batching import Batches
 from controlplane.store.opening import Opened, open_directory
 from stairlib.model.construction import Construction
 
@@ -41,6 +43,7 @@ class SqliteStore:
         self._opened = opened
         self._sealer = opened.sealer
         self._thread = thread
+        self._batches = Batches(opened.engine, thread)
 
     @classmethod
     async def open(cls, directory: Path) -> SqliteStore:
@@ -62,13 +65,8 @@ class SqliteStore:
     async def _run(
         self, work: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Runs `work(connection, ...)` in one transaction on the store's thread."""
-
-        def transaction() -> _T:
-            with self._opened.engine.begin() as connection:
-                return work(connection, *args, **kwargs)
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+        """Runs `work(connection, ...)` on the store's thread, and returns once it is committed."""
+        return await self._batches.run(lambda connection: work(connection, *args, **kwargs))
 
     async def add_instance(self, instance: InstanceRecord, disks: Sequence[DiskRecord]) -> None:
         """See `InstanceStore`."""

@@ -1,0 +1,320 @@
+"""Many replacements in flight in one control plane: what an answer takes, what is lost, what grows.
+
+    .venv/bin/python -m bench.replacements [--replacements N] [--rounds R] [--seconds S]
+
+A real `controlplane` process on SQLite, with a vmmd and downstairs that are fakes in a process of
+their own (bench/fakes.py: real gRPC servers that keep no blocks). It creates N instances, replaces
+a member of each, and while all repairs move measures in alternating rounds, without and with 100
+idle watchers: the time of a GetReplacement (asked for one at a time, 50 a second, of any
+replacement), the control plane's processor time, and its memory. Beside it, as `noise`, by how much
+the client's own sleeps are late: what the machine does to anybody. One follower of each replacement
+is there all the time and counts what it is told; at the end every transition must have come once
+and in order. Exits with status 1 when a transition is lost, or when p99 is above the goal in the
+median round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import uvloop
+from google.protobuf import json_format
+
+from stairlib.rpc.channel import open_channel
+from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
+from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
+from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
+from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
+from stairwell.controlplane.v1 import replacement_service_pb2 as pb
+from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
+
+ROOT = Path(__file__).resolve().parents[1]
+GOAL_SECONDS = 0.020
+ASKS_PER_SECOND = 50
+IDLE_WATCHERS = 100
+# Of one repair: so slow that none ends while it is measured, so fast that each look is news.
+BYTES_PER_SECOND = 1 << 20
+CALL_SECONDS = 60.0
+BEGUN_AT_ONCE = 8
+SETTLE_SECONDS = 5.0
+
+
+@dataclass
+class Follower:
+    """What one watch was told."""
+
+    numbers: list[int] = field(default_factory=list)
+    messages: int = 0
+    state: int = 0
+    repairing: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Plane:
+    """The control plane under test, its fakes, and a client."""
+
+    def __init__(self, process: subprocess.Popen[str], fakes: Any, channel: Any, port: int) -> None:
+        self.process, self.fakes, self.port = process, fakes, port
+        self.instances: Any = instance_grpc.InstanceServiceStub(channel)
+        self.disks: Any = disk_grpc.DiskServiceStub(channel)
+        self.replacements: Any = replacement_grpc.ReplacementServiceStub(channel)
+        self.followers: dict[str, Follower] = {}
+
+    def rate(self, bytes_per_second: float) -> None:
+        self.fakes.stdin.write(f"{bytes_per_second}\n")
+        self.fakes.stdin.flush()
+
+    def processor_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_mib(self) -> float:
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", text)
+        assert found is not None
+        return int(found[1]) / 1024
+
+    def construction(self, number: int, volume: str, gen: int, *, replaced: bool) -> dict[str, Any]:
+        hosts = [f"127.{1 + number // 200}.{1 + number % 200}.{slot}" for slot in (1, 2, 3, 4)]
+        members = [*hosts[:2], hosts[3] if replaced else hosts[2]]
+        region = {
+            "type": "region", "block_size": 4096, "blocks_per_extent": 16384, "extent_count": 128,
+            "gen": gen,
+            "opts": {
+                "id": volume, "lossy": False, "read_only": False, "target": [f"{host}:{self.port}" for host in members],
+            },
+        }  # fmt: skip
+        return {"type": "volume", "id": volume, "block_size": 4096, "sub_volumes": [region]}
+
+    async def begin(self, number: int) -> str:
+        """An instance that runs, and the replacement of its third member; the replacement's id."""
+        volume, name = str(uuid4()), f"disk{number}"
+        disk = {
+            "device": "nvme", "name": name, "slot": 1,
+            "volume_construction_request": self.construction(number, volume, 1, replaced=False),
+        }  # fmt: skip
+        create = {"name": f"machine{number}", "disks": [disk]}
+        await self.instances.CreateInstance(
+            json_format.ParseDict(create, instance_pb.CreateInstanceRequest()), timeout=CALL_SECONDS
+        )
+        await self.instances.SetInstanceState(
+            instance_pb.SetInstanceStateRequest(
+                name=create["name"], state=instance_pb.REQUESTED_STATE_RUN
+            ),
+            timeout=CALL_SECONDS,
+        )
+        wish = {"name": name, "vcr": self.construction(number, volume, 2, replaced=True)}
+        answer = await self.disks.ReplaceVcr(
+            json_format.ParseDict(wish, disk_pb.ReplaceVcrRequest()), timeout=CALL_SECONDS
+        )
+        return str(answer.replacement_id)
+
+    async def follow(self, identity: str) -> None:
+        """Counts all that a watch is told, to the end."""
+        follower = self.followers[identity]
+        async for told in self.replacements.WatchReplacement(
+            pb.WatchReplacementRequest(id=identity)
+        ):
+            follower.messages += 1
+            follower.state = told.replacement.state
+            if follower.state == pb.REPLACEMENT_STATE_REPAIR:
+                follower.repairing.set()
+            follower.numbers += [each.number for each in told.transitions]
+
+    async def asked(self, identities: list[str], seconds: float) -> tuple[list[float], list[float]]:
+        """Seconds that each GetReplacement took, and by which our own sleeps were late."""
+        loop = asyncio.get_running_loop()
+        end, due = loop.time() + seconds, loop.time()
+        took: list[float] = []
+        late: list[float] = []
+        while loop.time() < end:
+            due += 1 / ASKS_PER_SECOND
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            late.append(max(0.0, loop.time() - due))
+            due = max(due, loop.time())
+            began = time.perf_counter()
+            request = pb.GetReplacementRequest(id=random.choice(identities))
+            await self.replacements.GetReplacement(request, timeout=CALL_SECONDS)
+            took.append(time.perf_counter() - began)
+        return took, late
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Least squares, in y a minute of x in seconds."""
+    return statistics.linear_regression(*zip(*points, strict=True)).slope * 60
+
+
+def spoken(stack: AsyncExitStack, *arguments: str) -> tuple[subprocess.Popen[str], list[str]]:
+    """A program of ours and the words of its first line; ended with the stack."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    stack.callback(ended, process)
+    assert process.stdout is not None
+    return process, process.stdout.readline().split()
+
+
+async def started(stack: AsyncExitStack, data: Path) -> Plane:
+    """The fakes, the control plane and a channel; ended with the stack."""
+    fakes, (_, vmmd, _, port) = spoken(
+        stack, "bench.fakes", "--bytes-per-second", str(BYTES_PER_SECOND)
+    )
+    control, words = spoken(
+        stack, "controlplane", "run", "127.0.0.1:0", "--vmmd", vmmd, "--data", str(data),
+        "--log-level", "warning",
+    )  # fmt: skip
+    channel = await stack.enter_async_context(open_channel(words[3]))
+    return Plane(control, fakes, channel, int(port))
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+async def idle(plane: Plane, identity: str) -> None:
+    """A watcher of something that does not change: one of the instances."""
+    request = instance_pb.WatchInstanceRequest(name=identity)
+    async for _ in plane.instances.WatchInstance(request):
+        pass
+
+
+async def in_flight(plane: Plane, count: int) -> list[str]:
+    """Begins so many and waits until all are being repaired."""
+    gate = asyncio.Semaphore(BEGUN_AT_ONCE)
+    began = time.perf_counter()
+
+    async def begin(number: int) -> str:
+        async with gate:
+            return await plane.begin(number)
+
+    identities = await asyncio.gather(*(begin(number) for number in range(count)))
+    seconds = time.perf_counter() - began
+    print(f"{count} instances made and replacements begun in {seconds:.1f} s", flush=True)
+    return list(identities)
+
+
+async def repairing(plane: Plane) -> None:
+    """Returns when every follower has seen its repair begin."""
+    async with asyncio.timeout(300):
+        await asyncio.gather(*(follower.repairing.wait() for follower in plane.followers.values()))
+
+
+async def measure(plane: Plane, identities: list[str], arguments: Any) -> dict[str, Any]:
+    """Alternating rounds, without and with the idle watchers."""
+    rounds: dict[str, list[dict[str, float]]] = {"alone": [], "watched": []}
+    memory: list[tuple[float, float]] = []
+    origin = time.perf_counter()
+    for _ in range(arguments.rounds):
+        for kind, figures_so_far in rounds.items():
+            watchers = [
+                asyncio.create_task(idle(plane, f"machine{number % len(identities)}"))
+                for number in range(IDLE_WATCHERS if kind == "watched" else 0)
+            ]
+            await asyncio.sleep(1.0)
+            used, began = plane.processor_seconds(), time.perf_counter()
+            took, late = await plane.asked(identities, arguments.seconds)
+            share = (plane.processor_seconds() - used) / (time.perf_counter() - began)
+            memory.append((time.perf_counter() - origin, plane.memory_mib()))
+            figures = {
+                "p50_ms": 1e3 * quantile(took, 0.5), "p99_ms": 1e3 * quantile(took, 0.99),
+                "noise_p99_ms": 1e3 * quantile(late, 0.99), "processor": share, "memory_mib": memory[-1][1],
+                "load": os.getloadavg()[0],
+            }  # fmt: skip
+            figures_so_far.append(figures)
+            words = "  ".join(f"{name} {value:8.2f}" for name, value in figures.items())
+            print(f"{kind:8} {words}", flush=True)
+            for each in watchers:
+                each.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+    return {"rounds": rounds, "memory_slope_mib_per_minute": slope(memory)}
+
+
+# Lines in the log of a replacement that nothing held up, from Validated to Retired.
+TRANSITIONS_MIN = 7
+
+
+def lost(plane: Plane) -> list[str]:
+    """The replacements whose followers were not told every transition once and in order."""
+    return [
+        identity
+        for identity, follower in plane.followers.items()
+        if follower.state != pb.REPLACEMENT_STATE_DONE
+        or follower.numbers != list(range(len(follower.numbers)))
+        or len(follower.numbers) < TRANSITIONS_MIN
+    ]
+
+
+async def main(arguments: Any) -> int:
+    with tempfile.TemporaryDirectory(prefix="stairwell-bench-", dir=arguments.dir) as directory:
+        async with AsyncExitStack() as stack:
+            plane = await started(stack, Path(directory))
+            identities = await in_flight(plane, arguments.replacements)
+            plane.followers = {identity: Follower() for identity in identities}
+            follows = [asyncio.create_task(plane.follow(each)) for each in identities]
+            await repairing(plane)
+            await asyncio.sleep(SETTLE_SECONDS)
+            found = await measure(plane, identities, arguments)
+            plane.rate(1e12)
+            async with asyncio.timeout(300):
+                await asyncio.gather(*follows)
+            missing = lost(plane)
+    return report(plane, found, missing, arguments)
+
+
+def report(plane: Plane, found: dict[str, Any], missing: list[str], arguments: Any) -> int:
+    medians = {
+        kind: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+        for kind, rounds in found["rounds"].items()
+    }
+    told = sum(len(follower.numbers) for follower in plane.followers.values())
+    messages = sum(follower.messages for follower in plane.followers.values())
+    cost = medians["watched"]["processor"] - medians["alone"]["processor"]
+    p99 = medians["alone"]["p99_ms"]
+    print(f"\np99 of GetReplacement: {p99:.1f} ms (goal {1e3 * GOAL_SECONDS:.0f} ms)")
+    print(f"{IDLE_WATCHERS} idle watchers: {100 * cost:+.2f} % of a processor,"
+          f" p99 {medians['watched']['p99_ms'] - p99:+.1f} ms")  # fmt: skip
+    print(f"memory: {found['memory_slope_mib_per_minute']:+.2f} MiB a minute")
+    print(f"transitions: {told} told in {messages} messages,"
+          f" {len(missing)} replacements with a loss")  # fmt: skip
+    if arguments.out is not None:
+        summary = {**found, "medians": medians, "transitions": told, "lost": missing}
+        arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
+    return int(bool(missing) or p99 > 1e3 * GOAL_SECONDS)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--replacements", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=5, help="of each kind")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a round")
+    parser.add_argument(
+        "--dir", type=Path, help="where the state is kept, on a disk to be measured"
+    )
+    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    sys.exit(uvloop.run(main(parser.parse_args())))
