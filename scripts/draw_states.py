@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.core import replacement, scrub
+from controlplane.metrics import METRICS
 from stairlib.model.state_table import StateTable
+from stairlib.telemetry.metrics import exposed_name
 from vmmd.core.lifecycle import TRANSITIONS as LIFECYCLE
 from vmmd.core.lifecycle import MachineState
 from vmmd.upstairs.core import limits as limits_module
@@ -26,7 +28,11 @@ from vmmd.upstairs.core.upstairs_states import UPSTAIRS, UpstairsState
 from vmmd.upstairs.shell import runner, slot_link, transport
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "docs" / "upstairs.md", ROOT / "docs" / "workflows.md")
+DOCUMENTS = (
+    ROOT / "docs" / "upstairs.md",
+    ROOT / "docs" / "workflows.md",
+    ROOT / "docs" / "metrics.md",
+)
 _LIMIT = re.compile(r"(?P<name>[A-Z][A-Z_]+) = ")
 # The shell's, which is what has a clock.
 TIMERS = (
@@ -158,6 +164,21 @@ def refusals() -> str:
     return "\n".join(lines)
 
 
+def metrics_table() -> str:
+    """One row a metric, with the name that Prometheus reads."""
+    lines = [
+        "| metric | as Prometheus reads it | kind | unit | labels | what it says |",
+        "|---|---|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(
+            f"| `{metric.name}` | `{exposed_name(metric)}` | {metric.kind} | `{metric.unit}` |"
+            f" {labels} | {metric.description} |"
+        )
+    return "\n".join(lines)
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
     "upstairs": lambda: diagram(UPSTAIRS),
     "slot": lambda: diagram(SLOT),
@@ -169,6 +190,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "replacement": lambda: workflow(replacement),
     "scrub": lambda: workflow(scrub),
     "machine": lifecycle,
+    "metrics": metrics_table,
 }
 
 

@@ -44,6 +44,27 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
+def exposed_name(metric: Metric) -> str:
+    """The name of a metric's first sample as Prometheus reads it, made by the exporter itself."""
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import CollectorRegistry
+
+    registry = CollectorRegistry()
+    reader = PrometheusMetricReader(disable_target_info=True, registry=registry)
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    meter = provider.get_meter("stairwell")
+    if metric.kind == "counter":
+        meter.create_counter(metric.name, unit=metric.unit).add(1)
+    elif metric.kind == "histogram":
+        meter.create_histogram(metric.name, unit=metric.unit).record(1)
+    else:
+        meter.create_gauge(metric.name, unit=metric.unit).set(1)
+    (family,) = registry.collect()
+    name = f"{family.name}_total" if metric.kind == "counter" else family.name
+    provider.shutdown()
+    return name
+
+
 class Metrics:
     """The meter of one program and its readers."""
 
