@@ -44,7 +44,11 @@ class IntentStore:
             self._take_lock()
             return self._load()
         except OSError as error:
+            self.close()
             raise _failed("use", self.root, error) from error
+        except StairwellError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Lets the root go."""
