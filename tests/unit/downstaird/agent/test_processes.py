@@ -67,7 +67,7 @@ async def test_one_that_does_not_heed_is_killed(tmp_path: Path) -> None:
     path.write_text(f"#!/bin/sh\ntrap '' TERM; echo ready > {tmp_path}/up; exec sleep 60\n")
     path.chmod(0o755)
     process = started(str(path), "run", tmp_path)
-    await asyncio.to_thread((tmp_path / "up").open)
+    await asyncio.to_thread((tmp_path / "up").read_text)
     assert await processes.end(process, 0.1) == "was ended by signal SIGKILL"
 
 
