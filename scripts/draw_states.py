@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from downstaird.agent.core.region_states import REGION
+from downstaird.agent.core.upkeep import PROCESS
 from stairlib.model.state_table import StateTable
 from vmmd.upstairs.core.reconcile_states import RECONCILE
 from vmmd.upstairs.core.refusals import REFUSALS
@@ -21,7 +23,7 @@ from vmmd.upstairs.core.slot_states import MODE_AFTER_LOSS, SLOT
 from vmmd.upstairs.core.upstairs_states import UPSTAIRS, UpstairsState
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "docs" / "upstairs.md",)
+DOCUMENTS = (ROOT / "docs" / "upstairs.md", ROOT / "docs" / "agent.md")
 _PLACE = re.compile(r"(<!-- states: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -79,6 +81,8 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "slot": lambda: diagram(SLOT),
     "reconciliation": lambda: diagram(RECONCILE),
     "live-repair": lambda: diagram(REPAIR),
+    "agent-region": lambda: diagram(REGION),
+    "agent-process": lambda: diagram(PROCESS),
     "modes": modes,
     "refusals": refusals,
 }
