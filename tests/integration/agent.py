@@ -17,6 +17,7 @@ import grpc
 
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import FLAGS, TlsFiles, reach
 from stairwell.agent.v1 import agent_service_pb2 as pb
 from stairwell.agent.v1 import agent_service_pb2_grpc as pb_grpc
 from tests.integration.cluster import (
@@ -39,13 +40,14 @@ FAILED = pb.REGION_STATE_FAILED
 class Agent:
     """`downstaird agent` on a root of its own; `places` regions have ports."""
 
-    def __init__(self, folder: Path, places: int) -> None:
+    def __init__(self, folder: Path, places: int, tls: TlsFiles | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.root = folder / "root"
         first = free_ports(places + 1, step=2)
         self.ports = range(first + 2, first + 2 + 2 * places, 2)
         self._folder = folder
         self._port = first
+        self._tls = tls
         self.program = self.another()
         self._channel: grpc.aio.Channel | None = None
 
@@ -56,7 +58,10 @@ class Agent:
             "downstaird", "agent", "--root", str(self.root), "--listen", f"{LOOPBACK}:{at}",
             "--ports", f"{self.ports.start}-{self.ports.stop - 1}", "-a", LOOPBACK, *flags,
         ]  # fmt: skip
-        return Program("agent", command, at, self._folder / "agent.log", {})
+        if self._tls is not None:
+            files = (self._tls.cert, self._tls.key, self._tls.root)
+            command += [word for pair in zip(FLAGS, files, strict=True) for word in pair]
+        return Program("agent", command, at, self._folder / "agent.log", {}, self._tls)
 
     async def again(self, *flags: str) -> None:
         """The next agent on the root; the one before must have ended."""
@@ -66,7 +71,8 @@ class Agent:
     async def call(self, method: str, request: Any) -> Any:
         """One call; failures come back as typed errors."""
         if self._channel is None:
-            self._channel = open_channel(self.program.address)
+            peer = await reach(self.program.address, self._tls) if self._tls else None
+            self._channel = open_channel(self.program.address, tls=peer)
         with translated("the agent"):
             bound = getattr(pb_grpc.AgentServiceStub(self._channel), method)
             return await bound(request, timeout=DEADLINE, wait_for_ready=True)
@@ -165,9 +171,11 @@ class Agent:
 
 
 @asynccontextmanager
-async def agent_on(folder: Path, places: int, *, start: bool = True) -> AsyncIterator[Agent]:
+async def agent_on(
+    folder: Path, places: int, *, start: bool = True, tls: TlsFiles | None = None
+) -> AsyncIterator[Agent]:
     """An agent in a folder."""
-    agent = Agent(folder, places)
+    agent = Agent(folder, places, tls)
     try:
         if start:
             await agent.program.start()

@@ -14,12 +14,15 @@ import pytest
 from downstaird.agent.core.intent import Intent, Wanted, moved, requested
 from downstaird.agent.core.region_states import RegionEvent
 from downstaird.agent.intent_store import IntentStore
-from stairlib.model.errors import LimitError
+from stairlib.model.errors import LimitError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
+from stairlib.rpc.health_check import check
+from stairlib.rpc.tls import TlsFiles
 from stairwell.agent.v1 import agent_service_pb2 as pb
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
+from tests.certificates import Authority
 from tests.integration.agent import DESTROYED, FAILED, RUNNING, agent_on
 from tests.integration.cluster import (
     BIN,
@@ -27,6 +30,7 @@ from tests.integration.cluster import (
     BLOCKS_PER_EXTENT,
     DEADLINE,
     EXTENT_COUNT,
+    LOOPBACK,
     Cluster,
     Program,
     free_ports,
@@ -160,7 +164,7 @@ def in_service(directory: Path, port: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [
             *(str(BIN / "downstaird"), "run", "-d", str(directory)),
-            *("-p", str(port), "-a", "127.0.0.1"),
+            *("-p", str(port), "-a", LOOPBACK),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -217,7 +221,7 @@ async def test_a_copy_is_made_of_a_region_served_read_only(tmp_path: Path) -> No
         *("--import-path", image),
     )
     extents = int(made.good().out.split(" extents")[0].rsplit(" ", 1)[1])
-    served = ["downstaird", "run", "-d", str(source), "-p", str(port), "-a", "127.0.0.1"]
+    served = ["downstaird", "run", "-d", str(source), "-p", str(port), "-a", LOOPBACK]
     writable = Program("source", served, port, tmp_path / "source.log", {})
     readable = Program("source", [*served, "--mode", "ro"], port, tmp_path / "source.log", {})
     async with agent_on(tmp_path / "agent", 2) as agent:
@@ -247,6 +251,34 @@ async def test_a_copy_is_made_of_a_region_served_read_only(tmp_path: Path) -> No
         )
         exported.good()
         assert whole.read_bytes().startswith(image.read_bytes())
+
+
+async def test_with_certificates_agent_and_regions_speak_tls_and_tell_no_key(
+    tmp_path: Path,
+) -> None:
+    files = Authority(tmp_path / "certificates").issue("host", LOOPBACK)
+    async with agent_on(tmp_path / "agent", 1, tls=files) as agent:
+        (region,) = await agent.serving(await agent.create())
+        assert (await agent.call("GetHost", pb.GetHostRequest())).tls
+        assert await check(region.address, tls=files) == "SERVING"
+        for address in (region.address, agent.program.address):
+            with pytest.raises(UnavailableError):
+                await check(address)
+        agent.program.kill()
+        await agent.again()
+        (again,) = await agent.serving(region.id)
+        assert again.process.pid == region.process.pid
+        told = str(again) + agent.program.log.read_text()
+        told += "".join(each.read_text() for each in agent.root.glob("agent.intent*"))
+        told += "".join(each.read_text() for each in (agent.root / "output").iterdir())
+        assert "ready" in told
+        assert key_text(files)[:32] not in told
+        assert files.key not in str(again)
+
+
+def key_text(files: TlsFiles) -> str:
+    """What no answer and no file but its own may hold."""
+    return "".join(Path(files.key).read_text().splitlines()[1:-1])
 
 
 async def test_a_volume_goes_on_while_its_agent_is_killed_and_replaced(tmp_path: Path) -> None:
