@@ -7,7 +7,9 @@ becomes of regions that can be made is in tests/integration/test_agent.py.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import os
 import random
 import socket
 import uuid
@@ -17,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from downstaird.agent import keeper
 from downstaird.agent.core.intent import Intent, Limits, PortRange
 from downstaird.agent.host import Host, HostOptions, _bindable
+from downstaird.agent.keeper import Keeper
 from downstaird.agent.start import services
 from downstaird.launching import Launcher
 from stairlib.model.errors import (
@@ -240,3 +244,46 @@ async def test_what_cannot_be_stored_is_not_promised(
         with pytest.raises(StairwellError):
             await place.call("GetRegion", pb.GetRegionRequest(id=region))
     assert (await place.create(region)).id == region
+
+
+async def test_a_destruction_that_comes_as_a_keeper_ends_is_carried_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = await place.create()
+    await place.become(region.id, pb.REGION_STATE_FAILED)
+    original, begun = Keeper.run, []
+
+    async def run(one: Keeper) -> None:
+        """The first ends as one does that had looked before the destruction was stored."""
+        begun.append(one)
+        if len(begun) > 1:
+            await original(one)
+
+    monkeypatch.setattr(Keeper, "run", run)
+    await place.call("DestroyRegion", pb.DestroyRegionRequest(id=region.id))
+    await place.become(region.id, pb.REGION_STATE_DESTROYED)
+    assert len(begun) == 2
+
+
+async def test_what_cannot_be_removed_is_told_and_tried_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = await place.create()
+    await place.become(region.id, pb.REGION_STATE_FAILED)
+    monkeypatch.setattr(keeper, "RETRY_SECONDS", 0.01)
+    removed = keeper._remove
+    mended = asyncio.Event()
+
+    def remove(directory: Path) -> None:
+        if not mended.is_set():
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(directory))
+        removed(directory)
+
+    monkeypatch.setattr(keeper, "_remove", remove)
+    watch = place.stub.WatchRegions(pb.WatchRegionsRequest(id=region.id), timeout=DEADLINE)
+    await place.call("DestroyRegion", pb.DestroyRegionRequest(id=region.id))
+    while "cannot remove" not in (told := (await watch.read()).region).process.trouble:
+        assert told.state != pb.REGION_STATE_DESTROYED
+    mended.set()
+    await place.become(region.id, pb.REGION_STATE_DESTROYED)
+    watch.cancel()
