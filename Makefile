@@ -10,6 +10,10 @@ FUZZ_SECONDS ?= 60
 # The seeds of `make sim`: two minutes on two idle processors.
 FIRST ?= 0
 SEEDS ?= 1500
+# Of `make torture`.
+SECONDS ?= 600
+SCENARIO ?= all
+SEED ?= 1
 # Seconds of `make torture-storage`.
 DURATION ?= 40
 
@@ -48,6 +52,10 @@ sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a so
 .PHONY: test-sim
 test-sim: setup ## Have the simulator find the bugs planted in tests/sim/mutants
 	@$(BIN)/python -m pytest --numprocesses 2 tests/sim $(TEST_FLAGS)
+
+.PHONY: torture
+torture: setup ## Kill, freeze and replace daemons under verified loads (SECONDS=600 SCENARIO=all SEED=1)
+	@$(BIN)/python -m tests.torture --seconds $(SECONDS) --scenario $(SCENARIO) --seed $(SEED)
 
 .PHONY: torture-storage
 torture-storage: setup ## Kill, cut off and fill regions on real file systems (DURATION=seconds; root, for the mounts)

@@ -32,6 +32,11 @@ class _Pages:
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes, fewer at the end."""
+        number, at = divmod(offset, _PAGE_BYTES)
+        if at + size <= _PAGE_BYTES and offset + size <= self.size:
+            # The usual case: within one page.
+            page = self.pages.get(number)
+            return bytes(size) if page is None else bytes(page[at : at + size])
         end = min(offset + size, self.size)
         parts = []
         while offset < end:
@@ -44,15 +49,16 @@ class _Pages:
 
     def write(self, offset: int, data: bytes) -> None:
         """Grows as needed."""
-        self.size = max(self.size, offset + len(data))
+        length = len(data)
+        self.size = max(self.size, offset + length)
         done = 0
-        while done < len(data):
+        while done < length:
             number, at = divmod(offset + done, _PAGE_BYTES)
-            here = min(len(data) - done, _PAGE_BYTES - at)
+            here = min(length - done, _PAGE_BYTES - at)
             page = self.pages.get(number)
             if page is None:
                 page = self.pages[number] = bytearray(_PAGE_BYTES)
-            page[at : at + here] = data[done : done + here]
+            page[at : at + here] = data if here == length else data[done : done + here]
             done += here
 
     def cut(self, size: int) -> None:
@@ -98,9 +104,18 @@ class _Node:
 
     def keep(self, sectors: Iterable[int], target: _Pages) -> None:
         """Copies sectors of the present content to `target`."""
-        for sector in sectors:
-            at = sector * SECTOR_BYTES
-            target.write(at, self.now.read(at, SECTOR_BYTES))
+        first = after = -1
+        for sector in sorted(sectors):
+            if sector != after:
+                self._keep_run(first, after, target)
+                first = sector
+            after = sector + 1
+        self._keep_run(first, after, target)
+
+    def _keep_run(self, first: int, after: int, target: _Pages) -> None:
+        if first >= 0:
+            at = first * SECTOR_BYTES
+            target.write(at, self.now.read(at, (after - first) * SECTOR_BYTES))
 
 
 class MemoryFile:

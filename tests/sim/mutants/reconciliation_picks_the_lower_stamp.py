@@ -11,8 +11,8 @@ def plant(patch) -> None:
     best = reconcile._best_rows
 
     def worst(keys):
-        quality, generations, flushes, dirty = keys
+        quality, generations, flushes, sound, dirty = keys
         top = np.uint64(2**63)
-        return best((quality, top - generations, top - flushes, dirty))
+        return best((quality, top - generations, top - flushes, sound, dirty))
 
     patch.setattr(reconcile, "_best_rows", worst)
