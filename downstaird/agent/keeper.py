@@ -45,6 +45,8 @@ HEALTH_EVERY_SECONDS = 15.0
 # What cannot be stored or removed is tried again, first soon and then ever more seldom.
 RETRY_SECONDS = 1.0
 RETRY_MAX_SECONDS = 30.0
+# run -d DIR -p PORT: what a process that an agent started begins with, whatever its options.
+_OURS = 5
 _GOING = (RegionState.TOMBSTONED, RegionState.DESTROYED)
 
 
@@ -239,7 +241,7 @@ class Keeper:
         """One that serves the region already, or a new one."""
         program, *wanted = self._launcher.run_command(self.plan)
         wanted += ["--data-port", str(self.plan.port + 1)]
-        found = await self._end_others(keep="run")
+        found = await self._end_others(keep=tuple(wanted[:_OURS]))
         if found is not None:
             self.outdated = list(found.command) != wanted
             _log.info("region's process found running", region=str(self.id), pid=found.pid)
@@ -248,16 +250,19 @@ class Keeper:
         self.outdated = False
         return processes.start(program, wanted, Path(self.plan.output))
 
-    async def _end_others(self, keep: str = "") -> RegionProcess | None:
-        """Ends what an agent before this one left at work on the region; with `keep` the first that
-        does that is kept and returned."""
+    async def _end_others(self, keep: tuple[str, ...] = ()) -> RegionProcess | None:
+        """Ends what an agent before this one left at work on the region. With `keep`, how the
+        arguments of one that serves it for us begin, that one is returned, and others that somebody
+        serves the directory with are left alone: its lock says who may, and we who does not."""
         kept = None
         found = await asyncio.to_thread(
             processes.at_work_on, self.directory, self._launcher.program
         )
         for process in found:
-            if process.verb == keep and kept is None:
+            if keep and kept is None and process.command[: len(keep)] == keep:
                 kept = process
+            elif keep and process.verb == "run":
+                process.release()
             else:
                 _log.warning("ends a process left behind", region=str(self.id), pid=process.pid)
                 await processes.end(process, STOP_GRACE_SECONDS)

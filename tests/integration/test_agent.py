@@ -95,6 +95,17 @@ async def test_an_agent_that_is_killed_leaves_its_regions_to_the_next(tmp_path: 
         (region,) = await agent.serving(third)
         assert region.port == before[0].port
 
+        # Somebody serves a region by hand, elsewhere: that is told, and not ended.
+        agent.program.kill()
+        os.kill(region.process.pid, signal.SIGKILL)
+        by_hand = in_service(agent.root / "regions" / third, free_ports(1))
+        await agent.again()
+        await agent.until_one(third, lambda one: "in use" in one.process.trouble)
+        assert by_hand.poll() is None
+        by_hand.terminate()
+        assert by_hand.wait(DEADLINE) == 0
+        await agent.serving(third)
+
 
 async def test_every_half_done_state_is_gone_on_with(tmp_path: Path) -> None:
     """What an agent leaves that is killed at a step: its record, and what may be on the disk."""
