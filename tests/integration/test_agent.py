@@ -95,16 +95,20 @@ async def test_an_agent_that_is_killed_leaves_its_regions_to_the_next(tmp_path: 
         (region,) = await agent.serving(third)
         assert region.port == before[0].port
 
-        # Somebody serves a region by hand, elsewhere: that is told, and not ended.
+
+async def test_a_region_that_somebody_serves_by_hand_is_left_to_him(tmp_path: Path) -> None:
+    async with agent_on(tmp_path, 1) as agent:
+        region = await agent.create()
+        (before,) = await agent.serving(region)
         agent.program.kill()
-        os.kill(region.process.pid, signal.SIGKILL)
-        by_hand = in_service(agent.root / "regions" / third, free_ports(1))
+        os.kill(before.process.pid, signal.SIGKILL)
+        by_hand = in_service(agent.root / "regions" / region, free_ports(1))
         await agent.again()
-        await agent.until_one(third, lambda one: "in use" in one.process.trouble)
+        await agent.until_one(region, lambda one: "in use" in one.process.trouble)
         assert by_hand.poll() is None
         by_hand.terminate()
         assert by_hand.wait(DEADLINE) == 0
-        await agent.serving(third)
+        await agent.serving(region)
 
 
 async def test_every_half_done_state_is_gone_on_with(tmp_path: Path) -> None:
