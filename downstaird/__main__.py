@@ -86,6 +86,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         from downstaird.commands.forget_key import forget_key
 
         return forget_key(options.data)
+    if options.command == "snapshot":
+        return _snapshot(options)
     from downstaird.commands.version import version
 
     return version()
@@ -105,6 +107,19 @@ def _clone(options: argparse.Namespace) -> int:
     from downstaird.commands.clone import clone
 
     return clone(_clone_options(options))
+
+
+def _snapshot(options: argparse.Namespace) -> int:
+    from downstaird.commands import snapshot
+
+    if options.action == "list":
+        return snapshot.list_all(options.data, output=options.output)
+    if options.action == "create":
+        return snapshot.create(options.data, options.name)
+    if options.action == "delete":
+        return snapshot.delete(options.data, options.name)
+    wanted = checked_uuid(options.uuid, "--uuid")
+    return snapshot.clone(options.data, options.name, options.to, wanted)
 
 
 def _dump(options: argparse.Namespace) -> int:
@@ -156,6 +171,8 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
     for port, flag in ((options.port, "--port"), (options.data_port or 0, "--data-port")):
         if not 0 <= port <= MAX_PORT:
             raise wrong(flag, f"must be from 0 to {MAX_PORT}, not {port}")
+    if options.snapshot and options.create:
+        raise wrong("--snapshot", "is of a region that is there: leave out --create")
     if options.latency < 0:
         raise wrong("--latency", "must not be negative")
     for kind in ("read", "write", "flush"):
@@ -166,7 +183,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
         address=Address(options.address.strip("[]"), options.port),
         data_port=options.data_port,
         advertise=options.advertise,
-        read_only=options.mode == "ro",
+        read_only=options.mode == "ro" or bool(options.snapshot),
         faults=FaultPlan(
             lossy=options.lossy,
             read_errors=options.read_errors,
@@ -176,6 +193,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
         ),
         create=_create_options(options) if options.create else None,
         tls=_tls_files(options, server=True),
+        snapshot=options.snapshot or "",
     )
 
 

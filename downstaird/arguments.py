@@ -8,6 +8,7 @@ from pathlib import Path
 from downstaird.agent.arguments import GUIDE, TEXT, add_agent
 from downstaird.config import add_cipher
 from downstaird.faults import CHANCE
+from downstaird.snapshot_arguments import add_snapshot
 
 _GUIDE = """\
 A downstairs keeps one of the three copies of a region: a directory of block data, served to one
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_import(commands)
     _add_forget_key(commands)
+    add_snapshot(commands)
     _add(
         commands,
         "version",
@@ -329,6 +331,12 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         choices=("rw", "ro"),
         default="rw",
         help="ro: any number of upstairs, nothing changes (default %(default)s)",
+    )
+    run.add_argument(
+        "--snapshot",
+        metavar="NAME",
+        help="serve this snapshot of the region, read-only, beside the daemon that serves the "
+        "region itself; under an id of its own (see 'downstaird snapshot list')",
     )
     _add_logging(run)
     _add_tls(run)

@@ -51,7 +51,8 @@ class CloneOptions:
 class RunOptions:
     """How to serve a region. `create` is set when it may be made on the first start. `data_port`
     None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
-    each client. `tls` None: plain text."""
+    each client. `tls` None: plain text. `snapshot`: serve
+    that instead of the region itself."""
 
     directory: Path
     address: Address
@@ -61,6 +62,7 @@ class RunOptions:
     faults: FaultPlan
     create: CreateOptions | None
     tls: TlsFiles | None = None
+    snapshot: str = ""
 
 
 def checked_uuid(text: str | None, flag: str) -> uuid.UUID:

@@ -74,9 +74,9 @@ def with_faults(engine: Engine, plan: FaultPlan, chance: random.Random) -> Engin
             fail(plan.write_errors, "write")
             write(offset, contexts, data)
 
-        def begin_flush(self, number: int, generation: int) -> FlushWork:
+        def begin_flush(self, number: int, generation: int, snapshot: str = "") -> FlushWork:
             fail(plan.flush_errors, "flush")
-            return begin(number, generation)
+            return begin(number, generation, snapshot)
 
     faulty: Engine = Faulty()  # type: ignore[assignment]
     return faulty

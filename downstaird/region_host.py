@@ -10,7 +10,8 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING
 
-from downstaird.core.engine import Engine
+from downstaird.core.by_hand import next_flush
+from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
@@ -30,6 +31,8 @@ _log = get_logger(__name__)
 TOKEN_BYTES = 32
 # How often silent peers and unused tokens are looked for, and signs of life are sent.
 CHECK_SECONDS = 5.0
+# How long a deletion waits before it asks again whether its snapshot is written out.
+SETTLE_SECONDS = 0.05
 
 
 class RegionHost:
@@ -123,19 +126,41 @@ class RegionHost:
                 session_id=str(grant.session_id),
             )
 
-    async def flush_by_hand(self) -> int:
+    async def flush_by_hand(self, snapshot: str = "") -> int:
         """One flush outside any session; its number. Waits its turn for the lane."""
         while not self.lane.free:
             await self.lane.wait_free()
         self.require_no_writer()
-        states = self.engine.extent_states()
-        number = int(states.flushes.max(initial=0)) + 1
-        work = self.engine.begin_flush(number, self.engine.ownership.generation)
+        number = next_flush(self.engine)
+        work = self.engine.begin_flush(number, self.engine.ownership.generation, snapshot)
+        await self._carried_out(work)
+        return number
+
+    async def _carried_out(self, work: FlushWork) -> None:
         outcome = self.lane.begun(work)
         # A session that came meanwhile must know that the lane is taken.
         self.changed(free=False)
         await outcome
-        return number
+
+    async def delete_snapshot(self, name: str) -> None:
+        """Deletes it durably, whoever uses the region; one that was just taken is waited for.
+        StateError READ_ONLY, and as Engine.begin_delete_snapshot."""
+        while True:
+            while not self.lane.free or self.reserved():
+                await self.lane.wait_free()
+                await asyncio.sleep(0)
+            try:
+                work = self.engine.begin_delete_snapshot(name)
+            except StateError as error:
+                if error.reason != "SNAPSHOT_SETTLING":
+                    raise
+            else:
+                await self._carried_out(work)
+                return
+            self.lane.checkpoint_if_wanted()
+            if self.lane.free:
+                # Something else goes first.
+                await asyncio.sleep(SETTLE_SECONDS)
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Holds on to a task nobody waits for until it is done."""

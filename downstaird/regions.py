@@ -15,10 +15,12 @@ from downstaird.core.engine import Engine, RegionDefinition
 from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
 from downstaird.core.region_files import DEFINITION_NAME, version_for
+from downstaird.core.region_snapshots import settle
+from downstaird.core.snapshot_reader import open_snapshot
 from downstaird.core.unfinished import UnfinishedDisk
 from downstaird.store.files import FileDisk
 from stairlib.model.cipher import describe_cipher
-from stairlib.model.errors import AlreadyExistsError, StateError
+from stairlib.model.errors import AlreadyExistsError, StairwellError, StateError
 from stairlib.model.geometry import Geometry
 
 # Lies in a directory that a clone is being made in, from before the first of its files on.
@@ -45,6 +47,46 @@ def open_region(directory: Path, *, read_only: bool = False) -> Engine:
     return Region.open(FileDisk(directory), read_only=read_only, tuning=tuning)
 
 
+def open_snapshot_of(directory: Path, name: str) -> Engine:
+    """A snapshot to be read. One that was just taken is written out first, unless the region's
+    daemon is there to do that. NotFoundError SNAPSHOT_NOT_FOUND, and as open_region."""
+    settle_snapshots(directory)
+    return open_snapshot(FileDisk(directory), name)
+
+
+def settle_snapshots(directory: Path) -> None:
+    """Writes out what was just taken when a daemon was stopped. DataError."""
+    _refuse_unfinished(directory)
+    try:
+        region = Region.open(FileDisk(directory))
+    except StairwellError as error:
+        # In service, or on read-only media.
+        if error.reason in {"REGION_LOCKED", "IO_ERROR"}:
+            return
+        raise
+    try:
+        settle(region)
+    finally:
+        region.close()
+
+
+def delete_snapshot(directory: Path, name: str) -> int:
+    """Deletes a snapshot of a region at rest and gives its space back; how many bytes that were.
+    NotFoundError SNAPSHOT_NOT_FOUND, StateError SNAPSHOT_BUSY, and as open_region."""
+    _refuse_unfinished(directory)
+    region = Region.open(FileDisk(directory))
+    try:
+        settle(region)
+        before = region.stored_bytes()
+        work = region.begin_delete_snapshot(name)
+        work.run()
+        region.finish_flush(work, None)
+        region.checkpoint_now()
+        return max(0, before - region.stored_bytes())
+    finally:
+        region.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Unfinished:
     """A region to be filled as a whole; nobody takes it for one before `publish`."""
@@ -61,9 +103,9 @@ class Unfinished:
             self.marker.unlink()
 
 
-def open_clone(directory: Path, definition: RegionDefinition) -> Unfinished:
-    """A new region to be filled, or what an interrupted clone left of it. AlreadyExistsError,
-    StateError DIRECTORY_NOT_EMPTY, CLONE_DIFFERS or REGION_LOCKED, DataError."""
+def begin_clone(directory: Path) -> Path:
+    """Marks an empty directory, made where it is missing, as one a clone is made in; the marker.
+    AlreadyExistsError, StateError DIRECTORY_NOT_EMPTY, DataError."""
     if is_region(directory):
         raise AlreadyExistsError(
             f"{directory} holds a region already: choose another directory, or remove that one",
@@ -76,10 +118,18 @@ def open_clone(directory: Path, definition: RegionDefinition) -> Unfinished:
             reason="DIRECTORY_NOT_EMPTY",
             path=str(directory),
         )
-    disk = UnfinishedDisk(FileDisk(directory))
+    disk = FileDisk(directory)
     disk.prepare()
     marker.touch()
     disk.sync_directory()
+    return marker
+
+
+def open_clone(directory: Path, definition: RegionDefinition) -> Unfinished:
+    """A new region to be filled, or what an interrupted clone left of it. AlreadyExistsError,
+    StateError DIRECTORY_NOT_EMPTY, CLONE_DIFFERS or REGION_LOCKED, DataError."""
+    marker = begin_clone(directory)
+    disk = UnfinishedDisk(FileDisk(directory))
     if not disk.begun:
         return Unfinished(Region.create(disk, definition), disk, marker)
     engine = Region.open(disk)

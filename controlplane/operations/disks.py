@@ -15,6 +15,7 @@ from controlplane.peers.vmmd import GLANCE_SECONDS, Vmmd
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
 from stairlib.model.errors import NotFoundError, StairwellError
+from stairlib.model.snapshot import checked_name
 from stairlib.rpc.paging import page_size, position, token
 from stairlib.telemetry.logs import get_logger
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
@@ -106,6 +107,12 @@ class Disks:
         """Compares the members of the disk's volume."""
         disk = await self._store.disk(name)
         return await self._vmmd.verify_volume(disk.instance_id, disk.name, read_data=read_data)
+
+    async def snapshot(self, name: str, snapshot: str) -> list[volume_pb.RegionSnapshot]:
+        """Has all copies of a disk keep, under a name, what it holds now."""
+        checked_name(snapshot, "snapshot")
+        disk = await self._store.disk(name)
+        return await self._vmmd.snapshot(disk.instance_id, disk.name, snapshot)
 
     async def _volume(self, disk: DiskRecord) -> volume_pb.VolumeInfo | None:
         """What the machine says now, if it says something soon."""

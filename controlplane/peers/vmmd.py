@@ -42,6 +42,8 @@ REPLACE_SECONDS = 20.0
 VERIFY_SECONDS = 300.0
 # The same, reading every stored block.
 VERIFY_DATA_SECONDS = 6 * 3600.0
+# A flush of three members, however much is to be flushed.
+SNAPSHOT_SECONDS = 60.0
 
 
 class Vmmd:
@@ -150,6 +152,15 @@ class Vmmd:
             answer = await self._volumes.VerifyVolume(request, timeout=seconds)
         report: volume_pb.VerifyReport = answer.report
         return report
+
+    async def snapshot(
+        self, machine_id: UUID, disk: str, name: str
+    ) -> list[volume_pb.RegionSnapshot]:
+        """Has all members keep what the volume holds now."""
+        request = volume_pb.SnapshotRequest(machine_id=str(machine_id), disk=disk, name=name)
+        with translated(self.peer):
+            answer = await self._volumes.Snapshot(request, timeout=SNAPSHOT_SECONDS)
+        return list(answer.regions)
 
     async def start_scrub(
         self, machine_id: UUID, disk: str, path: str, bytes_per_second_max: int

@@ -93,6 +93,22 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
         report = await self._disks.verify(disk_name(request.name), read_data=request.read_data)
         return pb.VerifyDiskResponse(report=report)
 
+    async def SnapshotDisk(
+        self,
+        request: pb.SnapshotDiskRequest,
+        context: grpc.aio.ServicerContext[pb.SnapshotDiskRequest, pb.SnapshotDiskResponse],
+    ) -> pb.SnapshotDiskResponse:
+        """Has all copies keep what the disk holds now."""
+        del context
+
+        async def take() -> pb.SnapshotDiskResponse:
+            regions = await self._disks.snapshot(disk_name(request.name), request.snapshot)
+            return pb.SnapshotDiskResponse(regions=regions)
+
+        return await self._answers.once(
+            "SnapshotDisk", request.request_id, request, pb.SnapshotDiskResponse, take
+        )
+
     async def StartScrub(
         self,
         request: pb.StartScrubRequest,

@@ -45,6 +45,8 @@ async def _serve(options: RunOptions, stop: StopSignal) -> int:
 
 
 def _open(options: RunOptions) -> Engine:
+    if options.snapshot:
+        return regions.open_snapshot_of(options.directory, options.snapshot)
     if options.create is not None and not regions.is_region(options.directory):
         regions.create_region(options.create)
     engine = regions.open_region(options.directory, read_only=options.read_only)

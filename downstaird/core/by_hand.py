@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from downstaird.core.engine import RegionDefinition
+from downstaird.core.engine import Engine, RegionDefinition
 from stairlib.model.context import ContextArray, plain_contexts
 from stairlib.model.errors import FieldViolation, InvalidRequestError, StateError
 from stairlib.model.geometry import Geometry
 
 # Below what a gRPC client takes in one message by default.
 BYTES_MAX = 2 << 20
+
+
+def next_flush(engine: Engine) -> int:
+    """A flush number that neither an extent nor a snapshot has."""
+    taken = max((facts.flush for facts in engine.list_snapshots()), default=0)
+    return max(taken, int(engine.extent_states().flushes.max(initial=0))) + 1
 
 
 def check_read(geometry: Geometry, block: int, count: int) -> None:

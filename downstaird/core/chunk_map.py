@@ -41,6 +41,7 @@ class ChunkMap:
         *,
         cache_bytes: int,
         on_damage: Callable[[int, DataError], None],
+        is_held: Callable[[int], bool] = lambda _physical: False,
     ) -> None:
         self._layout = layout
         self.data = data
@@ -56,15 +57,24 @@ class ChunkMap:
         self._cache: dict[int, Home] = {}
         self._cached_max = max(1, cache_bytes // (layout.chunk_blocks * CONTEXT_BYTES))
         self._on_damage = on_damage
+        # Whether a snapshot needs a physical chunk: then it is not free.
+        self._is_held = is_held
         self._data_chunks = data.size() // self.chunk_bytes
         # Freed by discards: their space is given back by the next checkpoint, then they are free.
         self.to_punch: list[int] = []
 
-    def adopt(self, durable: U32Array, sides: bytearray, fresh: dict[int, Home]) -> None:
-        """Takes over what recovery found."""
+    def adopt(
+        self,
+        durable: U32Array,
+        sides: bytearray,
+        fresh: dict[int, Home],
+        held: U32Array | None = None,
+    ) -> None:
+        """Takes over what recovery found. held: physical chunks that snapshots need."""
         self.durable = durable
         self.live = durable.copy()
-        self.space = ChunkSpace.around(durable)
+        used = durable if held is None else np.concatenate((durable, held))
+        self.space = ChunkSpace.around(used)
         self.sides = sides + bytes(max(0, self.space.end - len(sides)))
         self.fresh = fresh
 
@@ -135,10 +145,26 @@ class ChunkMap:
             self.live[chunk] = physical
         self.fresh[physical] = zero_home(self._layout.chunk_blocks)
 
+    def move(self, chunk: int, physical: int) -> None:
+        """A checkpoint has put what the durable state has of `chunk` elsewhere: a snapshot keeps
+        the old place."""
+        assert not self.frozen_remaps
+        if self.live[chunk] == self.durable[chunk]:
+            self.live[chunk] = physical
+        self.durable[chunk] = physical
+
     def empty(self, chunk: int, physical: int) -> None:
         """A checkpoint found nothing left in `chunk`: the commit gives its home back."""
         self.durable[chunk] = 0
         self.live[chunk] = 0
+        self.give_back(physical)
+
+    def give_back(self, physical: int) -> None:
+        """The region does not need the chunk any more: unless a snapshot does, the next checkpoint
+        gives its space back."""
+        if self._is_held(physical):
+            return
+        self.fresh.pop(physical, None)
         self._cache.pop(physical, None)
         self.to_punch.append(physical)
 
@@ -162,10 +188,8 @@ class ChunkMap:
             self.durable[chunk] = physical
             if not old:
                 continue
-            if physical:
+            if not physical:
+                self.give_back(old)
+            elif not self._is_held(old):
                 self.release(old)
-            else:
-                self.fresh.pop(old, None)
-                self._cache.pop(old, None)
-                self.to_punch.append(old)
         self.frozen_remaps = {}

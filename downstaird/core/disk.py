@@ -63,6 +63,14 @@ class File(Protocol):
         ...
 
 
+class Hold(Protocol):
+    """A byte that is held."""
+
+    def close(self) -> None:
+        """Lets go; a second call does nothing."""
+        ...
+
+
 class Disk(Protocol):
     """A directory of files that one region owns."""
 
@@ -77,6 +85,11 @@ class Disk(Protocol):
 
     def lock(self, *, shared: bool) -> None:
         """Keeps other processes out until `close`. StateError REGION_LOCKED when one is in."""
+        ...
+
+    def hold(self, name: str, byte: int, *, shared: bool) -> Hold:
+        """Keeps others from holding that byte of a file, or from holding it alone; across
+        processes, and whoever has `lock`. StateError SNAPSHOT_BUSY when one does."""
         ...
 
     def exists(self, name: str) -> bool:

@@ -12,7 +12,7 @@ Errors are `stairlib.model.errors` classes: InvalidRequestError OUT_OF_RANGE, Da
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,6 +70,21 @@ class ExtentStates:
     generations: npt.NDArray[np.uint64]
     flushes: npt.NDArray[np.uint64]
     flags: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFacts:
+    """A snapshot: what flush it was taken by; bytes of chunks that it has, and that nothing else
+    has any more. settled: its map is written out, so that it can be read and deleted. damaged: not
+    all of it can be read."""
+
+    name: str
+    generation: int
+    flush: int
+    unique_bytes: int
+    total_bytes: int
+    settled: bool
+    damaged: bool
 
 
 class FlushWork(Protocol):
@@ -139,10 +154,25 @@ class Engine(Protocol):
         blocking call here)."""
         ...
 
-    def begin_flush(self, number: int, generation: int) -> FlushWork:
+    def begin_flush(self, number: int, generation: int, snapshot: str = "") -> FlushWork:
         """Freezes what every write and discard so far has changed; extents dirty by then are
         stamped (generation, number) once it has succeeded. Incomplete marks of extents that were
-        `repair_extent_copied` are cleared."""
+        `repair_extent_copied` are cleared.
+
+        snapshot: a name under which all that the flush covers is kept, durable with the flush; one
+        that this very flush has taken already is none again. InvalidRequestError SNAPSHOT_NAME,
+        AlreadyExistsError SNAPSHOT_EXISTS, LimitError SNAPSHOT_LIMIT, StateError
+        SNAPSHOT_INCOMPLETE: then nothing has begun."""
+        ...
+
+    def list_snapshots(self) -> Iterator[SnapshotFacts]:
+        """All of them, oldest first. Each step reads one map: milliseconds."""
+        ...
+
+    def begin_delete_snapshot(self, name: str) -> FlushWork:
+        """Deletes one; durable when the work is done (run and finish it as a flush). Its space is
+        freed by the next checkpoint. NotFoundError SNAPSHOT_NOT_FOUND, StateError
+        SNAPSHOT_SETTLING or SNAPSHOT_BUSY."""
         ...
 
     def finish_flush(self, work: FlushWork, error: Exception | None) -> None:

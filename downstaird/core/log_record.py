@@ -1,13 +1,14 @@
 """The log's record: everything one flush makes durable, in one checksummed and chained piece.
 
     header    128 bytes, see HEADER; the rest is zero
-    table     extents, remaps, discards, block addresses, block contexts, remap contexts
+    table     extents, remaps, discards, block addresses, block contexts, remap contexts,
+              snapshots
     padding   to the next multiple of the block size (at most 4096)
     data      one block per block address
     padding   to the next multiple of 4096
 
-A record is applied in this order: extents, remaps, discards, blocks. The checksum covers header
-and table, the header holds the hash of the data and the checksum of the record before, so a
+A record is applied in this order: extents, remaps, discards, blocks, snapshots. The checksum covers
+header and table, the header holds the hash of the data and the checksum of the record before, so a
 record proves all that came earlier. docs/region-format.md has it byte by byte.
 """
 
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import xxhash
 
 from downstaird.core.disk import Buffer
+from downstaird.core.snapshot_entry import SNAPSHOT, SnapshotEntries, no_snapshots
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts
 
 # Arrays are stored as they are in memory.
@@ -32,7 +34,7 @@ assert sys.byteorder == "little"
 MAGIC = 0x524C5753  # "SWLR"
 VERSION = 1
 # magic, version, flags, region tag, sequence, previous checksum, flush, generation, extents,
-# remaps, discards, blocks, remap contexts, zero, table bytes, data bytes, data hash, checksum
+# remaps, discards, blocks, remap contexts, snapshots, table bytes, data bytes, data hash, checksum
 HEADER = struct.Struct("<IHHQQQQQIIIIIIQQQQ")
 HEADER_BYTES = 128
 _CHECKSUM = struct.Struct("<Q")
@@ -66,7 +68,7 @@ class Record:
     remaps: shape (n, 2), logical chunk and physical chunk (0 = the chunk becomes never-written).
     discards: shape (n, 2), first address and count. remap_contexts: one array of shape
     (chunk_blocks, 4) after the other, for the remaps whose physical chunk is not 0, in their
-    order.
+    order. snapshots: taken by this flush, or deleted.
     """
 
     sequence: int = 0
@@ -79,6 +81,7 @@ class Record:
     addresses: I64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     contexts: ContextArray = field(default_factory=lambda: empty_contexts(0))
     remap_contexts: ContextArray = field(default_factory=lambda: empty_contexts(0))
+    snapshots: SnapshotEntries = field(default_factory=no_snapshots)
     data_bytes: int = 0
     data_hash: int = 0
     checksum: int = 0
@@ -110,6 +113,7 @@ def encode(record: Record, data: Sequence[Buffer], *, tag: int, block_size: int)
             record.addresses,
             record.contexts,
             record.remap_contexts,
+            record.snapshots,
         )
         if len(part)
     )
@@ -144,7 +148,7 @@ def _pack(head: bytearray, record: Record, tag: int) -> None:
         len(record.discards),
         len(record.addresses),
         len(record.remap_contexts),
-        0,
+        len(record.snapshots),
         record.table_bytes,
         record.data_bytes,
         record.data_hash,
@@ -185,13 +189,14 @@ def parse_head(raw: bytes, *, tag: int, block_size: int | None) -> RecordHead | 
     fields = HEADER.unpack_from(raw)
     if fields[0] != MAGIC or fields[3] != tag:
         return None
-    extents, remaps, discards, blocks, remap_contexts = fields[8:13]
+    extents, remaps, discards, blocks, remap_contexts, snapshots = fields[8:14]
     table_bytes = (
         extents * EXTENT.itemsize
         + remaps * 8
         + discards * 16
         + blocks * (8 + CONTEXT_BYTES)
         + remap_contexts * CONTEXT_BYTES
+        + snapshots * SNAPSHOT.itemsize
     )
     if fields[14] != table_bytes:
         return None
@@ -215,7 +220,7 @@ def decode(head: RecordHead, table: bytes) -> Record | None:
     if _checksum(head.raw, table) != head.checksum:
         return None
     fields = HEADER.unpack_from(head.raw)
-    extents, remaps, discards, blocks, remap_contexts = fields[8:13]
+    extents, remaps, discards, blocks, remap_contexts, snapshots = fields[8:14]
     at = 0
 
     def take(count: int, dtype: npt.DTypeLike, width: int) -> npt.NDArray[Any]:
@@ -235,6 +240,7 @@ def decode(head: RecordHead, table: bytes) -> Record | None:
         addresses=take(blocks, "<i8", 1).astype(np.int64),
         contexts=take(blocks, "<u8", 4).reshape(-1, 4).astype(np.uint64),
         remap_contexts=take(remap_contexts, "<u8", 4).reshape(-1, 4).astype(np.uint64),
+        snapshots=take(snapshots, SNAPSHOT, 1),
         data_bytes=head.data_bytes,
         data_hash=head.data_hash,
         checksum=head.checksum,

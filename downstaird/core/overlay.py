@@ -298,6 +298,20 @@ class Overlay:
         self.logged.append(epoch)
         self._starts.append(epoch.start)
 
+    def discarded_since(self, first: int, chunk: int) -> npt.NDArray[np.bool_]:
+        """Which blocks of the chunk are discarded by a logged epoch from number `first` on, or by
+        the one in memory. Not while an epoch is frozen."""
+        size = self._chunk_blocks
+        found = np.zeros(size, dtype=np.bool_)
+        for epoch in self.logged[first:]:
+            if not len(epoch.discards):
+                continue
+            starts = epoch.discards[:, 0]
+            for start, count in epoch.discards[starts // size == chunk].tolist():
+                found[start - chunk * size : start - chunk * size + count] = True
+        active = self.discards.get(chunk)
+        return found if active is None else found | active
+
     def drop_logged(self, count: int) -> None:
         """Forgets the oldest `count` epochs: their blocks are home."""
         del self.logged[:count]

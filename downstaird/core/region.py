@@ -18,16 +18,17 @@ checkpoint, recovery.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import xxhash
 
+from downstaird.core import region_snapshots
+from downstaird.core.checkpoint_stages import Seal, stages_of
 from downstaird.core.chunk_contexts import CONTEXT_NAMES, ContextFiles
 from downstaird.core.chunk_map import DATA_NAME, ChunkMap
-from downstaird.core.disk import Buffer, Disk, File
+from downstaird.core.disk import Buffer, Disk, File, Hold
 from downstaird.core.engine import (
     CheckpointWork,
     ExtentStates,
@@ -35,21 +36,23 @@ from downstaird.core.engine import (
     Marks,
     Ownership,
     RegionDefinition,
+    SnapshotFacts,
 )
 from downstaird.core.extent_table import ExtentTable
 from downstaird.core.layout import CHUNK_BYTES, DEFAULT_TUNING, Layout, Tuning
 from downstaird.core.log import LOG_NAMES, Log
-from downstaird.core.overlay import Overlay
+from downstaird.core.log_record import ExtentEntries
+from downstaird.core.overlay import Arena, Overlay
 from downstaird.core.region_checkpoint import (
     CheckpointJob,
     CommitJob,
     MoveJob,
     PlanJob,
-    Seal,
     finish_commit,
     finish_move,
     next_job,
 )
+from downstaird.core.region_creation import close_all, create_files, file_names
 from downstaird.core.region_files import (
     OWNER_NAME,
     VOID_MAX,
@@ -65,12 +68,12 @@ from downstaird.core.region_files import (
 from downstaird.core.region_flush import FlushJob
 from downstaird.core.region_io import RegionBlocks, true_runs
 from downstaird.core.region_recovery import recover
-from downstaird.core.region_repair import RepairTracker, in_order
-from downstaird.core.state_file import STATE_NAMES, State, encode_state
+from downstaird.core.region_repair import RepairTracker, by_extent, in_order
+from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
+from downstaird.core.snapshot_table import SnapshotTable
+from downstaird.core.state_file import STATE_NAMES
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, written
-from stairlib.model.errors import DataError, InvalidRequestError, StairwellError, StateError
-
-_FILE_NAMES = (*STATE_NAMES, *LOG_NAMES, DATA_NAME, *CONTEXT_NAMES, OWNER_NAME, VOID_NAME)
+from stairlib.model.errors import DataError, InvalidRequestError, StateError
 
 
 class Region:
@@ -89,8 +92,8 @@ class Region:
     ) -> None:
         geometry = definition.geometry
         self._definition = definition
-        self._disk = disk
-        self._files = files
+        self.disk = disk
+        self.files = files
         self._read_only = read_only
         self._block_size = geometry.block_size
         self._per_extent = geometry.blocks_per_extent
@@ -109,6 +112,9 @@ class Region:
             zero_bytes=tuning.log_zero_bytes,
         )
         self.extents = ExtentTable(geometry.extent_count)
+        self.snapshots = SnapshotTable()
+        # Keep a snapshot that is read from being deleted, or one that is deleted from being read.
+        self.holds: list[Hold] = []
         contexts = ContextFiles(
             [files[name] for name in CONTEXT_NAMES], layout.chunk_blocks, self.tag
         )
@@ -118,6 +124,7 @@ class Region:
             contexts,
             cache_bytes=tuning.cached_context_bytes,
             on_damage=self.fault_chunk,
+            is_held=self.snapshots.is_held,
         )
         arena_blocks = max(layout.chunk_blocks, tuning.arena_bytes // geometry.block_size)
         self.overlay = Overlay(layout.chunk_blocks, geometry.block_size, arena_blocks)
@@ -152,7 +159,7 @@ class Region:
         disk.lock(shared=False)
         try:
             refuse_existing(disk)
-            _create_files(disk, definition, layout)
+            create_files(disk, definition, layout)
         except BaseException:
             disk.close()
             raise
@@ -173,20 +180,24 @@ class Region:
         files: dict[str, File] = {}
         try:
             definition, layout = read_definition(disk)
-            for name in _FILE_NAMES:
+            for name in file_names(definition):
                 files[name] = disk.open(name, read_only=read_only)
             region = cls(disk, definition, layout, files, read_only=read_only, tuning=tuning)
             if not read_only:
                 _sync_all(files)
-            region._owner.load()
-            region.void.load()
+            region.load_small_files()
             if not read_only:
                 region._store_again()
             recover(region, read_only=read_only)
         except BaseException:
-            _close_all(disk, files)
+            close_all(disk, files)
             raise
         return region
+
+    def load_small_files(self) -> None:
+        """Owner and void. DataError."""
+        self._owner.load()
+        self.void.load()
 
     def _store_again(self) -> None:
         """Makes durable what says who owns the region and what does not count. Should the sync of
@@ -201,6 +212,10 @@ class Region:
     def definition(self) -> RegionDefinition:
         """As created, but for the format version, which a promotion may raise."""
         return self._definition
+
+    def become(self, definition: RegionDefinition) -> None:
+        """Goes by another id: for a snapshot that is read."""
+        self._definition = definition
 
     @property
     def ownership(self) -> Ownership:
@@ -309,20 +324,8 @@ class Region:
             self.extents.touch(extent)
 
     def _note(self, offset: int, count: int) -> None:
-        for extent, first, here, _ in self._by_extent(offset, count):
+        for extent, first, here, _ in by_extent(self._per_extent, offset, count):
             self._repair.note(extent, first, here)
-
-    def _by_extent(self, offset: int, count: int) -> list[tuple[int, int, int, int]]:
-        """(extent, first block in it, blocks, blocks before these in the range)."""
-        per_extent = self.layout.geometry.blocks_per_extent
-        found = []
-        done = 0
-        while done < count:
-            extent, first = divmod(offset + done, per_extent)
-            here = min(count - done, per_extent - first)
-            found.append((extent, first, here, done))
-            done += here
-        return found
 
     def fault_chunk(self, chunk: int, found: DataError) -> None:
         """Something stored for the chunk is damaged: its extent waits for repair."""
@@ -347,39 +350,68 @@ class Region:
         """Programs that do not know the newer slot would take the older one for true, and its
         generation: they must not open the region any more, before there is such a slot."""
         version = version_for(self._definition.cipher)
-        if self._definition.format_version != version:
-            newer = replace(self._definition, format_version=version)
-            write_definition(self._disk, newer, self.layout)
-            self._definition = newer
+        if self._definition.format_version < version:
+            self.raise_version(version)
+
+    def raise_version(self, version: int) -> None:
+        """Stores the definition anew, with a newer format version. DataError."""
+        newer = replace(self._definition, format_version=version)
+        write_definition(self.disk, newer, self.layout)
+        self._definition = newer
 
     # --- flush
 
-    def begin_flush(self, number: int, generation: int) -> FlushWork:
+    def begin_flush(self, number: int, generation: int, snapshot: str = "") -> FlushWork:
         """Freezes what has changed so far; see Engine.begin_flush."""
         self._check_idle("a flush")
         self._check_writable()
         if len(self.void.records) >= VOID_MAX:
-            self._checkpoint_now()
+            self.checkpoint_now()
         if self.log.active_bytes >= self.tuning.log_bytes_max:
-            self._checkpoint_now()
+            self.checkpoint_now()
+        taken = no_snapshots()
+        if snapshot:
+            taken = region_snapshots.entries_to_take(self, snapshot, generation, number)
         entries = self.extents.freeze(generation, number)
         remaps = self.chunks.freeze()
-        job = FlushJob(
+        job = self._job_of(
+            entries,
+            taken,
+            number=number,
+            generation=generation,
+            arena=self.overlay.freeze(),
+            remaps=remaps,
+        )
+        job.homes = [self.chunks.fresh[physical] for physical in remaps.values() if physical]
+        job.discards = self.overlay.take_discards()
+        return job
+
+    def _job_of(
+        self,
+        extents: ExtentEntries,
+        snapshots: SnapshotEntries,
+        *,
+        number: int = 0,
+        generation: int = 0,
+        arena: Arena | None = None,
+        remaps: dict[int, int] | None = None,
+    ) -> FlushJob:
+        self._job = FlushJob(
             log=self.log,
             data=self.chunks.data,
             block_size=self.layout.geometry.block_size,
             chunk_blocks=self.layout.chunk_blocks,
             number=number,
             generation=generation,
-            extents=entries,
-            arena=self.overlay.freeze(),
-            remaps=remaps,
-            homes=[self.chunks.fresh[physical] for physical in remaps.values() if physical],
-            discards=self.overlay.take_discards(),
+            extents=extents,
+            arena=arena,
+            remaps=remaps or {},
+            homes=[],
+            discards={},
             void=self.void.add_record,
+            snapshots=snapshots,
         )
-        self._job = job
-        return job
+        return self._job
 
     def finish_flush(self, work: FlushWork, error: Exception | None) -> None:
         """Publishes the outcome of `run`."""
@@ -389,12 +421,16 @@ class Region:
         if error is not None or not work.done:
             self._fail(error)
             return
+        if work.arena is None and len(work.snapshots):
+            region_snapshots.forget(self, work)
+            return
         self.extents.publish(work.extents)
         if self.seal is not None:
             self.seal.remapped.update(work.remaps)
         if work.arena is not None:
             self.overlay.publish(work.epoch)
             self.chunks.publish(work.remaps)
+            region_snapshots.take(self, work)
 
     def _fail(self, error: Exception | None) -> None:
         if isinstance(error, DataError):
@@ -415,6 +451,8 @@ class Region:
             return False
         if self.seal is not None or self.log.active_bytes >= self.tuning.log_bytes:
             return True
+        if self.snapshots and self.snapshots.unsettled():
+            return True
         # A checkpoint frees the memory of what is flushed, so there must be something.
         return bool(self.overlay.logged) and (
             self.chunks.fresh_bytes >= self.tuning.fresh_context_bytes
@@ -431,6 +469,7 @@ class Region:
                 epochs=len(self.overlay.logged),
                 sequence=self.log.next_sequence,
                 chain=self.log.chain,
+                stages=stages_of(self.overlay.logged, self.snapshots.unsettled()),
             )
             self.log.switch()
         job = next_job(self, self.seal)
@@ -453,8 +492,9 @@ class Region:
             finish_commit(self, self.seal, job)
             self.seal = None
 
-    def _checkpoint_now(self) -> None:
-        """All steps at once, on this thread: the daemon has not kept up."""
+    def checkpoint_now(self) -> None:
+        """All steps at once, on this thread: the daemon has not kept up, or there is none.
+        DataError."""
         while True:
             work = self.begin_checkpoint()
             try:
@@ -465,6 +505,19 @@ class Region:
             self.finish_checkpoint(work, None)
             if self.seal is None:
                 return
+
+    # --- snapshots
+
+    def list_snapshots(self) -> Iterator[SnapshotFacts]:
+        """All of them, oldest first."""
+        return region_snapshots.facts(self)
+
+    def begin_delete_snapshot(self, name: str) -> FlushWork:
+        """Deletes one durably; see Engine.begin_delete_snapshot."""
+        self._check_idle("a deletion")
+        self._check_writable()
+        deleted = region_snapshots.entries_to_delete(self, name)
+        return self._job_of(self.extents.durable[:0], deleted)
 
     # --- repair
 
@@ -480,22 +533,7 @@ class Region:
                 self._blocks.drop(chunk)
         entries = self.extents.begin_repair(marks)
         self._repair.begin(wanted)
-        job = FlushJob(
-            log=self.log,
-            data=self.chunks.data,
-            block_size=self.layout.geometry.block_size,
-            chunk_blocks=self.layout.chunk_blocks,
-            number=0,
-            generation=0,
-            extents=entries,
-            arena=None,
-            remaps={},
-            homes=[],
-            discards={},
-            void=self.void.add_record,
-        )
-        self._job = job
-        return job
+        return self._job_of(entries, no_snapshots())
 
     def repair_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> int:
         """Takes blocks from a repair source; see Engine.repair_merge."""
@@ -504,7 +542,7 @@ class Region:
         size = self.layout.geometry.block_size
         view = memoryview(data)
         applied = 0
-        for extent, first, here, before in self._by_extent(offset, count):
+        for extent, first, here, before in by_extent(self._per_extent, offset, count):
             if not self._repair.tracks(extent):
                 raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
             wanted = self._repair.untouched(extent, first, here)
@@ -542,50 +580,21 @@ class Region:
 
     def stored_bytes(self) -> int:
         """Bytes the region takes on its file system."""
-        return sum(file.stored_bytes() for file in self._files.values())
+        return sum(file.stored_bytes() for file in self.files.values())
+
+    def let_go(self) -> None:
+        """Ends all holds."""
+        for hold in self.holds:
+            hold.close()
+        self.holds = []
 
     def close(self) -> None:
         """Releases files and lock; unflushed writes are lost."""
-        _close_all(self._disk, self._files)
-
-
-def _create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> None:
-    """All files of an empty region; the definition, which makes it one, last."""
-    tag = region_tag(definition.id)
-    extents = ExtentTable(definition.geometry.extent_count).durable
-    state = State(
-        file=0,
-        count=1,
-        log=0,
-        sequence=1,
-        chain=0,
-        chunks=np.zeros(layout.chunk_count, dtype=np.uint32),
-        sides=bytearray(1),
-        extents=extents,
-    )
-    for name in _FILE_NAMES:
-        file = disk.open(name, create=True)
-        try:
-            if name == STATE_NAMES[0]:
-                file.pwritev([encode_state(state, tag)], 0)
-                file.datasync()
-            elif name == OWNER_NAME:
-                OwnerFile(file).store(Ownership(None, None, 0))
-            elif name == VOID_NAME:
-                VoidFile(file).store()
-        finally:
-            file.close()
-    write_definition(disk, definition, layout)
+        self.let_go()
+        close_all(self.disk, self.files)
 
 
 def _sync_all(files: dict[str, File]) -> None:
     """What a killed daemon left may be in the page cache alone, and is built upon from now on."""
     for file in files.values():
         file.datasync()
-
-
-def _close_all(disk: Disk, files: dict[str, File]) -> None:
-    for file in files.values():
-        with contextlib.suppress(StairwellError, OSError):
-            file.close()
-    disk.close()

@@ -7,7 +7,9 @@ A crash anywhere leaves the state before, and the log with it.
 
 The log's blocks are moved as they were when the log was sealed, whatever has been written since:
 a flushed block hidden by an unflushed write still has to get home. Chunks remapped by a later
-*flushed* record are left out: their old place may hold something else by now.
+*flushed* record are left out, unless a snapshot still needs their old place, which may else hold
+something else by now. With snapshots a log goes home in stages: see checkpoint_stages. What a
+settled snapshot holds is never written: its blocks are copied to a fresh place first.
 """
 
 from __future__ import annotations
@@ -19,13 +21,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstaird.core.chunk_contexts import ContextFiles, Home
+from downstaird.core.checkpoint_stages import Seal
+from downstaird.core.chunk_contexts import ContextFiles, Home, zero_home
 from downstaird.core.disk import Buffer, File
+from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.layout import Layout
 from downstaird.core.log_plan import LogPlan, plan_of
 from downstaird.core.overlay import DISCARDED, HOME, I64Array, LoggedEpoch
+from downstaird.core.repair_plan import runs
+from downstaird.core.snapshot_file import SNAPSHOTS_NAME, SnapshotMap, store_map
+from downstaird.core.snapshot_table import Snapshot, Unsettled
 from downstaird.core.state_file import PAGE_BYTES, State, encode_state
-from stairlib.model.context import ContextArray
+from stairlib.model.context import ContextArray, written
 from stairlib.model.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,20 +41,6 @@ if TYPE_CHECKING:
 
 # The largest step is step_growth to this power times step_blocks: about a second.
 _URGENCY_MAX = 3
-
-
-@dataclass(slots=True)
-class Seal:
-    """A sealed log. sequence, chain: what the first record after it has, and is chained to."""
-
-    log: int
-    epochs: int
-    sequence: int
-    chain: int
-    plan: LogPlan | None = None
-    cursor: int = 0
-    # Chunks remapped by records after the seal.
-    remapped: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -66,13 +59,18 @@ class PlanJob:
 
 @dataclass(slots=True)
 class Move:
-    """One chunk of a step. base: contexts so far, None = to be read. The rest are the entries of
-    the plan."""
+    """One chunk of a step. origin, origin_side: where what it holds so far is, `physical` itself
+    unless a snapshot holds that. base: contexts so far, None = to be read. sharing, own: whose home
+    it is, see Seal.sharing. The rest are the entries of the plan."""
 
     chunk: int
     physical: int
     side: int
+    origin: int
+    origin_side: int
     base: Home | None
+    sharing: list[Unsettled]
+    own: bool
     indexes: I64Array
     ids: I64Array
     offsets: I64Array
@@ -98,6 +96,8 @@ class MoveJob:
             base = self._base(move)
             if base is None:
                 continue
+            if move.origin != move.physical:
+                self._copy(move, base)
             if len(move.indexes):
                 contexts = base.contexts.copy()
                 contexts[move.indexes] = move.contexts
@@ -120,13 +120,21 @@ class MoveJob:
         if move.base is not None:
             return move.base
         try:
-            contexts = self.context_files.load(move.chunk, move.physical, 1 - move.side)
+            contexts = self.context_files.load(move.chunk, move.origin, move.origin_side)
         except DataError as error:
             if error.reason != "EXTENT_FAULTED":
                 raise
             self.damaged.append((move.chunk, error))
             return None
         return Home.of(contexts, self.layout.blocks_in(move.chunk))
+
+    def _copy(self, move: Move, base: Home) -> None:
+        """What a snapshot holds, to where the rest is added. DataError."""
+        size = self.layout.geometry.block_size
+        chunk_bytes = self.layout.chunk_bytes
+        for run in runs(written(base.contexts)):
+            block = self.data.pread(run.count * size, move.origin * chunk_bytes + run.first * size)
+            self.data.pwritev([block], move.physical * chunk_bytes + run.first * size)
 
     def _move_blocks(self, move: Move) -> None:
         size = self.layout.geometry.block_size
@@ -164,12 +172,17 @@ class CommitJob:
     chunk_bytes: int
     punch: list[int]
     void: Callable[[int], None]
+    layout: Layout
+    maps_file: File | None
+    maps: list[tuple[Snapshot, SnapshotMap]]
 
     def run(self) -> None:
         """DataError."""
         self.data.datasync()
         for file in self.context_files.files:
             file.datasync()
+        if self.maps:
+            self._store_maps()
         raw = encode_state(self.state, self.tag)
         self.file.pwritev([memoryview(raw)[PAGE_BYTES:]], PAGE_BYTES)
         self.file.datasync()
@@ -183,28 +196,60 @@ class CommitJob:
         for physical in self.punch:
             self.data.punch(physical * self.chunk_bytes, self.chunk_bytes)
 
+    def _store_maps(self) -> None:
+        """Of the snapshots that the state is going to list."""
+        assert self.maps_file is not None
+        for snapshot, what in self.maps:
+            store_map(self.maps_file, self.layout, self.tag, snapshot.place, snapshot.id, what)
+        self.maps_file.datasync()
+
 
 CheckpointJob = PlanJob | MoveJob | CommitJob
 
 
 def next_job(region: Region, seal: Seal) -> CheckpointJob:
     """The step that comes next. On the loop's thread, while no flush runs."""
-    if seal.plan is None:
-        return PlanJob(region.overlay.logged[: seal.epochs], region.layout)
-    if seal.cursor < len(seal.plan.chunks):
-        return _move_job(region, seal, seal.plan)
+    while True:
+        stage = seal.stages[seal.at]
+        if seal.plan is None:
+            return PlanJob(region.overlay.logged[stage.first : stage.stop], region.layout)
+        if seal.cursor < len(seal.plan.chunks):
+            return _move_job(region, seal, seal.plan)
+        if stage.snapshot is None:
+            return _commit_job(region, seal)
+        region.snapshots.settle(stage.snapshot)
+        seal.at += 1
+        seal.plan = None
+        seal.cursor = 0
+
+
+def _commit_job(region: Region, seal: Seal) -> CommitJob:
     chunks = region.chunks
     punch, chunks.to_punch = chunks.to_punch, []
+    maps = [
+        (stage.snapshot, SnapshotMap(unsettled.chunks, bytearray(chunks.sides), unsettled.extents))
+        for stage in seal.stages
+        if stage.snapshot is not None and (unsettled := stage.unsettled) is not None
+    ]
+    settled = [each for each in region.snapshots.ordered() if each.unsettled is None]
+    map_now, extents = chunks.durable, region.extents.durable.copy()
+    if seal.later and seal.later[0].unsettled is not None:
+        # The log goes on from the seal: what came after the next snapshot is not in that one.
+        map_now = seal.later[0].unsettled.chunks
+        faulted = extents["flags"] & FLAG_FAULTED
+        extents = seal.later[0].unsettled.extents.copy()
+        extents["flags"] |= faulted
     state = State(
         file=1 - region.state_at,
         count=region.state_count + 1,
         log=1 - seal.log,
         sequence=seal.sequence,
         chain=seal.chain,
-        chunks=chunks.durable.copy(),
+        chunks=map_now.copy(),
         sides=bytearray(chunks.sides),
-        extents=region.extents.durable.copy(),
+        extents=extents,
         followed=region.log.next_sequence - 1,
+        snapshots=region.snapshots.entries([*settled, *(snapshot for snapshot, _ in maps)]),
     )
     return CommitJob(
         data=chunks.data,
@@ -215,6 +260,9 @@ def next_job(region: Region, seal: Seal) -> CheckpointJob:
         chunk_bytes=chunks.chunk_bytes,
         punch=punch,
         void=region.void.set_checkpoint,
+        layout=region.layout,
+        maps_file=region.files.get(SNAPSHOTS_NAME),
+        maps=maps,
     )
 
 
@@ -229,11 +277,15 @@ def _move_job(region: Region, seal: Seal, plan: LogPlan) -> MoveJob:
         start, stop = int(plan.bounds[cursor]), int(plan.bounds[cursor + 1])
         # A chunk costs a context block at least, about as much as a block.
         budget -= stop - start + 1
+        try:
+            move = _move_of(region, seal, plan, chunk, start, stop)
+        except DataError:
+            if moves:
+                break
+            raise
         cursor += 1
-        if chunk not in seal.remapped:
-            move = _move_of(region, plan, chunk, start, stop)
-            if move is not None:
-                moves.append(move)
+        if move is not None:
+            moves.append(move)
     return MoveJob(
         layout=region.layout,
         log=region.log.files[seal.log],
@@ -244,46 +296,99 @@ def _move_job(region: Region, seal: Seal, plan: LogPlan) -> MoveJob:
     )
 
 
-def _move_of(region: Region, plan: LogPlan, chunk: int, start: int, stop: int) -> Move | None:
+def _move_of(
+    region: Region, seal: Seal, plan: LogPlan, chunk: int, start: int, stop: int
+) -> Move | None:
     chunks = region.chunks
-    layout = region.layout
-    physical = int(chunks.durable[chunk])
+    sharing, own = seal.sharing(chunk)
+    if not sharing and not own:
+        return None
+    indexes = plan.addresses[start:stop] - chunk * region.layout.chunk_blocks
     ids = plan.ids[start:stop]
+    physical = origin = int(sharing[0].chunks[chunk] if sharing else chunks.durable[chunk])
     if not physical:
         if not (ids != DISCARDED).any():
-            flip(region, chunk, plan.addresses[start:stop] - chunk * layout.chunk_blocks, ids)
+            if own:
+                flip(region, seal, chunk, indexes, ids)
             return None
         (physical,) = chunks.take(1)
-        chunks.settle(chunk, physical)
+        origin = physical
+        _settle(region, chunk, physical, sharing, own=own)
+    elif region.snapshots.is_fixed(physical):
+        (physical,) = chunks.take(1)
     return Move(
         chunk=chunk,
         physical=physical,
         side=1 - chunks.sides[physical],
-        base=chunks.known(physical),
-        indexes=plan.addresses[start:stop] - chunk * layout.chunk_blocks,
+        origin=origin,
+        origin_side=chunks.sides[origin],
+        base=chunks.known(origin),
+        sharing=sharing,
+        own=own,
+        indexes=indexes,
         ids=ids,
         offsets=plan.offsets[start:stop],
         contexts=plan.contexts[start:stop],
     )
 
 
+def _settle(
+    region: Region, chunk: int, physical: int, sharing: Sequence[Unsettled], *, own: bool
+) -> None:
+    """Gives the chunk, which had no home, an empty one."""
+    if own:
+        region.chunks.settle(chunk, physical)
+    else:
+        region.chunks.fresh[physical] = zero_home(region.layout.chunk_blocks)
+    _share(region, chunk, physical, sharing)
+
+
+def _share(region: Region, chunk: int, physical: int, sharing: Sequence[Unsettled]) -> None:
+    """From now on these snapshots have the chunk at `physical`."""
+    for unsettled in sharing:
+        old = unsettled.chunks[chunk : chunk + 1].copy()
+        unsettled.chunks[chunk] = physical
+        region.snapshots.count("held", old, -1)
+        region.snapshots.count("held", unsettled.chunks[chunk : chunk + 1], 1)
+
+
 def finish_move(region: Region, seal: Seal, job: MoveJob) -> None:
     """The step's blocks are read from their homes from now on."""
     chunks = region.chunks
-    for chunk, error in job.damaged:
-        region.fault_chunk(chunk, error)
+    _tell_damage(region, job)
     for move in job.moves:
-        if move.result is None:
-            continue
         physical = move.physical
+        if move.result is None:
+            if move.origin != physical:
+                chunks.release(physical)
+            continue
         chunks.fresh.pop(physical, None)
         chunks.sides[physical] = move.side
         chunks.remember(physical, move.result)
-        flip(region, move.chunk, move.indexes, move.ids)
-        empty = not move.result.contexts.any()
+        if move.origin != physical:
+            _share(region, move.chunk, physical, move.sharing)
+            if move.own:
+                chunks.move(move.chunk, physical)
+        if not move.own:
+            continue
+        flip(region, seal, move.chunk, move.indexes, move.ids)
+        empty = not move.sharing and not move.result.contexts.any()
         if empty and move.chunk not in chunks.active_remaps:
             chunks.empty(move.chunk, physical)
     seal.cursor = job.cursor
+
+
+def _tell_damage(region: Region, job: MoveJob) -> None:
+    found = dict(job.damaged)
+    for move in job.moves:
+        error = found.get(move.chunk)
+        if error is None:
+            continue
+        for unsettled in move.sharing:
+            extent = move.chunk // region.layout.chunks_per_extent
+            unsettled.extents["flags"][extent] |= FLAG_FAULTED
+        if move.own:
+            region.fault_chunk(move.chunk, error)
 
 
 def finish_commit(region: Region, seal: Seal, job: CommitJob) -> None:
@@ -293,20 +398,32 @@ def finish_commit(region: Region, seal: Seal, job: CommitJob) -> None:
     region.overlay.drop_logged(seal.epochs)
     region.log.retire(seal.log, region.tuning.log_bytes)
     region.void.forget(seal.sequence)
+    for snapshot, _ in job.maps:
+        snapshot.unsettled = None
+    settled = [each for each in region.snapshots.ordered() if each.unsettled is None]
+    region.snapshots.state_stored(settled)
+    region.let_go()
     for physical in job.punch:
         region.chunks.release(physical)
 
 
-def flip(region: Region, chunk: int, indexes: I64Array, ids: I64Array) -> None:
+def flip(region: Region, seal: Seal, chunk: int, indexes: I64Array, ids: I64Array) -> None:
     """Entries that are home now and have not been replaced since leave the chunk's table."""
     table = region.overlay.tables.get(chunk)
     if table is None:
         return
     moved = table[indexes] == ids
-    if chunk in region.chunks.active_remaps:
-        # A discard seen here came after the unflushed remap; the sealed one went with the table
-        # then.
-        moved &= ids != DISCARDED
+    gone = ids == DISCARDED
+    if gone.any():
+        if chunk in region.chunks.active_remaps:
+            # A discard seen here came after the unflushed remap; the sealed one went with the table
+            # then.
+            moved &= ~gone
+        else:
+            # Discards look alike. Were one of these a later one, a write between the two would show
+            # once it is home.
+            later = region.overlay.discarded_since(seal.stages[seal.at].stop, chunk)
+            moved &= ~(gone & later[indexes])
     table[indexes[moved]] = HOME
     if bool((table == HOME).all()):
         del region.overlay.tables[chunk]

@@ -25,10 +25,13 @@ DEFINITION_NAME = "region.json"
 OWNER_NAME = "owner"
 VOID_NAME = "void"
 # The newest; a region is given the oldest that can describe it, see `version_for`. Version 2 is of
-# encrypted regions that have no place for a key check yet.
-FORMAT_VERSION = 3
+# encrypted regions that have no place for a key check yet. Version 5 is of those that have had a
+# snapshot; there is no version 4.
+FORMAT_VERSION = 5
+SNAPSHOT_VERSION = 5
 _PLAIN_VERSION = 1
 _ENCRYPTED_VERSION = 2
+_KEY_CHECK_VERSION = 3
 _FORMAT_NAME = "stairwell-region"
 _DEFINITION_BYTES_MAX = 4096
 
@@ -55,12 +58,13 @@ def region_tag(region_id: uuid.UUID) -> int:
 def version_for(cipher: str) -> int:
     """The format version of a new region. Version 1 has no place for a cipher, and programs that
     know no other still read the regions that need none."""
-    return FORMAT_VERSION if cipher else _PLAIN_VERSION
+    return _KEY_CHECK_VERSION if cipher else _PLAIN_VERSION
 
 
-def versions_of(cipher: str) -> range:
+def versions_of(cipher: str) -> tuple[int, ...]:
     """The format versions in which regions of that cipher are read."""
-    return range(_ENCRYPTED_VERSION if cipher else _PLAIN_VERSION, version_for(cipher) + 1)
+    first = _ENCRYPTED_VERSION if cipher else _PLAIN_VERSION
+    return (*range(first, version_for(cipher) + 1), SNAPSHOT_VERSION)
 
 
 def _fields(definition: RegionDefinition, chunk_blocks: int) -> dict[str, object]:
@@ -135,10 +139,10 @@ def _parse_definition(name: str, raw: bytes) -> tuple[RegionDefinition, Layout]:
         raise _damaged(name, "it is not the JSON object this program writes") from error
     if checksum != _checksum(fields):
         raise _damaged(name, "its checksum does not match its fields")
-    if version not in range(_PLAIN_VERSION, FORMAT_VERSION + 1):
+    if version not in (*range(_PLAIN_VERSION, _KEY_CHECK_VERSION + 1), SNAPSHOT_VERSION):
         raise DataError(
             f"{name} is of format version {version}; this program reads versions {_PLAIN_VERSION} "
-            f"to {FORMAT_VERSION}: run the version that made it",
+            f"to {_KEY_CHECK_VERSION} and {SNAPSHOT_VERSION}: run the version that made it",
             reason="FORMAT_VERSION",
             file=name,
             offset="0",

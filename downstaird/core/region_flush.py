@@ -19,6 +19,7 @@ from downstaird.core.disk import Buffer, File
 from downstaird.core.log import Log, LogPlace
 from downstaird.core.log_record import ExtentEntries, Record
 from downstaird.core.overlay import Arena, I64Array, LoggedEpoch
+from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
 from stairlib.model.context import empty_contexts
 from stairlib.model.errors import DataError
 
@@ -30,7 +31,8 @@ class FlushJob:
     """A flush in progress. All fields are frozen while `run` uses them on its thread.
 
     remaps: logical chunk to physical chunk. homes: contexts of those that are not 0. discards:
-    per chunk, which blocks. void: called with the record's sequence when it failed.
+    per chunk, which blocks. void: called with the record's sequence when it failed. snapshots:
+    taken by this flush, or deleted. sequence: of the record, once it is written.
     """
 
     log: Log
@@ -45,13 +47,17 @@ class FlushJob:
     homes: list[Home]
     discards: dict[int, Mask]
     void: Callable[[int], None]
+    snapshots: SnapshotEntries = field(default_factory=no_snapshots)
     epoch: LoggedEpoch | None = field(default=None, init=False)
+    sequence: int = field(default=0, init=False)
     done: bool = field(default=False, init=False)
 
     def run(self) -> None:
         """Writes and syncs. DataError."""
         record, data, slots = self._record()
-        if len(record.addresses) or len(record.extents) or self.remaps or self.discards:
+        record.snapshots = self.snapshots
+        changed = bool(self.remaps or self.discards or len(self.snapshots))
+        if changed or len(record.addresses) or len(record.extents):
             try:
                 if self.homes:
                     self.data.datasync()
@@ -60,6 +66,7 @@ class FlushJob:
                 with contextlib.suppress(DataError):
                     self.void(self.log.next_sequence)
                 raise
+            self.sequence = record.sequence
             self.epoch = self._epoch(record, place, slots)
         self.done = True
 

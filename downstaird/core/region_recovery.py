@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from downstaird.core.checkpoint_stages import Seal, Stage, stages_of
 from downstaird.core.chunk_contexts import Home
 from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.log import Chain, LogReader, LostRecord, Replayed
 from downstaird.core.log_plan import plan_of
 from downstaird.core.overlay import DISCARDED, LoggedEpoch
-from downstaird.core.region_checkpoint import Seal
+from downstaird.core.region_snapshots import going, recovered, snapshot_of
+from downstaird.core.snapshot_entry import DELETED
+from downstaird.core.snapshot_table import Snapshot, SnapshotTable, Unsettled
 from downstaird.core.state_file import State, load_state, page_of_chunk, page_of_extent, store_state
 from stairlib.model.context import mismatches
 from stairlib.model.errors import DataError
@@ -43,6 +46,9 @@ class _Replay:
     state: State
     fresh: dict[int, Home]
     next_id: int = 0
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    # Physical chunks of the snapshots found in records.
+    held: set[int] = field(default_factory=set)
     # Records whose table is whole and whose data is not, with the id of their first block.
     doubtful: list[tuple[Replayed, int]] = field(default_factory=list)
 
@@ -59,10 +65,15 @@ def recover(region: Region, *, read_only: bool) -> None:
     )
     chain = reader.replay(state.log, state.sequence, state.chain, state.followed)
     replay = _Replay(state, {})
+    for entry in state.snapshots:
+        replay.snapshots[int(entry["id"])] = snapshot_of(entry, None)
     for replayed in chain.found:
         _apply(region, replay, replayed)
     if chain.lost is not None:
         state.extents["flags"] |= FLAG_FAULTED
+        state.snapshots = SnapshotTable().entries(
+            each for each in replay.snapshots.values() if each.unsettled is None
+        )
         if not read_only:
             _begin_anew(region, state, chain.lost)
             recover(region, read_only=False)
@@ -70,12 +81,24 @@ def recover(region: Region, *, read_only: bool) -> None:
             return
     region.state_count = max(state.count, region.void.checkpoint)
     region.state_at = state.file
-    region.chunks.adopt(state.chunks, state.sides, replay.fresh)
+    held = recovered(region, list(replay.snapshots.values()), state.sides)
+    gone = [
+        snapshot_of(entry, None)
+        for entry in state.snapshots
+        if int(entry["id"]) not in replay.snapshots
+    ]
+    region.snapshots.state_stored([*region.snapshots.all.values(), *gone])
+    if gone and not read_only:
+        # Until no state lists a snapshot any more, somebody may be reading it.
+        ending, free = going(region, gone, np.concatenate((held, state.chunks)))
+        held = np.concatenate((held, ending))
+        region.chunks.to_punch = free.tolist()
+    region.chunks.adopt(state.chunks, state.sides, replay.fresh, held)
     region.extents.adopt(state.extents)
     region.log.resume(chain.active, chain.ends, chain.next_sequence, chain.chain)
     region.overlay.active.reset(replay.next_id)
     _fill_tables(region)
-    region.seal = _seal_of(state, chain, region.overlay.logged)
+    region.seal = _seal_of(state, chain, region)
     _fault_what_is_lost(region, replay)
     if chain.lost is not None:
         _explain(region, chain.lost)
@@ -173,14 +196,34 @@ def _apply(region: Region, replay: _Replay, replayed: Replayed) -> None:
     at = 0
     state.lost[record.remaps[:, 0]] = False
     for chunk, physical in record.remaps.tolist():
-        replay.fresh.pop(int(state.chunks[chunk]), None)
+        old = int(state.chunks[chunk])
+        if old not in replay.held:
+            replay.fresh.pop(old, None)
         state.chunks[chunk] = physical
         if physical:
+            # Held by a snapshot that is older than this record: the record had the place for a
+            # while, and a checkpoint has used it since.
+            reused = physical in replay.held
             contexts = record.remap_contexts[at : at + layout.chunk_blocks]
-            replay.fresh[physical] = Home.of(contexts, layout.blocks_in(chunk))
+            if not reused:
+                replay.fresh[physical] = Home.of(contexts, layout.blocks_in(chunk))
             at += layout.chunk_blocks
-    if not (len(record.addresses) or len(record.discards) or len(record.remaps)):
-        return
+    if len(record.addresses) or len(record.discards) or len(record.remaps):
+        _add_epoch(region, replay, replayed)
+    for entry in record.snapshots:
+        if int(entry["flags"]) & DELETED:
+            # A state may have left it out already.
+            replay.snapshots.pop(int(entry["id"]), None)
+            continue
+        unsettled = Unsettled(
+            record.sequence, replay.next_id, state.chunks.copy(), state.extents.copy()
+        )
+        replay.snapshots[int(entry["id"])] = snapshot_of(entry, unsettled)
+        replay.held.update(unsettled.chunks[unsettled.chunks != 0].tolist())
+
+
+def _add_epoch(region: Region, replay: _Replay, replayed: Replayed) -> None:
+    record, place = replayed.record, replayed.place
     count = len(record.addresses)
     if not replayed.whole:
         replay.doubtful.append((replayed, replay.next_id))
@@ -189,7 +232,7 @@ def _apply(region: Region, replay: _Replay, replayed: Replayed) -> None:
             start=replay.next_id,
             end=replay.next_id + count,
             log=place.log,
-            file=file,
+            file=region.log.files[place.log],
             data_offset=place.data_offset,
             addresses=record.addresses,
             contexts=record.contexts,
@@ -224,19 +267,25 @@ def _fill_tables(region: Region) -> None:
     assert not len(plan.ids) or int(plan.ids.min()) >= DISCARDED
 
 
-def _seal_of(state: State, chain: Chain, logged: list[LoggedEpoch]) -> Seal | None:
+def _seal_of(state: State, chain: Chain, region: Region) -> Seal | None:
     """A checkpoint that the last run did not finish: the records of the first log are still to go
     home."""
     if chain.active == state.log:
         return None
+    logged = region.overlay.logged
     second = [replayed for replayed in chain.found if replayed.place.log != state.log]
+    sequence = second[0].record.sequence
     sealed = sum(1 for epoch in logged if epoch.log == state.log)
-    later = logged[sealed:]
-    remapped = np.concatenate([epoch.remapped for epoch in later]) if later else np.zeros(0)
-    return Seal(
+    waiting = region.snapshots.unsettled()
+    before = [each for each in waiting if each[1].sequence < sequence]
+    seal = Seal(
         log=state.log,
         epochs=sealed,
-        sequence=second[0].record.sequence,
+        sequence=sequence,
         chain=second[0].record.previous,
-        remapped=set(remapped.astype(np.int64).tolist()),
+        stages=stages_of(logged[:sealed], before),
     )
+    *taken, rest = stages_of(logged[sealed:], waiting[len(before) :])
+    seal.later = [Stage(0, 0, stage.snapshot, stage.unsettled, stage.remapped) for stage in taken]
+    seal.remapped = rest.remapped
+    return seal

@@ -26,6 +26,18 @@ def in_order(marks: Marks, extent_count: int) -> Marks:
     return chosen
 
 
+def by_extent(blocks_per_extent: int, offset: int, count: int) -> list[tuple[int, int, int, int]]:
+    """(extent, first block in it, blocks, blocks before these in the range)."""
+    found = []
+    done = 0
+    while done < count:
+        extent, first = divmod(offset + done, blocks_per_extent)
+        here = min(count - done, blocks_per_extent - first)
+        found.append((extent, first, here, done))
+        done += here
+    return found
+
+
 class RepairTracker:
     """One bit per block of the extents under repair; memory is taken when an extent is first
     written."""

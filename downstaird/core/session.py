@@ -84,6 +84,8 @@ class RunWork:
     work: FlushWork
     kind: int
     jobs: list[int]
+    # Why the snapshot of the first of them is not taken.
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,6 +478,10 @@ class Session:
         row = op.row
         jobs = [row[0], *joined]
         if self._read_only:
+            if op.blob:
+                jobs.remove(row[0])
+                text = "the region is served read-only: no snapshot can be taken"
+                reply.failed(row[0], FLUSH, OpStatus.READ_ONLY, text)
             for job in jobs:
                 reply.done(job, FLUSH, number=row[9])
             return
@@ -483,13 +489,11 @@ class Session:
             if self._lost:
                 # What failed is missing here; a stamp would make the extent look like the others'.
                 raise DataError(f"an earlier write of this session failed: {self._lost}")
-            if op.blob:
-                raise InvalidRequestError("snapshots are not offered by this version")
             if row[3] & FLUSH_KEEPS_MARKS:
                 self._keeps_marks = True
             else:
                 self._take_copied()
-            work = self._region.begin_flush(row[9], row[8])
+            work, refused = self._begin_flush(row, op.blob)
         except StairwellError as error:
             for job in jobs:
                 self._queue.finish(job)
@@ -500,8 +504,18 @@ class Session:
             return
         self._last_flush = max(self._last_flush, (row[8], row[9]))
         self.counters.flushes += 1
-        self._open_flush = RunWork(work, FLUSH, jobs)
+        self._open_flush = RunWork(work, FLUSH, jobs, refused)
         effects.append(self._open_flush)
+
+    def _begin_flush(self, row: Row, snapshot: bytes) -> tuple[FlushWork, str]:
+        """The flush, and why its snapshot is not taken: what was written is flushed in any case."""
+        if not snapshot:
+            return self._region.begin_flush(row[9], row[8]), ""
+        try:
+            name = snapshot.decode("ascii", "backslashreplace")
+            return self._region.begin_flush(row[9], row[8], name), ""
+        except StairwellError as error:
+            return self._region.begin_flush(row[9], row[8]), error.message
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset + length > self._blocks:
@@ -522,6 +536,10 @@ class Session:
         """The outcome of a flush or repair begin; call `run` next."""
         for job in effect.jobs:
             self._queue.finish(job)
+            if error is None and effect.refused and job == effect.jobs[0]:
+                status, text = OpStatus.SNAPSHOT_FAILED, f"no snapshot: {effect.refused}"
+                self._answers.append(_Answer(job, effect.kind, 0, status, text))
+                continue
             self._answer(job, effect.kind, error)
         self.lane_changed(free=lane_free)
 

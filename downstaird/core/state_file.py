@@ -25,6 +25,7 @@ from downstaird.core.disk import File
 from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.layout import Layout
 from downstaird.core.log_record import EXTENT, ExtentEntries
+from downstaird.core.snapshot_entry import SNAPSHOT, SnapshotEntries, no_snapshots
 from stairlib.model.errors import DataError
 
 STATE_NAMES = ("state-0", "state-1")
@@ -36,11 +37,16 @@ HEADER = struct.Struct("<IHHQQQQIIQ")
 # Behind the header, in its sector: the last record that was there when the state was made, and a
 # checksum of the header and of that. Where they do not fit together nothing is known of it.
 _FOLLOWED = struct.Struct("<QQ")
+# Behind that: pages of the list of snapshots, and a checksum of all before; zeros where there is
+# no list.
+_LISTED = struct.Struct("<QQ")
+_HEAD_BYTES = HEADER.size + _FOLLOWED.size + _LISTED.size
 PAGE_BYTES = 4096
 PAYLOAD_BYTES = 4080
 _TRAILER = struct.Struct("<IIQ")  # page number, low half of the count, checksum
 _MAP_ENTRIES = PAYLOAD_BYTES // 4
 _EXTENT_ENTRIES = PAYLOAD_BYTES // EXTENT.itemsize
+_SNAPSHOT_ENTRIES = PAYLOAD_BYTES // SNAPSHOT.itemsize
 _SIDE_BIT = np.uint32(1 << 31)
 
 
@@ -51,7 +57,8 @@ class State:
 
     file: which of the two state files. followed: sequence of the last record when the state was
     made, which must be there still; 0 where that is not known. damaged: extents whose part could
-    not be read. lost: per chunk, whether its part of the map could not be.
+    not be read. lost: per chunk, whether its part of the map could not be. snapshots: those whose
+    map is in its place.
     """
 
     file: int
@@ -65,22 +72,57 @@ class State:
     followed: int = 0
     damaged: frozenset[int] = frozenset()
     lost: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    snapshots: SnapshotEntries = field(default_factory=no_snapshots)
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What the pages of a map and of an extent table say; see State."""
+
+    chunks: npt.NDArray[np.uint32]
+    sides: bytearray
+    extents: ExtentEntries
+    damaged: frozenset[int]
+    lost: npt.NDArray[np.bool_]
 
 
 def encode_state(state: State, tag: int) -> bytes:
     """All pages of one state file."""
-    sides = np.frombuffer(bytes(state.sides), dtype=np.uint8)
-    entries = state.chunks.astype("<u4")
-    mapped = np.flatnonzero(entries)
-    entries[mapped] |= np.where(sides[entries[mapped]] == 1, _SIDE_BIT, np.uint32(0))
-    parts = [_pages(entries.tobytes(), _MAP_ENTRIES * 4)]
-    parts.append(_pages(state.extents.tobytes(), _EXTENT_ENTRIES * EXTENT.itemsize))
-    pages = np.concatenate(parts)
+    pages = encode_pages(state.chunks, state.sides, state.extents, state.count)
+    count = len(pages) // PAGE_BYTES
     low = state.count & 0xFFFFFFFF
-    out = [_encode_head(state, tag, len(parts[0]), len(parts[1]))]
-    for number, page in enumerate(pages, start=1):
+    listed = _pages(state.snapshots.tobytes(), _SNAPSHOT_ENTRIES * SNAPSHOT.itemsize)
+    extent_pages = -(-len(state.extents) // _EXTENT_ENTRIES)
+    out = [_encode_head(state, tag, count - extent_pages, extent_pages, len(listed)), pages]
+    for number, page in enumerate(listed, start=count + 1):
         out.append(_seal(page.tobytes(), number, low))
     return b"".join(out)
+
+
+def encode_pages(
+    chunks: npt.NDArray[np.uint32], sides: bytearray, extents: ExtentEntries, count: int
+) -> bytes:
+    """The pages of a map and of an extent table, marked with `count`."""
+    side_of = np.frombuffer(bytes(sides), dtype=np.uint8)
+    entries = chunks.astype("<u4")
+    mapped = np.flatnonzero(entries)
+    entries[mapped] |= np.where(side_of[entries[mapped]] == 1, _SIDE_BIT, np.uint32(0))
+    pages = np.concatenate(
+        [
+            _pages(entries.tobytes(), _MAP_ENTRIES * 4),
+            _pages(extents.tobytes(), _EXTENT_ENTRIES * EXTENT.itemsize),
+        ]
+    )
+    low = count & 0xFFFFFFFF
+    return b"".join(
+        _seal(page.tobytes(), number, low) for number, page in enumerate(pages, start=1)
+    )
+
+
+def page_counts(layout: Layout) -> tuple[int, int]:
+    """Pages of the map and of the extent table."""
+    extents = layout.geometry.extent_count
+    return -(-layout.chunk_count // _MAP_ENTRIES), -(-extents // _EXTENT_ENTRIES)
 
 
 def store_state(file: File, state: State, tag: int) -> None:
@@ -120,7 +162,9 @@ def _seal(payload: bytes, number: int, low: int) -> bytes:
     return payload + _TRAILER.pack(number, low, checksum)
 
 
-def _encode_head(state: State, tag: int, map_pages: int, extent_pages: int) -> bytes:
+def _encode_head(
+    state: State, tag: int, map_pages: int, extent_pages: int, snapshot_pages: int
+) -> bytes:
     head = HEADER.pack(
         MAGIC,
         VERSION,
@@ -135,7 +179,15 @@ def _encode_head(state: State, tag: int, map_pages: int, extent_pages: int) -> b
     )
     body = head[:-8]
     head = body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
-    return (head + _followed(head, state.followed)).ljust(PAGE_BYTES, b"\0")
+    head += _followed(head, state.followed)
+    if snapshot_pages:
+        head += _listed(head, snapshot_pages)
+    return head.ljust(PAGE_BYTES, b"\0")
+
+
+def _listed(head: bytes, pages: int) -> bytes:
+    checksum = xxhash.xxh3_64_intdigest(head + struct.pack("<Q", pages))
+    return _LISTED.pack(pages, checksum)
 
 
 def _followed(head: bytes, sequence: int) -> bytes:
@@ -162,7 +214,7 @@ def load_state(files: Sequence[File], layout: Layout, tag: int, void: int) -> St
 def _read_head(file: File, tag: int) -> tuple[int, ...] | None:
     if file.size() < PAGE_BYTES:
         return None
-    page = file.pread(HEADER.size + _FOLLOWED.size, 0)
+    page = file.pread(_HEAD_BYTES, 0)
     raw = page[: HEADER.size]
     fields = HEADER.unpack(raw)
     if fields[0] != MAGIC or fields[3] != tag:
@@ -178,14 +230,39 @@ def _read_head(file: File, tag: int) -> tuple[int, ...] | None:
             offset="0",
         )
     followed, _ = _FOLLOWED.unpack_from(page, HEADER.size)
-    known = _followed(raw, followed) == page[HEADER.size :]
-    return (*fields, followed if known else 0)
+    known = _followed(raw, followed) == page[HEADER.size : -_LISTED.size]
+    snapshot_pages, _ = _LISTED.unpack_from(page, HEADER.size + _FOLLOWED.size)
+    if any(page[-_LISTED.size :]) and page != (
+        (head := page[: -_LISTED.size]) + _listed(head, snapshot_pages)
+    ):
+        return None
+    fields = (*fields, followed if known else 0, snapshot_pages)
+    # Without its list a state would free what snapshots hold: then it is not whole.
+    return fields if _snapshots_of(file, fields) is not None else None
+
+
+def _snapshots_of(file: File, fields: tuple[int, ...]) -> SnapshotEntries | None:
+    """The list of a state with that header; None where it is damaged."""
+    first, count, low = 1 + fields[7] + fields[8], fields[11], fields[4] & 0xFFFFFFFF
+    if not count:
+        return no_snapshots()
+    if file.size() < (first + count) * PAGE_BYTES:
+        return None
+    raw = file.pread(count * PAGE_BYTES, first * PAGE_BYTES)
+    parts = []
+    for number in range(count):
+        page = memoryview(raw)[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+        if not _page_is_whole(page, first + number, low):
+            return None
+        parts.append(bytes(page[: _SNAPSHOT_ENTRIES * SNAPSHOT.itemsize]))
+    entries: SnapshotEntries = np.frombuffer(b"".join(parts), dtype=SNAPSHOT)
+    there: SnapshotEntries = entries[entries["id"] != 0]
+    return there
 
 
 def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout) -> State:
     count, map_pages, extent_pages = fields[4], fields[7], fields[8]
-    chunk_count, extent_count = layout.chunk_count, layout.geometry.extent_count
-    expected = (-(-chunk_count // _MAP_ENTRIES), -(-extent_count // _EXTENT_ENTRIES))
+    expected = page_counts(layout)
     if (map_pages, extent_pages) != expected:
         raise DataError(
             f"{file.name} is damaged at byte 0: it has {map_pages} + {extent_pages} pages where "
@@ -193,10 +270,33 @@ def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout)
             file=file.name,
             offset="0",
         )
-    low = count & 0xFFFFFFFF
     raw = bytearray((map_pages + extent_pages) * PAGE_BYTES)
     available = min(len(raw), max(0, file.size() - PAGE_BYTES))
     raw[:available] = file.pread(available, PAGE_BYTES)
+    found = decode_pages(raw, layout, count)
+    snapshots = _snapshots_of(file, fields)
+    assert snapshots is not None
+    return State(
+        file=index,
+        count=count,
+        log=fields[2],
+        sequence=fields[5],
+        chain=fields[6],
+        chunks=found.chunks,
+        sides=found.sides,
+        extents=found.extents,
+        followed=fields[10],
+        damaged=found.damaged,
+        lost=found.lost,
+        snapshots=snapshots,
+    )
+
+
+def decode_pages(raw: bytearray, layout: Layout, count: int) -> Pages:
+    """What `encode_pages` made; damaged pages are zeroed in `raw`, their extents faulted."""
+    map_pages, extent_pages = page_counts(layout)
+    chunk_count, extent_count = layout.chunk_count, layout.geometry.extent_count
+    low = count & 0xFFFFFFFF
     damaged: set[int] = set()
     lost = np.zeros(chunk_count, dtype=np.bool_)
     view = memoryview(raw)
@@ -217,19 +317,7 @@ def _read_pages(file: File, index: int, fields: tuple[int, ...], layout: Layout)
     chunks = entries & ~_SIDE_BIT
     sides = np.zeros(int(chunks.max(initial=0)) + 1, dtype=np.uint8)
     sides[chunks] = entries >> np.uint32(31)
-    return State(
-        file=index,
-        count=count,
-        log=fields[2],
-        sequence=fields[5],
-        chain=fields[6],
-        chunks=chunks,
-        sides=bytearray(sides.tobytes()),
-        extents=table,
-        followed=fields[10],
-        damaged=frozenset(damaged),
-        lost=lost,
-    )
+    return Pages(chunks, bytearray(sides.tobytes()), table, frozenset(damaged), lost)
 
 
 def _page_is_whole(page: memoryview, number: int, low: int) -> bool:

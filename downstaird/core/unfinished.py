@@ -7,7 +7,7 @@ power cut before that leaves an unfinished clone, after it a whole region, and n
 
 from __future__ import annotations
 
-from downstaird.core.disk import Disk, File
+from downstaird.core.disk import Disk, File, Hold
 from downstaird.core.region_files import DEFINITION_NAME
 
 UNFINISHED_NAME = DEFINITION_NAME + ".unfinished"
@@ -41,6 +41,10 @@ class UnfinishedDisk:
     def lock(self, *, shared: bool) -> None:
         """As Disk.lock."""
         self._disk.lock(shared=shared)
+
+    def hold(self, name: str, byte: int, *, shared: bool) -> Hold:
+        """As Disk.hold."""
+        return self._disk.hold(_mapped(name), byte, shared=shared)
 
     def exists(self, name: str) -> bool:
         """As Disk.exists; a definition is there when either is, lest a finished region be made

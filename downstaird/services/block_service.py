@@ -128,12 +128,12 @@ class BlockServicer(block_grpc.BlockServiceServicer):
 
     async def Flush(
         self,
-        _request: block_pb.FlushRequest,
+        request: block_pb.FlushRequest,
         _context: grpc.aio.ServicerContext[block_pb.FlushRequest, block_pb.FlushResponse],
     ) -> block_pb.FlushResponse:
-        """Makes what was written durable."""
+        """Makes what was written durable, and a snapshot of it."""
         self._require_writable()
-        return block_pb.FlushResponse(flush_number=await self._host.flush_by_hand())
+        return block_pb.FlushResponse(flush_number=await self._host.flush_by_hand(request.snapshot))
 
     def _require_writable(self) -> None:
         if self._host.read_only:

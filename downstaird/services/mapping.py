@@ -11,6 +11,7 @@ from downstaird.core.engine import (
     FLAG_INCOMPLETE,
     Ownership,
     RegionDefinition,
+    SnapshotFacts,
 )
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
@@ -87,6 +88,19 @@ def region_message(
         written=not host.blank,
         cipher=definition.cipher,
         key_check=ownership.key_check if with_key_check else b"",
+    )
+
+
+def snapshot_message(facts: SnapshotFacts) -> region_pb.Snapshot:
+    """A snapshot as it is listed."""
+    return region_pb.Snapshot(
+        name=facts.name,
+        generation=facts.generation,
+        flush_number=facts.flush,
+        unique_bytes=facts.unique_bytes,
+        total_bytes=facts.total_bytes,
+        settled=facts.settled,
+        damaged=facts.damaged,
     )
 
 

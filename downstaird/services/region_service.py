@@ -9,7 +9,7 @@ import grpc
 
 from downstaird.core.verification import Verification
 from downstaird.region_host import RegionHost
-from downstaird.services.mapping import region_message
+from downstaird.services.mapping import region_message, snapshot_message
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 
@@ -33,6 +33,31 @@ class RegionServicer(region_grpc.RegionServiceServicer):
         """The region as it is now."""
         region = region_message(self._host, self._version, with_key_check=True)
         return region_pb.GetRegionResponse(region=region)
+
+    async def ListSnapshots(
+        self,
+        _request: region_pb.ListSnapshotsRequest,
+        _context: grpc.aio.ServicerContext[
+            region_pb.ListSnapshotsRequest, region_pb.ListSnapshotsResponse
+        ],
+    ) -> region_pb.ListSnapshotsResponse:
+        """All snapshots; the loop is free between two."""
+        answer = region_pb.ListSnapshotsResponse()
+        for facts in self._host.engine.list_snapshots():
+            answer.snapshots.append(snapshot_message(facts))
+            await asyncio.sleep(0)
+        return answer
+
+    async def DeleteSnapshot(
+        self,
+        request: region_pb.DeleteSnapshotRequest,
+        _context: grpc.aio.ServicerContext[
+            region_pb.DeleteSnapshotRequest, region_pb.DeleteSnapshotResponse
+        ],
+    ) -> region_pb.DeleteSnapshotResponse:
+        """Durable when it returns."""
+        await self._host.delete_snapshot(request.name)
+        return region_pb.DeleteSnapshotResponse()
 
     async def VerifyRegion(
         self,

@@ -44,12 +44,17 @@ class RepairServicer(repair_grpc.RepairServiceServicer):
         blocks = geometry.blocks_per_extent
         asked = Run(request.first_block, request.block_count or blocks)
         [window] = checked_runs([asked], blocks)
-        contexts = engine.contexts(request.extent * blocks + window.first, window.count)
-        return repair_pb.GetExtentContextsResponse(
-            runs=[
+        equal = request.HasField("digest") and request.digest == engine.digest(request.extent)
+        runs = []
+        if not equal:
+            contexts = engine.contexts(request.extent * blocks + window.first, window.count)
+            runs = [
                 repair_pb.ContextRun(first_block=window.first + first, contexts=raw)
                 for first, raw in stored_runs(contexts)
-            ],
+            ]
+        return repair_pb.GetExtentContextsResponse(
+            runs=runs,
+            equal=equal,
             generation=int(states.generations[request.extent]),
             flush_number=int(states.flushes[request.extent]),
             block_size=geometry.block_size,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 
 from downstaird.core.disk import Buffer, Disk, File
-from stairlib.model.errors import DataError
+from stairlib.model.errors import DataError, StateError
 
-__all__ = ["Buffer", "Disk", "File", "data_error"]
+__all__ = ["Buffer", "Disk", "File", "busy", "data_error"]
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _OTHER_USER = "; run as the user that owns the region, or give it to this one with chown"
@@ -35,4 +35,13 @@ def data_error(action: str, name: str, offset: int, error: OSError) -> DataError
         reason="IO_ERROR",
         file=name,
         offset=str(offset),
+    )
+
+
+def busy(name: str) -> StateError:
+    """The error for a snapshot that somebody else holds."""
+    return StateError(
+        f"a snapshot in {name} is in use: stop what serves, clones or deletes it first",
+        reason="SNAPSHOT_BUSY",
+        file=name,
     )

@@ -11,11 +11,12 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from downstaird.store.base import Buffer, data_error
+from downstaird.store.base import Buffer, busy, data_error
 from stairlib.model.errors import DataError, InvalidRequestError, StateError
 
 LOCK_NAME = "lock"
@@ -26,6 +27,11 @@ _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _SYNC_FILE_RANGE_WRITE = 2
 _STAT_BLOCK_BYTES = 512
+_FICLONERANGE = 0x4020940D
+# struct file_clone_range: source, its offset, length, offset.
+_CLONE_RANGE = struct.Struct("qQQQ")
+# struct flock: type, whence, start, length, process (zero: the lock is the open file's).
+_FLOCK = struct.Struct("hh4xqqi4x")
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -41,6 +47,11 @@ class DirectoryFile:
     def name(self) -> str:
         """The path, as errors name it."""
         return str(self._path)
+
+    @property
+    def descriptor(self) -> int:
+        """For system calls that take two files."""
+        return self._descriptor
 
     def size(self) -> int:
         """Bytes, holes included."""
@@ -137,6 +148,33 @@ class DirectoryFile:
             self._descriptor = -1
 
 
+def share_range(
+    source: DirectoryFile, start: int, target: DirectoryFile, offset: int, length: int
+) -> bool:
+    """Makes a range of one file that of another too, without copying. False where the file system
+    cannot, or the files are on two."""
+    what = _CLONE_RANGE.pack(source.descriptor, start, length, offset)
+    try:
+        fcntl.ioctl(target.descriptor, _FICLONERANGE, what)
+    except OSError:
+        # What stops it may be the request's form, the medium or anything else: a copy says which.
+        return False
+    return True
+
+
+class FileHold:
+    """A lock on one byte, of an open file of its own."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        """Closes the descriptor, and so lets go; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
 class FileDisk:
     """The directory `path`. Made by `prepare`; locked by `lock` until `close`."""
 
@@ -193,6 +231,24 @@ class FileDisk:
             os.close(descriptor)
             raise data_error("lock", str(self._path / LOCK_NAME), 0, error) from error
         self._lock = descriptor
+
+    def hold(self, name: str, byte: int, *, shared: bool) -> FileHold:
+        """An open file description lock on the byte, which need not exist."""
+        path = self._path / name
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+        try:
+            descriptor = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if shared else os.O_RDWR))
+        except OSError as error:
+            raise data_error("lock", str(path), byte, error) from error
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise busy(str(path)) from error
+        except OSError as error:
+            os.close(descriptor)
+            raise data_error("lock", str(path), byte, error) from error
+        return FileHold(descriptor)
 
     def exists(self, name: str) -> bool:
         """Whether the directory has that file."""

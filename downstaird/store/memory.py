@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Sequence
 
-from downstaird.store.base import Buffer, data_error
+from downstaird.store.base import Buffer, busy, data_error
 from stairlib.model.errors import DataError, StateError
 
 SECTOR_BYTES = 512
@@ -194,6 +194,20 @@ class MemoryFile:
         """Nothing to do."""
 
 
+class MemoryHold:
+    """A byte of a file that is held."""
+
+    def __init__(self, holds: list[tuple[str, int, bool]], what: tuple[str, int, bool]) -> None:
+        self._holds = holds
+        self._what = what
+        holds.append(what)
+
+    def close(self) -> None:
+        """Lets go."""
+        if self._what in self._holds:
+            self._holds.remove(self._what)
+
+
 class MemoryDisk:
     """A directory in memory.
 
@@ -206,6 +220,7 @@ class MemoryDisk:
         self._name = name
         self._nodes: dict[str, _Node] = {}
         self._locked = False
+        self._holds: list[tuple[str, int, bool]] = []
         self.fail_sync: Callable[[str], bool] = lambda _: False
         self.fail_write: Callable[[str], bool] = lambda _: False
         self.lie_about_sync: Callable[[str], bool] = lambda _: False
@@ -228,6 +243,13 @@ class MemoryDisk:
         if self._locked and not shared:
             raise StateError(f"the region in {self._name} is in use", reason="REGION_LOCKED")
         self._locked = True
+
+    def hold(self, name: str, byte: int, *, shared: bool) -> MemoryHold:
+        """Several may share it."""
+        for held, place, with_others in self._holds:
+            if (held, place) == (name, byte) and not (shared and with_others):
+                raise busy(f"{self._name}/{name}")
+        return MemoryHold(self._holds, (name, byte, shared))
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""

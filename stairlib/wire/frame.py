@@ -39,6 +39,8 @@ PAYLOAD_BYTES_MAX = 4 << 20
 # Payload, plus contexts and table for the smallest block size (512 bytes), plus blobs.
 FRAME_BYTES_MAX = PAYLOAD_BYTES_MAX + (PAYLOAD_BYTES_MAX // 512) * (CONTEXT_BYTES + 48) + (1 << 20)
 OPS_MAX = 4096
+# Of a peer's words in a message.
+TEXT_BYTES_MAX = 1024
 
 
 class FrameKind(enum.IntEnum):
@@ -60,7 +62,7 @@ class OpKind(enum.IntEnum):
     WRITE = 2
     WRITE_UNWRITTEN = 3
     DISCARD = 4
-    FLUSH = 5  # number = flush number, generation = generation
+    FLUSH = 5  # number = flush number, generation = generation; blob = name of a snapshot
     NOOP = 6
     EXTENT_STATES = 7  # reply payload: per extent generation u64, flush u64, flags u64
     EXTENT_DIGEST = 8  # offset = first extent, length = extents; reply payload: u64 per extent
@@ -90,6 +92,7 @@ class OpStatus(enum.IntEnum):
     NO_SPACE = 8
     REPAIR_SOURCE = 9  # the copy's source could not be reached or refused
     ABORTED = 10
+    SNAPSHOT_FAILED = 11  # the flush is done and durable, its snapshot was not taken
 
 
 OP = np.dtype(
@@ -179,6 +182,11 @@ class Frame:
             ends = np.cumsum(self.ops["blob_bytes"], dtype=np.int64)
             self._blob_starts = [0, *ends.tolist()]
         return bytes(self.blobs[self._blob_starts[index] : self._blob_starts[index + 1]])
+
+    def text(self, index: int) -> str:
+        """The blob of op `index` as a peer's words in a message: what is no text is replaced, and
+        what is longer than any message is cut."""
+        return self.blob(index)[:TEXT_BYTES_MAX].decode("utf-8", "replace")
 
 
 def encode(

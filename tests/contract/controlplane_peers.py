@@ -254,6 +254,11 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         report = pb.VerifyReport(equal=True, extents_compared=128, members_compared=3)
         return pb.VerifyVolumeResponse(report=report)
 
+    async def Snapshot(self, request, context):
+        await self.script.heard("Snapshot", request)
+        region = pb.RegionSnapshot(path=FIRST, generation=1, flush_number=7, targets=["a:1"] * 3)
+        return pb.SnapshotResponse(regions=[region])
+
     async def StartScrub(self, request, context):
         await self.script.heard("StartScrub", request)
         info = self.script.volume(request)

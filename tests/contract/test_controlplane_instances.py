@@ -418,3 +418,26 @@ async def made_again(home: House, times: int) -> bool:
     await home.vmmd.until(lambda: home.vmmd.count("EnsureMachine") >= times)
     request = [each for name, each in home.vmmd.calls if name == "EnsureMachine"][-1]
     return bool(request.spec.disks[0].activate_with_two_after.seconds == 90)
+
+
+async def test_a_snapshot_of_a_disk(home: House) -> None:
+    await home.create_running()
+
+    def ask(name: str, **more: Any) -> Any:
+        request = disk_pb.SnapshotDiskRequest(name="block2", snapshot=name, **more)
+        return home.disks.SnapshotDisk(request, timeout=SECONDS)
+
+    first = await ask("before-upgrade", request_id="one")
+    (region,) = first.regions
+    assert (region.generation, region.flush_number, len(region.targets)) == (1, 7, 3)
+    assert await ask("before-upgrade", request_id="one") == first
+    assert home.vmmd.count("Snapshot") == 1, "the same request sent again"
+    for wrong in ("", "-x", "a/b", "a" * 65, "é"):
+        code, error = await refused(ask(wrong))
+        assert (code, fields(error)) == (INVALID, {"snapshot": "SNAPSHOT_NAME"})
+    assert home.vmmd.count("Snapshot") == 1
+    home.vmmd.failures["Snapshot"] = [
+        StateError("a snapshot needs all three members", reason="SNAPSHOT_NEEDS_THREE")
+    ]
+    code, error = await refused(ask("later"))
+    assert (code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SNAPSHOT_NEEDS_THREE")

@@ -288,3 +288,37 @@ def test_each_command_teaches(capsys) -> None:
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert "downstaird " + command in capsys.readouterr().out
+
+
+def test_snapshots_of_a_region_at_rest(tmp_path) -> None:
+    region = create(tmp_path / "r")
+    old, new = random.Random(1).randbytes(128 * BLOCK), random.Random(2).randbytes(128 * BLOCK)
+    put(region, 0, old)
+    assert call("snapshot", "list", "-d", region) == (0, "no snapshots\n")
+    assert call("snapshot", "create", "-d", region, "monday")[0] == 0
+    put(region, 0, new, number=9)
+    [facts] = json.loads(call("snapshot", "list", "-d", region, "--output", "json")[1])
+    assert (facts["name"], facts["flush"], facts["settled"]) == ("monday", 3, True)
+    assert facts["unique_bytes"] == 128 * BLOCK
+    assert "monday" in call("snapshot", "list", "-d", region)[1]
+    again = downstaird("snapshot", "create", "-d", region, "monday")
+    assert "already" in told(again)
+    wanted = uuid.uuid4()
+    copy = tmp_path / "copy"
+    arguments = ("snapshot", "clone", "-d", region, "monday", "--to", copy, "-u", wanted)
+    status, text = call(*arguments)
+    assert status == 0
+    # Never both, and never a silent copy.
+    assert ("0.5 MiB shared" in text) != ("0.5 MiB copied" in text)
+    assert ("copied because" in text) == ("0.5 MiB copied" in text)
+    assert "already" in told(downstaird(*arguments))
+    assert json.loads(call("info", "-d", copy, "--output", "json")[1])["region"] == str(wanted)
+    for place, data in ((copy, old), (region, new)):
+        out = tmp_path / "out"
+        assert call("export", "-d", place, "-e", out, "--count", 128)[0] == 0
+        assert out.read_bytes() == data
+        assert call("verify", "-d", place)[0] == 0
+    status, text = call("snapshot", "delete", "-d", region, "monday")
+    assert (status, text) == (0, "snapshot monday deleted, 0.5 MiB freed\n")
+    assert "no snapshot 'monday'" in told(downstaird("snapshot", "delete", "-d", region, "monday"))
+    assert "no snapshot" in told(downstaird("run", "-d", region, "--snapshot", "monday", "-p", 0))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from downstaird.core.engine import RegionDefinition
+from downstaird.core.engine import FlushWork, RegionDefinition
 from downstaird.core.layout import Tuning
 from downstaird.core.region import Region
 from downstaird.core.region_checkpoint import CommitJob
@@ -130,7 +130,7 @@ class CrashWorld:
         """A whole flush, with changes in between; now and then one that fails or ends in a kill."""
         self.number += 1
         # A checkpoint that the log's size forces happens within begin_flush, before the freeze.
-        work = self.region.begin_flush(self.number, 1)
+        work = self.begin_flush()
         for extent in self.dirty:
             self.stamps[extent] = (1, self.number)
         self.dirty = set()
@@ -138,6 +138,10 @@ class CrashWorld:
         if self.carried_through(work, self.region.finish_flush):
             self.flushed = self.in_flight
             self.in_flight = None
+
+    def begin_flush(self) -> FlushWork:
+        """The flush with that number."""
+        return self.region.begin_flush(self.number, 1)
 
     def checkpoint_step(self) -> None:
         """One step, with changes in between; now and then one that fails or ends in a kill."""
@@ -192,7 +196,7 @@ class CrashWorld:
             region = Region.open(disk, tuning=TUNING)
         except Exception as error:
             raise ViolationError(f"cannot be opened: {error}") from error
-        self.take_over(disk, region, checked(region, allowed))
+        self.take_over(disk, region, self.checked(disk, region, allowed))
 
     def take_over(self, disk: MemoryDisk, region: Region, found: State) -> None:
         """Goes on with another region."""
@@ -249,7 +253,11 @@ class CrashWorld:
         except Exception as error:
             raise ViolationError(f"cannot be opened: {error}") from error
         allowed = [self.flushed] if self.in_flight is None else [self.flushed, self.in_flight]
-        return disk, region, checked(region, allowed)
+        return disk, region, self.checked(disk, region, allowed)
+
+    def checked(self, _disk: MemoryDisk, region: Region, allowed: list[State]) -> State:
+        """What an opened region holds; see the function."""
+        return checked(region, allowed)
 
     def go_on_after_a_cut(self) -> None:
         """The power cut happens; the region found is used from now on."""

@@ -25,6 +25,7 @@ from stairlib.wire.frame import (
 from tests.property.seeded import first_seeds, run_seeds
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
+from vmmd.upstairs.core.refusals import REFUSALS
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 
 SEEDS_PER_TEST = 50
@@ -45,6 +46,9 @@ class LyingWorld(World):
         honest = self.daemons[LIAR].open_session
 
         def open_session(*arguments, **named):
+            if self.lying and self.liar.random() < self.rate / 4:
+                self.lies += 1
+                return self.liar.choice((*REFUSALS, "OF_ANOTHER_RELEASE")), None
             code, info = honest(*arguments, **named)
             if info is not None and self.lying and self.liar.random() < self.rate:
                 info = self.changed_session(info)
@@ -61,12 +65,20 @@ class LyingWorld(World):
             np.resize(stamps.flushes, count),
             np.resize(stamps.flags, count),
         )
+        column = self.liar.choice(("generations", "flushes", "flags"))
+        uneven = replace(stamps, **{column: getattr(wrong, column)})
+        # Numbers that can be are another matter: nobody can see that newer stamps are not true.
+        number = self.liar.choice((2**63, 2**64 - 1))
+        column = self.liar.choice(("generations", "flushes"))
+        high = replace(stamps, **{column: np.full_like(stamps.flushes, number)})
         flagged = events.ExtentStamps(
             stamps.generations, stamps.flushes, np.full_like(stamps.flags, self.liar.choice((2, 4)))
         )
         return self.liar.choice(
             (
                 replace(info, stamps=wrong),
+                replace(info, stamps=uneven),
+                replace(info, stamps=high),
                 replace(info, stamps=flagged),
                 replace(info, region_id="region-0"),
                 replace(info, region_id="somebody else's"),
@@ -88,6 +100,14 @@ class LyingWorld(World):
                 super()._to_client(upstairs, link, lie)
             return
         super()._to_client(upstairs, link, data)
+
+    def notice(self) -> None:
+        """The liar says something outside of any answer."""
+        texts = ("", "SHUTTING_DOWN", "\ufffd" * 300, "NO_LONGER_ACTIVE says who")
+        for link in list(self.links.values()):
+            if link.server.address == LIAR and not link.cut:
+                self.lies += 1
+                self.feed(events.Notice(link.number, self.liar.choice(texts)))
 
     def changed(self, data: bytes) -> list[bytes]:
         """What comes in the reply's place."""
@@ -116,7 +136,10 @@ class LyingWorld(World):
         liar = self.liar
         ops = np.array(frame.ops)
         if len(ops) and liar.random() < 0.3:
-            ops = ops[liar.choice((slice(0, 1), slice(1, None), slice(None, None, -1)))]
+            cuts = [slice(0, 1), slice(1, None)]
+            if self.told_apart(ops):
+                cuts.append(slice(None, None, -1))
+            ops = ops[liar.choice(cuts)]
         for row in ops:
             name = liar.choice([name for name in OP.names or () if "_" not in name])
             if name == "status":
@@ -124,11 +147,17 @@ class LyingWorld(World):
             elif name == "kind":
                 row[name] = liar.choice([*OpKind, 88])
             elif name == "job":
-                row[name] = max(0, int(row[name]) + liar.choice((-1, 1, 1000, 2**40)))
+                near = (-1, 1) if self.told_apart(ops) else ()
+                row[name] = max(0, int(row[name]) + liar.choice((*near, 1000, 2**40)))
             else:
                 row[name] = liar.choice(WORDS) % (2 ** (8 * OP[name].itemsize))
         ops["blob_bytes"] = ops["dependency_count"] = 0
         return self.made(frame, ops)
+
+    def told_apart(self, ops) -> bool:
+        """Whether a good block in the place of another is seen through. A hash alone does not say
+        where its block belongs: in a set that is not encrypted nobody can tell."""
+        return bool(self.cipher) or OpKind.READ not in ops["kind"]
 
     def made(self, frame: Frame, ops, *, contexts=None, payload=None) -> bytes:
         blobs = [bytes(frame.blobs)] if int(ops["blob_bytes"].sum()) else []
@@ -145,12 +174,27 @@ class LyingWorld(World):
 
 
 class Run:
-    """One seeded run."""
+    """One seeded run. In a third of them another member is replaced beside the liar, in a third the
+    liar comes by a replacement."""
 
     def __init__(self, seed: int) -> None:
         self.world = LyingWorld(seed)
         # What it tells of its extents may be anything.
         self.world.outdated.add(LIAR)
+        self.replacement = ((), (2, "d2:1", "d3:1"), (1, "d3:1", LIAR))[seed % 3]
+        if seed % 3 == 2:
+            self.world.targets[1] = "d3:1"
+            self.world.crash_upstairs()
+
+    def replace(self) -> None:
+        world = self.world
+        if not self.replacement or world.rng.random() > 0.05:
+            return
+        slot, old, new = self.replacement
+        key = world.ask(lambda key: events.Replace(key, old, new))
+        if world.answers[key].error is None:
+            world.targets[slot] = new
+            self.replacement = ()
 
     def go(self) -> None:
         world = self.world
@@ -165,6 +209,9 @@ class Run:
                 world.break_links(LIAR)
             if world.rng.random() < 0.05:
                 world.ask(events.Verify)
+            if world.rng.random() < 0.03:
+                world.notice()
+            self.replace()
             world.run_until(lambda: False, world.rng.choice((0.005, 0.05, 0.6)))
             slot = world.upstairs.status().slots[1]
             assert slot.state is not SlotState.STOPPING or slot.last_error

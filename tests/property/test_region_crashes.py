@@ -173,7 +173,7 @@ def checkpoint_ignores_later_remaps(monkeypatch):
         def update(self, *_):
             pass
 
-    seal = region_checkpoint.Seal
+    seal = region_module.Seal
 
     def deaf(*args, **kwargs):
         made = seal(*args, **kwargs)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import cast
 from uuid import UUID
 
 from stairlib.model.construction import PARENT, Construction, in_parent, join_path, volume_id
@@ -29,7 +30,7 @@ from vmmd.block.backend import (
 )
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
-from vmmd.upstairs.core.events import Replacement, ReplaceResult
+from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.shell.runner import WATCH_SECONDS, Peer, RegionUpstairs
@@ -75,6 +76,15 @@ class VolumeStatus:
     sources: tuple[SourceStatus, ...]
     scrubs: tuple[ScrubStatus, ...]
     counters: VolumeCounters
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSnapshot:
+    """What the members of the region at `path` keep, and their addresses."""
+
+    path: str
+    taken: SnapshotTaken
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +248,32 @@ class Volume:
             bad_blocks=sum(result.bad_blocks for result in results),
             blocks_read=sum(result.blocks_read for result in results),
         )
+
+    async def snapshot(self, name: str) -> list[RegionSnapshot]:
+        """Has the members of each region that is written keep, under a name, what the volume holds
+        now, at one moment for all regions; errors as `RegionUpstairs.begin_snapshot`, of the first
+        region that refuses."""
+        regions = {
+            path: region
+            for path, region in self._tree.regions.items()
+            if not in_parent(path) and not region.info.read_only
+        }
+        if not regions:
+            raise StateError("the volume has no region that is written", reason="READ_ONLY")
+        # All are asked before the loop goes on: no request of the guest comes in between.
+        asked = [region.begin_snapshot(name) for region in regions.values()]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [
+            RegionSnapshot(
+                path,
+                cast("SnapshotTaken", taken),
+                tuple(slot.address for slot in region.status().slots),
+            )
+            for (path, region), taken in zip(regions.items(), outcomes, strict=True)
+        ]
 
     def set_repair_limit(self, bytes_per_second: int) -> None:
         """Of each region's repair traffic; 0 is no bound."""

@@ -12,6 +12,7 @@ import grpc.aio
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget, Outcome, compare
 from stairlib.model.errors import InvalidRequestError, NotFoundError
+from stairlib.model.snapshot import checked_name
 from stairlib.wire import construction as construction_wire
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import machine_process_service_pb2 as process_pb
@@ -26,6 +27,7 @@ from vmmd.machine.process import MachineHost
 from vmmd.machine.volume_mapping import (
     replaced_message,
     scrub_message,
+    snapshot_message,
     verified_message,
     volume_message,
 )
@@ -123,6 +125,10 @@ class VolumeServicer(VolumeServiceServicer):
             read_data=request.read_data, region_path=region_path
         )
         return pb.VerifyVolumeResponse(report=verified_message(verification))
+
+    async def Snapshot(self, request: pb.SnapshotRequest, _context: Context) -> pb.SnapshotResponse:
+        taken = await self._disk(request.disk).volume.snapshot(checked_name(request.name, "name"))
+        return pb.SnapshotResponse(regions=map(snapshot_message, taken))
 
     async def StartScrub(
         self, request: pb.StartScrubRequest, _context: Context

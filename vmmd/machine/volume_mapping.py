@@ -5,7 +5,7 @@ from __future__ import annotations
 from stairlib.model.construction_diff import ChangedTarget
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
 from vmmd.block.scrub import ScrubStatus
-from vmmd.block.volume import VolumeStatus, VolumeVerification
+from vmmd.block.volume import RegionSnapshot, VolumeStatus, VolumeVerification
 from vmmd.upstairs.core.events import ReplaceResult
 from vmmd.upstairs.core.status import RegionStatus, RepairProgress, SlotStatus
 
@@ -45,6 +45,16 @@ def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: st
             read_mismatches=sum(region.read_mismatches for _path, region in status.regions),
             blocks_healed=sum(region.blocks_healed for _path, region in status.regions),
         ),
+    )
+
+
+def snapshot_message(taken: RegionSnapshot) -> pb.RegionSnapshot:
+    """One region's snapshot."""
+    return pb.RegionSnapshot(
+        path=taken.path,
+        generation=taken.taken.generation,
+        flush_number=taken.taken.flush_number,
+        targets=taken.targets,
     )
 
 

@@ -138,6 +138,14 @@ class VolumeServicer(VolumeServiceServicer):
                 request, timeout=remaining(context, VERIFY_SECONDS)
             )
 
+    async def Snapshot(
+        self, request: volume_pb.SnapshotRequest, context: Context
+    ) -> volume_pb.SnapshotResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).Snapshot(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
     async def StartScrub(
         self, request: volume_pb.StartScrubRequest, context: Context
     ) -> volume_pb.StartScrubResponse:

@@ -1,10 +1,12 @@
-"""`disk status`, `disk verify`: what a disk is kept on, and whether its copies agree.
+"""`disk status`, `disk verify`, `disk snapshot`: what a disk is kept on, whether its copies agree,
+and a copy of all that it holds now.
 
 `disk scrub` and `disk scrub-stop` are in a module of their own.
 """
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated
 
 import typer
@@ -29,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(disk, name="disk")
     command(disk, "status")(status)
     command(disk, "verify")(verify)
+    command(disk, "snapshot")(snapshot)
     scrub.add_to(disk)
 
 
@@ -79,3 +82,28 @@ async def verify(
     report = response.report
     session.show(plain(report), render.verify_view(name, report))
     return 0 if report.equal and not report.bad_blocks else 1
+
+
+async def snapshot(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Disk name or volume UUID.")],
+    snapshot_name: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="What to call it.")],
+) -> None:
+    """Keep, under a name, what a disk holds now; the disk stays in use.
+
+    All three members of each region keep it at one moment, without copying data, so all have to be
+    active. Each is served, read-only, by `downstaird run --snapshot SNAPSHOT` on its directory;
+    `downstaird snapshot list` and `delete` look after them.
+    """
+    with spinner(session, f"taking {snapshot_name} of {name}"):
+        response = await session.call(
+            session.disks.SnapshotDisk,
+            pb.SnapshotDiskRequest(name=name, snapshot=snapshot_name, request_id=str(uuid.uuid4())),
+            pb.SnapshotDiskResponse,
+        )
+    where = "; ".join(
+        f"{region.path or 'region'}: generation {region.generation}, flush {region.flush_number}, "
+        f"on {', '.join(region.targets)}"
+        for region in response.regions
+    )
+    session.show(plain(response), f"{snapshot_name} of {name} is taken: {where}")

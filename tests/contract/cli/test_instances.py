@@ -17,6 +17,7 @@ from stairwell.controlplane.v1 import (
     disk_service_pb2 as disk_pb,
 )
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 DISKS = str(EXAMPLES / "crucible-disks.json")
@@ -53,6 +54,34 @@ def test_new_sends_the_documents_disks(plane, client):
     (disk,) = request.disks
     assert (disk.name, disk.device, disk.slot) == ("block2", "nvme", 3)
     assert disk.volume_construction_request.sub_volumes[0].blocks_per_extent == 16384
+
+
+def test_new_that_may_start_with_two_copies(plane, client):
+    plane.answers["CreateInstance"] = instance_pb.CreateInstanceResponse(
+        instance=instance("CREATING")
+    )
+    assert client("new", "crub", "--with-two-after", "30")[0] == 0
+    assert client("new", "crub")[0] == 0
+    first, second = plane.requests("CreateInstance")
+    assert first.activate_with_two_after.seconds == 30
+    assert not second.HasField("activate_with_two_after")
+
+
+def test_a_snapshot_says_where_it_is(plane, client):
+    region = volume_pb.RegionSnapshot(
+        path="sub_volumes[0]", generation=3, flush_number=41, targets=["a:1", "b:1", "c:1"]
+    )
+    plane.answers["SnapshotDisk"] = disk_pb.SnapshotDiskResponse(regions=[region])
+    code, out, err = client("disk", "snapshot", "block2", "monday")
+    assert (code, err) == (0, "")
+    assert "monday of block2 is taken" in out
+    assert "flush 41, on a:1, b:1, c:1" in out
+    (request,) = plane.requests("SnapshotDisk")
+    assert (request.name, request.snapshot) == ("block2", "monday")
+    assert request.request_id
+    code, out, _ = client("--output", "json", "disk", "snapshot", "block2", "tuesday")
+    assert code == 0
+    assert json.loads(out)["regions"][0]["targets"] == ["a:1", "b:1", "c:1"]
 
 
 def test_new_with_an_id_of_ones_own(plane, client):

@@ -341,3 +341,22 @@ async def test_a_copy_is_a_span_of_the_callers_trace_on_both_sides(serve, upstai
     names = {s.name.rsplit("/", 1)[-1] for s in source.tracing.spans(trace_id)}
     assert names == {"GetExtentContexts", "StreamExtent"}
     caller.shutdown()
+
+
+async def test_an_extent_that_is_equal_costs_no_contexts(serve, upstairs):
+    source = await serve()
+    a = await source.session(upstairs)
+    await a.write(0, pattern(1, 4))
+    engine = source.daemon.host.engine
+
+    async def asked(extent, digest):
+        request = repair_pb.GetExtentContextsRequest(
+            upstairs_id=str(upstairs), generation=1, extent=extent, digest=digest
+        )
+        return await source.call(source.repair.GetExtentContexts, request)
+
+    equal = await asked(0, engine.digest(0))
+    assert (equal.equal, list(equal.runs)) == (True, [])
+    other = await asked(0, engine.digest(1))
+    assert (other.equal, len(other.runs)) == (False, 1)
+    assert (await asked(1, engine.digest(1))).equal

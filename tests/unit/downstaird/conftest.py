@@ -46,6 +46,8 @@ class PlainEngine:
         self.session_wrote = None
         self.copied = set()
         self.calls = []
+        self.snapshots = []
+        self.refuses_snapshots = False
         self.fail_with = None
         self.checkpoint_wanted = False
 
@@ -103,8 +105,12 @@ class PlainEngine:
     def promote(self, ownership):
         self.ownership = ownership
 
-    def begin_flush(self, number, generation):
+    def begin_flush(self, number, generation, snapshot=""):
         self._maybe_fail()
+        if snapshot:
+            if self.refuses_snapshots:
+                raise StateError("there is one already", reason="SNAPSHOT_EXISTS")
+            self.snapshots.append((snapshot, number))
         self.calls.append(("begin_flush", number, generation))
         dirty = np.flatnonzero(self.flags & FLAG_DIRTY)
         self.flags[dirty] &= ~np.uint8(FLAG_DIRTY)

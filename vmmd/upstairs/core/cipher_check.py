@@ -12,22 +12,22 @@ from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.states import SlotState, UpstairsState
 
 
-def cipher_problem(region: RegionSet, member: Member, session: SessionInfo) -> str:
-    """Why the member's region cannot be one of the set; empty if it can. The sentence begins with
-    the reason: ENCRYPTION_MISMATCH, CIPHER_UNKNOWN, CIPHER_MISMATCH or OWNER_MISMATCH."""
+def cipher_problem(region: RegionSet, member: Member, session: SessionInfo) -> tuple[str, str]:
+    """Why the member's region cannot be one of the set: ENCRYPTION_MISMATCH, CIPHER_UNKNOWN,
+    CIPHER_MISMATCH or OWNER_MISMATCH, and a sentence; both empty if it can."""
     cipher = session.cipher
     encrypted = region.config.encryption is not None
     if bool(cipher) != encrypted:
-        return (
-            f"ENCRYPTION_MISMATCH: its region is {describe_cipher(cipher)}, and the volume has "
+        return "ENCRYPTION_MISMATCH", (
+            f"its region is {describe_cipher(cipher)}, and the volume has "
             f"{'a' if encrypted else 'no'} key: give or leave out the key, or create the region to "
             "match"
         )
     if not encrypted:
-        return ""
+        return "", ""
     if cipher not in CIPHERS:
-        return (
-            f"CIPHER_UNKNOWN: its region is {describe_cipher(cipher)}, and this version knows "
+        return "CIPHER_UNKNOWN", (
+            f"its region is {describe_cipher(cipher)}, and this version knows "
             f"{', '.join(CIPHERS)}: run the same release on both ends"
         )
     found = cipher, session.owner_id
@@ -37,7 +37,7 @@ def cipher_problem(region: RegionSet, member: Member, session: SessionInfo) -> s
         theirs = other.cipher, other.owner_id
         if other is not member and _has_told(other) and found != theirs:
             return _mismatch(found, f"that of slot {other.slot} ({other.address})", theirs)
-    return ""
+    return "", ""
 
 
 def check_generation(region: RegionSet) -> StateError | None:
@@ -58,13 +58,13 @@ def _has_told(member: Member) -> bool:
     return member.joined_now and (member.held or member.state is not SlotState.NEGOTIATING)
 
 
-def _mismatch(found: tuple[str, str], whose: str, theirs: tuple[str, str]) -> str:
+def _mismatch(found: tuple[str, str], whose: str, theirs: tuple[str, str]) -> tuple[str, str]:
     if found[0] != theirs[0]:
-        return (
-            f"CIPHER_MISMATCH: its region is {describe_cipher(found[0])}, {whose} "
+        return "CIPHER_MISMATCH", (
+            f"its region is {describe_cipher(found[0])}, {whose} "
             f"{describe_cipher(theirs[0])}: create all regions of a set with the same cipher"
         )
-    return (
-        f"OWNER_MISMATCH: its region belongs to {found[1] or 'nobody'}, {whose} to "
+    return "OWNER_MISMATCH", (
+        f"its region belongs to {found[1] or 'nobody'}, {whose} to "
         f"{theirs[1] or 'nobody'}: they are not copies of one volume"
     )

@@ -85,7 +85,7 @@ class ControlBook:
         job.status = _status(int(op["status"]))
         job.number = int(op["number"])
         if int(op["blob_bytes"]):
-            job.text = frame.blob(index).decode("utf-8", "replace")
+            job.text = frame.text(index)
         job.outcome = Outcome.OK if job.status is OpStatus.OK else Outcome.FAILED
         if job.outcome is Outcome.OK and job.kind in ARRAY_ENTRY_BYTES:
             asked = job.length * ARRAY_ENTRY_BYTES[job.kind]

@@ -136,6 +136,14 @@ class Verify:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Answered with `SnapshotTaken` once all three members have it, or refused."""
+
+    key: object
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class RepairTrace:
     """The trace context that the copies of the running repair of `slot` are to carry."""
 
@@ -155,6 +163,7 @@ Event = (
     | Replace
     | SetRepairLimit
     | Verify
+    | Snapshot
     | RepairTrace
 )
 
@@ -267,6 +276,15 @@ class ReplaceResult(enum.IntEnum):
     STARTED_ALREADY = 2
     COMPLETED_ALREADY = 3
     MISSING = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """What all three members keep under a name: what the flush covered."""
+
+    name: str
+    generation: int
+    flush_number: int
 
 
 @dataclass(frozen=True, slots=True)

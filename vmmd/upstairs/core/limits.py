@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# Copies of a region.
 SLOT_COUNT = 3
 # A fourth member exists only while a good one is being replaced: the leaving one stays until the
 # new is filled.
@@ -31,7 +32,9 @@ GUEST_WAITING_MAX = 65_536
 # Connections that may break under a read before it is not sent to that member again: one break is
 # bad luck, more may be the read's own doing.
 READ_LOSSES_MAX = 3
-READ_FRAME_BYTES_MAX = 1 << 20  # spreads a deep queue of large reads over the members
+# Spreads a deep queue of large reads over the members.
+READ_FRAME_BYTES_MAX = 1 << 20
+# From the first write after a flush to a flush by itself, unless the request says otherwise.
 FLUSH_TIMEOUT_SECONDS = 0.5
 # Active members or such as are sent what they missed: with fewer, nothing can become durable.
 WRITES_NEEDED = 2
@@ -44,17 +47,20 @@ BAD_BLOCKS_MAX = 4096
 # Between two lines in the log about healed blocks.
 HEALED_TOLD_SECONDS = 10.0
 
+# Delay of the next attempt to connect: the first, doubled up to the second.
 RECONNECT_SECONDS_MIN = 0.2
 RECONNECT_SECONDS_MAX = 10.0
 # A connection that lasted this long was a good one: the next reconnect starts from the shortest
 # delay.
 CONNECTION_GOOD_SECONDS = 10.0
+# A deactivation lets a member go that has not answered the last flush by then.
 DEACTIVATE_SECONDS_MAX = 10.0
 
 # How long a read-only set that is being activated waits for members that are being reached, beside
 # one that is there: long for an answer on a network that works, short for a person.
 READ_ONLY_OTHERS_SECONDS = 1.0
 
+# Extents of one member that are being copied at once.
 COPIES_IN_FLIGHT = 4
 # A copy is asked of other sources after a failure; after this many the repair is given up and begun
 # anew.

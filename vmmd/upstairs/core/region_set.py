@@ -223,17 +223,27 @@ class RegionSet:
         *,
         clears_marks: bool = False,
         only: Sequence[Member] = (),
+        snapshot: str = "",
     ) -> Mutation:
         """A flush of everything sent so far, to all members or `only` some. With `clears_marks`,
-        extents that were copied by now are no longer incomplete after it."""
+        extents that were copied by now are no longer incomplete after it. With `snapshot` they keep
+        what it covers under that name."""
         job = self.take_jobs(1)
         number = self.flushes.number
         flags = 0 if clears_marks else FLUSH_KEEPS_MARKS
-        op = pack_op(job, OpKind.FLUSH, generation=self.generation, number=number, flags=flags)
+        name = snapshot.encode()
+        op = pack_op(
+            job,
+            OpKind.FLUSH,
+            generation=self.generation,
+            number=number,
+            flags=flags,
+            blob_bytes=len(name),
+        )
         record = Mutation(
             job,
             1,
-            encode(FrameKind.REQUEST, [op], sequence=job),
+            encode(FrameKind.REQUEST, [op], sequence=job, blobs=[name] if name else ()),
             0,
             is_flush=True,
             flush_number=number,
@@ -331,13 +341,17 @@ class RegionSet:
         member.link = self._next_link
         self._next_link += 1
         self._by_link[member.link] = member
-        # A running set knows its regions; before that any region may be brought, and is looked at.
-        known = member.joined and self.state is UpstairsState.ACTIVE
-        expected = member.region_id if known else ""
+        expected = self.expected_region(member)
         self.effects.append(
             Connect(member.link, member.slot, member.address, expected, self.generation)
         )
         self.touch()
+
+    def expected_region(self, member: Member) -> str:
+        """The region that the member must bring; empty when any may be brought, and is looked
+        at."""
+        known = member.joined and self.state is UpstairsState.ACTIVE
+        return member.region_id if known else ""
 
     def stop(self, member: Member, mode: SlotMode, reason: str) -> None:
         """Lets the member go; it is gone once the shell has confirmed."""

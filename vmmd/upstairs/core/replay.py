@@ -38,6 +38,7 @@ class Mutation:
         "last_job",
         "payload_bytes",
         "pending",
+        "refused",
         "stamps",
         "succeeded",
         "waiters",
@@ -64,6 +65,8 @@ class Mutation:
         self.acked = 0
         self.done = [0] * MEMBER_COUNT_MAX
         self.waiters: list[tuple[object, object]] = []
+        # Why members, by index, did not take the snapshot of this flush.
+        self.refused: dict[int, str] = {}
         self.judged = False
         self.succeeded = False
         # A flush: whoever acknowledges it has a stamp with its number.

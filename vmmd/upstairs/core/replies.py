@@ -64,16 +64,18 @@ class ReplyRouter:
         statuses = ops["status"].tolist()
         kinds = ops["kind"].tolist()
         lengths = ops["length"].tolist()
+        # A daemon answers jobs that waited for the same flush together: each has its own part.
+        blocks, sizes = _parts(kinds, statuses, lengths, size)
+        if sum(sizes) != len(frame.payload) or sum(blocks) != len(frame.contexts):
+            self._break(member, f"an answer to job {jobs[0]} and others of the wrong size")
+            return None
         at = end = 0
         for index, job in enumerate(jobs):
             if not member.streams:
                 return None
             good = statuses[index] == OpStatus.OK
-            blocks = lengths[index] if good and kinds[index] == OpKind.READ else 0
-            start, at = at, at + blocks
-            # A daemon answers jobs that waited for the same flush together: each has its own part.
-            entry = ARRAY_ENTRY_BYTES.get(kinds[index], 0) if good else 0
-            begin, end = end, end + blocks * size + entry * lengths[index]
+            start, at = at, at + blocks[index]
+            begin, end = end, end + sizes[index]
             data = frame.payload[begin:end]
             reads = self._reads.find(member, job)
             if reads is not None:
@@ -113,8 +115,13 @@ class ReplyRouter:
         if good:
             self._settled(member, record, 1)
             return None
-        if int(frame.ops["status"][index]) == OpStatus.NOT_ACTIVE:
+        status = int(frame.ops["status"][index])
+        if status == OpStatus.NOT_ACTIVE:
             return taken_over(member, _describe(frame, index))
+        if status == OpStatus.SNAPSHOT_FAILED and record.is_flush:
+            record.refused[member.index] = _describe(frame, index)
+            self._settled(member, record, 1)
+            return None
         region.fault(member, _describe(frame, index))
         return None
 
@@ -126,6 +133,19 @@ class ReplyRouter:
             self._region.fault(member, f"protocol: {reason}")
         else:
             self._region.stop(member, mode, f"protocol: {reason}")
+
+
+def _parts(
+    kinds: list[int], statuses: list[int], lengths: list[int], block_size: int
+) -> tuple[list[int], list[int]]:
+    """The blocks, each with a context, and the bytes of data that each op of a reply has."""
+    blocks, sizes = [], []
+    for kind, status, length in zip(kinds, statuses, lengths, strict=True):
+        good = status == OpStatus.OK
+        blocks.append(length if good and kind == OpKind.READ else 0)
+        entry = ARRAY_ENTRY_BYTES.get(kind, 0) if good else 0
+        sizes.append(blocks[-1] * block_size + entry * length)
+    return blocks, sizes
 
 
 def taken_over(member: Member, text: str) -> StateError:
@@ -142,5 +162,5 @@ def _describe(frame: Frame, index: int) -> str:
         kind = OpKind(int(op["kind"])).name
     except ValueError:
         status, kind = str(op["status"]), str(op["kind"])
-    text = frame.blob(index).decode("utf-8", "replace") if int(op["blob_bytes"]) else ""
+    text = frame.text(index) if int(op["blob_bytes"]) else ""
     return f"{kind} ended {status}" + (f": {text}" if text else "")

@@ -22,20 +22,21 @@ from stairlib.wire.frame import OpKind
 from vmmd.block.backend import BlockStatus
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.activation import Activation
-from vmmd.upstairs.core.cipher_check import cipher_problem
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.live_repair import LiveRepair
 from vmmd.upstairs.core.read_only import ReadOnlyMembers
 from vmmd.upstairs.core.reads import ReadBook
-from vmmd.upstairs.core.refusals import Outcome, refusal
+from vmmd.upstairs.core.refusals import Outcome, described, refusal
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.repair_states import RepairPhase
 from vmmd.upstairs.core.replace import decide
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.returning import told, what_is_missing
+from vmmd.upstairs.core.session_check import session_problem
 from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.snapshots import SnapshotFlush
 from vmmd.upstairs.core.states import (
     IllegalMoveError,
     SlotMode,
@@ -63,6 +64,7 @@ class Upstairs:
         self._read_only = ReadOnlyMembers(self._region) if config.read_only else None
         self._repair: LiveRepair | None = None
         self._verifications: list[Verification] = []
+        self._snapshots: list[SnapshotFlush] = []
         self._activate_keys: list[object] = []
         self._deactivate_keys: list[object] = []
         self._final_flush: Mutation | None = None
@@ -81,6 +83,7 @@ class Upstairs:
             events.Replace: self._on_replace,
             events.SetRepairLimit: self._on_limit,
             events.Verify: self._on_verify,
+            events.Snapshot: self._on_snapshot,
             events.RepairTrace: self._on_trace,
         }
 
@@ -171,6 +174,10 @@ class Upstairs:
             for verification in self._verifications:
                 verification.advance()
             self._verifications = [v for v in self._verifications if not v.over]
+        if self._snapshots:
+            for one in self._snapshots:
+                one.advance()
+            self._snapshots = [s for s in self._snapshots if not s.over]
 
     # ---- looking
 
@@ -229,10 +236,10 @@ class Upstairs:
         if member is None or member.state is not SlotState.NEGOTIATING:
             return
         session = event.session
-        problem = self._session_problem(member, session)
-        if problem:
+        code, problem = session_problem(region, member, session)
+        if code:
             region.stop(member, member.mode, problem)
-            member.last_error = problem
+            self._refused(member, code, problem)
             return
         if session.region_id != member.region_id:
             member.owned_before = session.owned_before
@@ -254,18 +261,6 @@ class Upstairs:
             member.move(SlotMove.READY)
             region.touch()
 
-    def _session_problem(self, member: Member, session: events.SessionInfo) -> str:
-        for other in self._region.members:
-            if other is not member and other.region_id == session.region_id and other.joined_now:
-                return (
-                    f"{member.address} serves region {session.region_id}, which is slot "
-                    f"{other.slot} ({other.address}) already"
-                )
-        extents = self._region.config.geometry.extent_count
-        if len(session.stamps.generations) != extents:
-            return f"{len(session.stamps.generations)} extents were told, {extents} are expected"
-        return cipher_problem(self._region, member, session)
-
     def _on_disconnected(self, event: events.Disconnected) -> None:
         region = self._region
         member = region.member_of(event.link)
@@ -274,26 +269,27 @@ class Upstairs:
         negotiating = member.state is SlotState.NEGOTIATING
         member.last_error = event.reason
         region.lost(member, event.reason)
-        if not negotiating or not event.code:
-            return
-        row = refusal(event.code)
-        if region.state is UpstairsState.ACTIVE:
-            self._refused(member, event, row.offline if member.held else row.serving)
-        elif region.state is UpstairsState.GO_ACTIVE:
-            self._refused(member, event, row.activating)
+        if negotiating and event.code:
+            self._refused(member, event.code, described(event.code, event.reason))
 
-    def _refused(self, member: Member, event: events.Disconnected, outcome: Outcome) -> None:
-        """Carries out what the table of refusals says."""
-        if outcome is Outcome.FAULT:
-            self._region.fault(member, event.reason)
+    def _refused(self, member: Member, code: str, reason: str) -> None:
+        """Carries out what the table of refusals says. The member is on its way out already."""
+        region = self._region
+        member.last_error = reason
+        outcome = refusal(code).outcome(
+            region.state, held=member.held, read_only=self._read_only is not None
+        )
+        if outcome in (Outcome.FAULT, Outcome.DISABLE_IF_ALONE) and (
+            region.state is UpstairsState.ACTIVE
+        ):
+            region.fault(member, reason)
         elif outcome is Outcome.DISABLE_IF_JOINED and member.joined:
-            self._fail(taken_over(member, event.reason))
-        elif outcome is Outcome.DISABLE and not self._others_may_serve():
-            generation = str(self._region.generation)
-            error = StateError(
-                event.reason, reason=event.code, requested=generation, target=member.address
-            )
-            self._fail(error)
+            self._fail(taken_over(member, reason))
+        elif outcome is Outcome.DISABLE or (
+            outcome is Outcome.DISABLE_IF_ALONE and not self._others_may_serve()
+        ):
+            generation = str(region.generation)
+            self._fail(StateError(reason, reason=code, requested=generation, target=member.address))
 
     def _others_may_serve(self) -> bool:
         """In a read-only set one strange member does not count while others may serve."""
@@ -493,6 +489,9 @@ class Upstairs:
         for verification in self._verifications:
             verification.abort()
         self._verifications = []
+        for one in self._snapshots:
+            one.abort(reason)
+        self._snapshots = []
         self._answer_all(self._activate_keys, StateError(reason, reason="ACTIVATION_ENDED"))
 
     def _let_go(self, reason: str) -> None:
@@ -549,6 +548,11 @@ class Upstairs:
         verification = Verification(self._region, event.key)
         if not verification.over:
             self._verifications.append(verification)
+
+    def _on_snapshot(self, event: events.Snapshot) -> None:
+        one = SnapshotFlush(self._region, event.key, event.name)
+        if not one.over:
+            self._snapshots.append(one)
 
     def _on_trace(self, event: events.RepairTrace) -> None:
         if self._repair is not None and self._repair.target.slot == event.slot:

@@ -259,6 +259,18 @@ class RegionUpstairs:
                     bad += blocks_bad
         return _compared(digests, bad, read)
 
+    def begin_snapshot(self, name: str) -> asyncio.Future[object]:
+        """Has all members keep, under a name, what the volume holds now. What was sent before this
+        call is in, what comes after is not; the outcome is a SnapshotTaken. StateError
+        SNAPSHOT_NEEDS_THREE, NOT_ACTIVE or READ_ONLY; DataError SNAPSHOT_FAILED names who did not
+        take it."""
+        if self._submissions:
+            # Requests of this turn of the loop were submitted before.
+            self._start_submissions()
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._feed(events.Snapshot(future, name))
+        return future
+
     async def _verify_data(self, slot: int, address: str) -> tuple[int, int]:
         peer = await reach(address, self._tls, slot) if self._tls is not None else None
         async with open_channel(address, tracing=self._tracing, tls=peer) as channel:
@@ -330,10 +342,24 @@ class RegionUpstairs:
         now = asyncio.get_running_loop().time()
         try:
             while self._events:
-                for effect in self._step(self._events.popleft(), now):
-                    self._carriers[type(effect)](effect)
+                event = self._events.popleft()
+                error = self._carry(self._step(event, now))
+                if error is not None:
+                    # What the core believes of the world may be wrong from here on.
+                    self._carry(self._core.break_off(events.Tick(), error))
         finally:
             self._stepping = False
+
+    def _carry(self, effects: list[events.Effect]) -> Exception | None:
+        """Carries out all of them. Returns what one of them raised, which is a mistake too."""
+        broken: Exception | None = None
+        for effect in effects:
+            try:
+                self._carriers[type(effect)](effect)
+            except Exception as error:  # noqa: BLE001 - as in `_step`
+                _log.exception("an effect of the upstairs broke", effect=type(effect).__name__)
+                broken = error
+        return broken
 
     def _step(self, event: events.Event, now: float) -> list[events.Effect]:
         """One step of the core. A mistake in it ends this volume, and nothing else."""

@@ -18,6 +18,7 @@ from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, TlsFiles, explained, reach
+from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import DATA_VERSION, Bytes, Frame
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
@@ -27,6 +28,8 @@ from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import ExtentStamps, SessionInfo
 from vmmd.upstairs.shell.transport import DataConnection, connect, not_reached
+
+_log = get_logger(__name__)
 
 RPC_SECONDS = 10.0
 WELCOME_SECONDS = 10.0
@@ -88,6 +91,7 @@ class SlotLink:
         self._up = False
         self._down = False
         self._reason = ""
+        self._notice = ""
         # How the daemon is reached, once that is known; None without TLS.
         self.peer: PeerTls | None = None
         self._task = self._loop.create_task(self._open())
@@ -110,16 +114,17 @@ class SlotLink:
                 self._owner.link_up(wish.link, session)
                 # The channel carries the stream transport: it lives as long as the connection.
                 await self._ended()
-        except StateError as error:
-            reason, code = error.message, error.reason
         except StairwellError as error:
-            reason = error.message
+            reason, code = error.message, error.reason
         except TimeoutError:
             reason = not_reached(wish.address, "open the data connection").message
         except OSError as error:
             reason = f"{wish.address}: {error}"
         except asyncio.CancelledError:
             reason = self._reason or "closed"
+        except Exception as error:  # noqa: BLE001 - what a daemon answered must not end the process
+            _log.exception("a connection broke", address=wish.address)
+            reason = f"{wish.address} answered what cannot be used: {error!r}"
         finally:
             self._finish(reason, code)
 
@@ -153,6 +158,7 @@ class SlotLink:
                 ),
                 timeout=RPC_SECONDS,
             )
+        check_answer(opened, wish)
         self._connection = await connect(
             opened, channel, self, stream_only=wish.stream_only, tls=self.peer
         )
@@ -220,15 +226,39 @@ class SlotLink:
 
     def noticed(self, text: str) -> None:
         """The daemon ends the session."""
+        self._notice = text
         if not self._down:
             self._owner.link_notice(self._wish.link, text)
 
     def lost(self, reason: str) -> None:
-        """The data connection is gone, and with it the session."""
+        """The data connection is gone, and with it the session; a notice says why."""
+        reason = self._notice or reason
         if not self._welcome.done():
             self._welcome.set_exception(UnavailableError(f"{self._wish.address}: {reason}"))
         elif not self._down:
             self.close(reason)
+
+
+def check_answer(opened: block_pb.OpenSessionResponse, wish: SessionWish) -> None:
+    """StateError unless the session that was granted is the one that was asked for. The daemon has
+    compared the same; one that did not is not talked to."""
+    if opened.data_version != DATA_VERSION:
+        raise StateError(
+            f"{wish.address} chose version {opened.data_version} of the data protocol, "
+            f"{DATA_VERSION} was offered: run the same release on both ends",
+            reason="VERSION_MISMATCH",
+        )
+    told = opened.region.geometry
+    found = (told.block_size, told.extent_size, told.extent_count)
+    geometry = wish.geometry
+    wanted = (geometry.block_size, geometry.blocks_per_extent, geometry.extent_count)
+    if found != wanted:
+        raise StateError(
+            f"{wish.address} serves a region of {found[2]} extents of {found[1]} blocks of "
+            f"{found[0]} bytes, {geometry.describe()} was asked for: correct the construction "
+            "request, or create the region with its geometry",
+            reason="GEOMETRY_MISMATCH",
+        )
 
 
 def session_info(opened: block_pb.OpenSessionResponse, *, owned_before: bool) -> SessionInfo:

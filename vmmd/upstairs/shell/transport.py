@@ -114,8 +114,7 @@ class _Conversation:
         elif frame.kind is FrameKind.WELCOME:
             self._events.welcomed()
         elif frame.kind is FrameKind.NOTICE:
-            blob = frame.blob(0) if len(frame.ops) else bytes(frame.payload)
-            self._events.noticed(blob.decode("utf-8", "replace"))
+            self._events.noticed(frame.text(0) if len(frame.ops) else "")
         elif frame.kind is not FrameKind.PONG:
             raise FrameError(f"a {frame.kind.name} frame has no place in a session")
 

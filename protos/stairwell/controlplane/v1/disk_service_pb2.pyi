@@ -447,6 +447,54 @@ class VerifyDiskResponse(_message.Message):
 Global___VerifyDiskResponse: _TypeAlias = VerifyDiskResponse  # noqa: Y015
 
 @_typing.final
+class SnapshotDiskRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Disk name or volume UUID."""
+    snapshot: _builtins.str
+    """1 to 64 letters, digits, ".", "_" and "-"; the first a letter or digit."""
+    request_id: _builtins.str
+    """The same request sent again with the same id gets the same answer."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotDiskRequest: _TypeAlias = SnapshotDiskRequest  # noqa: Y015
+
+@_typing.final
+class SnapshotDiskResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[_volume_service_pb2.RegionSnapshot]: ...
+    def __init__(
+        self,
+        *,
+        regions: _abc.Iterable[_volume_service_pb2.RegionSnapshot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotDiskResponse: _TypeAlias = SnapshotDiskResponse  # noqa: Y015
+
+@_typing.final
 class StartScrubRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

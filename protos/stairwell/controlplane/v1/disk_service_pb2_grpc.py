@@ -60,6 +60,11 @@ class DiskServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskResponse.FromString,
                 _registered_method=True)
+        self.SnapshotDisk = channel.unary_unary(
+                '/stairwell.controlplane.v1.DiskService/SnapshotDisk',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.SnapshotDiskRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.SnapshotDiskResponse.FromString,
+                _registered_method=True)
         self.StartScrub = channel.unary_unary(
                 '/stairwell.controlplane.v1.DiskService/StartScrub',
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StartScrubRequest.SerializeToString,
@@ -110,6 +115,14 @@ class DiskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SnapshotDisk(self, request, context):
+        """Has all three members of each region of a disk keep, under a name, what it holds now. It is served
+        with `downstaird run --snapshot`. Refused while a member is away or being filled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartScrub(self, request, context):
         """Fills a disk from its read-only parent, then records a request without the parent and with a
         higher generation. Durable: goes on after a restart of any daemon. Asked again while it runs,
@@ -153,6 +166,11 @@ def add_DiskServiceServicer_to_server(servicer, server):
                     servicer.VerifyDisk,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskResponse.SerializeToString,
+            ),
+            'SnapshotDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.SnapshotDisk,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.SnapshotDiskRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.SnapshotDiskResponse.SerializeToString,
             ),
             'StartScrub': grpc.unary_unary_rpc_method_handler(
                     servicer.StartScrub,
@@ -301,6 +319,33 @@ class DiskService:
             '/stairwell.controlplane.v1.DiskService/VerifyDisk',
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.VerifyDiskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.DiskService/SnapshotDisk',
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.SnapshotDiskRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.SnapshotDiskResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class DiskServiceStub:
     """A flush on all three members, then a comparison of every block context and, where asked,
     of every stored block with its context.
     """
+    SnapshotDisk: _grpc.UnaryUnaryMultiCallable[_disk_service_pb2.SnapshotDiskRequest, _disk_service_pb2.SnapshotDiskResponse]
+    """Has all three members of each region of a disk keep, under a name, what it holds now. It is served
+    with `downstaird run --snapshot`. Refused while a member is away or being filled.
+    """
     StartScrub: _grpc.UnaryUnaryMultiCallable[_disk_service_pb2.StartScrubRequest, _disk_service_pb2.StartScrubResponse]
     """Fills a disk from its read-only parent, then records a request without the parent and with a
     higher generation. Durable: goes on after a restart of any daemon. Asked again while it runs,
@@ -65,6 +69,10 @@ class DiskServiceAsyncStub(DiskServiceStub):
     VerifyDisk: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.VerifyDiskRequest, _disk_service_pb2.VerifyDiskResponse]  # type: ignore[assignment]
     """A flush on all three members, then a comparison of every block context and, where asked,
     of every stored block with its context.
+    """
+    SnapshotDisk: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.SnapshotDiskRequest, _disk_service_pb2.SnapshotDiskResponse]  # type: ignore[assignment]
+    """Has all three members of each region of a disk keep, under a name, what it holds now. It is served
+    with `downstaird run --snapshot`. Refused while a member is away or being filled.
     """
     StartScrub: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.StartScrubRequest, _disk_service_pb2.StartScrubResponse]  # type: ignore[assignment]
     """Fills a disk from its read-only parent, then records a request without the parent and with a
@@ -115,6 +123,16 @@ class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_disk_service_pb2.VerifyDiskResponse, _abc.Awaitable[_disk_service_pb2.VerifyDiskResponse]]:
         """A flush on all three members, then a comparison of every block context and, where asked,
         of every stored block with its context.
+        """
+
+    @_abc_1.abstractmethod
+    def SnapshotDisk(
+        self,
+        request: _disk_service_pb2.SnapshotDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_disk_service_pb2.SnapshotDiskResponse, _abc.Awaitable[_disk_service_pb2.SnapshotDiskResponse]]:
+        """Has all three members of each region of a disk keep, under a name, what it holds now. It is served
+        with `downstaird run --snapshot`. Refused while a member is away or being filled.
         """
 
     @_abc_1.abstractmethod

@@ -45,6 +45,16 @@ class RegionServiceStub:
                 request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.SerializeToString,
                 response_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.FromString,
                 _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/stairwell.downstairs.v1.RegionService/ListSnapshots',
+                request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/stairwell.downstairs.v1.RegionService/DeleteSnapshot',
+                request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class RegionServiceServicer:
@@ -64,6 +74,20 @@ class RegionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSnapshots(self, request, context):
+        """Snapshots are taken by a flush: one of the session, or BlockService/Flush.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Returns once the deletion is durable. Space that nothing else needs is freed soon after.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +100,16 @@ def add_RegionServiceServicer_to_server(servicer, server):
                     servicer.VerifyRegion,
                     request_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.FromString,
                     response_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.DeleteSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +167,60 @@ class RegionService:
             '/stairwell.downstairs.v1.RegionService/VerifyRegion',
             stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.SerializeToString,
             stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.downstairs.v1.RegionService/ListSnapshots',
+            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListSnapshotsRequest.SerializeToString,
+            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.downstairs.v1.RegionService/DeleteSnapshot',
+            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.DeleteSnapshotRequest.SerializeToString,
+            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.DeleteSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,10 @@ class RegionServiceStub:
     GetRegion: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetRegionRequest, _region_service_pb2.GetRegionResponse]
     VerifyRegion: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.VerifyRegionRequest, _region_service_pb2.VerifyRegionResponse]
     """Reads every stored block and checks it against its context."""
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.ListSnapshotsRequest, _region_service_pb2.ListSnapshotsResponse]
+    """Snapshots are taken by a flush: one of the session, or BlockService/Flush."""
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.DeleteSnapshotRequest, _region_service_pb2.DeleteSnapshotResponse]
+    """Returns once the deletion is durable. Space that nothing else needs is freed soon after."""
 
 @_typing.type_check_only
 class RegionServiceAsyncStub(RegionServiceStub):
@@ -45,6 +49,10 @@ class RegionServiceAsyncStub(RegionServiceStub):
     GetRegion: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetRegionRequest, _region_service_pb2.GetRegionResponse]  # type: ignore[assignment]
     VerifyRegion: _aio.UnaryUnaryMultiCallable[_region_service_pb2.VerifyRegionRequest, _region_service_pb2.VerifyRegionResponse]  # type: ignore[assignment]
     """Reads every stored block and checks it against its context."""
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_region_service_pb2.ListSnapshotsRequest, _region_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """Snapshots are taken by a flush: one of the session, or BlockService/Flush."""
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_region_service_pb2.DeleteSnapshotRequest, _region_service_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
+    """Returns once the deletion is durable. Space that nothing else needs is freed soon after."""
 
 class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
     """What region a daemon keeps and how it is."""
@@ -63,5 +71,21 @@ class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_service_pb2.VerifyRegionResponse, _abc.Awaitable[_region_service_pb2.VerifyRegionResponse]]:
         """Reads every stored block and checks it against its context."""
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _region_service_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_service_pb2.ListSnapshotsResponse, _abc.Awaitable[_region_service_pb2.ListSnapshotsResponse]]:
+        """Snapshots are taken by a flush: one of the session, or BlockService/Flush."""
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _region_service_pb2.DeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_service_pb2.DeleteSnapshotResponse, _abc.Awaitable[_region_service_pb2.DeleteSnapshotResponse]]:
+        """Returns once the deletion is durable. Space that nothing else needs is freed soon after."""
 
 def add_RegionServiceServicer_to_server(servicer: RegionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,6 +27,7 @@ class GetExtentContextsRequest(_message.Message):
     EXTENT_FIELD_NUMBER: _builtins.int
     FIRST_BLOCK_FIELD_NUMBER: _builtins.int
     BLOCK_COUNT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     upstairs_id: _builtins.str
     """The set the caller belongs to: the owner recorded in both regions must be this one."""
     generation: _builtins.int
@@ -34,6 +35,10 @@ class GetExtentContextsRequest(_message.Message):
     first_block: _builtins.int
     """A part of the extent, for one whose contexts do not fit a message; all of it when block_count is 0."""
     block_count: _builtins.int
+    digest: _builtins.int
+    """xxh3-64 of the contexts that the caller has of the whole extent. A source that has the same answers
+    `equal`, and no contexts.
+    """
     def __init__(
         self,
         *,
@@ -42,12 +47,15 @@ class GetExtentContextsRequest(_message.Message):
         extent: _builtins.int = ...,
         first_block: _builtins.int = ...,
         block_count: _builtins.int = ...,
+        digest: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_digest", b"_digest", "digest", b"digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "extent", b"extent", "first_block", b"first_block", "generation", b"generation", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_digest", b"_digest", "block_count", b"block_count", "digest", b"digest", "extent", b"extent", "first_block", b"first_block", "generation", b"generation", "upstairs_id", b"upstairs_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__digest: _TypeAlias = _typing.Literal["digest"]  # noqa: Y015
+    _WhichOneofArgType__digest: _TypeAlias = _typing.Literal["_digest", b"_digest"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest) -> _WhichOneofReturnType__digest | None: ...
 
 Global___GetExtentContextsRequest: _TypeAlias = GetExtentContextsRequest  # noqa: Y015
 
@@ -87,12 +95,15 @@ class GetExtentContextsResponse(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     BLOCKS_PER_EXTENT_FIELD_NUMBER: _builtins.int
     EXTENT_COUNT_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     flush_number: _builtins.int
     block_size: _builtins.int
     """The source's geometry, to be that of the target. All zero from releases that did not say."""
     blocks_per_extent: _builtins.int
     extent_count: _builtins.int
+    equal: _builtins.bool
+    """Nothing of the extent is to be copied. Never from releases that do not compare."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextRun]: ...
     def __init__(
@@ -104,10 +115,11 @@ class GetExtentContextsResponse(_message.Message):
         block_size: _builtins.int = ...,
         blocks_per_extent: _builtins.int = ...,
         extent_count: _builtins.int = ...,
+        equal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "blocks_per_extent", b"blocks_per_extent", "extent_count", b"extent_count", "flush_number", b"flush_number", "generation", b"generation", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "blocks_per_extent", b"blocks_per_extent", "equal", b"equal", "extent_count", b"extent_count", "flush_number", b"flush_number", "generation", b"generation", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,23 +25,23 @@ _sym_db = _symbol_database.Default()
 from stairwell.vcr.v1 import volume_construction_request_pb2 as stairwell_dot_vcr_dot_v1_dot_volume__construction__request__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stairwell/vmmd/v1/volume_service.proto\x12\x11stairwell.vmmd.v1\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"\xde\x01\n\x0eRepairProgress\x12\x14\n\x0c\x65xtents_done\x18\x01 \x01(\r\x12\x15\n\rextents_total\x18\x02 \x01(\r\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x05 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12\x17\n\x0f\x65lapsed_seconds\x18\x07 \x01(\x01\x12\x1c\n\x14\x62ytes_per_second_max\x18\x08 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\"\xbe\x02\n\x08SlotInfo\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tregion_id\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.stairwell.vmmd.v1.SlotState\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.stairwell.vmmd.v1.SlotMode\x12\x12\n\nlast_error\x18\x06 \x01(\t\x12\x31\n\x06repair\x18\x07 \x01(\x0b\x32!.stairwell.vmmd.v1.RepairProgress\x12\x19\n\x11repairs_completed\x18\x08 \x01(\r\x12\x17\n\x0frepairs_aborted\x18\t \x01(\r\x12\x19\n\x11\x64\x65parting_address\x18\n \x01(\t\x12\x12\n\nbad_blocks\x18\x0b \x01(\x04\"\xfb\x01\n\nRegionInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bupstairs_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12*\n\x05slots\x18\x07 \x03(\x0b\x32\x1b.stairwell.vmmd.v1.SlotInfo\x12\x14\n\x0c\x66lush_number\x18\x08 \x01(\x04\x12\x11\n\tread_only\x18\t \x01(\x08\x12\x0e\n\x06\x63ipher\x18\n \x01(\t\"a\n\nSourceInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x12\n\nlast_error\x18\x05 \x01(\t\"\xb7\x01\n\tScrubInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.stairwell.vmmd.v1.ScrubState\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x1c\n\x14\x62ytes_per_second_max\x18\x05 \x01(\x04\x12\x17\n\x0f\x65lapsed_seconds\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xfd\x02\n\nVolumeInfo\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nblock_size\x18\x06 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x04\x12.\n\x07regions\x18\x08 \x03(\x0b\x32\x1d.stairwell.vmmd.v1.RegionInfo\x12\x0f\n\x07nbd_uri\x18\t \x01(\t\x12\x33\n\x08\x63ounters\x18\n \x01(\x0b\x32!.stairwell.vmmd.v1.VolumeCounters\x12.\n\x07sources\x18\x0b \x03(\x0b\x32\x1d.stairwell.vmmd.v1.SourceInfo\x12,\n\x06scrubs\x18\x0c \x03(\x0b\x32\x1c.stairwell.vmmd.v1.ScrubInfo\"\xbb\x01\n\x0eVolumeCounters\x12\r\n\x05reads\x18\x01 \x01(\x04\x12\x0e\n\x06writes\x18\x02 \x01(\x04\x12\x0f\n\x07\x66lushes\x18\x03 \x01(\x04\x12\x10\n\x08\x64iscards\x18\x04 \x01(\x04\x12\x12\n\nread_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bwrite_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\x04\x12\x17\n\x0fread_mismatches\x18\x08 \x01(\x04\x12\x15\n\rblocks_healed\x18\t \x01(\x04\"8\n\x14GetVolumeInfoRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"F\n\x15GetVolumeInfoResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"6\n\x12WatchVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"D\n\x13WatchVolumeResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"\xce\x01\n\x11ReplaceVcrRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12=\n\x08original\x18\x03 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12@\n\x0breplacement\x18\x04 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x16\n\x0ereplacement_id\x18\x05 \x01(\t\"\x94\x01\n\x12ReplaceVcrResponse\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.stairwell.vmmd.v1.VcrReplaceResult\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x12\n\nnew_target\x18\x04 \x01(\t\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\"t\n\x13VerifyVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tread_data\x18\x03 \x01(\x08\x12\x18\n\x0bregion_path\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_region_path\"H\n\x10\x45xtentDifference\x12\x13\n\x0bregion_path\x18\x01 \x01(\t\x12\x0e\n\x06\x65xtent\x18\x02 \x01(\r\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x06\"\xb4\x01\n\x0cVerifyReport\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x18\n\x10\x65xtents_compared\x18\x02 \x01(\r\x12\x18\n\x10members_compared\x18\x03 \x01(\r\x12\x38\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32#.stairwell.vmmd.v1.ExtentDifference\x12\x12\n\nbad_blocks\x18\x05 \x01(\x04\x12\x13\n\x0b\x62locks_read\x18\x06 \x01(\x04\"G\n\x14VerifyVolumeResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.VerifyReport\"X\n\x16SetRepairLimitsRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x03 \x01(\x04\"\x19\n\x17SetRepairLimitsResponse\"a\n\x11StartScrubRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x04 \x01(\x04\"A\n\x12StartScrubResponse\x12+\n\x05scrub\x18\x01 \x01(\x0b\x32\x1c.stairwell.vmmd.v1.ScrubInfo\"B\n\x10StopScrubRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"@\n\x11StopScrubResponse\x12+\n\x05scrub\x18\x01 \x01(\x0b\x32\x1c.stairwell.vmmd.v1.ScrubInfo*\xb9\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19VOLUME_STATE_INITIALIZING\x10\x01\x12\x1a\n\x16VOLUME_STATE_GO_ACTIVE\x10\x02\x12\x17\n\x13VOLUME_STATE_ACTIVE\x10\x03\x12\x1d\n\x19VOLUME_STATE_DEACTIVATING\x10\x04\x12\x19\n\x15VOLUME_STATE_DISABLED\x10\x05*\x84\x02\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SLOT_STATE_WAIT_CONNECT\x10\x01\x12\x1a\n\x16SLOT_STATE_NEGOTIATING\x10\x02\x12\x1a\n\x16SLOT_STATE_WAIT_QUORUM\x10\x03\x12\x18\n\x14SLOT_STATE_RECONCILE\x10\x04\x12 \n\x1cSLOT_STATE_LIVE_REPAIR_READY\x10\x05\x12\x1a\n\x16SLOT_STATE_LIVE_REPAIR\x10\x06\x12\x15\n\x11SLOT_STATE_ACTIVE\x10\x07\x12\x17\n\x13SLOT_STATE_STOPPING\x10\x08*~\n\x08SlotMode\x12\x19\n\x15SLOT_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSLOT_MODE_NEW\x10\x01\x12\x15\n\x11SLOT_MODE_OFFLINE\x10\x02\x12\x15\n\x11SLOT_MODE_FAULTED\x10\x03\x12\x16\n\x12SLOT_MODE_REPLACED\x10\x04*\xcc\x01\n\x10VcrReplaceResult\x12\"\n\x1eVCR_REPLACE_RESULT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aVCR_REPLACE_RESULT_STARTED\x10\x01\x12&\n\"VCR_REPLACE_RESULT_STARTED_ALREADY\x10\x02\x12(\n$VCR_REPLACE_RESULT_COMPLETED_ALREADY\x10\x03\x12\"\n\x1eVCR_REPLACE_RESULT_VCR_MATCHES\x10\x04*\x89\x01\n\nScrubState\x12\x1b\n\x17SCRUB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SCRUB_STATE_RUNNING\x10\x01\x12\x14\n\x10SCRUB_STATE_DONE\x10\x02\x12\x17\n\x13SCRUB_STATE_STOPPED\x10\x03\x12\x16\n\x12SCRUB_STATE_FAILED\x10\x04\x32\xac\x05\n\rVolumeService\x12\x62\n\rGetVolumeInfo\x12\'.stairwell.vmmd.v1.GetVolumeInfoRequest\x1a(.stairwell.vmmd.v1.GetVolumeInfoResponse\x12^\n\x0bWatchVolume\x12%.stairwell.vmmd.v1.WatchVolumeRequest\x1a&.stairwell.vmmd.v1.WatchVolumeResponse0\x01\x12Y\n\nReplaceVcr\x12$.stairwell.vmmd.v1.ReplaceVcrRequest\x1a%.stairwell.vmmd.v1.ReplaceVcrResponse\x12_\n\x0cVerifyVolume\x12&.stairwell.vmmd.v1.VerifyVolumeRequest\x1a\'.stairwell.vmmd.v1.VerifyVolumeResponse\x12Y\n\nStartScrub\x12$.stairwell.vmmd.v1.StartScrubRequest\x1a%.stairwell.vmmd.v1.StartScrubResponse\x12V\n\tStopScrub\x12#.stairwell.vmmd.v1.StopScrubRequest\x1a$.stairwell.vmmd.v1.StopScrubResponse\x12h\n\x0fSetRepairLimits\x12).stairwell.vmmd.v1.SetRepairLimitsRequest\x1a*.stairwell.vmmd.v1.SetRepairLimitsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stairwell/vmmd/v1/volume_service.proto\x12\x11stairwell.vmmd.v1\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"\xde\x01\n\x0eRepairProgress\x12\x14\n\x0c\x65xtents_done\x18\x01 \x01(\r\x12\x15\n\rextents_total\x18\x02 \x01(\r\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x05 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12\x17\n\x0f\x65lapsed_seconds\x18\x07 \x01(\x01\x12\x1c\n\x14\x62ytes_per_second_max\x18\x08 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\t \x01(\r\"\xbe\x02\n\x08SlotInfo\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tregion_id\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.stairwell.vmmd.v1.SlotState\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.stairwell.vmmd.v1.SlotMode\x12\x12\n\nlast_error\x18\x06 \x01(\t\x12\x31\n\x06repair\x18\x07 \x01(\x0b\x32!.stairwell.vmmd.v1.RepairProgress\x12\x19\n\x11repairs_completed\x18\x08 \x01(\r\x12\x17\n\x0frepairs_aborted\x18\t \x01(\r\x12\x19\n\x11\x64\x65parting_address\x18\n \x01(\t\x12\x12\n\nbad_blocks\x18\x0b \x01(\x04\"\xfb\x01\n\nRegionInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bupstairs_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12*\n\x05slots\x18\x07 \x03(\x0b\x32\x1b.stairwell.vmmd.v1.SlotInfo\x12\x14\n\x0c\x66lush_number\x18\x08 \x01(\x04\x12\x11\n\tread_only\x18\t \x01(\x08\x12\x0e\n\x06\x63ipher\x18\n \x01(\t\"a\n\nSourceInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x04\x12\x12\n\nlast_error\x18\x05 \x01(\t\"\xb7\x01\n\tScrubInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.stairwell.vmmd.v1.ScrubState\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x1c\n\x14\x62ytes_per_second_max\x18\x05 \x01(\x04\x12\x17\n\x0f\x65lapsed_seconds\x18\x06 \x01(\x01\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xfd\x02\n\nVolumeInfo\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.VolumeState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nblock_size\x18\x06 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x04\x12.\n\x07regions\x18\x08 \x03(\x0b\x32\x1d.stairwell.vmmd.v1.RegionInfo\x12\x0f\n\x07nbd_uri\x18\t \x01(\t\x12\x33\n\x08\x63ounters\x18\n \x01(\x0b\x32!.stairwell.vmmd.v1.VolumeCounters\x12.\n\x07sources\x18\x0b \x03(\x0b\x32\x1d.stairwell.vmmd.v1.SourceInfo\x12,\n\x06scrubs\x18\x0c \x03(\x0b\x32\x1c.stairwell.vmmd.v1.ScrubInfo\"\xbb\x01\n\x0eVolumeCounters\x12\r\n\x05reads\x18\x01 \x01(\x04\x12\x0e\n\x06writes\x18\x02 \x01(\x04\x12\x0f\n\x07\x66lushes\x18\x03 \x01(\x04\x12\x10\n\x08\x64iscards\x18\x04 \x01(\x04\x12\x12\n\nread_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bwrite_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\x04\x12\x17\n\x0fread_mismatches\x18\x08 \x01(\x04\x12\x15\n\rblocks_healed\x18\t \x01(\x04\"A\n\x0fSnapshotRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"Y\n\x0eRegionSnapshot\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x14\n\x0c\x66lush_number\x18\x03 \x01(\x04\x12\x0f\n\x07targets\x18\x04 \x03(\t\"F\n\x10SnapshotResponse\x12\x32\n\x07regions\x18\x01 \x03(\x0b\x32!.stairwell.vmmd.v1.RegionSnapshot\"8\n\x14GetVolumeInfoRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"F\n\x15GetVolumeInfoResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"6\n\x12WatchVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"D\n\x13WatchVolumeResponse\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\"\xce\x01\n\x11ReplaceVcrRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12=\n\x08original\x18\x03 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12@\n\x0breplacement\x18\x04 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x16\n\x0ereplacement_id\x18\x05 \x01(\t\"\x94\x01\n\x12ReplaceVcrResponse\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.stairwell.vmmd.v1.VcrReplaceResult\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x12\n\nnew_target\x18\x04 \x01(\t\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\"t\n\x13VerifyVolumeRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tread_data\x18\x03 \x01(\x08\x12\x18\n\x0bregion_path\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_region_path\"H\n\x10\x45xtentDifference\x12\x13\n\x0bregion_path\x18\x01 \x01(\t\x12\x0e\n\x06\x65xtent\x18\x02 \x01(\r\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x06\"\xb4\x01\n\x0cVerifyReport\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x18\n\x10\x65xtents_compared\x18\x02 \x01(\r\x12\x18\n\x10members_compared\x18\x03 \x01(\r\x12\x38\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32#.stairwell.vmmd.v1.ExtentDifference\x12\x12\n\nbad_blocks\x18\x05 \x01(\x04\x12\x13\n\x0b\x62locks_read\x18\x06 \x01(\x04\"G\n\x14VerifyVolumeResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.VerifyReport\"X\n\x16SetRepairLimitsRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x03 \x01(\x04\"\x19\n\x17SetRepairLimitsResponse\"a\n\x11StartScrubRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x04 \x01(\x04\"A\n\x12StartScrubResponse\x12+\n\x05scrub\x18\x01 \x01(\x0b\x32\x1c.stairwell.vmmd.v1.ScrubInfo\"B\n\x10StopScrubRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"@\n\x11StopScrubResponse\x12+\n\x05scrub\x18\x01 \x01(\x0b\x32\x1c.stairwell.vmmd.v1.ScrubInfo*\xb9\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19VOLUME_STATE_INITIALIZING\x10\x01\x12\x1a\n\x16VOLUME_STATE_GO_ACTIVE\x10\x02\x12\x17\n\x13VOLUME_STATE_ACTIVE\x10\x03\x12\x1d\n\x19VOLUME_STATE_DEACTIVATING\x10\x04\x12\x19\n\x15VOLUME_STATE_DISABLED\x10\x05*\x84\x02\n\tSlotState\x12\x1a\n\x16SLOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SLOT_STATE_WAIT_CONNECT\x10\x01\x12\x1a\n\x16SLOT_STATE_NEGOTIATING\x10\x02\x12\x1a\n\x16SLOT_STATE_WAIT_QUORUM\x10\x03\x12\x18\n\x14SLOT_STATE_RECONCILE\x10\x04\x12 \n\x1cSLOT_STATE_LIVE_REPAIR_READY\x10\x05\x12\x1a\n\x16SLOT_STATE_LIVE_REPAIR\x10\x06\x12\x15\n\x11SLOT_STATE_ACTIVE\x10\x07\x12\x17\n\x13SLOT_STATE_STOPPING\x10\x08*~\n\x08SlotMode\x12\x19\n\x15SLOT_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rSLOT_MODE_NEW\x10\x01\x12\x15\n\x11SLOT_MODE_OFFLINE\x10\x02\x12\x15\n\x11SLOT_MODE_FAULTED\x10\x03\x12\x16\n\x12SLOT_MODE_REPLACED\x10\x04*\xcc\x01\n\x10VcrReplaceResult\x12\"\n\x1eVCR_REPLACE_RESULT_UNSPECIFIED\x10\x00\x12\x1e\n\x1aVCR_REPLACE_RESULT_STARTED\x10\x01\x12&\n\"VCR_REPLACE_RESULT_STARTED_ALREADY\x10\x02\x12(\n$VCR_REPLACE_RESULT_COMPLETED_ALREADY\x10\x03\x12\"\n\x1eVCR_REPLACE_RESULT_VCR_MATCHES\x10\x04*\x89\x01\n\nScrubState\x12\x1b\n\x17SCRUB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SCRUB_STATE_RUNNING\x10\x01\x12\x14\n\x10SCRUB_STATE_DONE\x10\x02\x12\x17\n\x13SCRUB_STATE_STOPPED\x10\x03\x12\x16\n\x12SCRUB_STATE_FAILED\x10\x04\x32\x81\x06\n\rVolumeService\x12\x62\n\rGetVolumeInfo\x12\'.stairwell.vmmd.v1.GetVolumeInfoRequest\x1a(.stairwell.vmmd.v1.GetVolumeInfoResponse\x12^\n\x0bWatchVolume\x12%.stairwell.vmmd.v1.WatchVolumeRequest\x1a&.stairwell.vmmd.v1.WatchVolumeResponse0\x01\x12Y\n\nReplaceVcr\x12$.stairwell.vmmd.v1.ReplaceVcrRequest\x1a%.stairwell.vmmd.v1.ReplaceVcrResponse\x12_\n\x0cVerifyVolume\x12&.stairwell.vmmd.v1.VerifyVolumeRequest\x1a\'.stairwell.vmmd.v1.VerifyVolumeResponse\x12S\n\x08Snapshot\x12\".stairwell.vmmd.v1.SnapshotRequest\x1a#.stairwell.vmmd.v1.SnapshotResponse\x12Y\n\nStartScrub\x12$.stairwell.vmmd.v1.StartScrubRequest\x1a%.stairwell.vmmd.v1.StartScrubResponse\x12V\n\tStopScrub\x12#.stairwell.vmmd.v1.StopScrubRequest\x1a$.stairwell.vmmd.v1.StopScrubResponse\x12h\n\x0fSetRepairLimits\x12).stairwell.vmmd.v1.SetRepairLimitsRequest\x1a*.stairwell.vmmd.v1.SetRepairLimitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.vmmd.v1.volume_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VOLUMESTATE']._serialized_start=3254
-  _globals['_VOLUMESTATE']._serialized_end=3439
-  _globals['_SLOTSTATE']._serialized_start=3442
-  _globals['_SLOTSTATE']._serialized_end=3702
-  _globals['_SLOTMODE']._serialized_start=3704
-  _globals['_SLOTMODE']._serialized_end=3830
-  _globals['_VCRREPLACERESULT']._serialized_start=3833
-  _globals['_VCRREPLACERESULT']._serialized_end=4037
-  _globals['_SCRUBSTATE']._serialized_start=4040
-  _globals['_SCRUBSTATE']._serialized_end=4177
+  _globals['_VOLUMESTATE']._serialized_start=3484
+  _globals['_VOLUMESTATE']._serialized_end=3669
+  _globals['_SLOTSTATE']._serialized_start=3672
+  _globals['_SLOTSTATE']._serialized_end=3932
+  _globals['_SLOTMODE']._serialized_start=3934
+  _globals['_SLOTMODE']._serialized_end=4060
+  _globals['_VCRREPLACERESULT']._serialized_start=4063
+  _globals['_VCRREPLACERESULT']._serialized_end=4267
+  _globals['_SCRUBSTATE']._serialized_start=4270
+  _globals['_SCRUBSTATE']._serialized_end=4407
   _globals['_REPAIRPROGRESS']._serialized_start=114
   _globals['_REPAIRPROGRESS']._serialized_end=336
   _globals['_SLOTINFO']._serialized_start=339
@@ -56,38 +56,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUMEINFO']._serialized_end=1580
   _globals['_VOLUMECOUNTERS']._serialized_start=1583
   _globals['_VOLUMECOUNTERS']._serialized_end=1770
-  _globals['_GETVOLUMEINFOREQUEST']._serialized_start=1772
-  _globals['_GETVOLUMEINFOREQUEST']._serialized_end=1828
-  _globals['_GETVOLUMEINFORESPONSE']._serialized_start=1830
-  _globals['_GETVOLUMEINFORESPONSE']._serialized_end=1900
-  _globals['_WATCHVOLUMEREQUEST']._serialized_start=1902
-  _globals['_WATCHVOLUMEREQUEST']._serialized_end=1956
-  _globals['_WATCHVOLUMERESPONSE']._serialized_start=1958
-  _globals['_WATCHVOLUMERESPONSE']._serialized_end=2026
-  _globals['_REPLACEVCRREQUEST']._serialized_start=2029
-  _globals['_REPLACEVCRREQUEST']._serialized_end=2235
-  _globals['_REPLACEVCRRESPONSE']._serialized_start=2238
-  _globals['_REPLACEVCRRESPONSE']._serialized_end=2386
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=2388
-  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=2504
-  _globals['_EXTENTDIFFERENCE']._serialized_start=2506
-  _globals['_EXTENTDIFFERENCE']._serialized_end=2578
-  _globals['_VERIFYREPORT']._serialized_start=2581
-  _globals['_VERIFYREPORT']._serialized_end=2761
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=2763
-  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=2834
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=2836
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=2924
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=2926
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=2951
-  _globals['_STARTSCRUBREQUEST']._serialized_start=2953
-  _globals['_STARTSCRUBREQUEST']._serialized_end=3050
-  _globals['_STARTSCRUBRESPONSE']._serialized_start=3052
-  _globals['_STARTSCRUBRESPONSE']._serialized_end=3117
-  _globals['_STOPSCRUBREQUEST']._serialized_start=3119
-  _globals['_STOPSCRUBREQUEST']._serialized_end=3185
-  _globals['_STOPSCRUBRESPONSE']._serialized_start=3187
-  _globals['_STOPSCRUBRESPONSE']._serialized_end=3251
-  _globals['_VOLUMESERVICE']._serialized_start=4180
-  _globals['_VOLUMESERVICE']._serialized_end=4864
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1772
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1837
+  _globals['_REGIONSNAPSHOT']._serialized_start=1839
+  _globals['_REGIONSNAPSHOT']._serialized_end=1928
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=1930
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=2000
+  _globals['_GETVOLUMEINFOREQUEST']._serialized_start=2002
+  _globals['_GETVOLUMEINFOREQUEST']._serialized_end=2058
+  _globals['_GETVOLUMEINFORESPONSE']._serialized_start=2060
+  _globals['_GETVOLUMEINFORESPONSE']._serialized_end=2130
+  _globals['_WATCHVOLUMEREQUEST']._serialized_start=2132
+  _globals['_WATCHVOLUMEREQUEST']._serialized_end=2186
+  _globals['_WATCHVOLUMERESPONSE']._serialized_start=2188
+  _globals['_WATCHVOLUMERESPONSE']._serialized_end=2256
+  _globals['_REPLACEVCRREQUEST']._serialized_start=2259
+  _globals['_REPLACEVCRREQUEST']._serialized_end=2465
+  _globals['_REPLACEVCRRESPONSE']._serialized_start=2468
+  _globals['_REPLACEVCRRESPONSE']._serialized_end=2616
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_start=2618
+  _globals['_VERIFYVOLUMEREQUEST']._serialized_end=2734
+  _globals['_EXTENTDIFFERENCE']._serialized_start=2736
+  _globals['_EXTENTDIFFERENCE']._serialized_end=2808
+  _globals['_VERIFYREPORT']._serialized_start=2811
+  _globals['_VERIFYREPORT']._serialized_end=2991
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_start=2993
+  _globals['_VERIFYVOLUMERESPONSE']._serialized_end=3064
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=3066
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=3154
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=3156
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=3181
+  _globals['_STARTSCRUBREQUEST']._serialized_start=3183
+  _globals['_STARTSCRUBREQUEST']._serialized_end=3280
+  _globals['_STARTSCRUBRESPONSE']._serialized_start=3282
+  _globals['_STARTSCRUBRESPONSE']._serialized_end=3347
+  _globals['_STOPSCRUBREQUEST']._serialized_start=3349
+  _globals['_STOPSCRUBREQUEST']._serialized_end=3415
+  _globals['_STOPSCRUBRESPONSE']._serialized_start=3417
+  _globals['_STOPSCRUBRESPONSE']._serialized_end=3481
+  _globals['_VOLUMESERVICE']._serialized_start=4410
+  _globals['_VOLUMESERVICE']._serialized_end=5179
 # @@protoc_insertion_point(module_scope)

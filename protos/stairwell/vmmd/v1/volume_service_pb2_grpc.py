@@ -55,6 +55,11 @@ class VolumeServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/Snapshot',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SnapshotResponse.FromString,
+                _registered_method=True)
         self.StartScrub = channel.unary_unary(
                 '/stairwell.vmmd.v1.VolumeService/StartScrub',
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StartScrubRequest.SerializeToString,
@@ -105,6 +110,15 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Snapshot(self, request, context):
+        """Has all three members of each region keep, under a name, what the volume holds now: everything
+        written before the call, nothing written after its answer, all regions at one moment. A read-only
+        parent has no part in it. Refused while a member is away or being filled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartScrub(self, request, context):
         """Copies into a volume what its read-only parent has and it has not, then lets the parent go. Asked
         again while it runs, it changes the rate; asked when it is done, it says so.
@@ -149,6 +163,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.VerifyVolume,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SnapshotRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SnapshotResponse.SerializeToString,
             ),
             'StartScrub': grpc.unary_unary_rpc_method_handler(
                     servicer.StartScrub,
@@ -275,6 +294,33 @@ class VolumeService:
             '/stairwell.vmmd.v1.VolumeService/VerifyVolume',
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.VerifyVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/Snapshot',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SnapshotRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class VolumeServiceStub:
     """A flush on all members, then all members' block contexts compared extent by extent at the same
     place in the order of writes; the volume stays in use.
     """
+    Snapshot: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.SnapshotRequest, _volume_service_pb2.SnapshotResponse]
+    """Has all three members of each region keep, under a name, what the volume holds now: everything
+    written before the call, nothing written after its answer, all regions at one moment. A read-only
+    parent has no part in it. Refused while a member is away or being filled.
+    """
     StartScrub: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.StartScrubRequest, _volume_service_pb2.StartScrubResponse]
     """Copies into a volume what its read-only parent has and it has not, then lets the parent go. Asked
     again while it runs, it changes the rate; asked when it is done, it says so.
@@ -68,6 +73,11 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     VerifyVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.VerifyVolumeRequest, _volume_service_pb2.VerifyVolumeResponse]  # type: ignore[assignment]
     """A flush on all members, then all members' block contexts compared extent by extent at the same
     place in the order of writes; the volume stays in use.
+    """
+    Snapshot: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.SnapshotRequest, _volume_service_pb2.SnapshotResponse]  # type: ignore[assignment]
+    """Has all three members of each region keep, under a name, what the volume holds now: everything
+    written before the call, nothing written after its answer, all regions at one moment. A read-only
+    parent has no part in it. Refused while a member is away or being filled.
     """
     StartScrub: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.StartScrubRequest, _volume_service_pb2.StartScrubResponse]  # type: ignore[assignment]
     """Copies into a volume what its read-only parent has and it has not, then lets the parent go. Asked
@@ -114,6 +124,17 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_volume_service_pb2.VerifyVolumeResponse, _abc.Awaitable[_volume_service_pb2.VerifyVolumeResponse]]:
         """A flush on all members, then all members' block contexts compared extent by extent at the same
         place in the order of writes; the volume stays in use.
+        """
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request: _volume_service_pb2.SnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.SnapshotResponse, _abc.Awaitable[_volume_service_pb2.SnapshotResponse]]:
+        """Has all three members of each region keep, under a name, what the volume holds now: everything
+        written before the call, nothing written after its answer, all regions at one moment. A read-only
+        parent has no part in it. Refused while a member is away or being filled.
         """
 
     @_abc_1.abstractmethod

@@ -252,3 +252,22 @@ def checkpoint_with_failure(region):
             region.finish_checkpoint(work, error)
             raise
         region.finish_checkpoint(work, None)
+
+
+def test_a_discard_that_is_newer_than_a_checkpoint_is_not_taken_for_an_older_one(region) -> None:
+    """The block is discarded, flushed and sealed; then written, flushed, and discarded again: the
+    first discard going home must leave the second one's mark."""
+    write(region, 0, content("a"))
+    flush(region, 1)
+    region.discard(0, 1)
+    flush(region, 2)
+    step(region)
+    write(region, 0, content("b"))
+    flush(region, 3)
+    region.discard(0, 1)
+    while region.seal is not None:
+        step(region)
+    checkpoint(region)
+    assert read(region, 0, 1) == bytes(BLOCK)
+    flush(region, 4)
+    assert read(region, 0, 1) == bytes(BLOCK)

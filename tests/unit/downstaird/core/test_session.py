@@ -239,7 +239,6 @@ def test_what_is_past_the_end_is_refused_with_its_number(peer, op):
         {"job": 1, "kind": OpKind.REPAIR_BEGIN},
         {"job": 1, "kind": OpKind.EXTENT_COPY, "offset": 0, "blob": b"{}"},
         {"job": 1, "kind": OpKind.EXTENT_COPY, "offset": 0, "blob": b"\xff"},
-        flush(1, 1, blob=b"snapshot"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_stays_pending(peer, op):
@@ -247,6 +246,37 @@ def test_what_makes_no_sense_is_refused_and_nothing_stays_pending(peer, op):
     assert peer.status(1) is OpStatus.BAD_REQUEST
     peer.send(flush(2, 1))
     assert len(peer.work()) == 1
+
+
+def test_a_snapshot_goes_with_its_flush_and_alone(peer):
+    peer.send(flush(1, 7, blob=b"monday"), flush(2, 8))
+    [work] = peer.work()
+    assert peer.engine.snapshots == [("monday", 7)]
+    assert peer.finish(work).status(1) is OpStatus.OK
+
+
+def test_a_snapshot_that_is_refused_leaves_the_flush(peer):
+    peer.engine.refuses_snapshots = True
+    peer.send(write(1, 0, block(1)), flush(2, 7, blob=b"monday"), flush(3, 8))
+    [work] = peer.work()
+    assert ("begin_flush", 7, 1) in peer.engine.calls
+    peer.finish(work)
+    assert peer.status(2) is OpStatus.SNAPSHOT_FAILED
+    assert "SNAPSHOT" in peer.text(2) or "snapshot" in peer.text(2)
+    assert peer.status(3) is OpStatus.OK
+
+
+def test_a_flush_that_fails_says_so_whatever_its_snapshot(peer):
+    peer.engine.fail_with = "NO_SPACE"
+    peer.send(flush(1, 7, blob=b"monday"))
+    assert peer.status(1) is OpStatus.NO_SPACE
+
+
+def test_a_region_served_read_only_takes_no_snapshot(engine):
+    peer = Peer(engine, read_only=True)
+    peer.send(flush(1, 7, blob=b"monday"), flush(2, 8))
+    assert peer.status(1) is OpStatus.READ_ONLY
+    assert peer.status(2) is OpStatus.OK
 
 
 def test_errors_of_the_engine_are_answered_and_the_session_goes_on(peer):

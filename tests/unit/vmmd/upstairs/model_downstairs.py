@@ -117,6 +117,8 @@ class ModelDownstairs:
         self.corrupt_rate = 0.0
         self.poisoned = False
         self.write_failed = False
+        self.snapshots: dict[str, dict[int, Block]] = {}
+        self.snapshot_error = ""
         self._restart()
 
     def _restart(self) -> None:
@@ -349,7 +351,10 @@ class ModelDownstairs:
     ) -> Pending | None:
         if kind is OpKind.FLUSH:
             keeps = bool(int(op["flags"]) & FLUSH_KEEPS_MARKS)
-            return Pending(job, kind, self._flush(int(op["number"]), int(op["generation"]), keeps))
+            flush = self._flush(int(op["number"]), int(op["generation"]), keeps)
+            if blob:
+                flush = self._with_snapshot(flush, blob.decode())
+            return Pending(job, kind, flush)
         if kind is OpKind.REPAIR_BEGIN:
             return Pending(job, kind, self._repair_begin(np.frombuffer(blob, EXTENT_MARK)))
         if kind is OpKind.EXTENT_COPY:
@@ -419,6 +424,22 @@ class ModelDownstairs:
                 self.extents.incomplete[extent] = False
             self.durable_extents = self.extents.copy()
             return OpStatus.OK, number, ""
+
+        return finish
+
+    def _with_snapshot(
+        self, flush: Callable[[], tuple[OpStatus, int, str]], name: str
+    ) -> Callable[[], tuple[OpStatus, int, str]]:
+        """What is there when the flush begins is kept once it has ended."""
+        content = dict(self.memory)
+
+        def finish() -> tuple[OpStatus, int, str]:
+            ended = flush()
+            if ended[0] is OpStatus.OK and self.snapshot_error:
+                return OpStatus.SNAPSHOT_FAILED, 0, self.snapshot_error
+            if ended[0] is OpStatus.OK:
+                self.snapshots[name] = content
+            return ended
 
         return finish
 

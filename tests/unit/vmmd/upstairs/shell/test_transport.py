@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stairlib.wire.frame import FrameKind, OpKind, encode, pack_op
+from stairlib.wire.frame import TEXT_BYTES_MAX, FrameKind, OpKind, encode, pack_op
 from vmmd.upstairs.shell import transport
 from vmmd.upstairs.shell.transport import SocketConnection
 
@@ -105,6 +105,47 @@ async def test_bad_bytes_end_the_connection():
     assert "not a frame" in heard.ends[0]
     connection.send([b"late"])
     assert b"late" not in pipe.sent
+
+
+async def test_a_notice_is_never_longer_than_a_message():
+    heard = Heard()
+    connection = SocketConnection(heard, b"")
+    connection.connection_made(Pipe())
+    blob = b"\xff" + b"x" * 1_000_000
+    notice = encode(FrameKind.NOTICE, [pack_op(0, 0, blob_bytes=len(blob))], blobs=[blob])
+    feed(connection, b"".join(notice), random.Random(1))
+    assert heard.notices == ["\ufffd" + "x" * (TEXT_BYTES_MAX - 1)]
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("seed", range(150))
+async def test_whatever_bytes_come_the_connection_goes_on_or_ends_with_a_reason(seed):
+    rng = random.Random(seed)
+    heard, pipe = Heard(), Pipe()
+    connection = SocketConnection(heard, b"")
+    connection.connection_made(pipe)
+    notice = encode(FrameKind.NOTICE, [pack_op(0, 0, blob_bytes=5)], blobs=[b"CLOSE"])
+    data = bytearray(b"".join([*encode(FrameKind.WELCOME), *notice, *encode(FrameKind.PONG)]))
+    data += b"".join(reply(number, rng.randbytes(rng.choice((0, 64)))) for number in range(6))
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(len(data))
+        change = rng.choice(("flip", "cut", "add"))
+        if change == "flip":
+            data[at] ^= 1 << rng.randrange(8)
+        elif change == "cut":
+            del data[at : at + rng.choice((1, 8, 300))]
+        else:
+            data[at:at] = rng.randbytes(rng.choice((1, 8, 300)))
+    at = 0
+    while at < len(data) and not pipe.aborted:
+        room = connection.get_buffer(-1)
+        count = min(len(room), len(data) - at, rng.choice((1, 40, 1000)))
+        room[:count] = data[at : at + count]
+        connection.buffer_updated(count)
+        at += count
+    connection.connection_lost(None)
+    assert len(heard.ends) == 1
+    assert pipe.aborted == heard.ends[0].startswith("bad frame: ")
 
 
 async def test_the_reason_of_a_notice_is_told():
