@@ -51,8 +51,7 @@ class CloneOptions:
 class RunOptions:
     """How to serve a region. `create` is set when it may be made on the first start. `data_port`
     None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
-    each client. `tls` None: plain text. `snapshot`: serve
-    that instead of the region itself."""
+    each client. `tls` None: plain text. `snapshot`: serve that instead of the region itself."""
 
     directory: Path
     address: Address

@@ -9,7 +9,7 @@ from importlib import metadata
 import numpy as np
 
 from downstaird.config import RunOptions
-from downstaird.core.engine import FLAG_FAULTED, Engine
+from downstaird.core.engine import Engine
 from downstaird.data_server import DataServer, socket_path
 from downstaird.faults import Delays, with_faults
 from downstaird.region_host import RegionHost
@@ -24,6 +24,7 @@ from stairlib.telemetry import trace_service
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.trace_service import TraceServicer
 from stairlib.telemetry.tracing import Tracing
+from stairlib.wire.frame import FLAG_FAULTED
 from stairwell.downstairs.v1 import block_service_pb2_grpc as block_grpc
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc

@@ -17,7 +17,6 @@ import numpy as np
 from downstaird.core.chunk_contexts import CONTEXT_NAMES, ContextFiles
 from downstaird.core.chunk_map import DATA_NAME
 from downstaird.core.disk import File
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
 from downstaird.core.region import Region
 from downstaird.core.region_creation import create_files
 from downstaird.core.region_files import OWNER_NAME, OwnerFile, region_tag, version_for
@@ -29,6 +28,7 @@ from downstaird.regions import begin_clone, settle_snapshots
 from downstaird.store.files import DirectoryFile, FileDisk, share_range
 from stairlib.model.context import written
 from stairlib.model.errors import StateError
+from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
 
 # Chunks of which the contexts are written at once.
 _STEP = 256

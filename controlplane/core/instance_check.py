@@ -39,7 +39,12 @@ class DiskRequest:
 
 
 def check_instance(
-    name: str, disks: Sequence[DiskRequest], *, cpus: int = 0, memory_mib: int = 0
+    name: str,
+    disks: Sequence[DiskRequest],
+    *,
+    cpus: int = 0,
+    memory_mib: int = 0,
+    activate_with_two_after: float | None = None,
 ) -> tuple[FieldViolation, ...]:
     """Everything that is wrong with the request; empty when it is well formed."""
     found = list(check_name("name", name))
@@ -51,6 +56,13 @@ def check_instance(
                 "memory_mib", f"{memory_mib} MiB is above {MEMORY_MIB_MAX}", reason="TOO_LARGE"
             )
         )
+    after = activate_with_two_after
+    if after is not None and not TWO_AFTER_SECONDS_MIN <= after <= TWO_AFTER_SECONDS_MAX:
+        text = (
+            f"{after:g} s is not from {TWO_AFTER_SECONDS_MIN} s to {TWO_AFTER_SECONDS_MAX} s; "
+            "leave it out to wait for all three"
+        )
+        found.append(FieldViolation("activate_with_two_after", text, "OUT_OF_RANGE"))
     if len(disks) > SLOTS:
         found.append(
             FieldViolation(

@@ -52,7 +52,7 @@ class CreateInstance:
     request_id: str = ""
     cpus: int = 0
     memory_mib: int = 0
-    activate_with_two_after: float = 0.0
+    activate_with_two_after: float | None = None
     unread: tuple[FieldViolation, ...] = ()
 
 
@@ -122,7 +122,11 @@ class Instances:
     def _checked(self, wish: CreateInstance) -> tuple[InstanceRecord, list[DiskRecord]]:
         """The records of a well-formed wish; InvalidRequestError with all that is wrong."""
         violations = wish.unread + check_instance(
-            wish.name, wish.disks, cpus=wish.cpus, memory_mib=wish.memory_mib
+            wish.name,
+            wish.disks,
+            cpus=wish.cpus,
+            memory_mib=wish.memory_mib,
+            activate_with_two_after=wish.activate_with_two_after,
         )
         try:
             identity = UUID(wish.id) if wish.id else uuid4()
@@ -147,7 +151,7 @@ class Instances:
             request_id=wish.request_id,
             confirmed=False,
             created_at=self._clock(),
-            activate_with_two_after=wish.activate_with_two_after,
+            activate_with_two_after=wish.activate_with_two_after or 0.0,
         )
         return instance, [_disk(instance, disk) for disk in wish.disks]
 

@@ -7,11 +7,7 @@ from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from controlplane.core.instance_check import (
-    TWO_AFTER_SECONDS_MAX,
-    TWO_AFTER_SECONDS_MIN,
-    DiskRequest,
-)
+from controlplane.core.instance_check import DiskRequest
 from controlplane.core.records import Desired, DownstairsRecord, InstanceRecord
 from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
@@ -62,24 +58,11 @@ def create_wish(request: instance_pb.CreateInstanceRequest) -> CreateInstance:
         request_id=request.request_id,
         cpus=request.cpus,
         memory_mib=request.memory_mib,
-        activate_with_two_after=two_after(request, unread),
+        activate_with_two_after=seconds_of(request.activate_with_two_after)
+        if request.HasField("activate_with_two_after")
+        else None,
         unread=tuple(unread),
     )
-
-
-def two_after(request: instance_pb.CreateInstanceRequest, unread: list[FieldViolation]) -> float:
-    """Seconds; 0 when it is absent, and when it is out of range, which goes to `unread`."""
-    if not request.HasField("activate_with_two_after"):
-        return 0.0
-    seconds = seconds_of(request.activate_with_two_after)
-    if TWO_AFTER_SECONDS_MIN <= seconds <= TWO_AFTER_SECONDS_MAX:
-        return seconds
-    text = (
-        f"{seconds:g} s is not from {TWO_AFTER_SECONDS_MIN} s to {TWO_AFTER_SECONDS_MAX} s; "
-        "leave it out to wait for all three"
-    )
-    unread.append(FieldViolation("activate_with_two_after", text, "OUT_OF_RANGE"))
-    return 0.0
 
 
 def desired_state(request: instance_pb.SetInstanceStateRequest) -> Desired | None:

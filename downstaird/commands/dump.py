@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from downstaird.core.engine import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, Engine
+from downstaird.core.engine import Engine
 from downstaird.regions import opened
 from stairlib.model.context import mismatches
 from stairlib.model.errors import DataError, FieldViolation, InvalidRequestError
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
 
 DIRECTORIES_MAX = 3
 _LETTERS = ((FLAG_DIRTY, "D"), (FLAG_INCOMPLETE, "I"), (FLAG_FAULTED, "F"))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from downstaird.commands.transfer import PIECE_BYTES, shown
+from downstaird.core.by_hand import next_flush
 from downstaird.core.engine import Engine
 from downstaird.core.repair_plan import runs
 from downstaird.regions import open_region
@@ -58,7 +59,7 @@ def copy_in(engine: Engine, stream: BinaryIO, source: str) -> int:
     geometry, size = engine.definition.geometry, _size(stream)
     if size is not None and size > geometry.total_bytes:
         raise _too_large(source, geometry)
-    number = int(engine.extent_states().flushes.max(initial=0))
+    number = next_flush(engine)
     done = unflushed = 0
     try:
         with shown("import", size) as advance:
@@ -70,10 +71,10 @@ def copy_in(engine: Engine, stream: BinaryIO, source: str) -> int:
                 unflushed += len(piece)
                 advance(len(piece))
                 if unflushed >= FLUSH_BYTES:
-                    number += 1
                     _flush(engine, number)
+                    number += 1
                     unflushed = 0
-        _flush(engine, number + 1)
+        _flush(engine, number)
     except StairwellError:
         if done > unflushed:
             print(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from downstaird.core.engine import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, Engine
+from downstaird.core.engine import Engine
 from downstaird.regions import opened
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
 
 
 def info(directory: Path, *, output: str) -> int:

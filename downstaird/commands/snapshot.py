@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn, TimeRemainingColumn
 
+from downstaird.commands.bars import bar
 from downstaird.core.by_hand import next_flush
 from downstaird.core.engine import SnapshotFacts
 from downstaird.regions import delete_snapshot, open_region, opened, settle_snapshots
@@ -69,11 +68,7 @@ def delete(directory: Path, name: str) -> int:
 
 def clone(directory: Path, name: str, target: Path, region_id: uuid.UUID) -> int:
     """A new region of one; whole and durable when it returns."""
-    columns = (TextColumn("clone"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    progress = Progress(
-        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-    )
-    with progress:
+    with bar("clone", DownloadColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("clone", total=None)
 
         def show(done: int, total: int) -> None:

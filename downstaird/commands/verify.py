@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
+from downstaird.commands.bars import bar
 from downstaird.core.verification import BAD_BLOCKS_NAMED_MAX, BadBlock, Verification
 from downstaird.regions import opened
 
@@ -23,11 +22,7 @@ def verify(directory: Path, *, threads: int = 0, output: str = "human") -> int:
     extents = definition.geometry.extent_count
     count = max(1, min(threads or os.cpu_count() or 1, extents))
     edges = [extents * part // count for part in range(count + 1)]
-    columns = (TextColumn("verify"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(
-        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-    )
-    with progress:
+    with bar("verify", MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task("verify", total=extents)
 
         def check(part: range) -> Verification:

@@ -22,13 +22,6 @@ import numpy.typing as npt
 from stairlib.model.context import ContextArray
 from stairlib.model.geometry import Geometry
 
-FLAG_DIRTY = 1
-FLAG_INCOMPLETE = 2
-FLAG_FAULTED = 4
-# Of an incomplete extent: its stamp is that of the copy it is being filled from. Without it, that
-# stamp was not told, and its own says nothing.
-FLAG_TOWARDS = 8
-
 Buffer = bytes | bytearray | memoryview
 # Of EXTENT_MARK (stairlib.wire.frame).
 Marks = npt.NDArray[np.void]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from downstaird.core.engine import FLAG_INCOMPLETE, Engine, Marks
+from downstaird.core.engine import Engine, Marks
 from stairlib.model.errors import InvalidRequestError, StateError
-from stairlib.wire.frame import EXTENT_MARK, PAYLOAD_BYTES_MAX
+from stairlib.wire.frame import EXTENT_MARK, FLAG_INCOMPLETE, PAYLOAD_BYTES_MAX
 
 # Digests of this many blocks at once: about 0.1 s in which nothing else is done.
 DIGEST_BLOCKS_MAX = 8 << 20

@@ -12,16 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from downstaird.core.engine import (
-    FLAG_DIRTY,
-    FLAG_FAULTED,
-    FLAG_INCOMPLETE,
-    FLAG_TOWARDS,
-    ExtentStates,
-    Marks,
-)
+from downstaird.core.engine import ExtentStates, Marks
 from downstaird.core.log_record import EXTENT, ExtentEntries
 from stairlib.model.errors import DataError
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, FLAG_TOWARDS
 
 _UNMARKED = np.uint32(0xFFFFFFFF ^ (FLAG_INCOMPLETE | FLAG_TOWARDS))
 

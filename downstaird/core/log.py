@@ -195,6 +195,9 @@ class LogReader:
         before = chain
         for index in (first, 1 - first):
             offset = 0
+            if index != first and found and self._is_replaced(found, index, chain, followed):
+                following = found.pop().record.sequence
+                before = found[-1].record.checksum if found else chain
             while (taken := self._record_at(index, offset, following, before)) is not None:
                 found.append(taken)
                 before = taken.record.checksum
@@ -216,6 +219,19 @@ class LogReader:
             highest = max(highest, followed)
             lost = LostRecord(self._files[active].name, ends[active], following, highest)
         return Chain(found, active, ends, following, before, lost)
+
+    def _is_replaced(
+        self, found: Sequence[Replayed], other: int, chain: int, followed: int
+    ) -> bool:
+        """Whether the last record of the first file was torn and made anew in the other one: so it
+        is when a checkpoint began between the power cut and the next flush."""
+        torn = found[-1]
+        if torn.whole:
+            return False
+        before = found[-2].record.checksum if len(found) > 1 else chain
+        sequence = torn.record.sequence
+        instead = self._record_at(other, 0, sequence, before)
+        return instead is not None and (instead.whole or followed < sequence)
 
     def _ends(self, found: Sequence[Replayed]) -> tuple[int, int]:
         ends = [0, 0]

@@ -24,7 +24,6 @@ import numpy as np
 from downstaird.core.checkpoint_stages import Seal
 from downstaird.core.chunk_contexts import ContextFiles, Home, zero_home
 from downstaird.core.disk import Buffer, File
-from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.layout import Layout
 from downstaird.core.log_plan import LogPlan, plan_of
 from downstaird.core.overlay import DISCARDED, HOME, I64Array, LoggedEpoch
@@ -34,6 +33,7 @@ from downstaird.core.snapshot_table import Snapshot, Unsettled
 from downstaird.core.state_file import PAGE_BYTES, State, encode_state
 from stairlib.model.context import ContextArray, written
 from stairlib.model.errors import DataError
+from stairlib.wire.frame import FLAG_FAULTED
 
 if TYPE_CHECKING:
     from downstaird.core.region import Region

@@ -21,16 +21,16 @@ import numpy as np
 
 from downstaird.core.checkpoint_stages import Seal, Stage, stages_of
 from downstaird.core.chunk_contexts import Home
-from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.log import Chain, LogReader, LostRecord, Replayed
 from downstaird.core.log_plan import plan_of
 from downstaird.core.overlay import DISCARDED, LoggedEpoch
 from downstaird.core.region_snapshots import going, recovered, snapshot_of
 from downstaird.core.snapshot_entry import DELETED
-from downstaird.core.snapshot_table import Snapshot, SnapshotTable, Unsettled
+from downstaird.core.snapshot_table import Snapshot, Unsettled
 from downstaird.core.state_file import State, load_state, page_of_chunk, page_of_extent, store_state
 from stairlib.model.context import mismatches
 from stairlib.model.errors import DataError
+from stairlib.wire.frame import FLAG_FAULTED
 
 if TYPE_CHECKING:
     from downstaird.core.region import Region
@@ -71,7 +71,7 @@ def recover(region: Region, *, read_only: bool) -> None:
         _apply(region, replay, replayed)
     if chain.lost is not None:
         state.extents["flags"] |= FLAG_FAULTED
-        state.snapshots = SnapshotTable().entries(
+        state.snapshots = region.snapshots.entries(
             each for each in replay.snapshots.values() if each.unsettled is None
         )
         if not read_only:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from downstaird.core.engine import FLAG_INCOMPLETE, SnapshotFacts
+from downstaird.core.engine import SnapshotFacts
 from downstaird.core.extent_table import ExtentTable
 from downstaird.core.region_files import SNAPSHOT_VERSION
 from downstaird.core.region_flush import FlushJob
@@ -20,12 +20,13 @@ from downstaird.core.snapshot_entry import (
     DELETED,
     TAKEN,
     SnapshotEntries,
-    check_name,
     no_snapshots,
 )
 from downstaird.core.snapshot_file import SNAPSHOTS_NAME, SnapshotMap, load_map
 from downstaird.core.snapshot_table import Snapshot, U32Array, Unsettled
 from stairlib.model.errors import DataError, StateError
+from stairlib.model.snapshot import checked_name
+from stairlib.wire.frame import FLAG_INCOMPLETE
 
 if TYPE_CHECKING:
     from downstaird.core.region import Region
@@ -40,7 +41,7 @@ def entries_to_take(region: Region, name: str, generation: int, flush: int) -> S
     """What the flush's record says of its snapshot; nothing when that one was taken already.
     InvalidRequestError SNAPSHOT_NAME, AlreadyExistsError SNAPSHOT_EXISTS, LimitError
     SNAPSHOT_LIMIT, StateError SNAPSHOT_INCOMPLETE."""
-    check_name(name)
+    checked_name(name, "name")
     if region.snapshots.is_there(name, generation, flush):
         return no_snapshots()
     incomplete = int(np.count_nonzero(region.extents.durable["flags"] & FLAG_INCOMPLETE))

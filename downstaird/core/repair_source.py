@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE, ExtentStates, Ownership
+from downstaird.core.engine import ExtentStates, Ownership
 from downstaird.core.repair_plan import Run
 from stairlib.model.errors import DataError, InvalidRequestError, RefusedError, StateError
+from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
 
 
 def check_caller(

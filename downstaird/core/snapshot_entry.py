@@ -6,17 +6,13 @@ log until a checkpoint has put it into its place in the file `snapshots`.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 
-from stairlib.model.errors import InvalidRequestError
+from stairlib.model.snapshot import NAME_MAX
 
 # How many a region can have: so many maps are read when it is opened.
 SNAPSHOTS_MAX = 64
-NAME_BYTES_MAX = 64
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # In a record: the snapshot is taken by the record's flush, or is deleted.
 TAKEN = 1
@@ -29,7 +25,7 @@ SNAPSHOT = np.dtype(
         ("flags", "<u4"),
         ("generation", "<u8"),
         ("flush", "<u8"),
-        ("name", f"S{NAME_BYTES_MAX}"),
+        ("name", f"S{NAME_MAX}"),
     ]
 )
 SnapshotEntries = npt.NDArray[np.void]
@@ -38,14 +34,3 @@ SnapshotEntries = npt.NDArray[np.void]
 def no_snapshots() -> SnapshotEntries:
     """An empty section or list."""
     return np.zeros(0, dtype=SNAPSHOT)
-
-
-def check_name(name: str) -> None:
-    """InvalidRequestError SNAPSHOT_NAME unless it can be a snapshot's name."""
-    if len(name) <= NAME_BYTES_MAX and _NAME.fullmatch(name):
-        return
-    raise InvalidRequestError(
-        f"{name[:NAME_BYTES_MAX]!r} cannot name a snapshot: up to {NAME_BYTES_MAX} letters, "
-        "digits, dots, dashes and underscores, the first a letter or digit",
-        reason="SNAPSHOT_NAME",
-    )

@@ -16,11 +16,11 @@ from downstaird.core.region import Region
 from downstaird.core.region_creation import close_all, file_names
 from downstaird.core.region_files import read_definition
 from downstaird.core.region_snapshots import snapshot_id, snapshot_of
-from downstaird.core.snapshot_entry import check_name
 from downstaird.core.snapshot_file import SNAPSHOTS_NAME, load_map
 from downstaird.core.snapshot_table import Snapshot
 from downstaird.core.state_file import load_state
 from stairlib.model.errors import DataError, NotFoundError
+from stairlib.model.snapshot import checked_name
 
 
 def open_snapshot(disk: Disk, name: str, *, tuning: Tuning = DEFAULT_TUNING) -> Region:
@@ -28,7 +28,7 @@ def open_snapshot(disk: Disk, name: str, *, tuning: Tuning = DEFAULT_TUNING) -> 
     SNAPSHOT_NAME, NotFoundError SNAPSHOT_NOT_FOUND, StateError SNAPSHOT_BUSY, DataError."""
     files: dict[str, File] = {}
     try:
-        check_name(name)
+        checked_name(name, "name")
         definition, layout = read_definition(disk)
         for each in file_names(definition):
             files[each] = disk.open(each, read_only=True)
@@ -50,7 +50,6 @@ def _adopt(region: Region, name: str) -> None:
     """Makes of a region whose files were just opened read-only its snapshot. The daemon of the
     region may be at work meanwhile: it writes nothing that a settled snapshot holds.
     NotFoundError SNAPSHOT_NOT_FOUND, StateError SNAPSHOT_BUSY, DataError."""
-    check_name(name)
     layout = region.layout
     snapshot = _listed(region, name)
     region.holds = [region.disk.hold(SNAPSHOTS_NAME, snapshot.place, shared=True)]

@@ -22,11 +22,11 @@ import numpy.typing as npt
 import xxhash
 
 from downstaird.core.disk import File
-from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.layout import Layout
 from downstaird.core.log_record import EXTENT, ExtentEntries
 from downstaird.core.snapshot_entry import SNAPSHOT, SnapshotEntries, no_snapshots
 from stairlib.model.errors import DataError
+from stairlib.wire.frame import FLAG_FAULTED
 
 STATE_NAMES = ("state-0", "state-1")
 MAGIC = 0x54535753  # "SWST"

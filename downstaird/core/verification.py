@@ -37,7 +37,8 @@ class Verification:
         """Yields after each small piece of work. Writes may go on in between: each step sees
         blocks and contexts of one moment."""
         geometry = self.engine.definition.geometry
-        for extent in self.extents or range(geometry.extent_count):
+        every = range(geometry.extent_count)
+        for extent in every if self.extents is None else self.extents:
             base = extent * geometry.blocks_per_extent
             try:
                 stored = runs(written(self.engine.contexts(base, geometry.blocks_per_extent)))

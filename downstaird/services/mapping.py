@@ -6,18 +6,13 @@ import uuid
 
 import numpy as np
 
-from downstaird.core.engine import (
-    FLAG_FAULTED,
-    FLAG_INCOMPLETE,
-    Ownership,
-    RegionDefinition,
-    SnapshotFacts,
-)
+from downstaird.core.engine import Ownership, RegionDefinition, SnapshotFacts
 from downstaird.core.promotion import Proposal
 from downstaird.region_host import RegionHost
 from stairlib.model.cipher import CIPHERS, KEY_CHECK_BYTES, describe_cipher
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
 from stairwell.downstairs.v1 import block_service_pb2 as block_pb
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 

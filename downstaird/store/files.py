@@ -55,7 +55,14 @@ class DirectoryFile:
 
     def size(self) -> int:
         """Bytes, holes included."""
-        return os.fstat(self._descriptor).st_size
+        return self._stat().st_size
+
+    def _stat(self) -> os.stat_result:
+        try:
+            return os.fstat(self._descriptor)
+        except OSError as error:
+            # xfs says so of a file system that it has shut down.
+            raise data_error("look at", self.name, 0, error) from error
 
     def pread(self, size: int, offset: int) -> bytes:
         """Exactly `size` bytes."""
@@ -139,7 +146,7 @@ class DirectoryFile:
 
     def stored_bytes(self) -> int:
         """What stat counts."""
-        return os.fstat(self._descriptor).st_blocks * _STAT_BLOCK_BYTES
+        return self._stat().st_blocks * _STAT_BLOCK_BYTES
 
     def close(self) -> None:
         """Closes the descriptor; a second call does nothing."""
@@ -252,7 +259,11 @@ class FileDisk:
 
     def exists(self, name: str) -> bool:
         """Whether the directory has that file."""
-        return (self._path / name).is_file()
+        path = self._path / name
+        try:
+            return path.is_file()
+        except OSError as error:
+            raise data_error("look at", str(path), 0, error) from error
 
     def open(self, name: str, *, create: bool = False, read_only: bool = False) -> DirectoryFile:
         """Opens, or with `create` makes or empties, one file."""

@@ -121,6 +121,14 @@ EXTENT_MARK = np.dtype(
     [("extent", "<u4"), ("told", "<u4"), ("generation", "<u8"), ("flush", "<u8")]
 )
 
+# The flags of an extent, in the reply to EXTENT_STATES and in a region's files. TOWARDS is told of
+# an incomplete one: its stamp is that of the copy it is being filled from. Without it, that one was
+# not told, and the extent's own stamp says nothing.
+FLAG_DIRTY = 1
+FLAG_INCOMPLETE = 2
+FLAG_FAULTED = 4
+FLAG_TOWARDS = 8
+
 OpArray = npt.NDArray[np.void]
 Bytes = bytes | bytearray | memoryview
 

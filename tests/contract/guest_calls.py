@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
-from vmmd.upstairs.core.states import SlotState
+from vmmd.upstairs.core.slot_states import SlotState
 
 SECONDS = 30.0
 

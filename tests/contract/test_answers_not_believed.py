@@ -15,7 +15,8 @@ from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
 from tests.contract.guest_calls import all_active, flush, read, write
 from vmmd.block.backend import BlockOp, Request
-from vmmd.upstairs.core.states import SlotMode, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
 GEOMETRY = Geometry(4096, 64, 8)

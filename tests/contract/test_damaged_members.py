@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.verification import Verification
 from downstaird.regions import open_region, opened
 from stairlib.model.errors import DataError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
+from stairlib.wire.frame import FLAG_FAULTED
 from tests.contract.downstairs_set import DownstairsSet, until
 from tests.contract.guest_calls import all_active, flush, read, write
 from vmmd.upstairs.shell.runner import RegionUpstairs

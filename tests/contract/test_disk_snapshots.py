@@ -17,7 +17,7 @@ from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
 from tests.contract.guest_calls import all_active, flush, read, write
-from vmmd.upstairs.core.states import SlotState
+from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
 GEOMETRY = Geometry(4096, 64, 8)

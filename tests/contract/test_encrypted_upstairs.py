@@ -26,7 +26,7 @@ from tests.contract.downstairs_set import DownstairsSet, until
 from tests.contract.guest_calls import all_active, flush, one, read, write
 from vmmd.block.backend import BlockOp, BlockStatus
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotState
+from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
 GEOMETRY = Geometry(4096, 64, 8)

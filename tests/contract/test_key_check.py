@@ -24,7 +24,8 @@ from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
 from tests.contract.guest_calls import all_active, flush, one, read, write
 from vmmd.block.backend import BlockOp, BlockStatus
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import RegionUpstairs, encryption_of
 
 GEOMETRY = Geometry(4096, 64, 8)

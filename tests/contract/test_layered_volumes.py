@@ -23,7 +23,8 @@ from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.block.scrub import ScrubState
 from vmmd.block.volume import Volume, VolumeStatus
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -19,7 +19,7 @@ from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
 from tests.contract.guest_calls import one, submit
 from vmmd.block.backend import BlockOp, BlockStatus, Request
-from vmmd.upstairs.core.states import SlotMode, SlotState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
 SIZE = 4096

@@ -126,6 +126,16 @@ def test_an_import_by_pipe_writes_over_what_is_there(tmp_path, image) -> None:
     assert exported == image.read_bytes().ljust(BLOCKS * BLOCK, b"\0")
 
 
+def test_an_import_after_a_snapshot_has_a_flush_of_its_own(tmp_path, image) -> None:
+    region = create(tmp_path / "r")
+    assert call("import", "-d", region, "-i", image)[0] == 0
+    assert call("snapshot", "create", "-d", region, "monday")[0] == 0
+    [facts] = json.loads(call("snapshot", "list", "-d", region, "--output", "json")[1])
+    assert call("import", "-d", region, "-i", image)[0] == 0
+    found = json.loads(call("info", "-d", region, "--output", "json")[1])
+    assert found["newest_flush"] == facts["flush"] + 1
+
+
 def test_a_region_grows_with_what_is_imported_into_it(tmp_path, image) -> None:
     region = tmp_path / "r"
     flags = ("--block-size", "512", "--extent-size", "100", "--extent-count", "2")

@@ -26,7 +26,8 @@ from tests.property.seeded import first_seeds, run_seeds
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.refusals import REFUSALS
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 SEEDS_PER_TEST = 50
 LIAR = "d1:1"

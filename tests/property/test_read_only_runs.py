@@ -17,7 +17,8 @@ from tests.unit.vmmd.upstairs.model_downstairs import Extents, ModelDownstairs
 from tests.unit.vmmd.upstairs.world import UPSTAIRS_ID, World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 SEEDS_PER_TEST = 50
 

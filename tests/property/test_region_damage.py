@@ -14,12 +14,12 @@ import uuid
 import numpy as np
 import pytest
 
-from downstaird.core.engine import FLAG_FAULTED, RegionDefinition
+from downstaird.core.engine import RegionDefinition
 from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import mismatches, plain_contexts
 from stairlib.model.errors import DataError, StairwellError
-from stairlib.wire.frame import extent_marks
+from stairlib.wire.frame import FLAG_FAULTED, extent_marks
 from tests.property.region_crashes import BLOCK, CHUNK_BYTES, GEOMETRIES, TUNING
 
 SEEDS = 200

@@ -12,20 +12,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from downstaird.core.engine import (
-    FLAG_DIRTY,
-    FLAG_INCOMPLETE,
-    FLAG_TOWARDS,
-    Ownership,
-    RegionDefinition,
-)
+from downstaird.core.engine import Ownership, RegionDefinition
 from downstaird.core.layout import Tuning
 from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import plain_contexts
 from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
-from stairlib.wire.frame import extent_marks
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_INCOMPLETE, FLAG_TOWARDS, extent_marks
 from tests.property.region_crashes import BLOCK, found_blocks
 
 CHUNK_BLOCKS = 4

@@ -22,7 +22,7 @@ from tests.property.seeded import first_seeds, run_seeds
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import Request
 from vmmd.upstairs.core import events
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 SEEDS_PER_TEST = 25
 # Every third world has a slow network and a larger region: faults then hit the middle of repairs.

@@ -4,6 +4,9 @@ stored, and know nothing of how the code works.
 - what a flush that ended well covers is, at that moment, on the media of two members, one less for
   a disk that was lost or rotted, and one less while fewer than two members are in service and the
   other one that answered is being filled (looked at for some of the flushes);
+- what two media have of an extent is the same when its stamps are, and none is marked (looked at
+  together with the flushes);
+- a member whose repair is said to have ended well has no marks on its medium any more;
 - an old member is retired only when the ones that stay hold all that;
 - a replacement's progress never goes back and is whole only when it is done; one that has ended
   stays ended, and a failed one has a reason;
@@ -15,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from controlplane.core.replacement import Replacement, State
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
 from downstaird.core.region import Region
 from stairlib.model.context import mismatches
 from stairlib.model.errors import StairwellError
-from vmmd.upstairs.core.states import SlotState
+from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
+from vmmd.upstairs.core.slot_states import SlotState
 
 if TYPE_CHECKING:
     from tests.sim.daemon import Daemon
@@ -60,6 +65,44 @@ class Checks:
         good = [host for host, problem in problems.items() if not problem]
         if len(good) < needed:
             world.fail(f"{when}, {len(good)} members have it all, not {needed}: {problems}")
+
+        self._alike(when)
+
+    def _alike(self, when: str) -> None:
+        """Fails when two members' media differ in an extent that has the same stamp on both, and no
+        flag: of the two, a comparison of stamps would take either."""
+        world = self.world
+        size = world.geometry.blocks_per_extent
+        first: dict[tuple[int, int, int], tuple[str, bytes]] = {}
+        for daemon in world.members(departing=True):
+            if daemon.host in world.wounds or daemon.rotten:
+                continue
+            region = daemon.durable()
+            states = region.extent_states()
+            for extent in np.flatnonzero(states.flags == 0).tolist():
+                stamp = (extent, int(states.generations[extent]), int(states.flushes[extent]))
+                contexts, _buffers = region.read(extent * size, size)
+                host, there = first.setdefault(stamp, (daemon.host, contexts.tobytes()))
+                if there != contexts.tobytes():
+                    world.fail(
+                        f"{when}, extent {extent} differs between {host} and {daemon.host}, and "
+                        f"both say generation {stamp[1]}, flush {stamp[2]}"
+                    )
+            region.close()
+
+    def filled(self, daemon: Daemon, generation: int) -> None:
+        """A machine with this generation says that the member is whole again. Whose medium has
+        another owner by now, or was put back to an older state, is not looked at."""
+        if daemon.host in self.world.wounds:
+            return
+        region = daemon.durable()
+        marked = int(np.count_nonzero(region.extent_states().flags & FLAG_INCOMPLETE))
+        if marked and region.ownership.generation == generation:
+            self.world.fail(
+                f"the repair of {daemon.host} has ended, and {marked} of its extents are marked "
+                "as not whole on its medium"
+            )
+        region.close()
 
     def stands_alone(self, daemon: Daemon) -> bool:
         """Whether the other members could be filled from this one's medium. A blank region is not

@@ -70,6 +70,9 @@ class Wounds:
         self._hosts.discard(host)
         self.fresh.discard(host)
 
+    def __contains__(self, host: str) -> bool:
+        return host in self._hosts
+
     def count(self) -> int:
         """How many members are wounded."""
         return len(self._hosts)

@@ -26,9 +26,10 @@ from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.codec import Encryption
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.region_set import UpstairsConfig
 from vmmd.upstairs.core.status import RegionStatus
-from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
+from vmmd.upstairs.core.upstairs import Upstairs
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import TICK_SECONDS, _compared
 from vmmd.upstairs.shell.slot_link import RPC_SECONDS, WELCOME_SECONDS
 from vmmd.upstairs.shell.transport import CONNECT_SECONDS
@@ -348,6 +349,9 @@ class Machine:
     def _repair_ended(self, effect: events.RepairEnded) -> None:
         self.note(f"repair of slot {effect.slot} ends: {effect.error or 'whole'}")
         self.world.reached.repair_ended(effect.error)
+        daemon = self.world.daemons.get(self.status.slots[effect.slot].address)
+        if daemon is not None and not effect.error:
+            self.world.checks.filled(daemon, self.generation)
 
     def _slot_left(self, effect: events.SlotLeft) -> None:
         self.note(f"slot {effect.slot} {effect.address} left, {effect.mode}: {effect.reason}")

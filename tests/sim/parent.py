@@ -43,6 +43,9 @@ SCRUB_RATES = (0, 0, 100_000)
 AGAIN_SECONDS = 1.0
 # The control plane is back, and can store, long before.
 TRIES_MAX = 3600
+# So often the guest is at work in the first moments of a scrub, which takes a few messages' time.
+MEETINGS = 4
+MEETING_MESSAGES = 10
 
 
 class SetBackend:
@@ -192,6 +195,10 @@ class Layers:
             return
         loop = self._parent.loop
         self._machine.note("the scrub begins")
+        world = self._parent.world
+        for _ in range(MEETINGS):
+            moment = world.variety.uniform(0, MEETING_MESSAGES * world.network.high)
+            world.schedule.later(moment, self._meet)
         self._scrub = loop.inside(
             lambda: Scrub(
                 self.overlay,
@@ -202,6 +209,11 @@ class Layers:
             )
         )
         self._task = loop.create_task(self._run(self._scrub))
+
+    def _meet(self) -> None:
+        world = self._parent.world
+        if self._machine is world.machine and self._machine.active:
+            world.guest.batch()
 
     async def _run(self, scrub: Scrub) -> None:
         world, machine = self._parent.world, self._machine

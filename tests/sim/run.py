@@ -19,7 +19,7 @@ from tests.sim.faults import FAULTS
 from tests.sim.mistakes import MISTAKES
 from tests.sim.reached import moves_recorded, never, table
 from tests.sim.world import World
-from vmmd.upstairs.core.states import SlotState
+from vmmd.upstairs.core.slot_states import SlotState
 
 IOS_MIN = 200
 # Of a failure, the last lines.

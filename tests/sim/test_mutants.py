@@ -11,7 +11,7 @@ from tests.sim import mutants
 from tests.sim.run import run_seed
 
 MUTANTS = sorted(module.name for module in pkgutil.iter_modules(mutants.__path__))
-MUTANTS_MIN = 20
+MUTANTS_MIN = 25
 # Seeds within which each planted bug must be found; the slowest needs about half of them.
 SEEDS = 400
 

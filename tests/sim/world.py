@@ -30,7 +30,8 @@ from tests.sim.parent import Parent
 from tests.sim.reached import Reached
 from tests.sim.sealing import Sealing
 from vmmd.upstairs.core import events
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 VOLUME = uuid.UUID("0cedae45-3d6e-4d90-b2cb-56f1a1a42a89")
 REGION_PATH = "sub_volumes[0]"

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from tests.torture.tormentor import TormentError, Tormentor
 from vmmd.block.backend import BlockOp
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotState
+from vmmd.upstairs.core.slot_states import SlotState
 
 Scenario = Callable[[Tormentor, float], Awaitable[None]]
 # Slow enough that something can happen in the middle of a repair of a few MiB.

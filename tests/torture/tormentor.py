@@ -24,8 +24,9 @@ from stairlib.telemetry.tracing import Tracing
 from tests.torture.ledger import Ledger
 from tests.torture.members import Members
 from vmmd.block.backend import BlockOp, BlockStatus, Completion, Request
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.status import SlotStatus
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
 BLOCK_SIZE = 4096

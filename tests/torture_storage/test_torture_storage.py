@@ -69,14 +69,18 @@ def test_a_disk_that_is_gone_loses_no_flushed_write(tmp_path, kind) -> None:
             child = region.start()
             child.until_flushed(region.rng.randrange(0, 30))
             child.work_for(0.01 * region.rng.random())
-            mounted.cut_off()
+            with child.between_calls():
+                mounted.cut_off()
             child.until_over()
             mounted.unmount()
             mounted.mount()
             region.settle(child)
             # It says what happened, in a sentence, each time.
             assert len(region.refusals) == number + 1
-            assert region.refusals[-1].startswith("IO_ERROR could not "), region.refusals[-1]
+            refusal = region.refusals[-1]
+            # A context block that cannot be read faults its extent, until the next opening here.
+            assert refusal.startswith(("IO_ERROR could not ", "EXTENT_FAULTED extent ")), refusal
+            assert "Input/output error" in refusal, refusal
         print(f"{kind}: {region.rounds} cuts, {region.flushes} flushes acknowledged")
         mounted.unmount()
 

@@ -14,6 +14,7 @@ import select
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,6 +203,19 @@ class Child:
         if not self.reaped:
             os.waitpid(self.pid, 0)
             self.reaped = True
+
+    @contextmanager
+    def between_calls(self) -> Iterator[None]:
+        """Stopped meanwhile, in no system call. Shutting a file system down races with a sync that
+        is under way: Linux then lets some of them succeed that have written nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        self.reaped = not os.WIFSTOPPED(status)
+        try:
+            yield
+        finally:
+            if not self.reaped:
+                os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)

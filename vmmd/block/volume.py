@@ -31,8 +31,9 @@ from vmmd.block.backend import (
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.status import RegionStatus
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import WATCH_SECONDS, Peer, RegionUpstairs
 
 log = get_logger(__name__)

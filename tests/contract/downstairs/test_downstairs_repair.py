@@ -8,12 +8,11 @@ import uuid
 import numpy as np
 import pytest
 
-from downstaird.core.engine import FLAG_INCOMPLETE
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.errors import RefusedError, StateError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing, traceparent
-from stairlib.wire.frame import OpKind, OpStatus, extent_marks
+from stairlib.wire.frame import FLAG_INCOMPLETE, OpKind, OpStatus, extent_marks
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 
 BLOCK = 4096

@@ -24,7 +24,8 @@ from tests.contract.guest_calls import ok
 from vmmd.block.backend import BlockOp
 from vmmd.machine.process import MachineHost
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 from vmmd.upstairs.shell.transport import SocketConnection, StreamConnection
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotState
+from vmmd.upstairs.core.slot_states import SlotState
 
 
 def plant(patch) -> None:

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 import xxhash
 
-from downstaird.core.engine import (
-    FLAG_DIRTY,
-    FLAG_INCOMPLETE,
-    ExtentStates,
-    Ownership,
-    RegionDefinition,
-)
+from downstaird.core.engine import ExtentStates, Ownership, RegionDefinition
 from stairlib.model.errors import DataError, StateError
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_INCOMPLETE
 
 GEOMETRY = Geometry(block_size=512, blocks_per_extent=16, extent_count=8)
 

@@ -17,14 +17,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from stairlib.model.errors import DataError, StairwellError, StateError
+from stairlib.wire.frame import FLAG_DIRTY
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.cipher_check import check_generation
 from vmmd.upstairs.core.copies import ExtentCopies
-from vmmd.upstairs.core.events import FLAG_DIRTY
 from vmmd.upstairs.core.reconcile import ReconcilePlan, Reconciliation, plan, trust_regions
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 class Activation:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vmmd.upstairs.core.events import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, ExtentStamps
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
+from vmmd.upstairs.core.events import ExtentStamps
 
 _FLAW_TEXTS = (
     (FLAG_FAULTED, "is damaged there"),

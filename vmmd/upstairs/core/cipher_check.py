@@ -9,7 +9,8 @@ from vmmd.upstairs.core.codec import GCM_GENERATION_MAX
 from vmmd.upstairs.core.events import SessionInfo
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 def cipher_problem(region: RegionSet, member: Member, session: SessionInfo) -> tuple[str, str]:

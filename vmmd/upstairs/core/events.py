@@ -19,12 +19,6 @@ from stairlib.model.errors import StairwellError
 from stairlib.wire.frame import Bytes, Frame
 from vmmd.block.backend import Completion, Request
 
-FLAG_DIRTY = 1
-FLAG_INCOMPLETE = 2
-FLAG_FAULTED = 4
-# Of an incomplete extent: its stamp is that of the copy it was being filled from.
-FLAG_TOWARDS = 8
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExtentStamps:

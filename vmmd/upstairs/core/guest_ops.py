@@ -29,7 +29,7 @@ from vmmd.upstairs.core.events import CompleteGuest
 from vmmd.upstairs.core.reads import Read, ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 class _WriteFrame:

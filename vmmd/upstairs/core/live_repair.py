@@ -30,15 +30,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from stairlib.wire.frame import OpKind, extent_marks
+from stairlib.wire.frame import FLAG_TOWARDS, OpKind, extent_marks
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
-from vmmd.upstairs.core.events import FLAG_TOWARDS, RepairEnded, RepairStarted
+from vmmd.upstairs.core.events import RepairEnded, RepairStarted
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.repair_states import REPAIR, RepairMove, RepairPhase
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotMove, SlotState
+from vmmd.upstairs.core.slot_states import SlotMove, SlotState
 
 
 class LiveRepair:

@@ -16,7 +16,8 @@ from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.agreement import Agreement
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 class ReadOnlyMembers:

@@ -22,7 +22,7 @@ from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import BlocksHealed
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 Blocks = frozenset[int]
 NO_BLOCKS: Blocks = frozenset()
@@ -72,11 +72,9 @@ class ReadRepair:
         region = self._region
         if region.config.read_only or region.state is not UpstairsState.ACTIVE:
             return
-        blocks = sorted(
-            block
-            for block in bad
-            if offset <= block < offset + len(contexts) and not region.log.changed_after(job, block)
-        )
+        given = np.array([b - offset for b in sorted(bad) if 0 <= b - offset < len(contexts)], int)
+        changed = region.log.changed_after(job, offset, len(contexts))
+        blocks: list[int] = (given[~changed[given]] + offset).tolist()
         if region.usable_count < limits.WRITES_NEEDED or not self._affordable(len(blocks)):
             return
         size = region.config.geometry.block_size

@@ -28,21 +28,22 @@ import numpy as np
 import numpy.typing as npt
 
 from stairlib.model.errors import DataError
-from stairlib.wire.frame import OpKind, extent_marks
-from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
-from vmmd.upstairs.core.copies import ExtentCopies
-from vmmd.upstairs.core.events import (
+from stairlib.wire.frame import (
     FLAG_DIRTY,
     FLAG_FAULTED,
     FLAG_INCOMPLETE,
     FLAG_TOWARDS,
-    ExtentStamps,
+    OpKind,
+    extent_marks,
 )
+from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
+from vmmd.upstairs.core.copies import ExtentCopies
+from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.reconcile_states import RECONCILE, ReconcileMove, ReconcilePhase
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotMove, SlotState
+from vmmd.upstairs.core.slot_states import SlotMove, SlotState
 
 _DAMAGED, _BLANK, _WHOLE = range(3)
 _SLOTS = 3

@@ -42,15 +42,8 @@ from vmmd.upstairs.core.events import (
 from vmmd.upstairs.core.flush import FlushBook, judge
 from vmmd.upstairs.core.replay import Mutation, ReplayLog
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import (
-    SlotMode,
-    SlotMove,
-    SlotState,
-    UpstairsMove,
-    UpstairsState,
-    mode_after_loss,
-    move_upstairs,
-)
+from vmmd.upstairs.core.slot_states import SlotMode, SlotMove, SlotState, mode_after_loss
+from vmmd.upstairs.core.upstairs_states import UPSTAIRS, UpstairsMove, UpstairsState
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,5 +483,5 @@ class RegionSet:
 
     def move(self, move: UpstairsMove) -> None:
         """Takes one step of the upstairs' table."""
-        self.state = move_upstairs(self.state, move)
+        self.state = UPSTAIRS.after(self.state, move)
         self.touch()

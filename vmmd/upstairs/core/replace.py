@@ -30,7 +30,8 @@ from vmmd.upstairs.core.events import Replacement, ReplaceResult
 from vmmd.upstairs.core.reconcile import ReconcilePlan
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 _IN_REPAIR = frozenset({SlotState.LIVE_REPAIR, SlotState.LIVE_REPAIR_READY, SlotState.RECONCILE})
 

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from stairlib.wire.frame import HEADER_BYTES, OP, Bytes, OpArray, OpKind
 from vmmd.upstairs.core.limits import MEMBER_COUNT_MAX
@@ -137,18 +138,20 @@ class ReplayLog:
                     extents.update(range(first // blocks_per_extent, last // blocks_per_extent + 1))
         return extents
 
-    def changed_after(self, job: int, block: int) -> bool:
-        """Whether a write or discard with a higher job touches the block."""
+    def changed_after(self, job: int, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Which of `count` blocks from `first` on a write or discard with a higher job touches."""
+        edges = np.zeros(count + 1, dtype=np.int64)
         for record in reversed(self._records):
             if record.last_job <= job:
-                return False
+                break
             if not record.is_flush:
                 table = record.ops()
-                first, length = table["offset"], table["length"].astype(np.uint64)
-                touches = (first <= block) & (block < first + length) & (table["job"] > job)
-                if touches.any():
-                    return True
-        return False
+                table = table[table["job"] > job]
+                starts = table["offset"].astype(np.int64) - first
+                ends = starts + table["length"].astype(np.int64)
+                np.add.at(edges, starts.clip(0, count), 1)
+                np.add.at(edges, ends.clip(0, count), -1)
+        return np.cumsum(edges[:count]) > 0
 
     def skip(self, member: Member) -> list[Mutation]:
         """The member owes nothing any more. Returns the flushes that it owed, for judgement."""

@@ -13,7 +13,7 @@ from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotMode
+from vmmd.upstairs.core.slot_states import SlotMode
 
 
 class ReplyRouter:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from stairlib.wire.frame import FLAG_DIRTY
 from vmmd.upstairs.core.control_jobs import Outcome
-from vmmd.upstairs.core.events import FLAG_DIRTY, ExtentStamps
+from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.slot import Member
 
 _NOT_WHOLE = np.uint8(0xFF ^ FLAG_DIRTY)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import ExtentStamps
-from vmmd.upstairs.core.states import SlotMode, SlotMove, SlotState, move_slot
+from vmmd.upstairs.core.slot_states import SLOT, SlotMode, SlotMove, SlotState
 
 if TYPE_CHECKING:
     from vmmd.upstairs.core.control_jobs import ControlJob
@@ -103,7 +103,7 @@ class Member:
 
     def move(self, move: SlotMove) -> None:
         """Takes one step of the slot's table; IllegalMoveError when there is none."""
-        self.state = move_slot(self.state, move)
+        self.state = SLOT.after(self.state, move)
 
     @property
     def active(self) -> bool:

@@ -89,11 +89,6 @@ MODE_AFTER_LOSS: Mapping[SlotState, Mapping[UpstairsState, SlotMode]] = {
 }
 
 
-def move_slot(state: SlotState, move: SlotMove) -> SlotState:
-    """The state after `move`; IllegalMoveError when the table has none."""
-    return SLOT.after(state, move)
-
-
 def mode_after_loss(state: SlotState, mode: SlotMode, upstairs: UpstairsState) -> SlotMode:
     """See MODE_AFTER_LOSS; `mode` is the one it had."""
     return MODE_AFTER_LOSS.get(state, {}).get(upstairs, mode)

@@ -18,7 +18,7 @@ from vmmd.upstairs.core.events import Answer, SnapshotTaken
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 class SnapshotFlush:

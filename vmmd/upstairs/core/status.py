@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.region_set import RegionSet
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 @dataclass(frozen=True, slots=True)

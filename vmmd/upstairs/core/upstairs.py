@@ -36,16 +36,10 @@ from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.returning import told, what_is_missing
 from vmmd.upstairs.core.session_check import session_problem
 from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.slot_states import SlotMode, SlotMove, SlotState
 from vmmd.upstairs.core.snapshots import SnapshotFlush
-from vmmd.upstairs.core.states import (
-    IllegalMoveError,
-    SlotMode,
-    SlotMove,
-    SlotState,
-    UpstairsMove,
-    UpstairsState,
-)
 from vmmd.upstairs.core.status import RegionStatus, snapshot
+from vmmd.upstairs.core.upstairs_states import UpstairsMove, UpstairsState
 from vmmd.upstairs.core.verify import Verification
 
 _VERIFICATIONS_MAX = 16  # each holds a digest per extent and member
@@ -459,6 +453,7 @@ class Upstairs:
         failed = flush is not None and not flush.succeeded
         self._final_flush = None
         region.flushes.forget()
+        region.reason = ""
         region.move(UpstairsMove.STOPPED)
         error = DataError(
             "the last flush did not reach two members: what was written since the flush before "
@@ -557,6 +552,3 @@ class Upstairs:
     def _on_trace(self, event: events.RepairTrace) -> None:
         if self._repair is not None and self._repair.target.slot == event.slot:
             self._repair.set_trace(event.traceparent)
-
-
-__all__ = ["IllegalMoveError", "Upstairs", "UpstairsConfig"]

@@ -46,8 +46,3 @@ UPSTAIRS = StateTable(
         (_S.DISABLED, _M.ACTIVATE, _S.GO_ACTIVE, "activation is asked for again"),
     ],
 )
-
-
-def move_upstairs(state: UpstairsState, move: UpstairsMove) -> UpstairsState:
-    """The state after `move`; IllegalMoveError when the table has none."""
-    return UPSTAIRS.after(state, move)

@@ -17,7 +17,7 @@ from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.events import Answer, Digests
 from vmmd.upstairs.core.region_set import RegionSet
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 class Verification:

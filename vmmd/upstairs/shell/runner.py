@@ -36,9 +36,11 @@ from vmmd.block.backend import BackendInfo, Done, Request
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import Replacement, SessionInfo
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.region_set import UpstairsConfig
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.status import RegionStatus
-from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
+from vmmd.upstairs.core.upstairs import Upstairs
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
 
 _log = get_logger(__name__)

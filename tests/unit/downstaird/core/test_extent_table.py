@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from downstaird.core.engine import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, FLAG_TOWARDS
 from downstaird.core.extent_table import ExtentTable
-from stairlib.wire.frame import extent_marks
+from stairlib.wire.frame import (
+    FLAG_DIRTY,
+    FLAG_FAULTED,
+    FLAG_INCOMPLETE,
+    FLAG_TOWARDS,
+    extent_marks,
+)
 
 
 @pytest.fixture

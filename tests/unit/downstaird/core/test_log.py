@@ -234,6 +234,47 @@ def test_the_last_record_is_torn_when_its_data_is_damaged(files) -> None:
     assert (chain.lost, chain.next_sequence, chain.active) == (None, 2, 0)
 
 
+@pytest.mark.parametrize("later", [0, 1, 2])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_torn_record_is_made_anew_in_the_other_file(files, before, later) -> None:
+    """After a power cut a checkpoint begins at once, and the next flush takes the same number."""
+    log = log_of(files)
+    for number in range(before):
+        append(log, number, flush=number + 1)
+    again = log_of(files)
+    again.resume(0, (log.active_bytes, 0), log.next_sequence, log.chain)
+    torn = append(log, 7, flush=7)
+    files[0].pwritev([b"\xff\xfe\xfd"], torn.data_offset)
+    assert [each.record.sequence for each in replay(files).found] == [*range(1, before + 1)]
+    again.switch()
+    for number in range(later + 1):
+        append(again, 8, flush=8 + number)
+    chain = replay(files)
+    flushes = [*range(1, before + 1), *range(8, 8 + later + 1)]
+    assert [each.record.flush for each in chain.found] == flushes
+    assert all(each.whole for each in chain.found)
+    assert (chain.lost, chain.next_sequence) == (None, before + later + 2)
+    assert (chain.active, chain.chain) == (1, again.chain)
+
+
+def test_what_replaced_a_torn_record_may_be_torn_as_well(files) -> None:
+    log = log_of(files)
+    first = append(log, 1)
+    again = log_of(files)
+    again.resume(0, (log.active_bytes, 0), log.next_sequence, log.chain)
+    torn = append(log, 7, flush=7)
+    again.switch()
+    new = append(again, 8, flush=8)
+    for file, place in zip(files, (torn, new), strict=True):
+        file.pwritev([b"\xff\xfe\xfd"], place.data_offset)
+    chain = replay(files)
+    assert [each.place for each in chain.found] == [first]
+    assert (chain.lost, chain.next_sequence) == (None, 2)
+    # Known to have been synced, and a torn one of the same number is no proof of another.
+    chain = replay(files, followed=2)
+    assert [(each.place, each.whole) for each in chain.found] == [(first, True), (torn, False)]
+
+
 def test_a_newer_version_is_refused(files, monkeypatch) -> None:
     monkeypatch.setattr("downstaird.core.log_record.VERSION", 2)
     append(log_of(files), 1)

@@ -7,7 +7,7 @@ import uuid
 import pytest
 import xxhash
 
-from downstaird.core.engine import FLAG_FAULTED, Ownership
+from downstaird.core.engine import Ownership
 from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
@@ -20,7 +20,7 @@ from stairlib.model.errors import (
     StateError,
 )
 from stairlib.model.geometry import Geometry
-from stairlib.wire.frame import extent_marks
+from stairlib.wire.frame import FLAG_FAULTED, extent_marks
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
     CHUNK_BYTES,

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import pytest
 
-from downstaird.core.engine import FLAG_FAULTED
 from downstaird.core.region import Region
 from stairlib.model.context import mismatches
 from stairlib.model.errors import DataError, StairwellError
+from stairlib.wire.frame import FLAG_FAULTED
 from tests.unit.downstaird.core.damaging import (
     BLOCKS,
     LAST,

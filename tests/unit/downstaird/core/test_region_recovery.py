@@ -6,12 +6,12 @@ import uuid
 
 import pytest
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE, Ownership
+from downstaird.core.engine import Ownership
 from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import plain_contexts
 from stairlib.model.errors import DataError
-from stairlib.wire.frame import extent_marks
+from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE, extent_marks
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
     TUNING,

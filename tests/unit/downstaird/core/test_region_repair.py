@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import xxhash
 
-from downstaird.core.engine import FLAG_INCOMPLETE
 from downstaird.core.region import Region
 from downstaird.core.region_repair import RepairTracker
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import empty_contexts, plain_contexts
 from stairlib.model.errors import InvalidRequestError, StateError
-from stairlib.wire.frame import extent_marks
+from stairlib.wire.frame import FLAG_INCOMPLETE, extent_marks
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
     TUNING,

@@ -6,7 +6,7 @@ import uuid
 import numpy as np
 import pytest
 
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE, ExtentStates, Ownership
+from downstaird.core.engine import ExtentStates, Ownership
 from downstaird.core.repair_plan import (
     STEP_BYTES,
     Run,
@@ -20,6 +20,7 @@ from downstaird.core.repair_plan import (
 from downstaird.core.repair_source import check_caller, check_extent, checked_runs
 from stairlib.model.context import empty_contexts
 from stairlib.model.errors import DataError, InvalidRequestError, RefusedError, StateError
+from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
 
 A, B = uuid.UUID(int=1), uuid.UUID(int=2)
 

@@ -7,13 +7,19 @@ import uuid
 import numpy as np
 import pytest
 
-from downstaird.core.engine import FLAG_INCOMPLETE
 from downstaird.core.session import CopyExtent, LimitRepair, RunWork, Session
 from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.model.errors import DataError, UnavailableError
 from stairlib.wire import frame as wire
-from stairlib.wire.frame import FrameError, FrameKind, OpKind, OpStatus, extent_marks
+from stairlib.wire.frame import (
+    FLAG_INCOMPLETE,
+    FrameError,
+    FrameKind,
+    OpKind,
+    OpStatus,
+    extent_marks,
+)
 
 BLOCK = 512
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from downstaird.core import state_file
-from downstaird.core.engine import FLAG_FAULTED, FLAG_INCOMPLETE
 from downstaird.core.extent_table import ExtentTable
 from downstaird.core.layout import Layout
 from downstaird.core.state_file import PAGE_BYTES, STATE_NAMES, State, encode_state, load_state
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.errors import DataError
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
 
 TAG = 5
 # Two chunks an extent: 1200 map entries on two pages, 600 extents on four.

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -215,4 +216,20 @@ def test_a_file_knows_its_path(disk, tmp_path) -> None:
     assert isinstance(file, DirectoryFile)
     assert file.name == str(tmp_path / "region" / "f")
     assert disk.name == str(tmp_path / "region")
+    file.close()
+
+
+def test_looking_at_a_file_says_why_it_cannot(disk, monkeypatch) -> None:
+    file = disk.open("there", create=True)
+
+    def broken(*_arguments, **_named):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fstat", broken)
+    monkeypatch.setattr(Path, "is_file", broken)
+    for look in (file.size, file.stored_bytes, lambda: disk.exists("there")):
+        with pytest.raises(DataError, match="there") as caught:
+            look()
+        assert caught.value.reason == "IO_ERROR"
+    monkeypatch.undo()
     file.close()

@@ -18,7 +18,7 @@ from vmmd.block.scrub import ScrubState
 from vmmd.block.tree import Tree
 from vmmd.block.volume import Volume
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import UpstairsState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 def volume_over(front, parent=None, *, path="", read_only=False):

@@ -20,8 +20,10 @@ from tests.unit.vmmd.upstairs.model_downstairs import UNKNOWN, ModelDownstairs, 
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.codec import Encryption
-from vmmd.upstairs.core.states import SlotState, UpstairsState
-from vmmd.upstairs.core.upstairs import Upstairs, UpstairsConfig
+from vmmd.upstairs.core.region_set import UpstairsConfig
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs import Upstairs
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 UPSTAIRS_ID = "11111111-1111-1111-1111-111111111111"
 TICK_SECONDS = 0.1

@@ -13,7 +13,8 @@ from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.codec import GCM_GENERATION_MAX
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 def active_world(cipher, seed=1):

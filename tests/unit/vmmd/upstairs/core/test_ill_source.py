@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
-from vmmd.upstairs.core.states import SlotMode, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 def written(world, *blocks):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import FLAG_INCOMPLETE, FLAG_TOWARDS
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
-from vmmd.upstairs.core.events import FLAG_INCOMPLETE, FLAG_TOWARDS, ExtentStamps
+from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.live_repair import LiveRepair
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 def settle(world):

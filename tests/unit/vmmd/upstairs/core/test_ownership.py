@@ -9,7 +9,7 @@ from stairlib.wire.frame import FrameKind, OpKind, decode, encode, pack_op
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events, limits
-from vmmd.upstairs.core.states import SlotMode, SlotState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 
 SIZE = 512
 

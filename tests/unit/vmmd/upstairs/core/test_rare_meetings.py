@@ -8,7 +8,7 @@ from stairlib.model.geometry import Geometry
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.repair_states import RepairPhase
-from vmmd.upstairs.core.states import SlotMode, SlotState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 
 
 def active_world(seed=1, **more):

@@ -10,7 +10,8 @@ from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 SIZE = 512
 ALL = ("d0:1", "d1:1", "d2:1")

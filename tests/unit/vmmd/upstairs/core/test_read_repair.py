@@ -8,7 +8,8 @@ from stairlib.model.cipher import CIPHERS
 from stairlib.wire.frame import OpStatus
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events, limits
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 BLOCKS = 24
 

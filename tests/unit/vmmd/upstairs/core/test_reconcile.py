@@ -6,16 +6,11 @@ import numpy as np
 import pytest
 
 from stairlib.model.errors import DataError
-from vmmd.upstairs.core.events import (
-    FLAG_DIRTY,
-    FLAG_FAULTED,
-    FLAG_INCOMPLETE,
-    FLAG_TOWARDS,
-    ExtentStamps,
-)
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, FLAG_TOWARDS
+from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.reconcile import plan, trust_regions
 from vmmd.upstairs.core.slot import Member
-from vmmd.upstairs.core.states import SlotMode
+from vmmd.upstairs.core.slot_states import SlotMode
 
 
 def member(slot, *extents, owned=True):

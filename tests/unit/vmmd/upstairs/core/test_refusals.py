@@ -15,7 +15,8 @@ from stairlib.model.errors import LimitError
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.refusals import REFUSALS, Outcome, refusal
-from vmmd.upstairs.core.states import SlotMode, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 CODES = [*REFUSALS, "OF_ANOTHER_RELEASE", ""]
 ROOT = Path(__file__).parents[5]

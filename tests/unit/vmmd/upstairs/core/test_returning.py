@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events, limits
-from vmmd.upstairs.core.events import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, ExtentStamps
+from vmmd.upstairs.core.events import ExtentStamps
 from vmmd.upstairs.core.returning import what_is_missing
-from vmmd.upstairs.core.states import SlotMode, SlotState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 
 ADDRESS = "d1:1"
 

@@ -8,7 +8,8 @@ import pytest
 from stairlib.model.errors import DataError, StateError
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
-from vmmd.upstairs.core.states import SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 
 @pytest.fixture

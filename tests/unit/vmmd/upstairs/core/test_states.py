@@ -16,9 +16,8 @@ from vmmd.upstairs.core.slot_states import (
     SlotMove,
     SlotState,
     mode_after_loss,
-    move_slot,
 )
-from vmmd.upstairs.core.upstairs_states import UPSTAIRS, UpstairsMove, UpstairsState, move_upstairs
+from vmmd.upstairs.core.upstairs_states import UPSTAIRS, UpstairsMove, UpstairsState
 
 TABLES = {"upstairs": UPSTAIRS, "slot": SLOT, "reconciliation": RECONCILE, "repair": REPAIR}
 
@@ -62,14 +61,14 @@ def test_a_table_with_two_moves_for_one_event_is_a_mistake():
 def test_any_slot_that_is_connected_can_be_lost():
     for state in SlotState:
         if state is not SlotState.WAIT_CONNECT:
-            assert move_slot(state, SlotMove.LOST) is SlotState.WAIT_CONNECT
+            assert SLOT.after(state, SlotMove.LOST) is SlotState.WAIT_CONNECT
 
 
 def test_every_way_of_life_of_an_upstairs_can_be_ended():
     for state in (UpstairsState.GO_ACTIVE, UpstairsState.ACTIVE):
-        stopping = move_upstairs(state, UpstairsMove.DEACTIVATE)
-        assert move_upstairs(stopping, UpstairsMove.STOPPED) is UpstairsState.INITIALIZING
-        assert move_upstairs(state, UpstairsMove.FAIL) is UpstairsState.DISABLED
+        stopping = UPSTAIRS.after(state, UpstairsMove.DEACTIVATE)
+        assert UPSTAIRS.after(stopping, UpstairsMove.STOPPED) is UpstairsState.INITIALIZING
+        assert UPSTAIRS.after(state, UpstairsMove.FAIL) is UpstairsState.DISABLED
 
 
 def test_the_mode_after_a_loss_is_told_for_every_state_of_the_upstairs():

@@ -11,7 +11,8 @@ from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import BlockOp, BlockStatus, Request
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.events import ReplaceResult
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 EXTENTS = 40
 
@@ -190,6 +191,15 @@ def test_any_member_is_lost_and_all_begin_again(reconciling, member):
     assert world.run_until(world.healthy, 30)
     world.submit([world.read(0, 4 * EXTENTS)])
     settle(world)
+
+
+def test_why_the_comparison_began_again_is_not_told_of_a_set_that_is_let_go(reconciling):
+    world = reconciling
+    world.crash("d1:1")
+    assert world.run_until(lambda: "tried again" in world.upstairs.status().reason, 5)
+    world.ask(events.Deactivate)
+    assert world.run_until(lambda: world.upstairs.state is UpstairsState.INITIALIZING, 30)
+    assert world.upstairs.status().reason == ""
 
 
 # ---- a third member away

@@ -6,7 +6,8 @@ import pytest
 
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
-from vmmd.upstairs.core.states import SlotMode, SlotState, UpstairsState
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 AFTER = 5.0
 
