@@ -14,7 +14,7 @@ SEEDS ?= 1500
 SECONDS ?= 600
 SCENARIO ?= all
 SEED ?= 1
-# Seconds of `make torture-storage`.
+# Seconds of each of the two halves of `make torture-storage`.
 DURATION ?= 40
 
 .DEFAULT_GOAL := help
@@ -58,8 +58,9 @@ torture: setup ## Kill, freeze and replace daemons under verified loads (SECONDS
 	@$(BIN)/python -m tests.torture --seconds $(SECONDS) --scenario $(SCENARIO) --seed $(SEED)
 
 .PHONY: torture-storage
-torture-storage: setup ## Kill, cut off and fill regions on real file systems (DURATION=seconds; root, for the mounts)
-	@STAIRWELL_TORTURE_SECONDS=$(DURATION) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
+torture-storage: setup ## Cut the power under regions; kill, cut off and fill them on real file systems (DURATION=seconds SEED=1; root, for the mounts)
+	@$(BIN)/python -m tests.crashes --seconds $(DURATION) --seed $(SEED)
+	@STAIRWELL_TORTURE_SECONDS=$(DURATION) STAIRWELL_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
 
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)

@@ -299,6 +299,10 @@ class MemoryDisk:
         """The offsets of the pages of a file that were ever written; each is 4096 bytes."""
         return [number * _PAGE_BYTES for number in sorted(self._nodes[name].now.pages)]
 
+    def names(self) -> list[str]:
+        """Of all files."""
+        return sorted(self._nodes)
+
     def rot(self, name: str, offset: int) -> None:
         """Flips a bit of the byte at `offset`, on the medium and as reads see it."""
         node = self._nodes[name]

