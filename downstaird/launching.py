@@ -8,7 +8,7 @@ import asyncio
 import os
 import shutil
 import sys
-from asyncio.subprocess import DEVNULL, STDOUT, Process
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -110,6 +110,37 @@ class Launcher:
                 process.kill()
                 await process.wait()
 
+    async def snapshot(self, plan: RegionPlan, action: str, *words: str) -> str:
+        """Have the program list, create or delete snapshots of a region that no process serves;
+        what it printed. StairwellError with what it said, UnavailableError where it had no say.
+        Cancelled, the program is killed."""
+        command = [self.program, "snapshot", action, "-d", plan.directory, *words]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                start_new_session=True,
+                env=child_environment(),
+            )
+        except OSError as error:
+            raise cannot_run(self.program, "a pipe", error) from error
+        try:
+            out, said = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        status = process.returncode
+        text = said.decode(errors="replace")[-_TAIL_BYTES:].strip().removeprefix("downstaird: ")
+        if status == 0:
+            return out.decode(errors="replace")
+        doing = f"downstaird snapshot {action} of {plan.directory}"
+        if status == 1 and text:
+            raise StairwellError(text, reason="SNAPSHOT_REFUSED", directory=plan.directory)
+        raise UnavailableError(f"{doing} ended with status {status}: {text}", reason="CANNOT_RUN")
+
     def run_command(self, plan: RegionPlan) -> list[str]:
         """What serves a region."""
         return [
@@ -193,10 +224,11 @@ async def _listens(host: str, port: int) -> bool:
     return True
 
 
-def tail(plan: RegionPlan) -> str:
-    """The end of what a member printed, for an error message; empty when it printed nothing."""
+def tail(plan: RegionPlan, since: int = 0) -> str:
+    """The end of what a member printed, from byte `since` of its file on, for an error message;
+    empty when it printed nothing."""
     try:
-        text = Path(plan.output).read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
+        text = Path(plan.output).read_bytes()[since:][-_TAIL_BYTES:].decode(errors="replace")
     except OSError:
         return ""
     lines = text.strip().splitlines()[-_TAIL_LINES:]

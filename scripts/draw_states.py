@@ -15,6 +15,7 @@ from typing import Any
 
 from controlplane.core import replacement, scrub
 from downstaird.agent.core.region_states import REGION
+from downstaird.agent.core.snapshot_wishes import SNAPSHOT
 from downstaird.agent.core.upkeep import PROCESS
 from stairlib.model.state_table import StateTable
 from vmmd.core.lifecycle import TRANSITIONS as LIFECYCLE
@@ -171,6 +172,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "live-repair": lambda: diagram(REPAIR),
     "agent-region": lambda: diagram(REGION),
     "agent-process": lambda: diagram(PROCESS),
+    "agent-snapshot": lambda: diagram(SNAPSHOT),
     "modes": modes,
     "refusals": refusals,
     "limits": limits,

@@ -8,10 +8,11 @@ there is something to do has exactly one keeper.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -24,17 +25,24 @@ from downstaird.agent.core.intent import (
     Wanted,
     already_there,
     check_room,
+    destroyed,
     free_ports,
     moved,
     no_ports,
     requested,
+    snapshot_asked,
+    snapshot_moved,
+    snapshot_unasked,
 )
 from downstaird.agent.core.region_states import RegionEvent, RegionState
+from downstaird.agent.core.snapshot_wishes import Wish, WishEvent, WishState, wish_named
 from downstaird.agent.core.upkeep import ProcessState
 from downstaird.agent.intent_store import REGIONS, IntentStore
 from downstaird.agent.keeper import Keeper, Turns
+from downstaird.agent.snapshots import Seen
 from downstaird.launching import CREATIONS_AT_ONCE, Launcher
-from stairlib.model.errors import LimitError
+from stairlib.model.errors import LimitError, UnavailableError
+from stairlib.model.snapshot import checked_name
 from stairlib.runtime.limits import MIB, STOP_GRACE_SECONDS
 from stairlib.telemetry.logs import get_logger
 
@@ -47,6 +55,8 @@ STARTS_AT_ONCE = max(4, 2 * (os.cpu_count() or 1))
 # The regions that are there need room for their writes more than a new one does.
 FREE_BYTES_MIN = 64 * MIB
 _NOTHING_TO_DO = (RegionState.DESTROYED, RegionState.FAILED)
+# The unit of st_blocks, whatever the file system's own is.
+_STAT_BLOCK = 512
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
@@ -137,10 +147,48 @@ class Host:
 
         return (await self._changed(change)).one(wanted.id)
 
-    async def destroy(self, region: UUID) -> Record:
-        """Its record, once it is durable that the region is to go. NotFoundError."""
-        await self.move(region, RegionEvent.DESTROY_ASKED)
-        return self.intent.one(region)
+    async def destroy(self, region: UUID, *, with_snapshots: bool) -> Record:
+        """Its record, once it is durable that the region is to go. NotFoundError, StateError
+        REGION_HAS_SNAPSHOTS, UnavailableError SNAPSHOTS_UNKNOWN."""
+        there: frozenset[str] = frozenset()
+        if not with_snapshots:
+            try:
+                there = frozenset(await self.snapshots(region))
+            except UnavailableError as error:
+                raise UnavailableError(
+                    f"{error.message}; or say with_snapshots to destroy it whatever it has",
+                    reason="SNAPSHOTS_UNKNOWN",
+                    region=str(region),
+                ) from error
+
+        def change(intent: Intent) -> Intent:
+            return destroyed(intent, region, there, with_snapshots=with_snapshots)
+
+        return (await self._changed(change)).one(region)
+
+    async def create_snapshot(self, region: UUID, name: str) -> Wish:
+        """Its record, once it is durable that the snapshot is wanted. InvalidRequestError, and as
+        core.intent.snapshot_asked."""
+        checked_name(name, "name")
+        after = await self._changed(lambda intent: snapshot_asked(intent, region, name))
+        wish = wish_named(after.one(region).snapshots, name)
+        assert wish is not None
+        return wish
+
+    async def delete_snapshot(self, region: UUID, name: str) -> Wish:
+        """Its record, once it is durable that the snapshot is to go. InvalidRequestError, and as
+        core.intent.snapshot_unasked."""
+        checked_name(name, "name")
+        after = await self._changed(lambda intent: snapshot_unasked(intent, region, name))
+        return wish_named(after.one(region).snapshots, name) or Wish(name, WishState.GONE)
+
+    async def snapshots(self, region: UUID) -> Mapping[str, Seen]:
+        """Those the region has, looked at now where its process runs. NotFoundError,
+        UnavailableError SNAPSHOTS_UNKNOWN."""
+        record, keeper = self.intent.one(region), self.keepers.get(region)
+        if record.state is not RegionState.CREATED or keeper is None:
+            return {}
+        return await keeper.list_snapshots()
 
     def record(self, region: UUID) -> Record:
         """A region's record. NotFoundError."""
@@ -149,6 +197,29 @@ class Host:
     async def move(self, region: UUID, event: RegionEvent, reason: str = "") -> None:
         """Stores that something happened to a region. StairwellError."""
         await self._changed(lambda intent: moved(intent, region, event, reason))
+
+    async def move_snapshot(
+        self,
+        region: UUID,
+        name: str,
+        event: WishEvent,
+        *,
+        flush: tuple[int, int] = (0, 0),
+        reason: str = "",
+    ) -> None:
+        """Stores that something happened to a snapshot. StairwellError."""
+
+        def change(intent: Intent) -> Intent:
+            return snapshot_moved(intent, region, name, event, flush=flush, reason=reason)
+
+        await self._changed(change)
+
+    async def used_bytes(self, regions: Iterable[UUID]) -> dict[UUID, int]:
+        """What the files of each take on disk."""
+        folder = self.options.root / REGIONS
+        return await asyncio.to_thread(
+            lambda: {region: _used(folder / str(region)) for region in regions}
+        )
 
     @property
     def name(self) -> str:
@@ -253,6 +324,16 @@ class Host:
             if all(_bindable(self.options.launcher.host, port + n) for n in range(PORTS_EACH)):
                 return port
         raise no_ports(self.options.limits)
+
+
+def _used(directory: Path) -> int:
+    """Bytes on disk; of those that can be looked at."""
+    used = 0
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                used += entry.stat(follow_symlinks=False).st_blocks * _STAT_BLOCK
+    return used
 
 
 def _bindable(host: str, port: int) -> bool:

@@ -12,20 +12,22 @@ import asyncio
 import contextlib
 import shutil
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
-from downstaird.agent import processes
-from downstaird.agent.core.intent import Record
+from downstaird.agent import processes, snapshots
 from downstaird.agent.core.region_states import RegionEvent, RegionState
+from downstaird.agent.core.snapshot_wishes import PENDING
 from downstaird.agent.core.upkeep import ProcessEvent, ProcessState, Upkeep, step
 from downstaird.agent.intent_store import OUTPUT, REGIONS, sync_directory
 from downstaird.agent.processes import RegionProcess
+from downstaird.agent.snapshots import AtRest, Seen, Served, Snapshots
 from downstaird.launching import HEALTH_SECONDS, Launcher, tail
 from downstaird.regions import is_region
-from stairlib.model.errors import StairwellError
+from stairlib.model.errors import StairwellError, UnavailableError
 from stairlib.model.state_table import IllegalMoveError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
@@ -69,17 +71,11 @@ class Turns:
     starts: asyncio.Semaphore
 
 
-class Ledger(Protocol):
+class Ledger(snapshots.Ledger, Protocol):
     """Where the region's record is."""
-
-    def record(self, region: UUID) -> Record:
-        """As stored last."""
 
     async def move(self, region: UUID, event: RegionEvent, reason: str = "") -> None:
         """Store that something happened. StairwellError."""
-
-    def changed(self) -> None:
-        """What is told of a region changed."""
 
 
 class Keeper:
@@ -94,19 +90,26 @@ class Keeper:
         self.process: RegionProcess | None = None
         self.outdated = False
         self.trouble = ""
+        self.last_error = ""
         self._ledger = ledger
         self._launcher = replace(launcher, read_only=record.wanted.read_only)
         self._turns = turns
         self._unwanted = asyncio.Event()
+        # There may be something to do about snapshots.
+        self._asked = asyncio.Event()
         self._stopping = False
         self.directory = root / REGIONS / str(region)
+        self.snapshots = Snapshots(region, ledger, self.directory)
         output = root / OUTPUT / f"{region}.txt"
         self.plan = Plan(record.port, region, str(self.directory), str(output))
 
     def nudge(self) -> None:
-        """Looks at the record again: it may be wanted no more."""
-        if self._ledger.record(self.id).state in _GOING:
+        """Looks at the record again: it may be wanted no more, or a snapshot of it may be."""
+        record = self._ledger.record(self.id)
+        if record.state in _GOING:
             self._unwanted.set()
+        if any(wish.state in PENDING for wish in record.snapshots):
+            self._asked.set()
 
     def stop(self) -> None:
         """Ends the region's process and then the task; what is wanted stays as it is."""
@@ -140,6 +143,12 @@ class Keeper:
         except StairwellError as error:
             event, reason = RegionEvent.CREATE_FAILED, error.message
             _log.error("region cannot be made", region=str(self.id), reason=error.message)
+            # What it printed stays, and tells more than half a region would.
+            try:
+                await self._end_others()
+                await asyncio.to_thread(_remove, self.directory)
+            except OSError as trouble:
+                reason += f"; and what there is of it cannot be removed: {trouble.strerror}"
         await self._move(event, reason)
 
     async def _make(self, turn: asyncio.Semaphore) -> None:
@@ -190,9 +199,7 @@ class Keeper:
         while self.upkeep.state is not ProcessState.NONE:
             await self._one_life()
             if self.upkeep.state is ProcessState.WAITING:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.upkeep.pause):
-                        await self._unwanted.wait()
+                await self._rest(self.upkeep.pause)
                 unwanted = self._unwanted.is_set()
                 self._step(ProcessEvent.UNWANTED if unwanted else ProcessEvent.PAUSE_OVER)
 
@@ -204,7 +211,7 @@ class Keeper:
             try:
                 self.process = await self._obtain(turn)
             except (StairwellError, OSError) as error:
-                self.trouble = str(error)
+                self.trouble = self.last_error = str(error)
                 self._step(ProcessEvent.ENDED)
                 return
             ending = asyncio.ensure_future(self.process.ended())
@@ -217,7 +224,8 @@ class Keeper:
                     how = await self._ended_as_asked(ending)
                 else:
                     how = await ending
-                    self.trouble = f"{how}{tail(self.plan)}"
+                    said = tail(self.plan, self.process.output_begins)
+                    self.trouble = self.last_error = f"{how}{said}"
                     _log.warning("region's process ended", region=str(self.id), how=how)
             finally:
                 alive = not ending.done()
@@ -277,8 +285,13 @@ class Keeper:
                     await self._ready()
         if self.upkeep.state is ProcessState.STARTING:
             await self._ready()
+        # Also to see which there are.
+        self._asked.set()
         while True:
-            await asyncio.sleep(HEALTH_EVERY_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_EVERY_SECONDS):
+                    await self._asked.wait()
+            await self._see_to_snapshots(Served(self._launcher, self.plan))
             try:
                 address = self._launcher.address(self.plan)
                 status = await check(address, seconds=HEALTH_SECONDS, tls=self._launcher.tls)
@@ -316,6 +329,51 @@ class Keeper:
                 "has it",
                 reason="OTHER_REGION",
             )
+
+    # ---- its snapshots
+
+    async def list_snapshots(self) -> Mapping[str, Seen]:
+        """By name, oldest first; as it was last seen where no process serves. UnavailableError."""
+        if self.upkeep.state is ProcessState.RUNNING:
+            await self.snapshots.look(Served(self._launcher, self.plan))
+        seen = self.snapshots.seen
+        if seen is None:
+            raise UnavailableError(
+                f"it is not known yet which snapshots region {self.id} has: "
+                f"{self.trouble or 'its process is starting'}; try again in a moment",
+                reason="SNAPSHOTS_UNKNOWN",
+                region=str(self.id),
+            )
+        return seen
+
+    async def _see_to_snapshots(self, region: snapshots.Region) -> None:
+        """Looks, and does what is wanted. What is left is tried again: with the next sign of
+        health, and at the next end of the process."""
+        self._asked.clear()
+        try:
+            await self.snapshots.carry_out(region)
+        except StairwellError as error:
+            for name in self.snapshots.pending:
+                self.snapshots.troubles[name] = error.message
+            _log.warning("snapshots wait", region=str(self.id), why=error.message)
+            self._ledger.changed()
+
+    async def _rest(self, seconds: float) -> None:
+        """The pause before the next start, in which snapshots are seen to without a process."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        self._asked.set()
+        while not self._unwanted.is_set() and loop.time() < until:
+            if self._asked.is_set():
+                work = self._see_to_snapshots(AtRest(self._launcher, self.plan))
+                if not await self._unless_unwanted(loop.create_task(work)):
+                    return
+            waiting = [asyncio.ensure_future(each.wait()) for each in (self._unwanted, self._asked)]
+            await asyncio.wait(
+                waiting, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in waiting:
+                task.cancel()
 
     # ---- removing it
 

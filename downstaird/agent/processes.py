@@ -26,7 +26,8 @@ _VERBS = ("run", "create", "clone")
 
 
 class RegionProcess:
-    """One process at work on a region. `verb`: run, create or clone."""
+    """One process at work on a region. `verb`: run, create or clone. `output_begins`: where in its
+    file what it printed begins; 0 where that is not known."""
 
     def __init__(
         self,
@@ -34,7 +35,9 @@ class RegionProcess:
         descriptor: int,
         command: Sequence[str],
         child: subprocess.Popen[bytes] | None = None,
+        output_begins: int = 0,
     ) -> None:
+        self.output_begins = output_begins
         self.pid = pid
         self.command = tuple(command)
         self._descriptor = descriptor
@@ -89,6 +92,7 @@ def start(program: str, command: Sequence[str], output: Path) -> RegionProcess:
         if output.exists() and output.stat().st_size > OUTPUT_BYTES_MAX:
             output.replace(output.with_name(f"{output.name}.1"))
         with output.open("ab") as file:
+            begins = file.tell()
             child = subprocess.Popen(
                 [program, *command],
                 stdin=subprocess.DEVNULL,
@@ -97,7 +101,7 @@ def start(program: str, command: Sequence[str], output: Path) -> RegionProcess:
                 start_new_session=True,
                 env=child_environment(),
             )
-        return RegionProcess(child.pid, os.pidfd_open(child.pid), command, child)
+        return RegionProcess(child.pid, os.pidfd_open(child.pid), command, child, begins)
     except OSError as error:
         raise cannot_run(program, str(output), error) from error
 

@@ -10,8 +10,10 @@ import grpc.aio
 
 from downstaird.agent.core.intent import Record, Wanted
 from downstaird.agent.core.region_states import RegionState
+from downstaird.agent.core.snapshot_wishes import Wish, WishState
 from downstaird.agent.core.upkeep import ProcessState
 from downstaird.agent.host import Host
+from downstaird.agent.snapshots import Seen
 from stairlib.model.cipher import CIPHERS
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
@@ -40,6 +42,14 @@ _PROCESS_STATES = {
     ProcessState.RUNNING: pb.PROCESS_STATE_RUNNING,
     ProcessState.WAITING: pb.PROCESS_STATE_WAITING,
     ProcessState.STOPPING: pb.PROCESS_STATE_STOPPING,
+}
+_WISH_STATES = {
+    WishState.REQUESTED: pb.SNAPSHOT_STATE_REQUESTED,
+    WishState.TAKING: pb.SNAPSHOT_STATE_TAKING,
+    WishState.TAKEN: pb.SNAPSHOT_STATE_TAKEN,
+    WishState.FAILED: pb.SNAPSHOT_STATE_FAILED,
+    WishState.DELETING: pb.SNAPSHOT_STATE_DELETING,
+    WishState.GONE: pb.SNAPSHOT_STATE_GONE,
 }
 _FIELDS = {
     "block_size": "geometry.block_size",
@@ -72,7 +82,10 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
     ) -> pb.GetRegionResponse:
         """One region as it is now."""
         del context
-        return pb.GetRegionResponse(region=self._region(self._host.record(_id(request.id))))
+        region = _id(request.id)
+        record = self._host.record(region)
+        used = await self._host.used_bytes([region])
+        return pb.GetRegionResponse(region=self._region(record, used[region]))
 
     async def ListRegions(
         self,
@@ -89,8 +102,9 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
         ]
         size = page_size(request.page_size)
         page = records[:size]
+        used = await self._host.used_bytes([record.id for record in page])
         return pb.ListRegionsResponse(
-            regions=map(self._region, page),
+            regions=[self._region(record, used[record.id]) for record in page],
             next_page_token=token(str(page[-1].id)) if len(records) > size else "",
         )
 
@@ -101,8 +115,39 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
     ) -> pb.DestroyRegionResponse:
         """Records that a region is to go."""
         del context
-        record = await self._host.destroy(_id(request.id))
+        record = await self._host.destroy(_id(request.id), with_snapshots=request.with_snapshots)
         return pb.DestroyRegionResponse(region=self._region(record))
+
+    async def CreateSnapshot(
+        self,
+        request: pb.CreateSnapshotRequest,
+        context: _Context[pb.CreateSnapshotRequest, pb.CreateSnapshotResponse],
+    ) -> pb.CreateSnapshotResponse:
+        """Records that a snapshot is wanted."""
+        del context
+        wish = await self._host.create_snapshot(_id(request.id), request.name)
+        return pb.CreateSnapshotResponse(snapshot=_snapshot(wish, None))
+
+    async def ListSnapshots(
+        self,
+        request: pb.ListSnapshotsRequest,
+        context: _Context[pb.ListSnapshotsRequest, pb.ListSnapshotsResponse],
+    ) -> pb.ListSnapshotsResponse:
+        """Those the region has, and those that are wanted of it."""
+        del context
+        region = _id(request.id)
+        await self._host.snapshots(region)
+        return pb.ListSnapshotsResponse(snapshots=self._snapshots(self._host.record(region)))
+
+    async def DeleteSnapshot(
+        self,
+        request: pb.DeleteSnapshotRequest,
+        context: _Context[pb.DeleteSnapshotRequest, pb.DeleteSnapshotResponse],
+    ) -> pb.DeleteSnapshotResponse:
+        """Records that a snapshot is to go."""
+        del context
+        wish = await self._host.delete_snapshot(_id(request.id), request.name)
+        return pb.DeleteSnapshotResponse(snapshot=_snapshot(wish, None))
 
     async def WatchRegions(
         self,
@@ -121,7 +166,11 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
                 news = record.present or record.id in told or one is not None
                 if news and told.get(record.id) != region:
                     told[record.id] = region
-                    yield pb.WatchRegionsResponse(region=region)
+                    used = await self._host.used_bytes([record.id])
+                    answer = pb.WatchRegionsResponse(region=region)
+                    # Not a change by itself: it is one with every write.
+                    answer.region.used_bytes = used[record.id]
+                    yield answer
             await change.wait()
 
     async def GetHost(
@@ -154,7 +203,7 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
             return [self._host.record(one)]
         return list(self._host.intent.records.values())
 
-    def _region(self, record: Record) -> pb.Region:
+    def _region(self, record: Record, used_bytes: int = 0) -> pb.Region:
         wanted = record.wanted
         return pb.Region(
             id=str(record.id),
@@ -171,7 +220,30 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
             address=self._host.address(record),
             port=record.port,
             process=self._process(record),
+            used_bytes=used_bytes,
+            snapshots=self._snapshots(record),
         )
+
+    def _snapshots(self, record: Record) -> list[pb.Snapshot]:
+        keeper = self._host.keepers.get(record.id)
+        seen = (keeper.snapshots.seen if keeper is not None else None) or {}
+        troubles = keeper.snapshots.troubles if keeper is not None else {}
+        failed = WishState.FAILED
+        ours = {wish.name for wish in record.snapshots if wish.state is not failed}
+        theirs = [
+            _snapshot(Wish(name, WishState.TAKEN), found, asked_here=False)
+            for name, found in seen.items()
+            if name not in ours
+        ]
+        return theirs + [
+            _snapshot(
+                wish,
+                # What has the name of one that failed is another one.
+                seen.get(wish.name) if wish.state is not failed else None,
+                trouble=troubles.get(wish.name, ""),
+            )
+            for wish in record.snapshots
+        ]
 
     def _process(self, record: Record) -> pb.Process:
         keeper = self._host.keepers.get(record.id)
@@ -185,7 +257,25 @@ class AgentServicer(pb_grpc.AgentServiceServicer):
             trouble=keeper.trouble,
             adopted=process is not None and process.adopted,
             outdated=process is not None and keeper.outdated,
+            last_error=keeper.last_error,
         )
+
+
+def _snapshot(
+    wish: Wish, seen: Seen | None, *, asked_here: bool = True, trouble: str = ""
+) -> pb.Snapshot:
+    return pb.Snapshot(
+        name=wish.name,
+        state=_WISH_STATES[wish.state],
+        reason=wish.reason or trouble,
+        generation=seen.generation if seen is not None else wish.generation,
+        flush_number=seen.flush if seen is not None else wish.flush,
+        unique_bytes=seen.unique_bytes if seen is not None else 0,
+        total_bytes=seen.total_bytes if seen is not None else 0,
+        damaged=seen is not None and seen.damaged,
+        asked_here=asked_here,
+        present=seen is not None,
+    )
 
 
 def _after(page_token: str) -> UUID | None:

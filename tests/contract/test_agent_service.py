@@ -14,6 +14,7 @@ import random
 import socket
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,32 @@ async def test_a_failed_region_tells_why_and_can_be_left(place: Place) -> None:
     assert not list((place.host.options.root / "regions").iterdir())
 
 
+async def test_a_creation_that_fails_leaves_nothing_half_made(place: Place, tmp_path: Path) -> None:
+    """As on a disk that fills up meanwhile."""
+    program = tmp_path / "downstaird"
+    program.write_text(
+        "#!/bin/sh\n"
+        'mkdir -p "$3"; echo half > "$3/data"\n'
+        'echo "downstaird: cannot write $3/data: No space left on device" >&2; exit 1\n'
+    )
+    program.chmod(0o755)
+    launcher = replace(place.host.options.launcher, program=str(program))
+    place.host.options = replace(place.host.options, launcher=launcher)
+    region = await place.create()
+    failed = await place.become(region.id, pb.REGION_STATE_FAILED)
+    assert "No space left on device" in failed.reason
+    assert not list((place.host.options.root / "regions").iterdir())
+    for method, request in (
+        ("CreateSnapshot", pb.CreateSnapshotRequest(id=region.id, name="a")),
+        ("DeleteSnapshot", pb.DeleteSnapshotRequest(id=region.id, name="a")),
+    ):
+        with pytest.raises(StateError) as refused:
+            await place.call(method, request)
+        assert refused.value.reason == "REGION_NOT_CREATED"
+    listed = await place.call("ListSnapshots", pb.ListSnapshotsRequest(id=region.id))
+    assert not listed.snapshots
+
+
 async def test_every_wrong_field_is_named(place: Place) -> None:
     with pytest.raises(InvalidRequestError) as failed:
         await place.create(
@@ -145,6 +172,9 @@ async def test_every_wrong_field_is_named(place: Place) -> None:
         ("CreateRegion", pb.CreateRegionRequest(geometry=SHAPE)),
         ("GetRegion", pb.GetRegionRequest(id="x")),
         ("DestroyRegion", pb.DestroyRegionRequest()),
+        ("CreateSnapshot", pb.CreateSnapshotRequest(id=str(uuid.uuid4()), name="../x")),
+        ("CreateSnapshot", pb.CreateSnapshotRequest(id="x", name="x")),
+        ("DeleteSnapshot", pb.DeleteSnapshotRequest(id=str(uuid.uuid4()))),
         ("ListRegions", pb.ListRegionsRequest(page_token="?")),
         ("ListRegions", pb.ListRegionsRequest(page_token="eA==")),
     ):
@@ -153,6 +183,8 @@ async def test_every_wrong_field_is_named(place: Place) -> None:
     with pytest.raises(NotFoundError) as missing:
         await place.call("DestroyRegion", pb.DestroyRegionRequest(id=str(uuid.uuid4())))
     assert missing.value.reason == "REGION_NOT_FOUND"
+    with pytest.raises(NotFoundError):
+        await place.call("ListSnapshots", pb.ListSnapshotsRequest(id=str(uuid.uuid4())))
 
 
 async def test_the_budget_and_the_ports_are_limits(place: Place) -> None:

@@ -34,6 +34,8 @@ from tests.integration.cluster import (
 RUNNING = pb.PROCESS_STATE_RUNNING
 CREATED = pb.REGION_STATE_CREATED
 DESTROYED = pb.REGION_STATE_DESTROYED
+TAKEN = pb.SNAPSHOT_STATE_TAKEN
+FAILED_SNAPSHOT = pb.SNAPSHOT_STATE_FAILED
 FAILED = pb.REGION_STATE_FAILED
 
 
@@ -93,6 +95,24 @@ class Agent:
         """Asks for the end of a region."""
         answer = await self.call("DestroyRegion", pb.DestroyRegionRequest(id=region))
         return answer.region  # type: ignore[no-any-return]
+
+    async def snapshot(self, method: str, region: str, name: str) -> None:
+        """Asks for a snapshot, or for the end of one."""
+        request = getattr(pb, f"{method}Request")(id=region, name=name)
+        await self.call(method, request)
+
+    async def snapshots(
+        self, region: str, wanted: Callable[[dict[str, tuple[int, bool, bool]]], object]
+    ) -> dict[str, tuple[int, bool, bool]]:
+        """Watches until the region's snapshots are as wanted: by name their state, whether they
+        were asked for here, and whether the region has them. Of two of a name the agent's own."""
+
+        def told(one: pb.Region) -> dict[str, tuple[int, bool, bool]]:
+            return {
+                each.name: (each.state, each.asked_here, each.present) for each in one.snapshots
+            }
+
+        return told(await self.until_one(region, lambda one: wanted(told(one))))
 
     async def region(self, region: str) -> pb.Region:
         """One region now."""

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from downstaird.agent.core.intent import Intent, Wanted, moved, requested
+from downstaird.agent.core.intent import (
+    Intent,
+    Wanted,
+    moved,
+    requested,
+    snapshot_asked,
+    snapshot_moved,
+    snapshot_unasked,
+)
 from downstaird.agent.core.region_states import RegionEvent
+from downstaird.agent.core.snapshot_wishes import WishEvent
 from downstaird.agent.intent_store import IntentStore
-from stairlib.model.errors import LimitError, UnavailableError
+from stairlib.model.errors import LimitError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.health_check import check
@@ -23,13 +36,14 @@ from stairwell.agent.v1 import agent_service_pb2 as pb
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from tests.certificates import Authority
-from tests.integration.agent import DESTROYED, FAILED, RUNNING, agent_on
+from tests.integration.agent import DESTROYED, FAILED, FAILED_SNAPSHOT, RUNNING, TAKEN, agent_on
 from tests.integration.cluster import (
     BIN,
     BLOCK_SIZE,
     BLOCKS_PER_EXTENT,
     DEADLINE,
     EXTENT_COUNT,
+    LOOK_SECONDS,
     LOOPBACK,
     Cluster,
     Program,
@@ -230,6 +244,94 @@ async def test_killed_right_after_each_answer_it_keeps_its_word(tmp_path: Path) 
         assert (await agent.destroy(kept)).state == DESTROYED
         facts = await agent.call("GetHost", pb.GetHostRequest())
         assert (facts.regions, facts.ports_free, facts.provisioned_bytes) == (0, 2, 0)
+
+
+async def test_snapshots_are_gone_on_with_and_need_no_process(tmp_path: Path) -> None:
+    """As an agent leaves them that is killed at a step; then with nobody to serve the region."""
+    states = ["requested", "taking", "taking-done", "deleting", "deleting-done"]
+    region = uuid.uuid4()
+    directory = tmp_path / "root" / "regions" / str(region)
+    async with agent_on(tmp_path, 1, start=False) as agent:
+        store = IntentStore(agent.root)
+        intent = recorded(store.open(), region, "created", agent.ports[0])
+        for name in states:
+            intent = snapshot_recorded(intent, region, name)
+        store.store(intent)
+        store.close()
+        made = [*("downstaird", "create", "-d", directory, "-u", str(region)), *SHAPE_FLAGS]
+        (await run(*made, "--extent-count", str(EXTENT_COUNT))).good()
+        for name in ("taking-done", "deleting", "theirs"):
+            (await run("downstaird", "snapshot", "create", "-d", directory, name)).good()
+
+        expected = {
+            **dict.fromkeys(("requested", "taking", "taking-done"), (TAKEN, True, True)),
+            "theirs": (TAKEN, False, True),
+        }
+        await agent.program.start()
+        await agent.call("GetHost", pb.GetHostRequest())
+        await agent.snapshots(str(region), lambda found: found == expected)
+
+        # A name that is not ours, and the region with all it has.
+        await agent.snapshot("CreateSnapshot", str(region), "theirs")
+        refused = (FAILED_SNAPSHOT, True, False)
+        await agent.snapshots(str(region), lambda found: found.get("theirs") == refused)
+        with pytest.raises(StateError) as kept:
+            await agent.destroy(str(region))
+        assert kept.value.reason == "REGION_HAS_SNAPSHOTS"
+        assert (await agent.region(str(region))).used_bytes > 0
+
+        # Another program gets the port the moment its process dies.
+        (serving,) = await agent.serving(str(region))
+        agent.program.kill()
+        os.kill(serving.process.pid, signal.SIGKILL)
+        with squatter(agent.ports[0]):
+            await agent.again()
+            waits = pb.PROCESS_STATE_WAITING
+            await agent.until_one(str(region), lambda one: one.process.state == waits)
+            await agent.snapshot("CreateSnapshot", str(region), "at-rest")
+            await agent.snapshot("DeleteSnapshot", str(region), "taking")
+            del expected["taking"]
+            expected |= {"at-rest": (TAKEN, True, True), "theirs": refused}
+            await agent.snapshots(str(region), lambda found: found == expected)
+            told = await agent.region(str(region))
+            assert "in use by another program" in told.process.last_error
+            # Of what it printed when it served nothing is told as the reason.
+            assert "ready" not in told.process.last_error
+        (again,) = await agent.serving(str(region))
+        assert not again.process.trouble
+        assert "in use by another program" in again.process.last_error
+        await agent.snapshots(str(region), lambda found: found == expected)
+        await agent.call(
+            "DestroyRegion", pb.DestroyRegionRequest(id=str(region), with_snapshots=True)
+        )
+        await agent.gone(str(region))
+
+
+def snapshot_recorded(intent: Intent, region: uuid.UUID, name: str) -> Intent:
+    if name.startswith("deleting"):
+        return snapshot_unasked(intent, region, name)
+    intent = snapshot_asked(intent, region, name)
+    if name.startswith("taking"):
+        intent = snapshot_moved(intent, region, name, WishEvent.TAKE_BEGUN)
+    return intent
+
+
+@contextlib.contextmanager
+def squatter(port: int) -> Iterator[None]:
+    """Somebody else listens there."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                taken.bind((LOOPBACK, port))
+                break
+            except OSError:
+                # The process that had it was killed and is not gone yet.
+                assert time.monotonic() < end
+                time.sleep(LOOK_SECONDS)
+        taken.listen()
+        yield
 
 
 async def test_a_copy_is_made_of_a_region_served_read_only(tmp_path: Path) -> None:

@@ -13,6 +13,17 @@ from types import MappingProxyType
 from uuid import UUID
 
 from downstaird.agent.core.region_states import REGION, RegionEvent, RegionState
+from downstaird.agent.core.snapshot_wishes import (
+    KEPT,
+    Wishes,
+    WishEvent,
+    WishState,
+    asked,
+    unasked,
+    wish_named,
+    wished,
+)
+from downstaird.core.snapshot_entry import SNAPSHOTS_MAX
 from stairlib.model.errors import (
     AlreadyExistsError,
     FieldViolation,
@@ -29,6 +40,8 @@ PORT_MAX = 65535
 # Records of regions that are gone: enough that no id comes back by mistake, within one small file.
 DESTROYED_KEPT = 4096
 REASON_CHARACTERS = 1024
+# Twice what a region can have: as many may be on their way out.
+SNAPSHOTS_ASKED_MAX = 2 * SNAPSHOTS_MAX
 _GIB = 1 << 30
 
 
@@ -51,13 +64,14 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Record:
     """One region. `port` is its gRPC port, 0 once it is gone. `reason`: why it failed. `number`:
-    the how many-th that was asked for."""
+    the how many-th that was asked for. `snapshots`: those asked of the agent, in that order."""
 
     wanted: Wanted
     state: RegionState
     port: int
     number: int
     reason: str = ""
+    snapshots: Wishes = ()
 
     @property
     def id(self) -> UUID:
@@ -241,6 +255,94 @@ def moved(intent: Intent, region: UUID, event: RegionEvent, reason: str = "") ->
             record,
             state=state,
             port=0 if gone else record.port,
+            snapshots=() if gone else record.snapshots,
             reason=reason[:REASON_CHARACTERS] if state is RegionState.FAILED else record.reason,
         )
     )
+
+
+def destroyed(
+    intent: Intent, region: UUID, there: frozenset[str], *, with_snapshots: bool
+) -> Intent:
+    """With a region to go. `there`: the snapshots it was last seen to have. StateError
+    REGION_HAS_SNAPSHOTS for one that has or awaits some, unless `with_snapshots`; NotFoundError."""
+    record = intent.one(region)
+    wishes = record.snapshots
+    going = {wish.name for wish in wishes if wish.state is WishState.DELETING}
+    # One that was taken may have been deleted at the region itself since.
+    coming = {wish.name for wish in wishes if wish.state in KEPT - {WishState.TAKEN}}
+    names = sorted((there - going) | coming)
+    if names and not with_snapshots and record.state is RegionState.CREATED:
+        raise StateError(
+            f"region {region} has snapshots ({', '.join(names[:10])}): delete them first, or say "
+            "with_snapshots to destroy them with it",
+            reason="REGION_HAS_SNAPSHOTS",
+            region=str(region),
+            snapshots=str(len(names)),
+        )
+    return moved(intent, region, RegionEvent.DESTROY_ASKED)
+
+
+def snapshot_asked(intent: Intent, region: UUID, name: str) -> Intent:
+    """With a snapshot of a region wanted. NotFoundError, StateError READ_ONLY, REGION_NOT_CREATED
+    or SNAPSHOT_DELETING, LimitError SNAPSHOT_LIMIT."""
+    record = _whose_snapshots(intent, region)
+    kept = sum(wish.state in KEPT for wish in record.snapshots)
+    if wish_named(record.snapshots, name) is None and len(record.snapshots) >= SNAPSHOTS_ASKED_MAX:
+        raise LimitError(
+            f"{kept} snapshots of region {region} were asked for, and "
+            f"{len(record.snapshots) - kept} more failed or are being deleted; "
+            f"{SNAPSHOTS_ASKED_MAX} is the most: delete one",
+            reason="SNAPSHOT_LIMIT",
+            limit=str(SNAPSHOTS_ASKED_MAX),
+        )
+    return _with_snapshots(intent, record, asked(record.snapshots, name))
+
+
+def snapshot_unasked(intent: Intent, region: UUID, name: str) -> Intent:
+    """With a snapshot of a region to go. NotFoundError, StateError READ_ONLY or
+    REGION_NOT_CREATED."""
+    record = _whose_snapshots(intent, region)
+    return _with_snapshots(intent, record, unasked(record.snapshots, name))
+
+
+def snapshot_moved(
+    intent: Intent,
+    region: UUID,
+    name: str,
+    event: WishEvent,
+    *,
+    flush: tuple[int, int] = (0, 0),
+    reason: str = "",
+) -> Intent:
+    """With a snapshot where the event leads; the same where the region is to go, or the record was
+    let go meanwhile. IllegalMoveError, NotFoundError."""
+    record = intent.one(region)
+    if record.state is not RegionState.CREATED or wish_named(record.snapshots, name) is None:
+        return intent
+    wishes = wished(record.snapshots, name, event, flush=flush, reason=reason)
+    return _with_snapshots(intent, record, wishes)
+
+
+def _with_snapshots(intent: Intent, record: Record, wishes: Wishes) -> Intent:
+    if wishes is record.snapshots:
+        return intent
+    return intent.with_record(replace(record, snapshots=wishes))
+
+
+def _whose_snapshots(intent: Intent, region: UUID) -> Record:
+    record = intent.one(region)
+    if record.state is not RegionState.CREATED:
+        raise StateError(
+            f"region {region} is {record.state.value}: ask for snapshots when it is created",
+            reason="REGION_NOT_CREATED",
+            region=str(region),
+        )
+    if record.wanted.read_only:
+        raise StateError(
+            f"region {region} is a copy and served read-only: take and delete snapshots of its "
+            f"source, {record.wanted.source}",
+            reason="READ_ONLY",
+            region=str(region),
+        )
+    return record

@@ -3,7 +3,7 @@
     stairwell agent intent 1          what it is, and the format's version
     xxh3 <16 hex digits>              of all bytes after this line
     {"asked": ..., "last_port": ...}
-    {"id": ..., "state": ..., ...}    one line per region
+    {"id": ..., "state": ..., ...}    one line per region, with the snapshots asked of it
 
 The checksum is what counts: a file that was cut off or changed by hand is refused.
 """
@@ -19,6 +19,7 @@ import xxhash
 
 from downstaird.agent.core.intent import Intent, Record, Wanted
 from downstaird.agent.core.region_states import RegionState
+from downstaird.agent.core.snapshot_wishes import Wish, WishState
 from stairlib.model.errors import DataError
 from stairlib.model.geometry import Geometry
 
@@ -87,6 +88,16 @@ def _fields(record: Record) -> dict[str, Any]:
         "cipher": wanted.cipher,
         "source": wanted.source,
         "reason": record.reason,
+        "snapshots": [
+            {
+                "name": wish.name,
+                "state": wish.state.value,
+                "generation": wish.generation,
+                "flush": wish.flush,
+                "reason": wish.reason,
+            }
+            for wish in record.snapshots
+        ],
     }
 
 
@@ -100,5 +111,16 @@ def _record(fields: dict[str, Any]) -> Record:
         RegionState(fields["state"]),
         int(fields["port"]),
         int(fields["number"]),
+        str(fields["reason"]),
+        tuple(_wish(each) for each in fields["snapshots"]),
+    )
+
+
+def _wish(fields: dict[str, Any]) -> Wish:
+    return Wish(
+        str(fields["name"]),
+        WishState(fields["state"]),
+        int(fields["generation"]),
+        int(fields["flush"]),
         str(fields["reason"]),
     )

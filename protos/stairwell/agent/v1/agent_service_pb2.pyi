@@ -36,7 +36,7 @@ class _RegionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RegionSta
     REGION_STATE_DESTROYED: _RegionState.ValueType  # 5
     """Gone. The record is kept so that its id is not used again."""
     REGION_STATE_FAILED: _RegionState.ValueType  # 6
-    """Could not be made, see reason. What there is of it is kept until it is destroyed."""
+    """Could not be made, see reason. It keeps its port and what its program printed until it is destroyed."""
 
 class RegionState(_RegionState, metaclass=_RegionStateEnumTypeWrapper): ...
 
@@ -51,7 +51,7 @@ REGION_STATE_TOMBSTONED: RegionState.ValueType  # 4
 REGION_STATE_DESTROYED: RegionState.ValueType  # 5
 """Gone. The record is kept so that its id is not used again."""
 REGION_STATE_FAILED: RegionState.ValueType  # 6
-"""Could not be made, see reason. What there is of it is kept until it is destroyed."""
+"""Could not be made, see reason. It keeps its port and what its program printed until it is destroyed."""
 Global___RegionState: _TypeAlias = RegionState  # noqa: Y015
 
 class _ProcessState:
@@ -86,6 +86,37 @@ PROCESS_STATE_WAITING: ProcessState.ValueType  # 4
 PROCESS_STATE_STOPPING: ProcessState.ValueType  # 5
 """It was told to end."""
 Global___ProcessState: _TypeAlias = ProcessState  # noqa: Y015
+
+class _SnapshotState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SnapshotStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SnapshotState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SNAPSHOT_STATE_UNSPECIFIED: _SnapshotState.ValueType  # 0
+    SNAPSHOT_STATE_REQUESTED: _SnapshotState.ValueType  # 1
+    """Recorded; nothing was done."""
+    SNAPSHOT_STATE_TAKING: _SnapshotState.ValueType  # 2
+    SNAPSHOT_STATE_TAKEN: _SnapshotState.ValueType  # 3
+    SNAPSHOT_STATE_FAILED: _SnapshotState.ValueType  # 4
+    """Could not be taken, see reason."""
+    SNAPSHOT_STATE_DELETING: _SnapshotState.ValueType  # 5
+    """To be deleted; reason says what is in the way, if anything is."""
+    SNAPSHOT_STATE_GONE: _SnapshotState.ValueType  # 6
+
+class SnapshotState(_SnapshotState, metaclass=_SnapshotStateEnumTypeWrapper): ...
+
+SNAPSHOT_STATE_UNSPECIFIED: SnapshotState.ValueType  # 0
+SNAPSHOT_STATE_REQUESTED: SnapshotState.ValueType  # 1
+"""Recorded; nothing was done."""
+SNAPSHOT_STATE_TAKING: SnapshotState.ValueType  # 2
+SNAPSHOT_STATE_TAKEN: SnapshotState.ValueType  # 3
+SNAPSHOT_STATE_FAILED: SnapshotState.ValueType  # 4
+"""Could not be taken, see reason."""
+SNAPSHOT_STATE_DELETING: SnapshotState.ValueType  # 5
+"""To be deleted; reason says what is in the way, if anything is."""
+SNAPSHOT_STATE_GONE: SnapshotState.ValueType  # 6
+Global___SnapshotState: _TypeAlias = SnapshotState  # noqa: Y015
 
 @_typing.final
 class Geometry(_message.Message):
@@ -123,6 +154,7 @@ class Process(_message.Message):
     TROUBLE_FIELD_NUMBER: _builtins.int
     ADOPTED_FIELD_NUMBER: _builtins.int
     OUTDATED_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
     state: Global___ProcessState.ValueType
     pid: _builtins.int
     """Zero without one."""
@@ -134,6 +166,8 @@ class Process(_message.Message):
     """It was found running when this agent began."""
     outdated: _builtins.bool
     """It runs with other options than this agent was given, and gets them when it is next started."""
+    last_error: _builtins.str
+    """How one last ended by itself, with the end of what it printed; kept when the next one serves."""
     def __init__(
         self,
         *,
@@ -143,14 +177,66 @@ class Process(_message.Message):
         trouble: _builtins.str = ...,
         adopted: _builtins.bool = ...,
         outdated: _builtins.bool = ...,
+        last_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "outdated", b"outdated", "pid", b"pid", "restarts", b"restarts", "state", b"state", "trouble", b"trouble"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "last_error", b"last_error", "outdated", b"outdated", "pid", b"pid", "restarts", b"restarts", "state", b"state", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Process: _TypeAlias = Process  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FLUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    UNIQUE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    ASKED_HERE_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    state: Global___SnapshotState.ValueType
+    reason: _builtins.str
+    generation: _builtins.int
+    """The flush that took it; zero before that."""
+    flush_number: _builtins.int
+    unique_bytes: _builtins.int
+    """What only it holds, and what it holds in all, when the region was last looked at."""
+    total_bytes: _builtins.int
+    damaged: _builtins.bool
+    """Not all of it can be read."""
+    asked_here: _builtins.bool
+    """Asked for here, and not taken by a volume."""
+    present: _builtins.bool
+    """Whether the region had it when it was last looked at."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___SnapshotState.ValueType = ...,
+        reason: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        flush_number: _builtins.int = ...,
+        unique_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        damaged: _builtins.bool = ...,
+        asked_here: _builtins.bool = ...,
+        present: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_here", b"asked_here", "damaged", b"damaged", "flush_number", b"flush_number", "generation", b"generation", "name", b"name", "present", b"present", "reason", b"reason", "state", b"state", "total_bytes", b"total_bytes", "unique_bytes", b"unique_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
 class Region(_message.Message):
@@ -166,6 +252,8 @@ class Region(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PORT_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     cipher: _builtins.str
     """"aes-256-gcm-siv" or "aes-256-gcm"; empty when the blocks are not encrypted."""
@@ -179,10 +267,16 @@ class Region(_message.Message):
     address: _builtins.str
     """Where construction requests name it: "host:port". Empty once destroyed."""
     port: _builtins.int
+    used_bytes: _builtins.int
+    """What its files take on disk, snapshots included."""
     @_builtins.property
     def geometry(self) -> Global___Geometry: ...
     @_builtins.property
     def process(self) -> Global___Process: ...
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]:
+        """As last seen; ListSnapshots looks."""
+
     def __init__(
         self,
         *,
@@ -196,10 +290,12 @@ class Region(_message.Message):
         address: _builtins.str = ...,
         port: _builtins.int = ...,
         process: Global___Process | None = ...,
+        used_bytes: _builtins.int = ...,
+        snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry", "process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cipher", b"cipher", "geometry", b"geometry", "id", b"id", "port", b"port", "process", b"process", "read_only", b"read_only", "reason", b"reason", "source", b"source", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cipher", b"cipher", "geometry", b"geometry", "id", b"id", "port", b"port", "process", b"process", "read_only", b"read_only", "reason", b"reason", "snapshots", b"snapshots", "source", b"source", "state", b"state", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,15 +449,19 @@ class DestroyRegionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    WITH_SNAPSHOTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    with_snapshots: _builtins.bool
+    """Also when it has snapshots, which are destroyed with it."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        with_snapshots: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "with_snapshots", b"with_snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,6 +526,133 @@ class WatchRegionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchRegionsResponse: _TypeAlias = WatchRegionsResponse  # noqa: Y015
+
+@_typing.final
+class CreateSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The region's."""
+    name: _builtins.str
+    """Up to 64 letters, digits, dots, dashes and underscores."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSnapshotRequest: _TypeAlias = CreateSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class CreateSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot: ...
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSnapshotResponse: _TypeAlias = CreateSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsRequest: _TypeAlias = ListSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]: ...
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsResponse: _TypeAlias = ListSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSnapshotRequest: _TypeAlias = DeleteSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """DELETING, or GONE where only a record was to be let go."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSnapshotResponse: _TypeAlias = DeleteSnapshotResponse  # noqa: Y015
 
 @_typing.final
 class GetHostRequest(_message.Message):

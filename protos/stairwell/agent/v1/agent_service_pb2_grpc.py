@@ -63,6 +63,21 @@ class AgentServiceStub:
                 request_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.WatchRegionsRequest.SerializeToString,
                 response_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.WatchRegionsResponse.FromString,
                 _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/stairwell.agent.v1.AgentService/CreateSnapshot',
+                request_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.CreateSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/stairwell.agent.v1.AgentService/ListSnapshots',
+                request_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/stairwell.agent.v1.AgentService/DeleteSnapshot',
+                request_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
         self.GetHost = channel.unary_unary(
                 '/stairwell.agent.v1.AgentService/GetHost',
                 request_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.GetHostRequest.SerializeToString,
@@ -100,7 +115,7 @@ class AgentServiceServicer:
 
     def DestroyRegion(self, request, context):
         """Answers once the wish is durable; the data is gone when the state is DESTROYED. Also the way out of
-        FAILED, and of a creation under way.
+        FAILED, and of a creation under way. A region that has snapshots is refused unless told otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +124,29 @@ class AgentServiceServicer:
     def WatchRegions(self, request, context):
         """Every region as it is, then each that changes. Changes that follow one another quickly may be told
         as one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSnapshot(self, request, context):
+        """Answers once the wish is durable; the snapshot is there when its state is TAKEN, and of that moment.
+        One that FAILED is tried again when it is asked for again. The region's process need not run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """All of a region: those asked for here, and those that volumes took.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Answers once the wish is durable, whoever took the snapshot, and also when there is none. It is tried
+        until the region has none of the name. Of one that FAILED only the record is let go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +186,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.WatchRegions,
                     request_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.WatchRegionsRequest.FromString,
                     response_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.WatchRegionsResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.CreateSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=stairwell_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSnapshotResponse.SerializeToString,
             ),
             'GetHost': grpc.unary_unary_rpc_method_handler(
                     servicer.GetHost,
@@ -294,6 +347,87 @@ class AgentService:
             '/stairwell.agent.v1.AgentService/WatchRegions',
             stairwell_dot_agent_dot_v1_dot_agent__service__pb2.WatchRegionsRequest.SerializeToString,
             stairwell_dot_agent_dot_v1_dot_agent__service__pb2.WatchRegionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.agent.v1.AgentService/CreateSnapshot',
+            stairwell_dot_agent_dot_v1_dot_agent__service__pb2.CreateSnapshotRequest.SerializeToString,
+            stairwell_dot_agent_dot_v1_dot_agent__service__pb2.CreateSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.agent.v1.AgentService/ListSnapshots',
+            stairwell_dot_agent_dot_v1_dot_agent__service__pb2.ListSnapshotsRequest.SerializeToString,
+            stairwell_dot_agent_dot_v1_dot_agent__service__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.agent.v1.AgentService/DeleteSnapshot',
+            stairwell_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSnapshotRequest.SerializeToString,
+            stairwell_dot_agent_dot_v1_dot_agent__service__pb2.DeleteSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

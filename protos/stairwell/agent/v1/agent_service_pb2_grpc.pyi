@@ -46,11 +46,21 @@ class AgentServiceStub:
     """By id, in pages."""
     DestroyRegion: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.DestroyRegionRequest, _agent_service_pb2.DestroyRegionResponse]
     """Answers once the wish is durable; the data is gone when the state is DESTROYED. Also the way out of
-    FAILED, and of a creation under way.
+    FAILED, and of a creation under way. A region that has snapshots is refused unless told otherwise.
     """
     WatchRegions: _grpc.UnaryStreamMultiCallable[_agent_service_pb2.WatchRegionsRequest, _agent_service_pb2.WatchRegionsResponse]
     """Every region as it is, then each that changes. Changes that follow one another quickly may be told
     as one.
+    """
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CreateSnapshotRequest, _agent_service_pb2.CreateSnapshotResponse]
+    """Answers once the wish is durable; the snapshot is there when its state is TAKEN, and of that moment.
+    One that FAILED is tried again when it is asked for again. The region's process need not run.
+    """
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.ListSnapshotsRequest, _agent_service_pb2.ListSnapshotsResponse]
+    """All of a region: those asked for here, and those that volumes took."""
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.DeleteSnapshotRequest, _agent_service_pb2.DeleteSnapshotResponse]
+    """Answers once the wish is durable, whoever took the snapshot, and also when there is none. It is tried
+    until the region has none of the name. Of one that FAILED only the record is let go.
     """
     GetHost: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetHostRequest, _agent_service_pb2.GetHostResponse]
     """What the host has to give."""
@@ -73,11 +83,21 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """By id, in pages."""
     DestroyRegion: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.DestroyRegionRequest, _agent_service_pb2.DestroyRegionResponse]  # type: ignore[assignment]
     """Answers once the wish is durable; the data is gone when the state is DESTROYED. Also the way out of
-    FAILED, and of a creation under way.
+    FAILED, and of a creation under way. A region that has snapshots is refused unless told otherwise.
     """
     WatchRegions: _aio.UnaryStreamMultiCallable[_agent_service_pb2.WatchRegionsRequest, _agent_service_pb2.WatchRegionsResponse]  # type: ignore[assignment]
     """Every region as it is, then each that changes. Changes that follow one another quickly may be told
     as one.
+    """
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CreateSnapshotRequest, _agent_service_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
+    """Answers once the wish is durable; the snapshot is there when its state is TAKEN, and of that moment.
+    One that FAILED is tried again when it is asked for again. The region's process need not run.
+    """
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.ListSnapshotsRequest, _agent_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """All of a region: those asked for here, and those that volumes took."""
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.DeleteSnapshotRequest, _agent_service_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
+    """Answers once the wish is durable, whoever took the snapshot, and also when there is none. It is tried
+    until the region has none of the name. Of one that FAILED only the record is let go.
     """
     GetHost: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetHostRequest, _agent_service_pb2.GetHostResponse]  # type: ignore[assignment]
     """What the host has to give."""
@@ -121,7 +141,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_service_pb2.DestroyRegionResponse, _abc.Awaitable[_agent_service_pb2.DestroyRegionResponse]]:
         """Answers once the wish is durable; the data is gone when the state is DESTROYED. Also the way out of
-        FAILED, and of a creation under way.
+        FAILED, and of a creation under way. A region that has snapshots is refused unless told otherwise.
         """
 
     @_abc_1.abstractmethod
@@ -132,6 +152,34 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.WatchRegionsResponse], _abc.AsyncIterator[_agent_service_pb2.WatchRegionsResponse]]:
         """Every region as it is, then each that changes. Changes that follow one another quickly may be told
         as one.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _agent_service_pb2.CreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.CreateSnapshotResponse, _abc.Awaitable[_agent_service_pb2.CreateSnapshotResponse]]:
+        """Answers once the wish is durable; the snapshot is there when its state is TAKEN, and of that moment.
+        One that FAILED is tried again when it is asked for again. The region's process need not run.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _agent_service_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.ListSnapshotsResponse, _abc.Awaitable[_agent_service_pb2.ListSnapshotsResponse]]:
+        """All of a region: those asked for here, and those that volumes took."""
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _agent_service_pb2.DeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.DeleteSnapshotResponse, _abc.Awaitable[_agent_service_pb2.DeleteSnapshotResponse]]:
+        """Answers once the wish is durable, whoever took the snapshot, and also when there is none. It is tried
+        until the region has none of the name. Of one that FAILED only the record is let go.
         """
 
     @_abc_1.abstractmethod

@@ -23,9 +23,13 @@ from downstaird.agent.core.intent import (
     moved,
     port_range,
     requested,
+    snapshot_asked,
+    snapshot_moved,
+    snapshot_unasked,
 )
 from downstaird.agent.core.intent_file import decode, encode
 from downstaird.agent.core.region_states import REGION, RegionEvent, RegionState
+from downstaird.agent.core.snapshot_wishes import SNAPSHOT, WishEvent, wish_named
 from stairlib.model.errors import (
     AlreadyExistsError,
     DataError,
@@ -205,10 +209,29 @@ def intents(draw: st.DrawFn) -> Intent:
                 source = draw(st.sampled_from(["", "host:8810"]))
                 intent = requested(intent, wanted(number, source=source), ports[0])
             continue
+        if intent.one(one).state is S.CREATED and not intent.one(one).wanted.source:
+            intent = draw(snapshots_of(intent, one))
         event = draw(st.sampled_from(E))
         if REGION.allows(intent.one(one).state, event):
             intent = moved(intent, one, event, draw(st.text(max_size=20)))
     return intent
+
+
+@st.composite
+def snapshots_of(draw: st.DrawFn, intent: Intent, region: uuid.UUID) -> Intent:
+    """The same, and what was asked about a snapshot, and became of it."""
+    name = draw(st.sampled_from("ab"))
+    if draw(st.booleans()):
+        return snapshot_unasked(intent, region, name)
+    found = wish_named(intent.one(region).snapshots, name)
+    if found is None:
+        return snapshot_asked(intent, region, name)
+    event = draw(st.sampled_from(WishEvent))
+    if not SNAPSHOT.allows(found.state, event):
+        return intent
+    numbers = st.integers(0, 2**64 - 1)
+    flush, reason = (draw(numbers), draw(numbers)), draw(st.text(max_size=20))
+    return snapshot_moved(intent, region, name, event, flush=flush, reason=reason)
 
 
 @given(intents())
