@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from controlplane import breakpoints
 from controlplane.answers import AnswerBook
 from controlplane.chronicle import Chronicle
 from controlplane.core.records import InstanceRecord
@@ -202,6 +203,7 @@ class ControlPlane:
         driver = ReplacementDriver(
             store, vmmd, traces, news.replacements, detached, Chronicle(tracing),
             metrics=counted, disk_changed=news.disk_changed, pace=self._pace,
+            reached=breakpoints.from_environment(),
         )  # fmt: skip
         scrub_driver = ScrubDriver(
             store, vmmd, detached, traces, Chronicle(tracing),

@@ -15,6 +15,9 @@ from typing import Any
 
 from controlplane.core import replacement, scrub
 from controlplane.metrics import METRICS
+from downstaird.agent.core.region_states import REGION
+from downstaird.agent.core.snapshot_wishes import SNAPSHOT
+from downstaird.agent.core.upkeep import PROCESS
 from stairlib.model.state_table import StateTable
 from stairlib.telemetry.metrics import exposed_name
 from vmmd.core.lifecycle import TRANSITIONS as LIFECYCLE
@@ -32,6 +35,7 @@ DOCUMENTS = (
     ROOT / "docs" / "upstairs.md",
     ROOT / "docs" / "workflows.md",
     ROOT / "docs" / "metrics.md",
+    ROOT / "docs" / "agent.md",
 )
 _LIMIT = re.compile(r"(?P<name>[A-Z][A-Z_]+) = ")
 # The shell's, which is what has a clock.
@@ -184,6 +188,9 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "slot": lambda: diagram(SLOT),
     "reconciliation": lambda: diagram(RECONCILE),
     "live-repair": lambda: diagram(REPAIR),
+    "agent-region": lambda: diagram(REGION),
+    "agent-process": lambda: diagram(PROCESS),
+    "agent-snapshot": lambda: diagram(SNAPSHOT),
     "modes": modes,
     "refusals": refusals,
     "limits": limits,

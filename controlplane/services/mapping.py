@@ -209,9 +209,15 @@ def replacement_message(record: Replacement) -> replacement_pb.Replacement:
         update_time=_time(record.updated_at),
         repair_bytes_per_second_max=record.bytes_per_second_max,
         transitions=map(transition_message, record.transitions),
+        paused_in=_state(record.paused_in),
+        failed_in=_state(record.failed_in),
+        restarts=record.restarts,
+        mended=record.mended,
     )
     if record.next_attempt_at is not None:
         message.next_attempt_time.CopyFrom(_time(record.next_attempt_at))
+    if record.blocked_since is not None:
+        message.blocked_since_time.CopyFrom(_time(record.blocked_since))
     return message
 
 
@@ -242,8 +248,8 @@ def downstairs_message(record: DownstairsRecord) -> fleet_pb.Downstairs:
     return message
 
 
-def _state(state: str) -> replacement_pb.ReplacementState.ValueType:
-    return replacement_pb.ReplacementState.Value(f"REPLACEMENT_STATE_{state}")
+def _state(state: str | None) -> replacement_pb.ReplacementState.ValueType:
+    return replacement_pb.ReplacementState.Value(f"REPLACEMENT_STATE_{state or 'UNSPECIFIED'}")
 
 
 def _time(at: float) -> Timestamp:
