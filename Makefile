@@ -70,6 +70,10 @@ test-compose: setup ## Run the walk-through on docker compose (needs docker; say
 fuzz: setup ## Feed the judge of construction requests whatever atheris thinks of (FUZZ_SECONDS=60)
 	@$(BIN)/python tests/fuzz/fuzz_construction.py --seconds $(FUZZ_SECONDS)
 
+.PHONY: bench-replacements
+bench-replacements: setup ## Many replacements in one control plane: time of an answer, lost transitions, memory, idle watchers
+	@$(BIN)/python -m bench.replacements
+
 .PHONY: check
 check: setup ## Format, lint, types, stubs current, layering
 	@$(BIN)/ruff format --check $(SOURCES)

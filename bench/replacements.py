@@ -307,9 +307,8 @@ def report(plane: Plane, found: dict[str, Any], missing: list[str], arguments: A
     cost = medians["watched"]["processor"] - medians["alone"]["processor"]
     p99 = medians["alone"]["p99_ms"]
     noise = medians["alone"]["noise_p99_ms"]
-    print(
-        f"\np99 of GetReplacement: {p99:.1f} ms, of our own sleeps {noise:.1f} ms (goal {1e3 * GOAL_SECONDS:.0f} ms)"
-    )
+    goal = 1e3 * GOAL_SECONDS
+    print(f"\np99 of GetReplacement: {p99:.1f} ms (goal {goal:.0f} ms; own sleeps {noise:.1f} ms)")
     print(f"{IDLE_WATCHERS} idle watchers: {100 * cost:+.2f} % of a processor,"
           f" p99 {medians['watched']['p99_ms'] - p99:+.1f} ms")  # fmt: skip
     print(f"memory: {found['memory_slope_mib_per_minute']:+.2f} MiB a minute")

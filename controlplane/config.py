@@ -96,14 +96,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         help="serve metrics to Prometheus there, as 127.0.0.1:55480 (default: nowhere)",
     )  # fmt: skip
     _add_tls(run)
-    run.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info",
-        help="least severe events that are logged, to stderr (default: %(default)s)",
-    )  # fmt: skip
-    run.add_argument(
-        "--log-format", choices=("auto", "text", "json"), default="auto",
-        help="auto is text on a terminal and JSON lines elsewhere (default: %(default)s)",
-    )  # fmt: skip
+    _add_logging(run)
     parsed = parser.parse_args(arguments)
     return Config(
         address=parsed.address,
@@ -129,3 +122,14 @@ def _add_tls(run: argparse.ArgumentParser) -> None:
     )
     for flag, text in zip(TLS_FLAGS, texts, strict=True):
         group.add_argument(flag, metavar="FILE", help=text)
+
+
+def _add_logging(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info",
+        help="least severe events that are logged, to stderr (default: %(default)s)",
+    )  # fmt: skip
+    run.add_argument(
+        "--log-format", choices=("auto", "text", "json"), default="auto",
+        help="auto is text on a terminal and JSON lines elsewhere (default: %(default)s)",
+    )  # fmt: skip

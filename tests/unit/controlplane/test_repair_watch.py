@@ -30,7 +30,7 @@ class News:
         self.held.append(held)
 
     async def watch_volume(
-        self, machine: Any, disk: str, repair: Any, interval: float
+        self, machine: Any, disk: str, repair: Any = None, interval: float = 0
     ) -> AsyncGenerator[pb.VolumeInfo, None]:
         try:
             for message in self.messages:
@@ -66,7 +66,7 @@ async def test_a_standstill_says_why() -> None:
 async def test_the_same_news_again_are_no_progress() -> None:
     class Drip(News):
         async def watch_volume(
-            self, machine: Any, disk: str, repair: Any, interval: float
+            self, machine: Any, disk: str, repair: Any = None, interval: float = 0
         ) -> AsyncGenerator[pb.VolumeInfo, None]:
             while True:
                 yield info(pb.SLOT_STATE_WAIT_CONNECT)
