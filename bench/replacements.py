@@ -36,6 +36,7 @@ import uvloop
 from google.protobuf import json_format
 
 from stairlib.rpc.channel import open_channel
+from stairlib.telemetry.span_store import MAX_SPANS
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -232,6 +233,18 @@ async def repairing(plane: Plane) -> None:
         await asyncio.gather(*(follower.repairing.wait() for follower in plane.followers.values()))
 
 
+async def filled(plane: Plane, identity: str) -> None:
+    """Fills the bounded memory of spans, so that what grows after it is something else."""
+    calls = iter(range(MAX_SPANS))
+
+    async def ask() -> None:
+        for _ in calls:
+            request = pb.GetReplacementRequest(id=identity)
+            await plane.replacements.GetReplacement(request, timeout=CALL_SECONDS)
+
+    await asyncio.gather(*(ask() for _ in range(BEGUN_AT_ONCE)))
+
+
 async def measure(plane: Plane, identities: list[str], arguments: Any) -> dict[str, Any]:
     """Alternating rounds, without and with the idle watchers."""
     rounds: dict[str, list[dict[str, float]]] = {"alone": [], "watched": []}
@@ -288,6 +301,7 @@ async def main(arguments: Any) -> int:
             plane.followers = {identity: Follower() for identity in identities}
             follows = [asyncio.create_task(plane.follow(each)) for each in identities]
             await repairing(plane)
+            await filled(plane, identities[0])
             await asyncio.sleep(SETTLE_SECONDS)
             found = await measure(plane, identities, arguments)
             plane.rate(1e12)

@@ -18,8 +18,14 @@ def main() -> None:
     sys.exit(run(lambda stop: _serve(config, stop)))
 
 
+# The store works on a thread of its own, and both want the interpreter: with Python's usual 5 ms
+# each turn of the loop would wait so long for a statement that is being made.
+SWITCH_SECONDS = 0.0005
+
+
 async def _serve(config: Config, stop: StopSignal) -> int:
     """Serves; one line on stdout says when and where."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     tls = tls_files(*config.downstairs_tls, names=TLS_FLAGS)
     if tls is not None:
         tls.check()

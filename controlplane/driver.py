@@ -243,7 +243,10 @@ class ReplacementDriver:
             before = run.record
             record, effects = core.step(before, replace(event, chance=self._chance()))
             if _worth_storing(before, record):
-                await self._store.save_replacement(record)
+                save = self._store.save_replacement
+                if _only_progress(before, record):
+                    save = self._store.save_progress
+                await save(record)
             run.record = record
         self._narrate(before, record, type(event).__name__)
         if record.state is not before.state:
@@ -439,6 +442,12 @@ async def _end(run: _Run) -> None:
     if run.task is not None:
         run.task.cancel()
         await asyncio.gather(run.task, return_exceptions=True)
+
+
+def _only_progress(before: Replacement, after: Replacement) -> bool:
+    """Whether nothing but the progress and the time differ."""
+    same = replace(after, progress=before.progress, updated_at=before.updated_at)
+    return same == before
 
 
 def _error_of(event: Event) -> str:

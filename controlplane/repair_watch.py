@@ -22,7 +22,7 @@ from stairwell.vmmd.v1 import volume_service_pb2 as pb
 # All repairs together: what a control plane reads, judges and stores at a tenth of a processor. A
 # repair that begins while many run is looked at less often, down to once in so many seconds.
 NEWS_PER_SECOND = 25
-NEWS_SECONDS_MAX = 2.0
+NEWS_SECONDS_MAX = 4.0
 
 
 class RepairWatch:

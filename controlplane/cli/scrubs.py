@@ -86,7 +86,8 @@ def started_line(scrub: Scrub) -> str:
     what = volume_words(scrub.disk, scrub.path)
     if scrub.state == ScrubState.SCRUB_STATE_DONE:
         return closing_line(scrub)
-    return f"{what}: scrub {scrub_word(scrub)}, {format_limit(scrub.bytes_per_second_max)}"
+    told = f"; `stairwell trace {scrub.trace_id}` shows it" if scrub.trace_id else ""
+    return f"{what}: scrub {scrub_word(scrub)}, {format_limit(scrub.bytes_per_second_max)}{told}"
 
 
 def closing_line(scrub: Scrub) -> str:

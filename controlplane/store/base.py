@@ -134,6 +134,13 @@ class ReplacementStore(Protocol):
         """
         ...
 
+    async def save_progress(self, record: Replacement) -> None:
+        """The progress alone, of which there is much: the log and the state are as stored.
+
+        NotFoundError when there is no such replacement.
+        """
+        ...
+
     async def retry_replacement(self, record: Replacement) -> None:
         """Saves one that has failed and is to go on.
 

@@ -176,12 +176,7 @@ def replacement_state_columns(record: Replacement) -> dict[str, Any]:
     """The columns that change while a replacement goes on."""
     return {
         "state": record.state.value,
-        "updated_at": record.updated_at,
-        "bytes_done": record.progress.bytes_done,
-        "bytes_total": record.progress.bytes_total,
-        "bytes_copied": record.progress.bytes_copied,
-        "extents_done": record.progress.extents_done,
-        "extents_total": record.progress.extents_total,
+        **progress_columns(record),
         "attempt": record.attempt,
         "next_attempt_at": record.next_attempt_at,
         "blocked_on": record.blocked_on,
@@ -193,6 +188,23 @@ def replacement_state_columns(record: Replacement) -> dict[str, Any]:
         "restarts": record.restarts,
         "mended": record.mended,
         "mending": record.mending,
+    }
+
+
+PROGRESS_COLUMNS = (
+    "updated_at", "bytes_done", "bytes_total", "bytes_copied", "extents_done", "extents_total",
+)  # fmt: skip
+
+
+def progress_columns(record: Replacement) -> dict[str, Any]:
+    """The columns that change with each look at a repair."""
+    return {
+        "updated_at": record.updated_at,
+        "bytes_done": record.progress.bytes_done,
+        "bytes_total": record.progress.bytes_total,
+        "bytes_copied": record.progress.bytes_copied,
+        "extents_done": record.progress.extents_done,
+        "extents_total": record.progress.extents_total,
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from controlplane.core.records import DownstairsRecord, Role, region_at
@@ -97,6 +97,21 @@ def save(connection: Connection, sealer: Sealer, record: Replacement) -> None:
         update(replacements).where(mine).values(rows.replacement_state_columns(record))
     )
     _add_log(connection, record)
+
+
+# Made once: hundreds of looks a second would spend their time on making it.
+_SAVE_PROGRESS = (
+    update(replacements)
+    .where(replacements.c.id == bindparam("this"))
+    .values({name: bindparam(name) for name in rows.PROGRESS_COLUMNS})
+)
+
+
+def save_progress(connection: Connection, record: Replacement) -> None:
+    """See `ReplacementStore.save_progress`."""
+    values = {**rows.progress_columns(record), "this": str(record.id)}
+    if not connection.execute(_SAVE_PROGRESS, values).rowcount:
+        raise NotFoundError("replacement", str(record.id))
 
 
 def _give_back(connection: Connection, record: Replacement) -> None:

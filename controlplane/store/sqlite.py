@@ -134,6 +134,10 @@ class SqliteStore:
         """See `ReplacementStore`."""
         await self._run(sql_replacements.save, self._sealer, record)
 
+    async def save_progress(self, record: Replacement) -> None:
+        """See `ReplacementStore`."""
+        await self._run(sql_replacements.save_progress, record)
+
     async def retry_replacement(self, record: Replacement) -> None:
         """See `ReplacementStore`."""
         await self._run(sql_replacements.retry, self._sealer, record)
