@@ -147,6 +147,10 @@ class _Page:
     wait: Span | None = None
     # The W3C context of the call that asked for it, where the record does not keep it.
     request: str = ""
+    # Nanoseconds since the epoch, of the first step inside that call; 0 when that is not known.
+    began: int = 0
+    # What the last wait was for, if that has been told as over.
+    freed: str = ""
     # Told on the next span: what happened between two.
     pending: list[tuple[str, dict[str, str | int]]] = field(default_factory=list)
 
@@ -170,7 +174,9 @@ class Chronicle:
         """
         self._page(subject).request = subject.request
         self._link_request(subject)
-        for span in self._steps_of_call(subject):
+        steps = self._steps_of_call(subject)
+        self._page(subject).began = min((s.start_time_unix_nano for s in steps), default=0)
+        for span in steps:
             self._tracing.record(span)
         return self._root(subject)
 
@@ -178,9 +184,11 @@ class Chronicle:
         """Another control plane drives on: what an earlier one left open, now ended as cut."""
         cut = []
         for span in stored:
-            if span.span_id == subject.root_id and span.links:
-                link = span.links[0]
-                self._page(subject).request = f"00-{link.trace_id}-{link.span_id}-01"
+            if span.span_id == subject.root_id:
+                page = self._page(subject)
+                page.began = span.start_time_unix_nano
+                for link in span.links:
+                    page.request = f"00-{link.trace_id}-{link.span_id}-01"
             mine = span.service == self._tracing.service and span.span_id != subject.root_id
             if span.end_time_unix_nano or not mine:
                 continue
@@ -237,8 +245,15 @@ class Chronicle:
                 },
             )
         told = self._changes(before, after, event)
+        if page.wait is not None and not after.waits and before.blocked_on:
+            # The text stays in the record until the next step has come to something.
+            page.freed = before.blocked_on
+            told.append(("unblocked", {"blocked_on": before.blocked_on}))
         for name, attributes in told:
-            self._tell(page, name, attributes)
+            if name == "unblocked" and page.wait is None and page.freed == before.blocked_on:
+                page.freed = ""
+            else:
+                self._tell(page, name, attributes)
         if after.ended or not after.waits:
             self._end_wait(page)
         return bool(told)
@@ -290,7 +305,7 @@ class Chronicle:
             name=subject.word,
             service=self._tracing.service,
             instance=self._tracing.instance,
-            start_time_unix_nano=_nanoseconds(subject.created_at),
+            start_time_unix_nano=self._page(subject).began or _nanoseconds(subject.created_at),
             status="UNSET",
             kind="INTERNAL",
             attributes={key: str(value) for key, value in subject.attributes.items()},

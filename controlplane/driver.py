@@ -144,7 +144,8 @@ class ReplacementDriver:
 
     def records(self) -> list[Replacement]:
         """Those that are being driven; from any thread."""
-        return [run.record for run in list(self._runs.values())]
+        records = [run.record for run in list(self._runs.values())]
+        return [record for record in records if not record.state.ended]
 
     async def revive(self, record: Replacement, word: type[Event]) -> Replacement:
         """Has a failed replacement go on, by the word Retried or CancelAsked; StateError when it

@@ -113,7 +113,8 @@ class ScrubDriver:
 
     def records(self) -> list[Scrub]:
         """Those that are being driven; from any thread."""
-        return [run.record for run in list(self._runs.values())]
+        records = [run.record for run in list(self._runs.values())]
+        return [record for record in records if not record.state.ended]
 
     @property
     def running(self) -> int:
@@ -210,7 +211,6 @@ class ScrubDriver:
             try:
                 effects = await self._advance(run, event)
                 if not effects:
-                    await self._end_trace(run.record)
                     break
                 event = await self._perform(run, effects)
             except NotFoundError as error:
@@ -221,6 +221,8 @@ class ScrubDriver:
                 _log.exception("scrub stumbled", disk=run.record.disk, path=run.record.path)
                 await asyncio.sleep(UNEXPECTED_SECONDS * self._pace)
                 event = Resumed(at=self._clock())
+        if run.record.state.ended:
+            await self._end_trace(run.record)
         self._forget(run)
 
     async def _advance(self, run: _Run, event: Event) -> tuple[Effect, ...]:

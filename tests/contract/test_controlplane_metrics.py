@@ -75,7 +75,9 @@ async def test_what_is_exposed_is_what_the_document_lists(home: House) -> None:
     home.vmmd.quick = True
     answer = await home.replace(home.vcr())
     await home.wait_replacement(answer.replacement_id, "DONE")
-    families = re.findall(r"^\| `(stairwell[a-z_.]+)` \| `(\w+)` \|", DOCUMENT.read_text(), re.M)
+    families = re.findall(
+        r"^\| `(stairwell[a-z_.]+)` \| `(\w+)` \|", DOCUMENT.read_text(), re.MULTILINE
+    )
     assert [name for name, _ in families] == [metric.name for metric in METRICS]
     exposed = {
         re.sub(r"_(bucket|count|sum|created)$", "", name)

@@ -86,9 +86,13 @@ class RepairSpans:
         if effect.error:
             span.set_status(Status(StatusCode.ERROR, effect.error))
         else:
-            self._contexts.pop(effect.slot, None)
-            self._replacements.pop(effect.slot, None)
+            self.settled(effect.slot)
         span.end()
+
+    def settled(self, slot: int) -> None:
+        """The member of the slot is whole: a repair that comes later is another story."""
+        self._contexts.pop(slot, None)
+        self._replacements.pop(slot, None)
 
     def tell(self, slot: int, name: str, **attributes: str | int) -> None:
         """Something that happened to the repair of a slot, if one runs."""

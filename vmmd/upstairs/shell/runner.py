@@ -213,6 +213,10 @@ class RegionUpstairs:
                     await self._ask(lambda key: events.Activate(key, generation))
             except TimeoutError:
                 raise UnavailableError(self._missing(), reason="ACTIVATION_PENDING") from None
+        # What was being filled when the process before this one ended was filled by now.
+        for slot in self.status().slots:
+            if slot.state is SlotState.ACTIVE:
+                self.spans.settled(slot.slot)
 
     def _missing(self) -> str:
         slots = [

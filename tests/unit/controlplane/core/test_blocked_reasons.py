@@ -25,7 +25,7 @@ def test_what_calls_say():
     ("volume", "slot", "reason"),
     [
         (pb.VOLUME_STATE_INITIALIZING, pb.SLOT_STATE_WAIT_CONNECT, "volume_not_active"),
-        (pb.VOLUME_STATE_ACTIVATING, pb.SLOT_STATE_WAIT_CONNECT, "volume_not_active"),
+        (pb.VOLUME_STATE_DEACTIVATING, pb.SLOT_STATE_WAIT_CONNECT, "volume_not_active"),
         (pb.VOLUME_STATE_ACTIVE, pb.SLOT_STATE_WAIT_CONNECT, "member_not_ready"),
     ],
 )

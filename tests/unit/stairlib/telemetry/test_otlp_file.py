@@ -7,6 +7,7 @@ import json
 
 from google.protobuf import json_format
 from opentelemetry.proto.trace.v1 import trace_pb2
+from opentelemetry.trace import StatusCode
 
 from stairlib.telemetry.otlp_file import to_json_line, traces_data
 from stairlib.telemetry.tracing import Tracing, context_from
@@ -23,7 +24,7 @@ def spans():
             "step", context=context_from(REQUEST), attributes={"slot": 2, "volume.id": "v"}
         ) as span:
             span.add_event("progress", {"percent": 10, "of": "all"})
-            span.set_status(2, "it is full")
+            span.set_status(StatusCode.ERROR, "it is full")
     found = [span for t in (one, two) for span in t.spans("ab" * 16, under_way=True)]
     waits.end()
     return found
