@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from controlplane.cli import session as sessions
 from stairlib.model.errors import (
@@ -238,3 +239,45 @@ def test_a_trace_by_name_and_the_newest(plane, client):
     data = client.json("trace")
     assert data["services"] == ["controlplane", "downstairs"]
     assert [one.id for one in plane.requests("GetReplacementTrace")] == ["r-1", "r-new"]
+
+
+def test_a_trace_as_a_file_for_a_collector(plane, client, tmp_path):
+    ids = {"trace_id": "cd" * 16, "span_id": "ab" * 8, "start_time_unix_nano": 1}
+    spans = [
+        {**ids, "name": "apply", "service": "controlplane", "end_time_unix_nano": 9},
+        {**ids, "name": "repair", "service": "controlplane", "span_id": "ef" * 8},
+    ]
+    plane.answers["GetReplacementTrace"] = replacement_pb.GetReplacementTraceResponse(
+        trace_id="cd" * 16, spans=spans
+    )
+    as_json, as_bytes = tmp_path / "t.json", tmp_path / "t.binpb"
+    code, out, _ = client("trace", "r-1", "--otlp", str(as_json))
+    assert (code, out) == (0, f"{as_json}: 1 spans of trace {'cd' * 16}\n")
+    (span,) = json.loads(as_json.read_text())["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    assert (span["traceId"], span["name"]) == ("cd" * 16, "apply")
+    assert client.json("trace", "r-1", "--otlp", str(as_bytes))["spans"] == 1
+    data = TracesData.FromString(as_bytes.read_bytes())
+    assert data.resource_spans[0].scope_spans[0].spans[0].trace_id.hex() == "cd" * 16
+
+
+def test_a_file_that_cannot_be_written_or_says_no_format_is_said(plane, client, tmp_path):
+    code, _, err = client("trace", "r-1", "--otlp", str(tmp_path / "t.txt"))
+    assert code == 1
+    assert "says no format" in err
+    assert ".jsonl" in err
+    assert plane.requests("GetReplacementTrace") == [], "nothing is asked before"
+    plane.answers["GetReplacementTrace"] = replacement_pb.GetReplacementTraceResponse()
+    code, _, err = client("trace", "r-1", "--otlp", str(tmp_path / "no" / "t.json"))
+    assert code == 1
+    assert "cannot be written: No such file" in err
+
+
+def test_a_watch_that_was_cut_goes_on_after_the_last_transition_it_saw(plane, client):
+    first, last = replacement("REPAIR", 5), replacement("DONE")
+    for number in range(3):
+        first.transitions.add(number=number)
+    plane.answers["WatchReplacement"] = [watched(first), watched(last)]
+    assert client("replacement", "watch", "r-1")[0] == 0
+    asked = plane.requests("WatchReplacement")
+    assert [one.HasField("after_transition") for one in asked] == [False, True]
+    assert asked[1].after_transition == 2

@@ -1,13 +1,14 @@
 """Traces as waterfalls."""
 
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from controlplane.cli import waterfall
-from stairwell.telemetry.v1.trace_service_pb2 import Span
+from stairwell.telemetry.v1.trace_service_pb2 import Span, SpanEvent
 
 MS = 1_000_000
 
@@ -119,3 +120,64 @@ def test_every_span_is_shown_or_counted(spans):
     folded_subtrees = waterfall.rows(messages, fold=False)
     assert len(folded_subtrees) == len({message.span_id for message in messages})
     assert shown <= len(folded_subtrees)
+
+
+def drawn(width, *, encoding="utf-8", **how):
+    """What a terminal of that width and encoding shows, line by line."""
+    raw = BytesIO()
+    file = TextIOWrapper(raw, encoding=encoding)
+    Console(file=file, width=width, markup=False).print(waterfall.waterfall("t" * 32, LONG, **how))
+    file.flush()
+    return [line.rstrip() for line in raw.getvalue().decode(encoding).splitlines()]
+
+
+LONG = [
+    span("r", "", "replacement", 0, 0, "controlplane", instance="127.0.0.1:55400"),
+    span(
+        "s", "r", "replacement repair", 10, 90, "controlplane", instance="127.0.0.1:55400",
+        status="ERROR", status_message="the repair of 127.0.0.1:8840 does not move; " * 3,
+        events=[
+            SpanEvent(name="progress", time_unix_nano=10**18 + 50 * MS, attributes={"percent": "10"})
+        ],
+    ),
+    span("w", "s", "stairwell.vmmd.v1.VolumeService/AMethodWithAVeryLongNameIndeed", 20, 21),
+]  # fmt: skip
+for _open in LONG[:1]:
+    _open.end_time_unix_nano = 0
+
+
+def test_eighty_columns_are_enough():
+    lines = drawn(80, events=True)
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("replacement ")
+    assert lines[1].endswith("█" * waterfall.NARROW_BAR_CELLS)
+    assert lines[2].strip() == "under way"
+    text = "\n".join(lines)
+    assert "ERROR: the repair of 127.0.0.1:8840 does not move;" in text
+    assert "- progress" in text
+    assert "percent=10" in text
+    assert "…" in text, "a name that is too long is cut"
+    assert "1 ERROR" in text
+    assert max(map(len, drawn(60, events=True))) <= 60
+
+
+def test_a_wide_terminal_has_one_line_a_span_and_whole_names():
+    lines = drawn(160)
+    assert any("127.0.0.1:55400" in line for line in lines)
+    assert any(line.strip().startswith("VolumeService/AMethodWithAVery") for line in lines)
+    assert not any("progress" in line for line in lines), "events are shown on request"
+    assert any("◆" in line for line in drawn(160, events=True))
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize(("encoding", "how"), [("ascii", {}), ("utf-8", {"ascii_only": True})])
+def test_plain_terminals_get_ascii(width, encoding, how):
+    text = "\n".join(drawn(width, encoding=encoding, events=True, **how))
+    assert text.isascii()
+    assert "#" * 10 in text
+    assert "*" in text
+
+
+def test_a_span_under_way_lasts_to_the_last_known_moment():
+    rows = waterfall.rows(LONG)
+    assert (rows[0].seconds, rows[0].status) == (pytest.approx(0.09), "under way")
