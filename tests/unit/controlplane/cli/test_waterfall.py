@@ -137,7 +137,9 @@ LONG = [
         "s", "r", "replacement repair", 10, 90, "controlplane", instance="127.0.0.1:55400",
         status="ERROR", status_message="the repair of 127.0.0.1:8840 does not move; " * 3,
         events=[
-            SpanEvent(name="progress", time_unix_nano=10**18 + 50 * MS, attributes={"percent": "10"})
+            SpanEvent(
+                name="progress", time_unix_nano=10**18 + 50 * MS, attributes={"percent": "10"}
+            )
         ],
     ),
     span("w", "s", "stairwell.vmmd.v1.VolumeService/AMethodWithAVeryLongNameIndeed", 20, 21),
