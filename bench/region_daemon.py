@@ -66,6 +66,7 @@ def written_all_over(directory, extents, size):
         opened.region.write(index * step, CONTEXTS, DATA)
         if index % 64 == 63:
             opened.flush()
+        opened.checkpoint()
     opened.flush()
     opened.region.close()
 
@@ -81,7 +82,7 @@ def written_full(directory):
         opened.region.write(at, contexts, zeros)
         if index % 16 == 15:
             opened.flush()
-            opened.checkpoint_step()
+            opened.checkpoint()
     opened.flush()
     opened.region.close()
 

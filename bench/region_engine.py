@@ -56,6 +56,11 @@ class Opened:
             work.run()
             self.region.finish_checkpoint(work, None)
 
+    def checkpoint(self):
+        """All steps, if one is due: as in a daemon that is idle meanwhile."""
+        while self.region.wants_checkpoint():
+            self.checkpoint_step()
+
     def fill(self, size):
         """Writes the first `size` bytes, and has them go home."""
         for at in range(0, size, MIB):
@@ -160,8 +165,7 @@ def flushes(opened, descriptor, rounds):
         median.values.append(statistics.median(ours) / statistics.median(one))
         mean.values.append(total / sum(one))
         spread.values.append(statistics.median(ours) / statistics.median(scattered))
-    while opened.region.wants_checkpoint():
-        opened.checkpoint_step()
+    opened.checkpoint()
     yield [median, mean, spread]
 
 

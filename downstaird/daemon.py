@@ -34,6 +34,9 @@ _log = get_logger(__name__)
 
 # Calls are short; a verification or a copy that still runs then is given up.
 STOP_GRACE_SECONDS = 1.0
+# What is flushed goes home before a stop, so that the next start has no log to read: a full log of
+# scattered blocks takes about a second. Supervisors wait longer than this before they kill.
+STOP_SETTLE_SECONDS = 3.0
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
@@ -132,9 +135,11 @@ class Daemon:
             _log.error("extents are damaged", extents=len(faulted), first=error.message)
 
     async def stop(self) -> None:
-        """Health off, sessions told, then everything closed. Nothing is flushed."""
+        """Health off, sessions told, then everything closed. Nothing is flushed; what was goes
+        home, as far as there is time."""
         self.rpc.set_serving(False)
         self.host.end_sessions("SHUTTING_DOWN the daemon is being stopped")
         await self.rpc.stop(STOP_GRACE_SECONDS)
         await self.data.close()
+        await self.host.lane.settle(STOP_SETTLE_SECONDS)
         await self.host.close()

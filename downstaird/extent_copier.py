@@ -19,8 +19,9 @@ import numpy as np
 from opentelemetry.trace import Span
 
 from downstaird.core.engine import Engine
-from downstaird.core.rate_limit import Rests, TokenBucket
+from downstaird.core.rate_limit import Rests, Stride, TokenBucket
 from downstaird.core.repair_plan import (
+    CHUNK_BYTES_MAX,
     STEP_BYTES,
     WINDOW_BLOCKS,
     CopySource,
@@ -99,6 +100,7 @@ class ExtentCopier:
         self._slots = asyncio.Semaphore(COPIES_AT_A_TIME)
         self._bucket = TokenBucket()
         self._rests = Rests()
+        self._stride = Stride(STEP_BYTES, CHUNK_BYTES_MAX, session.counters.guest_frames)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._dialling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -253,21 +255,42 @@ class ExtentCopier:
                 repair_pb.BlockRange(first_block=run.first, block_count=run.count) for run in wanted
             ],
         )
+        if not self._bucket.bytes_per_second:
+            request.chunk_bytes = CHUNK_BYTES_MAX
         received = copied = 0
+        base = extent * self._blocks_per_extent
         call = stub.StreamExtent(request)
         try:
             while True:
                 chunk = await self._next_chunk(call, source)
                 if chunk is None:
                     return received, copied
-                began = self._loop.time()
-                contexts = self._checked(chunk, extent, source)
-                base = extent * self._blocks_per_extent
-                copied += self._engine.repair_merge(base + chunk.first_block, contexts, chunk.data)
-                received += len(chunk.data)
-                await self._pace(len(chunk.data), self._loop.time() - began)
+                # Each look at a field of a message copies it.
+                first, data = chunk.first_block, chunk.data
+                contexts = self._checked(chunk, data, extent, source)
+                received += len(data)
+                copied += await self._merge(base, first, contexts, data)
         finally:
             call.cancel()
+
+    async def _merge(self, base: int, first: int, contexts: ContextArray, data: bytes) -> int:
+        """Gives one chunk to the engine, in small steps while the guest is at work. Bytes that it
+        took."""
+        copied = done = 0
+        size = self._block_size
+        view = memoryview(data)
+        for run in steps([Run(first, len(contexts))], size, self._step_bytes):
+            began = self._loop.time()
+            part = view[done * size : (done + run.count) * size]
+            copied += self._engine.repair_merge(
+                base + run.first, contexts[done : done + run.count], part
+            )
+            done += run.count
+            await self._pace(len(part), self._loop.time() - began)
+        return copied
+
+    def _step_bytes(self) -> int:
+        return self._stride.bytes(self._session.counters.guest_frames)
 
     async def _next_chunk(
         self,
@@ -288,23 +311,28 @@ class ExtentCopier:
         return chunk if isinstance(chunk, repair_pb.StreamExtentResponse) else None
 
     def _checked(
-        self, chunk: repair_pb.StreamExtentResponse, extent: int, source: CopySource
+        self,
+        chunk: repair_pb.StreamExtentResponse,
+        data: bytes,
+        extent: int,
+        source: CopySource,
     ) -> ContextArray:
         """The chunk's contexts, once everything about it is right. DataError otherwise."""
-        count = len(chunk.contexts) // CONTEXT_BYTES
+        raw = chunk.contexts
+        count = len(raw) // CONTEXT_BYTES
         if (
             not count
-            or len(chunk.contexts) % CONTEXT_BYTES
-            or len(chunk.data) != count * self._block_size
-            or len(chunk.data) > max(STEP_BYTES, self._block_size)
+            or len(raw) % CONTEXT_BYTES
+            or len(data) != count * self._block_size
+            or len(data) > max(CHUNK_BYTES_MAX, self._block_size)
             or chunk.first_block + count > self._blocks_per_extent
         ):
             raise _damaged(source, extent, "sent a chunk that does not fit")
-        if checksum(chunk.contexts, (chunk.data,)) != chunk.checksum:
+        if checksum(raw, (data,)) != chunk.checksum:
             raise _damaged(source, extent, "sent a chunk that was damaged on its way")
-        contexts = np.frombuffer(chunk.contexts, dtype="<u8").reshape(-1, 4)
+        contexts = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
         bad = mismatches(
-            chunk.data,
+            data,
             contexts,
             self._block_size,
             encrypted=self._engine.definition.encrypted,
@@ -319,7 +347,7 @@ class ExtentCopier:
         """Waits before the next chunk; this one had `count` bytes and took so many seconds."""
         now = self._loop.time()
         self._bucket.take(count, now)
-        self._rests.worked(seconds, self._session.counters.frames, now)
+        self._rests.worked(seconds, self._session.counters.guest_frames, now)
         wait = self._wait()
         while wait > 0:
             await asyncio.sleep(min(wait, RATE_LOOK_SECONDS))

@@ -11,7 +11,15 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from downstaird.core.repair_plan import Run, checksum, steps, stored_runs
+from downstaird.core.rate_limit import Stride
+from downstaird.core.repair_plan import (
+    CHUNK_BYTES_MAX,
+    STEP_BYTES,
+    Run,
+    checksum,
+    steps,
+    stored_runs,
+)
 from downstaird.core.repair_source import check_caller, check_extent, checked_runs
 from downstaird.core.verification import joined
 from downstaird.region_host import RegionHost
@@ -76,7 +84,14 @@ class RepairServicer(repair_grpc.RepairServiceServicer):
         geometry = engine.definition.geometry
         base = request.extent * geometry.blocks_per_extent
         asked = (Run(each.first_block, each.block_count) for each in request.ranges)
-        for run in steps(checked_runs(asked, geometry.blocks_per_extent), geometry.block_size):
+        parts = checked_runs(asked, geometry.blocks_per_extent)
+        most = min(request.chunk_bytes, CHUNK_BYTES_MAX)
+        stride = Stride(STEP_BYTES, most, self._host.guest_frames)
+
+        def size() -> int:
+            return stride.bytes(self._host.guest_frames)
+
+        for run in steps(parts, geometry.block_size, size):
             # Asked each time: a takeover in between makes the caller a stranger.
             self._check_caller(request)
             contexts, buffers = engine.read(base + run.first, run.count)
