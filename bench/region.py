@@ -3,9 +3,9 @@
     .venv/bin/python bench/region.py [--dir DIR] [--rounds N] [--only PART ...] [--output json]
 
 Parts: daemon (create, open, memory of 100 GiB regions), engine (flushes and sequential I/O in this
-process, beside plain files), repair (a copy between two daemons, beside cp of the same files). Needs
-4 GiB in DIR meanwhile, which must be a real file system: on tmpfs nothing is ever synced. Ratios
-are made within a round. Exits with 1 when a bound was missed.
+process, beside plain files), repair (a copy between two daemons, beside cp of the same files).
+Needs 6 GiB in DIR meanwhile, which must be on a medium: on tmpfs nothing is ever synced. Ratios are
+made within a round. Exits with 1 when a bound was missed.
 """
 
 from __future__ import annotations

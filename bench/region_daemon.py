@@ -7,6 +7,7 @@ that the file is one large hole, which reads as what was written; all else is as
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,19 +17,20 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
+from figures import Figure
+from region_engine import BLOCK, CONTEXTS, DATA, EXTENT_BLOCKS, MIB, Opened, definition_of
+
 from downstaird.core.chunk_map import DATA_NAME
 from downstaird.core.engine import Ownership
 from downstaird.core.region import Region
 from downstaird.store.files import FileDisk
-from figures import Figure
-from region_engine import BLOCK, CONTEXTS, DATA, EXTENT_BLOCKS, MIB, Opened, definition_of
 from stairlib.model.context import plain_contexts
 
 EXTENTS = 1600  # of 64 MiB: 100 GiB
 WRITTEN_BYTES = 1 << 30
 PROGRAM = Path(sys.executable).parent / "downstaird"
 OWNER = uuid.UUID(int=1)
-RSS_MIB_MAX = 90
+RSS_MB_MAX = 90
 SECONDS_MAX = 1.0
 
 
@@ -54,14 +56,13 @@ class HoleDisk(FileDisk):
         return HoleFile(file) if name == DATA_NAME else file
 
 
-def written_all_over(directory, extents, size):
-    """A region that belongs to OWNER, with `size` bytes written, 1 MiB each in as many extents as
-    there are."""
+def written_over(directory, extents, size, *, within):
+    """A region that belongs to OWNER, with `size` bytes written, 1 MiB at a time and evenly over
+    its first `within` extents."""
     opened = Opened(Region.create(FileDisk(directory), definition_of(extents)))
     opened.region.promote(Ownership(OWNER, OWNER, 1))
     pieces = size // MIB
-    # Evenly: all of a small region, one place in some extents of a large one.
-    step = extents * EXTENT_BLOCKS // pieces
+    step = within * EXTENT_BLOCKS // pieces
     for index in range(pieces):
         opened.region.write(index * step, CONTEXTS, DATA)
         if index % 64 == 63:
@@ -123,10 +124,16 @@ def bare_start():
 
 
 def memory(pid):
-    """RSS and PSS in MiB."""
+    """RSS and PSS in MB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     kib = {name: int(value) for name, value in re.findall(r"(\w+): +(\d+) kB", text)}
-    return kib["Rss"] / 1024, kib["Pss"] / 1024
+    return kib["Rss"] * 1024 / 1e6, kib["Pss"] * 1024 / 1e6
+
+
+def processor_seconds(pid):
+    """What the process has used so far, its own and the kernel's for it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def engine_open(directory):
@@ -142,7 +149,7 @@ def measure(directory, rounds):
     """All figures of the daemon on 100 GiB regions."""
     yield create_figures(directory, rounds)
     one = directory / "one"
-    written_all_over(one, EXTENTS, WRITTEN_BYTES)
+    written_over(one, EXTENTS, WRITTEN_BYTES, within=EXTENTS)
     yield open_figures("1 GiB of it written", one, rounds)
     shutil.rmtree(one)
     full = directory / "full"
@@ -155,7 +162,9 @@ def create_figures(directory, rounds):
     """And those of the region that was created."""
     bound = f"{SECONDS_MAX:g} s; the whole command"
     created = Figure("create 100 GiB, seconds", bound, at_most=SECONDS_MAX)
-    bare = Figure("  Python with gRPC and numpy starts, seconds", "nothing: part of all that follow")
+    bare = Figure(
+        "  Python with gRPC and numpy starts, seconds", "nothing: part of all that follow"
+    )
     thin = directory / "thin"
     for _ in range(rounds):
         shutil.rmtree(thin, ignore_errors=True)
@@ -170,19 +179,24 @@ def open_figures(what, directory, rounds):
     """Of a region that was stopped cleanly."""
     bound = f"{SECONDS_MAX:g} s; from the command to its ready line"
     ready = Figure(f"open 100 GiB, {what}, seconds", bound, at_most=SECONDS_MAX)
+    used = Figure(
+        f"  processor time of it, {what}, seconds", "the same, however loaded the machine is"
+    )
     alone = Figure(f"  the engine's part, {what}, seconds", "", at_most=SECONDS_MAX)
     rss = Figure(
-        f"RSS open and idle, {what}, MiB", "118 MB of the Rust original", at_most=RSS_MIB_MAX
+        f"RSS open and idle, {what}, MB", "118 MB of the Rust original", at_most=RSS_MB_MAX
     )
-    pss = Figure(f"  PSS, {what}, MiB", "RSS: pages shared with others count in part")
+    pss = Figure(f"  PSS, {what}, MB", "RSS: pages shared with others count in part")
     for number in range(-1, rounds):
         with daemon(directory) as (_, process, seconds):
+            busy = processor_seconds(process.pid)
             found = memory(process.pid)
         opened = engine_open(directory)
         if number < 0:
             continue  # the first start of a machine reads the programs from the medium
         ready.values.append(seconds)
+        used.values.append(busy)
         alone.values.append(opened)
         rss.values.append(found[0])
         pss.values.append(found[1])
-    return [ready, alone, rss, pss]
+    return [ready, used, alone, rss, pss]

@@ -8,11 +8,12 @@ import statistics
 import time
 import uuid
 
+from figures import Figure
+
 from downstaird.core.engine import RegionDefinition
 from downstaird.core.region import Region
 from downstaird.core.region_files import version_for
 from downstaird.store.files import FileDisk
-from figures import Figure
 from stairlib.model.context import mismatches, plain_contexts
 from stairlib.model.geometry import Geometry
 

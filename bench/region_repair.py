@@ -14,15 +14,16 @@ import shutil
 import subprocess
 import time
 from collections import deque
+from contextlib import ExitStack
 
 import numpy as np
 import uvloop
+from figures import Figure
+from region_daemon import EXTENTS, OWNER, WRITTEN_BYTES, daemon, written_over
+from region_engine import BLOCK, EXTENT_BLOCKS, definition_of
 
 from downstaird.core.region import Region
 from downstaird.store.files import FileDisk
-from figures import Figure
-from region_daemon import EXTENTS, OWNER, WRITTEN_BYTES, daemon, written_all_over
-from region_engine import BLOCK, EXTENT_BLOCKS, definition_of
 from stairlib.rpc.channel import open_channel
 from stairlib.wire.frame import (
     DATA_VERSION,
@@ -161,33 +162,47 @@ def repair_seconds(source, directory, extents):
     return seconds
 
 
+# 1 GiB of each is written: name, extents, and in how many of them.
+FULL_EXTENTS = WRITTEN_BYTES // (EXTENT_BLOCKS * BLOCK)
+SOURCES = (
+    ("1 GiB, all written", FULL_EXTENTS, FULL_EXTENTS),
+    ("100 GiB, its first GiB written", EXTENTS, FULL_EXTENTS),
+    ("100 GiB, 1 MiB written in each of 1024 extents", EXTENTS, EXTENTS),
+)
+
+
 def measure(directory, rounds):
-    """A region that is full, and a large one with as much in it."""
-    full, thin = directory / "source", directory / "source-100"
-    small = WRITTEN_BYTES // (EXTENT_BLOCKS * BLOCK)
-    written_all_over(full, small, WRITTEN_BYTES)
-    written_all_over(thin, EXTENTS, WRITTEN_BYTES)
+    """A region that is full, and two large ones with as much in them."""
     versus = "cp of the same files, then sync of the copies"
-    one = Figure("repair of 1 GiB, all written, rate", versus, at_least=0.6)
-    large = Figure("repair of 100 GiB, 1 GiB written, rate", versus, at_least=0.6)
-    more = Figure(
-        "repair of 100 GiB, 1 GiB written, time", "repair of 1 GiB, all written", at_most=1.1
-    )
-    rate = Figure("  repair of 1 GiB, all written, MiB/s", "for information")
-    with daemon(full) as (full_address, _, _), daemon(thin) as (thin_address, _, _):
+    bounds = (0.6, 0.6, None)
+    rates = [
+        Figure(f"repair of {name}, rate", versus, at_least=bound)
+        for (name, _, _), bound in zip(SOURCES, bounds, strict=True)
+    ]
+    times = [
+        Figure(f"  its time, {name}", f"repair of {SOURCES[0][0]}", at_most=bound)
+        for (name, _, _), bound in zip(SOURCES[1:], (1.1, None), strict=True)
+    ]
+    speed = Figure(f"  MiB a second, {SOURCES[0][0]}", "")
+    with ExitStack() as stack:
+        sources = []
+        for number, (_, extents, within) in enumerate(SOURCES):
+            path = directory / f"source-{number}"
+            written_over(path, extents, WRITTEN_BYTES, within=within)
+            address, _, _ = stack.enter_context(daemon(path))
+            sources.append((path, address, extents))
         for number in range(-1, rounds):
-            seconds = [
-                copied_by_cp(full, directory / "copy"),
-                repair_seconds(full_address, directory, small),
-                copied_by_cp(thin, directory / "copy"),
-                repair_seconds(thin_address, directory, EXTENTS),
-            ]
+            repairs = []
+            for figure, (path, address, extents) in zip(rates, sources, strict=True):
+                plain = copied_by_cp(path, directory / "copy")
+                repairs.append(repair_seconds(address, directory, extents))
+                if number >= 0:
+                    figure.values.append(plain / repairs[-1])
             if number < 0:
-                continue
-            one.values.append(seconds[0] / seconds[1])
-            large.values.append(seconds[2] / seconds[3])
-            more.values.append(seconds[3] / seconds[1])
-            rate.values.append(WRITTEN_BYTES / (1 << 20) / seconds[1])
-    yield [one, large, more, rate]
-    shutil.rmtree(full)
-    shutil.rmtree(thin)
+                continue  # the first round pays for memory that is used for the first time
+            for figure, seconds in zip(times, repairs[1:], strict=True):
+                figure.values.append(seconds / repairs[0])
+            speed.values.append(WRITTEN_BYTES / (1 << 20) / repairs[0])
+    yield [*rates, *times, speed]
+    for path, _, _ in sources:
+        shutil.rmtree(path)

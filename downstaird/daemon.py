@@ -16,7 +16,6 @@ from downstaird.region_host import RegionHost
 from downstaird.services import block_service, region_service, repair_service
 from downstaird.services.block_service import BlockServicer, DataPlace
 from downstaird.services.region_service import RegionServicer
-from downstaird.services.repair_service import RepairServicer
 from stairlib.model.errors import DataError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.addresses import MAX_PORT
@@ -27,7 +26,6 @@ from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import FLAG_FAULTED
 from stairwell.downstairs.v1 import block_service_pb2_grpc as block_grpc
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
-from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 from stairwell.telemetry.v1 import trace_service_pb2_grpc as telemetry_grpc
 
 _log = get_logger(__name__)
@@ -74,9 +72,7 @@ class Daemon:
                 ),
                 Service(
                     repair_service.SERVICE_NAME,
-                    lambda server: repair_grpc.add_RepairServiceServicer_to_server(
-                        RepairServicer(self.host), server
-                    ),
+                    lambda server: repair_service.register(server, self.host),
                 ),
                 Service(
                     trace_service.SERVICE_NAME,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
@@ -40,6 +40,7 @@ from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import TlsFiles, reach
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, context_from
+from stairlib.wire.repair_chunk import Chunk, ChunkError, decode_chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 
@@ -182,7 +183,7 @@ class ExtentCopier:
             await self._clear(base, difference.clear)
             if difference.fetch:
                 wanted = [Run(first + run.first, run.count) for run in difference.fetch]
-                window = await self._fetch(stub, source, extent, wanted)
+                window = await self._fetch(source, extent, wanted)
                 received += window[0]
                 copied += window[1]
         span.set_attribute("bytes", received)
@@ -241,7 +242,6 @@ class ExtentCopier:
 
     async def _fetch(
         self,
-        stub: repair_grpc.RepairServiceAsyncStub,
         source: CopySource,
         extent: int,
         wanted: list[Run],
@@ -259,27 +259,31 @@ class ExtentCopier:
             request.chunk_bytes = CHUNK_BYTES_MAX
         received = copied = 0
         base = extent * self._blocks_per_extent
-        call = stub.StreamExtent(request)
+        # Not by the stub: what it makes of a message is copied several times.
+        stream = (await self._channel(source)).unary_stream(
+            "/stairwell.downstairs.v1.RepairService/StreamExtent",
+            request_serializer=repair_pb.StreamExtentRequest.SerializeToString,
+            response_deserializer=bytes,
+        )
+        call = stream(request)
         try:
-            while True:
-                chunk = await self._next_chunk(call, source)
-                if chunk is None:
-                    return received, copied
-                # Each look at a field of a message copies it.
-                first, data = chunk.first_block, chunk.data
-                contexts = self._checked(chunk, data, extent, source)
-                received += len(data)
-                copied += await self._merge(base, first, contexts, data)
+            while (raw := await self._next_chunk(call, source)) is not None:
+                chunk, contexts = self._checked(raw, extent, source)
+                received += len(chunk.data)
+                copied += await self._merge(base, chunk, contexts)
+            if received != sum(run.count for run in wanted) * self._block_size:
+                raise _damaged(source, extent, "did not send all that was asked for")
+            return received, copied
         finally:
             call.cancel()
 
-    async def _merge(self, base: int, first: int, contexts: ContextArray, data: bytes) -> int:
+    async def _merge(self, base: int, chunk: Chunk, contexts: ContextArray) -> int:
         """Gives one chunk to the engine, in small steps while the guest is at work. Bytes that it
         took."""
         copied = done = 0
         size = self._block_size
-        view = memoryview(data)
-        for run in steps([Run(first, len(contexts))], size, self._step_bytes):
+        view = memoryview(chunk.data)
+        for run in steps([Run(chunk.first_block, len(contexts))], size, self._step_bytes):
             began = self._loop.time()
             part = view[done * size : (done + run.count) * size]
             copied += self._engine.repair_merge(
@@ -294,11 +298,9 @@ class ExtentCopier:
 
     async def _next_chunk(
         self,
-        call: grpc.aio.UnaryStreamCall[
-            repair_pb.StreamExtentRequest, repair_pb.StreamExtentResponse
-        ],
+        call: grpc.aio.UnaryStreamCall[Any, bytes],
         source: CopySource,
-    ) -> repair_pb.StreamExtentResponse | None:
+    ) -> bytes | None:
         try:
             with translated(f"repair source {source.address}"):
                 async with asyncio.timeout(IDLE_SECONDS):
@@ -308,17 +310,17 @@ class ExtentCopier:
             raise _source_failed(source, silent) from None
         except StairwellError as error:
             raise _source_failed(source, error) from error
-        return chunk if isinstance(chunk, repair_pb.StreamExtentResponse) else None
+        return chunk if isinstance(chunk, bytes) else None
 
     def _checked(
-        self,
-        chunk: repair_pb.StreamExtentResponse,
-        data: bytes,
-        extent: int,
-        source: CopySource,
-    ) -> ContextArray:
-        """The chunk's contexts, once everything about it is right. DataError otherwise."""
-        raw = chunk.contexts
+        self, message: bytes, extent: int, source: CopySource
+    ) -> tuple[Chunk, ContextArray]:
+        """A chunk and its contexts, once everything about it is right. DataError otherwise."""
+        try:
+            chunk = decode_chunk(message)
+        except ChunkError as error:
+            raise _damaged(source, extent, f"sent what is no chunk: {error}") from None
+        raw, data = chunk.contexts, chunk.data
         count = len(raw) // CONTEXT_BYTES
         if (
             not count
@@ -341,7 +343,7 @@ class ExtentCopier:
             raise _damaged(
                 source, extent, f"has a damaged block {chunk.first_block + bad[0]} in the extent"
             )
-        return contexts
+        return chunk, contexts
 
     async def _pace(self, count: int, seconds: float) -> None:
         """Waits before the next chunk; this one had `count` bytes and took so many seconds."""

@@ -148,7 +148,9 @@ def _step_blocks(block_size: int, step_bytes: int = STEP_BYTES) -> int:
     return max(1, step_bytes // block_size)
 
 
-def checksum(contexts: bytes, data: Iterable[bytes | bytearray | memoryview]) -> int:
+def checksum(
+    contexts: bytes | bytearray | memoryview, data: Iterable[bytes | bytearray | memoryview]
+) -> int:
     """xxh3-64 of the contexts, then the data, of one chunk on its way."""
     digest = xxhash.xxh3_64(contexts)
     for part in data:
