@@ -209,8 +209,8 @@ def test_whole_chunks_of_one_merge_are_written_at_once(disk, region) -> None:
     writes = []
     disk.observer = lambda action, name: writes.append((action, name))
     data = content("theirs", 4 * CHUNK_BLOCKS)
-    # The last chunk lacks a block: it goes by itself.
+    # Two chunks of the first extent; of the second one, and the last, which lacks a block.
     assert merge(region, 0, data[:-BLOCK]) == len(data) - BLOCK
-    assert writes == [("write", "data")] * 2
+    assert writes == [("write", "data")] * 3
     _, buffers = region.read(0, 4 * CHUNK_BLOCKS - 1)
     assert b"".join(buffers) == data[:-BLOCK]
