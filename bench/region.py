@@ -11,6 +11,7 @@ made within a round. Exits with 1 when a bound was missed.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -37,6 +38,8 @@ def main():
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
+    # What was begun is ended and removed, also when somebody has had enough.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="region-", dir=options.dir) as name:
         report = Report(name, as_json=options.output == "json")
         for part in options.only or PARTS:
