@@ -98,6 +98,18 @@ async def test_progress_that_was_not_read_is_told_once_and_the_newest(log: Log) 
         assert [each.event for each in lines] == ["Repaired"]
 
 
+async def test_each_transition_comes_with_the_record_as_it_was_then(log: Log) -> None:
+    async with aclosing(log.operations.watch(str(log.record.id))) as news:
+        await anext(news)
+        await log.take(core.Applied(at=log.record.updated_at + 1, result="STARTED"))
+        await log.take(core.Repaired(at=log.record.updated_at + 1))
+        told = [await anext(news) for _ in range(2)]
+    assert [(record.state, len(lines)) for record, lines in told] == [
+        (core.State.REPAIR, 1),
+        (core.State.VERIFY, 1),
+    ]
+
+
 @pytest.mark.parametrize("after", [0, 1, 2])
 async def test_a_watch_goes_on_after_the_line_that_was_seen(log: Log, after: int) -> None:
     async with aclosing(log.operations.watch(str(log.record.id), after)) as news:

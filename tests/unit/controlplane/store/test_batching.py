@@ -41,6 +41,13 @@ class Table:
 
         return await self.batches.run(work)
 
+    async def add_both(self, *numbers: int) -> None:
+        def work(connection: Connection) -> None:
+            for number in numbers:
+                connection.execute(text("INSERT INTO numbers VALUES (:n)"), {"n": number})
+
+        await self.batches.run(work)
+
     async def held(self) -> asyncio.Task[None]:
         """Keeps the thread busy until the gate is opened, so that what comes meanwhile waits."""
         began = threading.Event()
@@ -92,6 +99,21 @@ async def test_a_piece_that_fails_is_undone_alone(table: Table) -> None:
     assert (first, third) == (1, 3)
     assert isinstance(again, IntegrityError)
     assert table.numbers() == [1, 3]
+
+
+async def test_nothing_stays_of_a_piece_that_failed_halfway(table: Table) -> None:
+    holding = await table.held()
+    pieces = [
+        asyncio.create_task(table.add(1)),
+        asyncio.create_task(table.add_both(2, 1)),
+        asyncio.create_task(table.add_both(3, 4)),
+    ]
+    await asyncio.sleep(0)
+    table.gate.set()
+    await holding
+    _, failed, _ = await asyncio.gather(*pieces, return_exceptions=True)
+    assert isinstance(failed, IntegrityError)
+    assert table.numbers() == [1, 3, 4]
 
 
 async def test_a_commit_that_fails_is_no_answer_and_every_piece_has_another_try(
