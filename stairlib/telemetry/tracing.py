@@ -15,7 +15,7 @@ from typing import Final
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -38,7 +38,7 @@ class Tracing:
     def __init__(self, service: str, instance: str, *, limit: int = MAX_SPANS) -> None:
         self.service = service
         self.instance = instance
-        self._store = SpanStore(limit)
+        self._store = SpanStore(self._encoded, limit)
         self._sent: SpanProcessor | None = None
         self._resource = Resource.create(
             {
@@ -69,15 +69,18 @@ class Tracing:
         With `under_way` also those that have not ended, last and with no end.
         """
         number = int(trace_id, 16)
-        found = self._store.spans(number)
+        found = [telemetry_pb.Span.FromString(body) for body in self._store.spans(number)]
         if under_way:
-            ended = {span.context.span_id for span in found if span.context is not None}
-            found += [
-                span
-                for span in self._store.under_way(number)
-                if span.context is not None and span.context.span_id not in ended
-            ]
-        return [to_message(span, self.service, self.instance) for span in found]
+            ended = {span.span_id for span in found}
+            running = [self._message(span) for span in self._store.under_way(number)]
+            found += [span for span in running if span.span_id not in ended]
+        return found
+
+    def _message(self, span: ReadableSpan) -> telemetry_pb.Span:
+        return to_message(span, self.service, self.instance)
+
+    def _encoded(self, span: ReadableSpan) -> bytes:
+        return self._message(span).SerializeToString()
 
     def record(self, span: telemetry_pb.Span) -> None:
         """Takes a span that was made by hand as one of this program that has ended.
