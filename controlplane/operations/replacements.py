@@ -5,27 +5,37 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from uuid import UUID
 
-from controlplane.core.replacement import Replacement, State
+from controlplane.core.leases import Kind
+from controlplane.core.replacement import Replacement, State, passed
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.operations.paging import bad_token, page_size, position, token
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
+from controlplane.words import Body, Words
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 
 # What the store and the wire agree on; far above any network.
 LIMIT_MAX = (1 << 63) - 1
 _TRACE_ID_DIGITS = 32
+_SET_LIMIT = "set_limit"
 
 
 class Replacements:
     """See the module."""
 
     def __init__(
-        self, store: Store, driver: ReplacementDriver, traces: TraceKeeper, news: Feed[Replacement]
+        self,
+        store: Store,
+        driver: ReplacementDriver,
+        words: Words,
+        traces: TraceKeeper,
+        news: Feed[Replacement],
     ) -> None:
         self._store = store
+        self._words = words
+        words.serve(Kind.REPLACEMENT, _SET_LIMIT, self._set_limit_here)
         self._driver = driver
         self._traces = traces
         self._news = news
@@ -63,6 +73,8 @@ class Replacements:
             async for changed in news:
                 if changed.updated_at < record.updated_at:
                     continue
+                for each in passed(record, changed):
+                    yield each
                 record = changed
                 yield record
                 if record.state.ended:
@@ -110,7 +122,14 @@ class Replacements:
                 f"the limit {why}", (FieldViolation("bytes_per_second_max", why, "TOO_LARGE"),)
             )
         await self._find(replacement_id)
-        return await self._driver.set_limit(replacement_id, bytes_per_second_max)
+        body = {"bytes_per_second_max": bytes_per_second_max}
+        if not await self._words.tell(Kind.REPLACEMENT, str(replacement_id), _SET_LIMIT, body):
+            # Nobody drives it any more: the driver says so.
+            return await self._driver.set_limit(replacement_id, bytes_per_second_max)
+        return await self._find(replacement_id)
+
+    async def _set_limit_here(self, key: str, body: Body) -> None:
+        await self._driver.set_limit(UUID(key), body["bytes_per_second_max"])
 
     async def trace(self, text: str) -> tuple[str, list[telemetry_pb.Span]]:
         """(trace id, spans) by replacement id or trace id."""
