@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +27,7 @@ TRACES_MAX = 500
 ANSWERS_MAX = 10_000
 
 # The rows of replacements that have not ended.
-RUNNING = replacements.c.state.not_in([State.DONE.value, State.FAILED.value])
+RUNNING = replacements.c.state.not_in([state.value for state in State if state.ended])
 
 
 def begin(connection: Connection, sealer: Sealer, owner: Owner, record: Replacement) -> None:
@@ -93,8 +94,9 @@ def _another_runs(record: Replacement) -> ConflictError:
 
 def retry(connection: Connection, sealer: Sealer, owner: Owner, record: Replacement) -> int:
     """See `ReplacementStore.retry_replacement`; the epoch of the lease."""
-    sql_disks.require_recorded(connection, sealer, record.disk_key, record.replacement)
+    sql_disks.require_recorded(connection, sealer, record.disk_key, record.recorded)
     refuse_running(connection, record)
+    before = _before(connection, record)
     taken = sql_leases.taken_columns(connection, owner, replacements)
     try:
         epoch = connection.execute(
@@ -107,15 +109,57 @@ def retry(connection: Connection, sealer: Sealer, owner: Owner, record: Replacem
         raise _another_runs(record) from error
     if epoch is None:
         raise NotFoundError("replacement", str(record.id))
-    _add_log(connection, record)
+    _follow(connection, sealer, before, record)
     return int(epoch)
 
 
-def save(connection: Connection, owner: Owner, record: Replacement, epoch: int) -> None:
+def save(
+    connection: Connection, sealer: Sealer, owner: Owner, record: Replacement, epoch: int
+) -> None:
     """See `ReplacementStore.save_replacement`."""
+    before = _before(connection, record)
     values = rows.replacement_state_columns(record)
     sql_leases.fenced(connection, owner, Kind.REPLACEMENT, str(record.id), epoch, values)
+    _follow(connection, sealer, before, record)
+
+
+def _before(connection: Connection, record: Replacement) -> Replacement:
+    """The record in the state that is stored, with its row locked."""
+    query = select(replacements.c.state, replacements.c.failed_in).where(
+        replacements.c.id == str(record.id)
+    )
+    row = connection.execute(query.with_for_update()).first()
+    if row is None:
+        raise NotFoundError("replacement", str(record.id))
+    failed_in = State(row.failed_in) if row.failed_in else None
+    return replace(record, state=State(row.state), failed_in=failed_in)
+
+
+def _follow(
+    connection: Connection, sealer: Sealer, before: Replacement, record: Replacement
+) -> None:
+    """What changes with a replacement's state: the recorded request, its target's role, its log."""
+    if before.undone is not record.undone:
+        sql_disks.record_construction(
+            connection, sealer, record.disk_key, before.recorded, record.recorded
+        )
+    if record.state is State.CANCELLED:
+        _give_back(connection, record)
     _add_log(connection, record)
+
+
+def _give_back(connection: Connection, record: Replacement) -> None:
+    """The new target of one that was undone is what it was; a leftover, if it was let in."""
+    if region_at(record.replacement, record.region_path).options.read_only:
+        return
+    known = sql_disks.downstairs(connection, record.new_target, lock=True)
+    if known is None or known.volume_id != record.volume_id:
+        return
+    was = Role(record.target_was) if record.target_was else Role.SPARE
+    if was is Role.SPARE and record.touched:
+        was = Role.LEFTOVER
+    volume = None if was is Role.SPARE else known.volume_id
+    sql_disks.put_member(connection, replace(known, role=was, volume_id=volume))
 
 
 def _add_log(connection: Connection, record: Replacement) -> None:
@@ -185,7 +229,9 @@ def of_trace(connection: Connection, sealer: Sealer, trace_id: str) -> Replaceme
 
 def newest(connection: Connection, sealer: Sealer, disk_key: UUID) -> Replacement | None:
     """See `ReplacementStore.newest_replacement`."""
-    return _first(connection, sealer, replacements.c.disk_key == str(disk_key))
+    of_disk = replacements.c.disk_key == str(disk_key)
+    kept = replacements.c.state != State.CANCELLED.value
+    return _first(connection, sealer, of_disk & kept)
 
 
 def running(connection: Connection, sealer: Sealer) -> list[Replacement]:

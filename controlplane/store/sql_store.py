@@ -236,7 +236,9 @@ class SqlStore:
 
     async def save_replacement(self, record: Replacement, epoch: int) -> None:
         """See `ReplacementStore`."""
-        await self._changed(_news(record), sql_replacements.save, self._owner, record, epoch)
+        await self._changed(
+            _news(record), sql_replacements.save, self._sealer, self._owner, record, epoch
+        )
 
     async def retry_replacement(self, record: Replacement) -> Lease:
         """See `ReplacementStore`."""
