@@ -122,7 +122,8 @@ class PostgresServer:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGCONT)
-            self.stop()
+            # Its files go away too: nothing is worth a checkpoint.
+            self.stop(signal.SIGQUIT)
 
     def sql(self, *statements: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Runs statements; the rows of the last one."""

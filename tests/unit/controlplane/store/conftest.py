@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from controlplane.store.place import Place
 from controlplane.store.sql_store import SqlStore
-from tests.postgres_server import PostgresServer, postgres_server
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server() as running:
-        yield running
 
 
 @pytest.fixture(params=BOTH)
@@ -25,7 +18,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Where a new store can be, with a key for secrets."""
     if request.param == "sqlite":
         return Place(tmp_path / "data")
-    url = request.getfixturevalue("server").new_database()
+    url = request.getfixturevalue("postgres").new_database()
     return Place(tmp_path / "unused", url=url, key_text="5a" * 32, lease_seconds=60.0)
 
 
