@@ -95,8 +95,8 @@ class Words:
         if not await self._store.is_driven(kind, key):
             return False
         raise UnavailableError(
-            f"the control plane that drives {kind} {key} did not answer, and no other one has taken"
-            " over yet; nothing was done, try again in a moment",
+            f"the control plane that drives {kind} {key} did not answer in time, and the word was"
+            " taken back; look whether it was done all the same, and try again",
             reason="DRIVER_AWAY",
         )
 
