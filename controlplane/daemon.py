@@ -167,14 +167,20 @@ class ControlPlane:
             FleetServicer(FleetBook(store, fleet)),
             TraceServicer(tracing, vmmd.channels),
         )
-        server = RpcServer(self._wanted, services, tracing)
-        await server.start()
         stack.push_async_callback(detached.drain)
-        stack.push_async_callback(server.stop, self._grace_seconds)
+        self._server = await self._served(stack, services, tracing)
         for feed in (instance_news, replacement_news, disk_news):
             stack.callback(feed.close)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
-        self._server = server
+
+    async def _served(
+        self, stack: AsyncExitStack, services: list[Service], tracing: Tracing
+    ) -> RpcServer:
+        """The server, which takes calls."""
+        server = RpcServer(self._wanted, services, tracing)
+        await server.start()
+        stack.push_async_callback(server.stop, self._grace_seconds)
+        return server
 
 
 def _services(
