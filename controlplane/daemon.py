@@ -8,6 +8,7 @@ outlives what it uses.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -120,10 +121,7 @@ class ControlPlane:
         stack.push_async_callback(vmmd.close)
         instance_news, replacement_news = Feed[InstanceRecord](), Feed[Replacement]()
         disk_news = Feed[None]()
-
-        def disk_changed(key: UUID) -> None:
-            disk_news.publish(key, None)
-
+        disk_changed = partial(_tell, disk_news)
         detached = Detached()
         claims = Claims(store)
         words = Words(store, claims)
@@ -181,6 +179,10 @@ class ControlPlane:
         await server.start()
         stack.push_async_callback(server.stop, self._grace_seconds)
         return server
+
+
+def _tell(news: Feed[None], key: UUID) -> None:
+    news.publish(key, None)
 
 
 def _services(
