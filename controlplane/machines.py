@@ -154,6 +154,8 @@ class MachineFollower:
                 await self._lost(instance_id, error)
             except StairwellError as error:
                 _log.warning("machine cannot be followed", error=error.message)
+            except Exception:  # noqa: BLE001 - an instance is never left by a failure
+                _log.exception("follower stumbled", instance=str(instance_id))
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MAX_SECONDS)
 
