@@ -245,6 +245,8 @@ class ReplacementDriver:
             try:
                 async with run.lock:
                     run.record = await self._store.replacement(run.record.id)
+                # Who watches has not heard of it, if it was stored after all.
+                self._publish(run.record)
             except StairwellError as error:
                 _log.warning("the store is not there yet", error=error.message)
             else:

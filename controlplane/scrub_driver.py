@@ -231,6 +231,7 @@ class ScrubDriver:
                     stored = await self._store.scrubs(run.record.disk_key)
                     found = [each for each in stored if each.path == run.record.path]
                     run.record = found[0] if found else run.record
+                self._disk_changed(run.record.disk_key)
             except StairwellError as error:
                 _log.warning("the store is not there yet", error=error.message)
             else:

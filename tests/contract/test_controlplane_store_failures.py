@@ -35,6 +35,8 @@ async def test_a_commit_that_failed_may_have_been_one(tmp_path: Path, state: Sta
         answer = await home.replace(home.vcr())
         done = await home.wait_replacement(answer.replacement_id, "DONE")
         assert lost == [state]
+        # It goes on from what was stored: nothing is sent a second time.
+        assert [home.vmmd.count(each) for each in ("ReplaceVcr", "VerifyVolume")] == [1, 1]
         stored = await store.replacement((await store.list_replacements(limit=1))[0][1].id)
         assert [each.number for each in stored.transitions] == list(range(len(done.transitions)))
         moved = [each.state for each in stored.transitions]
