@@ -32,7 +32,7 @@ from stairwell.telemetry.v1 import trace_service_pb2 as pb
 
 # A milestone is told at each of so many equal parts of the bytes.
 MILESTONES = 10
-CUT = "cut short: the control plane ended before this did"
+CUT = "cut short: the control plane ended, or lost its lease, before this did"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +283,17 @@ class Chronicle:
         self._tracing.record(span)
         return span
 
+    def left(self, subject: Subject) -> None:
+        """Another control plane drives on: what waits is told as cut. Should the workflow come back
+        here, it is taken up as any other's."""
+        page = self._pages.pop(subject.trace_id, None)
+        if page is not None:
+            self._cut_wait(page, "another control plane goes on with it")
+
     def close(self) -> None:
         """The control plane stops: what waits is told as cut."""
         for page in self._pages.values():
-            if page.wait is not None:
-                page.wait.set_attribute("cut", "true")
-                page.wait.add_event("the control plane stops")
-            self._end_wait(page)
+            self._cut_wait(page, "the control plane stops")
         self._pages.clear()
 
     # ---- inside
@@ -380,6 +384,12 @@ class Chronicle:
         for name, attributes in page.pending:
             span.add_event(name, attributes)
         page.pending.clear()
+
+    def _cut_wait(self, page: _Page, why: str) -> None:
+        if page.wait is not None:
+            page.wait.set_attribute("cut", "true")
+            page.wait.add_event(why)
+        self._end_wait(page)
 
     def _end_wait(self, page: _Page) -> None:
         if page.wait is not None:

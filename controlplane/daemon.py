@@ -17,6 +17,7 @@ from uuid import UUID
 from controlplane import breakpoints
 from controlplane.answers import AnswerBook
 from controlplane.chronicle import Chronicle
+from controlplane.claims import Claims
 from controlplane.core.records import InstanceRecord
 from controlplane.core.replacement import Replacement
 from controlplane.core.replacement_log import renews
@@ -33,6 +34,7 @@ from controlplane.operations.replacing import Replacing
 from controlplane.operations.scrubs import Scrubs
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
+from controlplane.relay import Relay
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.services.disks import DiskServicer
 from controlplane.services.fleet import FleetServicer
@@ -40,8 +42,10 @@ from controlplane.services.instances import InstanceServicer
 from controlplane.services.replacements import ReplacementServicer
 from controlplane.services.vcr import VcrServicer
 from controlplane.store.base import Store
-from controlplane.store.sqlite import SqliteStore
+from controlplane.store.place import Place
+from controlplane.store.sql_store import SqlStore
 from controlplane.traces import TraceKeeper
+from controlplane.words import Words
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
@@ -99,19 +103,20 @@ class ControlPlane:
         self,
         address: str,
         vmmd: str,
-        data: Path,
+        place: Place | Path,
         *,
         downstairs_tls: TlsFiles | None = None,
         metrics: str = "",
         grace_seconds: float = STOP_GRACE_SECONDS,
         pace: float = 1.0,
     ) -> None:
-        """`downstairs_tls` is what it shows the downstairs it asks; `metrics` is the address they
-        are read from, if any; `pace` scales the waits between a replacement's attempts; tests make
-        it small."""
+        """`place` is where its state is, or the directory of it; `downstairs_tls` is what it shows
+        the downstairs it asks; `metrics` is the address they are read from, if any; `pace` scales
+        the waits between a replacement's attempts; tests make it
+        small."""
         self._wanted = address
         self._vmmd_address = str(parse_address(vmmd))
-        self._data = data
+        self._place = place if isinstance(place, Place) else Place(place)
         self._downstairs_tls = downstairs_tls
         self._metrics_wanted = metrics
         self.metrics_address = ""
@@ -142,7 +147,7 @@ class ControlPlane:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Starts everything; what was started is on the stack, in the order to end it."""
-        store = await SqliteStore.open(self._data)
+        store = await SqlStore.open(self._place)
         stack.push_async_callback(store.close)
         tracing = Tracing.configure("controlplane", self._wanted)
         stack.callback(tracing.shutdown)
@@ -150,26 +155,38 @@ class ControlPlane:
         stack.push_async_callback(vmmd.close)
         news = _News()
         detached = Detached()
-        traces = TraceKeeper(store, vmmd, tracing)
+        claims = Claims(store)
+        words = Words(store, claims)
+        traces = TraceKeeper(store, vmmd, tracing, shared=store.lease_seconds is not None)
+        # Last, once nothing drives any more: others take over at once.
+        stack.push_async_callback(claims.stop)
         stack.push_async_callback(traces.close)
-        driver, scrub_driver = self._workflows(stack, store, vmmd, detached, traces, tracing, news)
+        driver, scrub_driver = self._workflows(
+            stack, store, claims, vmmd, detached, traces, tracing, news
+        )
         stack.push_async_callback(detached.drain)
         stack.push_async_callback(scrub_driver.stop)
         stack.push_async_callback(driver.stop)
-        follower = MachineFollower(store, vmmd, news.instances)
+        follower = MachineFollower(store, claims, vmmd, news.instances)
         stack.push_async_callback(follower.stop)
-        await driver.start()
-        await scrub_driver.start()
-        await follower.start()
+        relay = Relay(store, claims, words, news.instances, news.replacements, news.disks)
+        stack.push_async_callback(relay.stop)
+        stack.push_async_callback(words.stop)
+        stack.push_async_callback(claims.halt)
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
-        replacements = Replacements(store, driver, traces, news.replacements)
+        replacements = Replacements(store, driver, words, traces, news.replacements)
         replacing = Replacing(
             store, fleet, driver, replacements, detached, tracing, disk_changed=news.disk_changed
         )
-        instances = Instances(store, vmmd, follower, driver, scrub_driver, detached, news.instances)
+        instances = Instances(
+            store, vmmd, follower, driver, scrub_driver, words, detached, news.instances
+        )
         disks = Disks(store, vmmd, scrub_driver, news.disks)
-        scrubs = Scrubs(store, scrub_driver, detached)
+        scrubs = Scrubs(store, scrub_driver, words, detached)
+        await claims.start()
+        words.start()
+        relay.start()
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
             DiskServicer(disks, replacing, scrubs, answers),
@@ -177,18 +194,25 @@ class ControlPlane:
             FleetServicer(FleetBook(store, fleet)),
             TraceServicer(tracing, vmmd.channels),
         )
-        server = RpcServer(self._wanted, services, tracing)
-        await server.start()
         stack.push_async_callback(detached.drain)
-        stack.push_async_callback(server.stop, self._grace_seconds)
+        self._server = await self._served(stack, services, tracing)
         stack.callback(news.close)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
-        self._server = server
+
+    async def _served(
+        self, stack: AsyncExitStack, services: list[Service], tracing: Tracing
+    ) -> RpcServer:
+        """The server, which takes calls."""
+        server = RpcServer(self._wanted, services, tracing)
+        await server.start()
+        stack.push_async_callback(server.stop, self._grace_seconds)
+        return server
 
     def _workflows(
         self,
         stack: AsyncExitStack,
         store: Store,
+        claims: Claims,
         vmmd: Vmmd,
         detached: Detached,
         traces: TraceKeeper,
@@ -201,12 +225,12 @@ class ControlPlane:
         self.metrics_address = metrics.address
         counted = WorkflowMetrics(metrics)
         driver = ReplacementDriver(
-            store, vmmd, traces, news.replacements, detached, Chronicle(tracing),
+            store, claims, vmmd, traces, news.replacements, detached, Chronicle(tracing),
             metrics=counted, disk_changed=news.disk_changed, pace=self._pace,
             reached=breakpoints.from_environment(),
         )  # fmt: skip
         scrub_driver = ScrubDriver(
-            store, vmmd, detached, traces, Chronicle(tracing),
+            store, claims, vmmd, detached, traces, Chronicle(tracing),
             disk_changed=news.disk_changed, pace=self._pace,
         )  # fmt: skip
         counted.reads(

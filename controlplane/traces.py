@@ -47,11 +47,14 @@ class TraceKeeper:
         vmmd: Vmmd,
         tracing: Tracing,
         *,
+        shared: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`shared` says that other control planes may drive what is in the store."""
         self._store = store
         self._vmmd = vmmd
         self._tracing = tracing
+        self._shared = shared
         self._clock = clock
         # Ids of the ended spans that are stored, by trace.
         self._kept: OrderedDict[str, set[str]] = OrderedDict()
@@ -126,10 +129,21 @@ class TraceKeeper:
         here = {span.span_id for span in collected}
         old = [span for span in stored if span.span_id not in here]
         for span in old:
-            # No daemon holds the root of a workflow that is under way.
-            if not span.end_time_unix_nano and span.span_id != root_id(trace_id):
+            if not span.end_time_unix_nano and not self._driver_s(span, old):
                 _cut(span, [*old, *collected])
         return bounded([*collected, *old], TRACE_BYTES_MAX)
+
+    def _driver_s(self, span: pb.Span, stored: list[pb.Span]) -> bool:
+        """Whether an open span is the word of whoever drives the workflow, which is no daemon's.
+
+        The root of a workflow that is under way is nobody's. Another control plane that drives one
+        stores its spans as they begin; should it die, the one that takes over tells them as cut.
+        """
+        root = root_id(span.trace_id)
+        if span.span_id == root:
+            return True
+        open_root = any(each.span_id == root and not each.end_time_unix_nano for each in stored)
+        return self._shared and open_root and span.service == self._tracing.service
 
     async def _collect(self, trace_id: str, machine_id: UUID) -> None:
         async with self._collections:

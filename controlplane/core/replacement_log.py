@@ -13,8 +13,11 @@ def last_number(record: Replacement) -> int:
 
 
 def renews(old: Replacement, new: Replacement) -> bool:
-    """Whether `new` tells all that `old` did: no line of the log is between them."""
-    return last_number(old) == last_number(new)
+    """Whether `new` tells all that `old` did, and is no older: no line of the log is between them.
+
+    A record that was read from the store may come after what the driver told of it itself.
+    """
+    return last_number(old) == last_number(new) and old.updated_at <= new.updated_at
 
 
 def begun_again_at(record: Replacement) -> float | None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from controlplane.claims import Claims
 from controlplane.core import replacement as core
 from controlplane.core.replacement import Replacement, step
 from controlplane.core.replacement_log import last_number, renews
 from controlplane.feed import NEWS_MAX, Feed
 from controlplane.operations.replacements import Replacements
-from controlplane.store.sqlite import SqliteStore
+from controlplane.store.place import Place
+from controlplane.store.sql_store import SqlStore
+from controlplane.words import Words
 from stairlib.model.errors import InvalidRequestError
 from tests.unit.controlplane.core.records_made import disk, instance, replacement
 
@@ -29,15 +32,16 @@ class Nobody:
 class Log:
     """A replacement in a real store, whose steps are stored and then published as a driver does."""
 
-    def __init__(self, store: SqliteStore, record: Replacement) -> None:
-        self.store, self.record = store, record
+    def __init__(self, store: SqlStore, record: Replacement, epoch: int) -> None:
+        self.store, self.record, self.epoch = store, record, epoch
         self.news = Feed[Replacement](renews)
-        self.operations = Replacements(store, Nobody(), None, self.news)  # type: ignore[arg-type]
+        words = Words(store, Claims(store))
+        self.operations = Replacements(store, Nobody(), words, None, self.news)  # type: ignore[arg-type]
 
     async def take(self, event: core.Event, *, save: bool = True) -> None:
         self.record, _ = step(self.record, event)
         if save:
-            await self.store.save_replacement(self.record)
+            await self.store.save_replacement(self.record, self.epoch)
         self.news.publish(self.record.id, self.record)
 
     async def observe(self, done: int) -> None:
@@ -55,13 +59,13 @@ class Log:
 
 @pytest.fixture
 async def log(tmp_path: Path) -> AsyncIterator[Log]:
-    store = await SqliteStore.open(tmp_path)
+    store = await SqlStore.open(Place(tmp_path))
     await store.add_instance(instance(), [disk()])
     record = replacement()
     for event in (core.Validated, core.Preflighted, core.Recorded):
         record, _ = step(record, event(at=record.updated_at + 1))
-    await store.begin_replacement(record)
-    yield Log(store, record)
+    lease = await store.begin_replacement(record)
+    yield Log(store, record, lease.epoch)
     await store.close()
 
 
@@ -130,6 +134,32 @@ async def test_a_watch_goes_on_after_a_line_that_the_record_has_long_dropped(log
 async def test_a_line_that_never_was_is_refused_in_words(log: Log) -> None:
     with pytest.raises(InvalidRequestError, match="newest transition has the number 2"):
         await anext(log.operations.watch(str(log.record.id), 3))
+
+
+async def test_what_another_control_plane_wrote_is_told_from_the_store_once(log: Log) -> None:
+    """A relay publishes what it has read, several lines on, or the same again."""
+    identity = log.record.id
+    async with aclosing(log.operations.watch(str(identity))) as news:
+        told = [await anext(news)]
+        await log.go_round(2)
+        first = await log.store.replacement(identity)
+        log.news.publish(identity, first)
+        log.news.publish(identity, first)
+        await log.take(core.GaveUp(at=log.record.updated_at + 1, error="no"))
+        log.news.publish(identity, await log.store.replacement(identity))
+        told += [each async for each in news]
+    assert numbers(told) == list(range(last_number(log.record) + 1))
+
+
+async def test_an_older_reading_takes_nothing_from_the_newest_news(log: Log) -> None:
+    await log.take(core.Applied(at=log.record.updated_at + 1, result="STARTED"))
+    stored = await log.store.replacement(log.record.id)
+    async with aclosing(log.operations.watch(str(log.record.id))) as news:
+        await anext(news)
+        await log.observe(9)
+        log.news.publish(stored.id, stored)
+        record, lines = await anext(news)
+    assert (record.progress.bytes_done, lines) == (9 << 12, ())
 
 
 async def test_news_that_are_older_than_what_was_read_are_no_news(log: Log) -> None:
