@@ -54,7 +54,9 @@ while read -r line; do eval "$line"; done < /dev/ttyS0 > /dev/ttyS0 2>&1
 
 def main() -> int:
     """Nothing is printed but what is done; 1 with a sentence when it cannot be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args().directory.resolve()
     try:
@@ -131,7 +133,7 @@ def _tree(root: Path, tree: Path, release: str) -> Path:
 
 
 def _copy_libraries(root: Path, program: Path, tree: Path) -> None:
-    """The shared libraries a program needs, from their packages; the C library is this machine's."""
+    """The libraries a program needs, from their packages; the C library is this machine's."""
     places = ":".join(f"{root}/{place}/x86_64-linux-gnu" for place in ("usr/lib", "lib"))
     done = subprocess.run(
         ["ldd", str(program)], check=False, text=True, capture_output=True,
@@ -149,9 +151,7 @@ def _copy_libraries(root: Path, program: Path, tree: Path) -> None:
 
 
 def _pack(tree: Path, busybox: Path, initrd: Path) -> None:
-    names = "\n".join(
-        sorted(str(path.relative_to(tree)) for path in tree.rglob("*"))
-    )
+    names = "\n".join(sorted(str(path.relative_to(tree)) for path in tree.rglob("*")))
     with initrd.open("wb") as out:
         archive = subprocess.Popen(
             [str(busybox), "cpio", "-o", "-H", "newc"],

@@ -59,6 +59,7 @@ def _disk_fields(disk: Disk) -> Table:
             ("reason", volume.reason),
             ("size", size),
             ("nbd_uri", volume.nbd_uri),
+            ("vhost_user_socket", volume.vhost_user_socket),
             ("served", served),
         ]
         if counters.read_mismatches:

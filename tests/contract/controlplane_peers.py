@@ -103,6 +103,11 @@ class ScriptedVmmd:
             self.volumes[disk].regions.extend(kept)
         await self.tell()
 
+    async def die(self, machine_id: str) -> None:
+        """The machine's process is killed; vmmd makes the next one when it is asked to."""
+        self.machines[machine_id].process_died = True
+        await self.set_machine(machine_id, "FAILED", "its process ended (killed by signal 9)")
+
     async def lose(self, machine_id: str) -> None:
         """As after a restart of vmmd: the machine and all it knew are gone."""
         del self.machines[machine_id]
@@ -166,7 +171,8 @@ class Machines(machine_grpc.MachineServiceServicer):
 
     async def EnsureMachine(self, request, context):
         await self.script.heard("EnsureMachine", request)
-        if request.spec.id not in self.script.machines:
+        present = self.script.machines.get(request.spec.id)
+        if present is None or present.process_died:
             self.script.make(request.spec)
             await self.script.tell()
         return machine_pb.EnsureMachineResponse(machine=self.find(request.spec.id))

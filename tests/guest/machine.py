@@ -43,14 +43,14 @@ class Guest:
         self._console_path = directory / "console.sock"
         self._monitor_path = directory / "monitor.sock"
         self._errors = (directory / "qemu.log").open("wb")
+        console = f"socket,id=console,path={self._console_path}"
         self.process = subprocess.Popen(
             [
                 *qemu, "-M", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max",
                 "-object", f"memory-backend-memfd,id=ram,size={memory_mib}M,share=on",
                 "-m", str(memory_mib), "-smp", str(processors), "-nodefaults", "-no-user-config",
                 "-display", "none", "-no-reboot",
-                "-chardev", f"socket,id=console,path={self._console_path},server=on,wait=off,"
-                f"logfile={self.log}",
+                "-chardev", f"{console},server=on,wait=off,logfile={self.log}",
                 "-serial", "chardev:console",
                 "-qmp", f"unix:{self._monitor_path},server=on,wait=off",
                 "-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd"),

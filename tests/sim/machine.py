@@ -414,7 +414,7 @@ class Machine:
             scrubs=(),
             counters=VolumeCounters(),
         )
-        return volume_message("machine", "disk", volume, "")
+        return volume_message("machine", "disk", volume, nbd_uri="", vhost_user_socket="")
 
     def replace(
         self,

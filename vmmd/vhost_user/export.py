@@ -63,6 +63,7 @@ class VhostUserExport:
         self._requests: list[Request] = []
         self._done: dict[int, list[tuple[int, int]]] = {}
         self._working = False
+        self._inode = 0
 
     @property
     def counters(self) -> AttachmentCounters:
@@ -87,6 +88,7 @@ class VhostUserExport:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
             listener.bind(self.path)
+            self._inode = os.stat(self.path).st_ino
             listener.listen(1)
         except OSError as error:
             listener.close()
@@ -104,8 +106,10 @@ class VhostUserExport:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+            # Another process may have taken the path over meanwhile.
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
+                if os.stat(self.path).st_ino == self._inode:
+                    os.unlink(self.path)
         for task in (self._serving, self._redoing):
             if task is not None:
                 task.cancel()
