@@ -194,7 +194,7 @@ def test_bad_requests_are_answered_and_nothing_happens(kind, sector, out, into, 
 
 
 def test_a_transfer_beyond_the_limit_is_refused() -> None:
-    disk = Disk(BackendInfo(BLOCK, 1 << 20, read_only=True, supports_discard=False))
+    disk = Disk(BackendInfo(BLOCK, 5000, read_only=True, supports_discard=False))
     chain = disk.take(RequestType.IN, 0, into=identify.TRANSFER_BYTES_MAX + BLOCK)
     assert disk.status(chain) == IO_ERROR
 
