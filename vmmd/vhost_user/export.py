@@ -64,6 +64,9 @@ class VhostUserExport:
         self._done: dict[int, list[tuple[int, int]]] = {}
         self._working = False
         self._inode = 0
+        # Set while no hypervisor is there.
+        self.disconnected = asyncio.Event()
+        self.disconnected.set()
 
     @property
     def counters(self) -> AttachmentCounters:
@@ -135,6 +138,7 @@ class VhostUserExport:
             connection.close()
             return
         self._session = Session(connection, self)
+        self.disconnected.clear()
         self._serving = asyncio.create_task(self._serve(self._session), name="vhost-user")
 
     async def _serve(self, session: Session) -> None:
@@ -146,6 +150,8 @@ class VhostUserExport:
             self._session = None
             if self._redoing is not None:
                 self._redoing.cancel()
+            self._core.use_journal(NoJournal())
+            self.disconnected.set()
             _log.info("hypervisor disconnected", socket=self.path)
 
     # --- the session's calls

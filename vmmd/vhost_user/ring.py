@@ -160,7 +160,7 @@ class Ring:
         if self._call is not None:
             os.close(self._call)
             self._call = None
-        self._ring = None
+        self._ring = self.inflight = None
 
     def _drop_kick(self) -> None:
         if self._kick is not None:

@@ -103,11 +103,15 @@ class Session:
         for ring in self._rings:
             ring.close()
             self._device.forget(ring.number)
+        # Mappings hold descriptors of their own: they are not left to the garbage collector.
+        self._memory.map([], [])
+        self._rings = []
         self._connection.close()
 
     def give_back(self, ring: int, done: Sequence[tuple[int, int]]) -> None:
         """Chains of a ring are done."""
-        self._rings[ring].give_back(done)
+        if not self._closed:
+            self._rings[ring].give_back(done)
 
     # --- the socket
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-stairwell/controlplane/v1/fleet_service.proto\x12\x19stairwell.controlplane.v1\"\xd4\x01\n\nDownstairs\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tregion_id\x18\x02 \x01(\t\x12\x37\n\x04role\x18\x03 \x01(\x0e\x32).stairwell.controlplane.v1.DownstairsRole\x12\x11\n\tvolume_id\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\x04\x12\x19\n\x11\x62locks_per_extent\x18\x06 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x07 \x01(\r\x12\x11\n\tencrypted\x18\x08 \x01(\x08\",\n\x19RegisterDownstairsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"W\n\x1aRegisterDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x01(\x0b\x32%.stairwell.controlplane.v1.Downstairs\"\x17\n\x15ListDownstairsRequest\"S\n\x16ListDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x03(\x0b\x32%.stairwell.controlplane.v1.Downstairs*\x85\x01\n\x0e\x44ownstairsRole\x12\x1f\n\x1b\x44OWNSTAIRS_ROLE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44OWNSTAIRS_ROLE_SPARE\x10\x01\x12\x1a\n\x16\x44OWNSTAIRS_ROLE_MEMBER\x10\x02\x12\x1b\n\x17\x44OWNSTAIRS_ROLE_RETIRED\x10\x03\x32\x89\x02\n\x0c\x46leetService\x12\x81\x01\n\x12RegisterDownstairs\x12\x34.stairwell.controlplane.v1.RegisterDownstairsRequest\x1a\x35.stairwell.controlplane.v1.RegisterDownstairsResponse\x12u\n\x0eListDownstairs\x12\x30.stairwell.controlplane.v1.ListDownstairsRequest\x1a\x31.stairwell.controlplane.v1.ListDownstairsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-stairwell/controlplane/v1/fleet_service.proto\x12\x19stairwell.controlplane.v1\"\xd4\x01\n\nDownstairs\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tregion_id\x18\x02 \x01(\t\x12\x37\n\x04role\x18\x03 \x01(\x0e\x32).stairwell.controlplane.v1.DownstairsRole\x12\x11\n\tvolume_id\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\x04\x12\x19\n\x11\x62locks_per_extent\x18\x06 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x07 \x01(\r\x12\x11\n\tencrypted\x18\x08 \x01(\x08\",\n\x19RegisterDownstairsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"W\n\x1aRegisterDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x01(\x0b\x32%.stairwell.controlplane.v1.Downstairs\"\x17\n\x15ListDownstairsRequest\"S\n\x16ListDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x03(\x0b\x32%.stairwell.controlplane.v1.Downstairs*\xa3\x01\n\x0e\x44ownstairsRole\x12\x1f\n\x1b\x44OWNSTAIRS_ROLE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44OWNSTAIRS_ROLE_SPARE\x10\x01\x12\x1a\n\x16\x44OWNSTAIRS_ROLE_MEMBER\x10\x02\x12\x1b\n\x17\x44OWNSTAIRS_ROLE_RETIRED\x10\x03\x12\x1c\n\x18\x44OWNSTAIRS_ROLE_LEFTOVER\x10\x04\x32\x89\x02\n\x0c\x46leetService\x12\x81\x01\n\x12RegisterDownstairs\x12\x34.stairwell.controlplane.v1.RegisterDownstairsRequest\x1a\x35.stairwell.controlplane.v1.RegisterDownstairsResponse\x12u\n\x0eListDownstairs\x12\x30.stairwell.controlplane.v1.ListDownstairsRequest\x1a\x31.stairwell.controlplane.v1.ListDownstairsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.controlplane.v1.f
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DOWNSTAIRSROLE']._serialized_start=537
-  _globals['_DOWNSTAIRSROLE']._serialized_end=670
+  _globals['_DOWNSTAIRSROLE']._serialized_end=700
   _globals['_DOWNSTAIRS']._serialized_start=77
   _globals['_DOWNSTAIRS']._serialized_end=289
   _globals['_REGISTERDOWNSTAIRSREQUEST']._serialized_start=291
@@ -43,6 +43,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDOWNSTAIRSREQUEST']._serialized_end=449
   _globals['_LISTDOWNSTAIRSRESPONSE']._serialized_start=451
   _globals['_LISTDOWNSTAIRSRESPONSE']._serialized_end=534
-  _globals['_FLEETSERVICE']._serialized_start=673
-  _globals['_FLEETSERVICE']._serialized_end=938
+  _globals['_FLEETSERVICE']._serialized_start=703
+  _globals['_FLEETSERVICE']._serialized_end=968
 # @@protoc_insertion_point(module_scope)
