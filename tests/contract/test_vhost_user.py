@@ -299,7 +299,7 @@ async def test_random_bytes_at_every_stage_harm_nobody(export) -> None:
     front.close()
 
 
-async def test_descriptors_do_not_pile_up(export) -> None:
+async def test_descriptors_do_not_pile_up(export, backend) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         front, disk, _area, file = await noted(export)
@@ -309,4 +309,5 @@ async def test_descriptors_do_not_pile_up(export) -> None:
         os.close(front.memory.file)
     async with asyncio.timeout(20):
         await export.disconnected.wait()
+    backend.asked.clear()
     assert len(os.listdir("/proc/self/fd")) <= before
