@@ -37,7 +37,10 @@ class Guest:
         qemu: Sequence[str] = (QEMU,),
         memory_mib: int = 512,
         processors: int = 2,
+        reboots: bool = False,
     ) -> None:
+        """`devices` are further arguments of QEMU. Without `reboots` it ends when the guest wants
+        to reboot."""
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "console.log"
         self._console_path = directory / "console.sock"
@@ -49,12 +52,14 @@ class Guest:
                 *qemu, "-M", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max",
                 "-object", f"memory-backend-memfd,id=ram,size={memory_mib}M,share=on",
                 "-m", str(memory_mib), "-smp", str(processors), "-nodefaults", "-no-user-config",
-                "-display", "none", "-no-reboot",
+                "-display", "none", *([] if reboots else ["-no-reboot"]),
                 "-chardev", f"{console},server=on,wait=off,logfile={self.log}",
                 "-serial", "chardev:console",
                 "-qmp", f"unix:{self._monitor_path},server=on,wait=off",
                 "-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd"),
-                "-append", "console=ttyS0 quiet panic=-1",
+                "-append",
+                # On a busy host the emulated timers come late, which is no fault of theirs.
+                "console=ttyS0 quiet panic=-1 no_timer_check",
                 *devices,
             ],
             stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
@@ -106,6 +111,10 @@ class Guest:
         """A command to its end: what it printed; GuestError unless its status is 0."""
         return self.wait(self.send(command), seconds)
 
+    def line(self, seconds: float) -> str:
+        """The next line on the console."""
+        return self._until(b"\n", seconds).decode(errors="replace").strip()
+
     def _until(self, mark: bytes, seconds: float) -> bytes:
         """The console's text up to the mark, which is taken with it."""
         deadline = time.monotonic() + seconds
@@ -114,7 +123,7 @@ class Guest:
             self._console.settimeout(max(left, 0.01))
             try:
                 data = self._console.recv(65536)
-            except TimeoutError:
+            except (TimeoutError, ConnectionResetError):
                 data = b""
             if not data:
                 last = self._text[-2000:].decode(errors="replace")
