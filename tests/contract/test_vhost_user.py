@@ -148,6 +148,17 @@ async def test_a_second_hypervisor_is_refused_and_the_first_goes_on(export) -> N
     front.close()
 
 
+async def test_one_that_says_nothing_is_hung_up_on(export, monkeypatch) -> None:
+    monkeypatch.setattr("vmmd.vhost_user.session.FIRST_SECONDS", 0.05)
+    silent = await Front(export.path).connect()
+    assert await silent.hung_up()
+    silent.close()
+    front, disk = await started(export)
+    await asyncio.sleep(0.1)  # later it may be silent for as long as it likes
+    assert (await disk.ask(RequestType.IN, into=BLOCK))[0] == 0
+    front.close()
+
+
 async def test_what_was_in_flight_is_begun_again_in_order(export, backend) -> None:
     front, disk, area, file = await noted(export)
     backend.hold()

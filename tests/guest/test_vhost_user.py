@@ -18,7 +18,12 @@ from tests.guest.machine import Guest, vhost_user_disk
 from tests.integration.cluster import children, until
 from tests.integration.volume import SLOT_ACTIVE, Volume
 
-pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.asyncio(loop_scope="module"),
+    # Fifteen seconds on an idle machine; guests are emulated, and slow where others work beside.
+    pytest.mark.timeout(600),
+]
 
 # What a guest's log says of a disk that failed it.
 TROUBLE = "I/O error|Buffer I/O|EXT4-fs error|blk_update|timeout|hung_task"
@@ -146,7 +151,7 @@ async def test_the_machine_s_process_killed_while_the_guest_writes(
 
 async def test_a_disk_plugged_and_unplugged(volume: Volume, image: Path, tmp_path: Path) -> None:
     socket = (await volume.info()).volume.vhost_user_socket
-    port = ["-device", "pcie-root-port,id=port,chassis=1"]
+    port = ["-device", "pcie-root-port,id=plug,chassis=1"]
     guest = Guest(tmp_path, image, port)
     try:
         await asyncio.to_thread(guest.wait_ready)
@@ -159,7 +164,7 @@ async def test_a_disk_plugged_and_unplugged(volume: Volume, image: Path, tmp_pat
             }
             guest.monitor.command("chardev-add", id="disk", backend=backend)
             guest.monitor.command(
-                "device_add", driver="vhost-user-blk-pci", id="plugged", bus="port", chardev="disk"
+                "device_add", driver="vhost-user-blk-pci", id="plugged", bus="plug", chardev="disk"
             )
             guest.run("until test -b /dev/vda; do usleep 20000; done", 30)
 
@@ -188,7 +193,8 @@ async def test_a_database_and_a_power_cut(volume: Volume, image: Path, tmp_path:
         await mounted(guest, 1)
         # EXTRA: without it a power cut may take the last commit back, for want of a sync of its
         # directory.
-        insert = "pragma synchronous = extra; insert into t select coalesce(max(n), 0) + 1 from t; select max(n) from t;"
+        insert = "pragma synchronous = extra; insert into t select coalesce(max(n), 0) + 1 from t;"
+        insert += " select max(n) from t;"
         await run(guest, "sqlite3 /mnt/db 'create table t (n integer primary key)'")
         await run(guest, "sync")
         guest.send(f'while sqlite3 /mnt/db "{insert}" > /tmp/n; do cat /tmp/n; done')

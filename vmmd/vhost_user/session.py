@@ -28,6 +28,9 @@ RINGS_MAX = 16
 # The hypervisor stands still while it waits for a ring to stop. What is then still in flight is
 # noted in the inflight area and taken up again when the ring is started.
 STOP_SECONDS = 2.0
+# A hypervisor speaks first, and at once. QEMU 7.2 that lost one connection in the middle of its first
+# words may hold the next one and say nothing on it, until it is hung up on.
+FIRST_SECONDS = 5.0
 _PROTOCOL_FEATURES = (
     wire.PROTOCOL_MULTI_QUEUE
     | wire.PROTOCOL_REPLY_ACK
@@ -76,9 +79,11 @@ class Session:
         self._rings = [
             Ring(number, self._memory, self._device.take) for number in range(self._device.rings)
         ]
+        silence: float | None = FIRST_SECONDS
         try:
             while True:
-                head, files = await self._receive(loop)
+                head, files = await self._first_or_next(loop, silence)
+                silence = None
                 if head is None:
                     return
                 try:
@@ -114,6 +119,15 @@ class Session:
             self._rings[ring].give_back(done)
 
     # --- the socket
+
+    async def _first_or_next(
+        self, loop: asyncio.AbstractEventLoop, seconds: float | None
+    ) -> tuple[wire.Header | None, list[int]]:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._receive(loop)
+        except TimeoutError:
+            raise ProtocolError(f"it said nothing for {seconds} s") from None
 
     async def _receive(
         self, loop: asyncio.AbstractEventLoop
