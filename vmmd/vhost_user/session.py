@@ -28,7 +28,7 @@ RINGS_MAX = 16
 # The hypervisor stands still while it waits for a ring to stop. What is then still in flight is
 # noted in the inflight area and taken up again when the ring is started.
 STOP_SECONDS = 2.0
-# A hypervisor speaks first, and at once. QEMU 7.2 that lost one connection in the middle of its first
+# A hypervisor speaks first, and at once. QEMU 7.2 that lost a connection in the middle of its first
 # words may hold the next one and say nothing on it, until it is hung up on.
 FIRST_SECONDS = 5.0
 _PROTOCOL_FEATURES = (
