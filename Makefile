@@ -43,7 +43,12 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
 	  --ignore tests/compose --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
-	  $(TEST_FLAGS)
+	  -m 'not postgres' $(TEST_FLAGS)
+
+.PHONY: test-postgres
+test-postgres: setup ## Run the store's tests on a PostgreSQL of their own, and kill control planes that share it (skipped where it is not installed)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope -m postgres -ra \
+	  tests/unit/controlplane tests/contract tests/integration $(TEST_FLAGS)
 
 .PHONY: sim
 sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a soak, FIRST=n to begin elsewhere)
@@ -62,9 +67,17 @@ torture-storage: setup ## Cut the power under regions; kill, cut off and fill th
 	@$(BIN)/python -m tests.crashes --seconds $(DURATION) --seed $(SEED)
 	@STAIRWELL_TORTURE_SECONDS=$(DURATION) STAIRWELL_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
 
+.PHONY: test-guest
+test-guest: setup ## Boot a real Linux on replicated disks (needs qemu-system-x86 and apt; says so where they are absent)
+	@$(BIN)/python -m pytest tests/guest -ra $(TEST_FLAGS)
+
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
 	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
+
+.PHONY: bench-region
+bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/O and repair, beside plain files (minutes)
+	@$(BIN)/python bench/region.py
 
 .PHONY: fuzz
 fuzz: setup ## Feed the judge of construction requests whatever atheris thinks of (FUZZ_SECONDS=60)
