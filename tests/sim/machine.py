@@ -421,6 +421,7 @@ class Machine:
         original: Construction,
         replacement: Construction,
         then: Callable[[events.Answer], None],
+        replacement_id: str = "",
     ) -> None:
         """What VolumeService.ReplaceVcr does: the one changed target is handed to the core."""
         try:
@@ -437,7 +438,7 @@ class Machine:
             self.world.reached.replaced(kinds, said)
             then(answer)
 
-        self.ask(lambda key: events.Replace(key, old, new), answered)
+        self.ask(lambda key: events.Replace(key, old, new, replacement_id), answered)
 
     def verify(self, then: Callable[[events.Answer], None]) -> None:
         """Compares the members; the answer's value is a VerifyResult."""

@@ -15,7 +15,7 @@ from typing import cast
 from uuid import UUID
 
 from stairlib.model.construction import PARENT, Construction, in_parent, join_path, volume_id
-from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, StateError
+from stairlib.model.errors import NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import (
@@ -126,8 +126,6 @@ class Volume:
         self._stoppable: set[str] = set()
         self._watchers: set[asyncio.Event] = set()
         self._peers: dict[str, Peer] = {}
-        # Replacements that were undone; a request for one may still be on its way.
-        self._taken_back: set[str] = set()
         info = self._root.info
         self._info = BackendInfo(
             info.block_size,
@@ -213,10 +211,6 @@ class Volume:
         """Asks the region at that path; `slot` is -1 when it knows neither address, or is gone.
         StateError TARGET_IN_USE when `new` is a member of another region of this volume;
         ConflictError REPLACEMENT_UNDONE when it was taken back before it came."""
-        if replacement_id and replacement_id in self._taken_back:
-            raise ConflictError(
-                f"replacement {replacement_id} was taken back", reason="REPLACEMENT_UNDONE"
-            )
         region = self._tree.regions.get(region_path)
         if region is None:
             return Replacement(ReplaceResult.MISSING, -1)
@@ -234,9 +228,7 @@ class Volume:
         """Whether `old` was being replaced by `new`: that is over. A request to replace it that is
         still on its way is refused when it comes. Errors as `RegionUpstairs.take_back`."""
         region = self._tree.regions.get(region_path)
-        was_applied = region is not None and await region.take_back(old, new)
-        self._taken_back.add(replacement_id)
-        return was_applied
+        return region is not None and await region.take_back(old, new, replacement_id)
 
     def hold_repair(self, region_path: str, slot: int, *, held: bool) -> None:
         """Of one slot of a region; NotFoundError when the region is not there."""

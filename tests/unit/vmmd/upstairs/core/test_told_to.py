@@ -156,6 +156,21 @@ def test_a_replacement_is_taken_back_while_the_old_one_serves(repairing) -> None
     assert take_back(repairing, "d2:1", "d3:1").value is False, "asked again"
 
 
+def test_a_request_that_comes_after_it_was_taken_back_is_refused(world) -> None:
+    for applied in (False, True):
+        name = f"replacement-{applied}"
+        if applied:
+            world.daemons["d3:1"].up = False
+            replace(world, "d2:1", "d3:1")
+        asked = world.ask(lambda key, name=name: events.TakeBack(key, "d2:1", "d3:1", name))
+        assert world.answers[asked].value is applied
+        late = world.ask(lambda key, name=name: events.Replace(key, "d2:1", "d3:1", name))
+        assert world.answers[late].error.reason == "REPLACEMENT_UNDONE"
+        assert slot(world, 2).address == "d2:1"
+    other = world.ask(lambda key: events.Replace(key, "d2:1", "d3:1", "another"))
+    assert world.answers[other].value.result is ReplaceResult.STARTED
+
+
 def test_one_that_was_never_applied_is_none(world) -> None:
     world.feed(events.HoldRepair(2, held=True))
     assert take_back(world, "d2:1", "d3:1").value is False
