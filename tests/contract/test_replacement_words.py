@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from controlplane.core.replacement import RESTARTS_MAX
 from stairlib.model.errors import StateError, UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
@@ -363,3 +364,43 @@ async def test_the_same_request_id_at_once_is_one_request(home: House) -> None:
     answers = await asyncio.gather(*(home.replace(home.vcr(), requestId="r-1") for _ in range(4)))
     assert all(each == answers[0] for each in answers)
     assert answers[0].result == disk_pb.REPLACE_RESULT_STARTED
+
+
+# ---- what does not move
+
+
+async def test_a_repair_that_stands_still_is_begun_anew_and_in_the_end_failed(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.core.progress.STALL_SECONDS", 0.3)
+    identity = await repairing(home)
+    await home.vmmd.until(lambda: home.vmmd.count("RepairMember") == 1)
+    ((_, asked),) = [call for call in home.vmmd.calls if call[0] == "RepairMember"]
+    assert (asked.slot, asked.whole) == (2, False)
+    record = await home.replacement(identity)
+    assert record.restarts >= 1
+    assert "no progress for 0.3 s" in record.last_error
+    # It gets farther: the count begins anew.
+    await home.vmmd.progress("block2", 2, TOTAL // 2 + (1 << 20), TOTAL)
+    await home.wait_replacement(identity, lambda r: r.restarts == 0)
+    failed = await home.wait_replacement(identity, "FAILED")
+    assert f"begun anew {RESTARTS_MAX} times and did not move" in failed.last_error
+    assert failed.failed_in == pb.REPLACEMENT_STATE_REPAIR
+    monkeypatch.undo()
+    await say(home, "Retry", identity)
+    await home.vmmd.finish("block2", 2)
+    await home.wait_replacement(identity, "DONE")
+
+
+async def test_a_step_that_does_not_end_is_tried_again(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.core.replacement.STEP_SECONDS", 0.3)
+    gate = Gate(home.vmmd, "ReplaceVcr")
+    answer = await home.replace(home.vcr())
+    record = await home.wait_replacement(answer.replacement_id, lambda r: r.attempt > 0)
+    assert "the step APPLY did not end within 0.3 s" in record.last_error
+    assert record.state == pb.REPLACEMENT_STATE_APPLY
+    monkeypatch.undo()
+    gate.open()
+    await home.wait_replacement(answer.replacement_id, "REPAIR")
