@@ -337,7 +337,7 @@ class Driver:
         except StairwellError as error:
             self._control.note(f"replacement stumbled: {error.message}")
             self._turn += 1
-            self._control.later((UNEXPECTED_SECONDS, UNEXPECTED_SECONDS), self._resume)
+            self._control.later((UNEXPECTED_SECONDS, UNEXPECTED_SECONDS), self._resume, self._turn)
             return
         self.record = record
         self._world.checks.replacement_stored(before, record)
@@ -354,8 +354,9 @@ class Driver:
         if turn == self._turn:
             self._perform(effects)
 
-    def _resume(self) -> None:
-        self.advance(core.Resumed(at=self._now))
+    def _resume(self, turn: int) -> None:
+        if turn == self._turn:
+            self.advance(core.Resumed(at=self._now))
 
     def _perform(self, effects: tuple[Effect, ...]) -> None:
         (effect,) = effects
@@ -424,9 +425,11 @@ class Driver:
         due = self.record.next_attempt_at
         assert due is not None
         wait = max(0.0, due - self._now)
-        self._control.later((wait, wait), self._retry_due)
+        self._control.later((wait, wait), self._retry_due, self._turn)
 
-    def _retry_due(self) -> None:
+    def _retry_due(self, turn: int) -> None:
+        if turn != self._turn:
+            return
         if not self.record.blocked_on:
             self.advance(core.RetryDue(at=self._now))
             return
