@@ -344,6 +344,7 @@ class World:
         later."""
         self.checks_of_control.undone(record)
         self.checks.undone()
+        self._make_anew(self.daemons[record.new_target])
         if self.daemons[record.old_target].host in self.wounds:
             self.replace_later(record.old_target, AGAIN_SECONDS)
 
@@ -353,8 +354,12 @@ class World:
         old = self.daemons[record.old_target]
         if old in self.members():
             self.fail(f"{old.host} was retired and is a member")
-        self.wounds.heal(old.host)
-        if old.service is None or old.service.engine.ownership.owner_id is not None:
-            old.kill(power=False)
-            old.make_region()
-            self.schedule.later(self.chance.uniform(0.1, 2.0), old.start)
+        self._make_anew(old)
+
+    def _make_anew(self, daemon: Daemon) -> None:
+        """One that is nobody's member any more is a blank spare again, whatever had happened."""
+        self.wounds.heal(daemon.host)
+        if daemon.service is None or daemon.service.engine.ownership.owner_id is not None:
+            daemon.kill(power=False)
+            daemon.make_region()
+            self.schedule.later(self.chance.uniform(0.1, 2.0), daemon.start)
