@@ -120,10 +120,12 @@ def mode_word(slot: SlotInfo) -> str:
 
 
 def repair_words(slot: SlotInfo) -> str:
-    """How far a repair is, else what the slot last suffered, else "-"."""
+    """How far a repair is, else what the slot last suffered, else "-"; held while nothing is to be
+    copied to the slot."""
+    held = "held: " * slot.repair_held
     if slot.HasField("repair"):
-        return repair_progress(slot.repair)
-    return slot.last_error or "-"
+        return held + repair_progress(slot.repair)
+    return held + (slot.last_error or "-")
 
 
 def repair_progress(repair: RepairProgress) -> str:

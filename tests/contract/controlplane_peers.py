@@ -45,6 +45,8 @@ class ScriptedVmmd:
     limits: list[int] = field(default_factory=list)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
+    # Whether an old member serves until the new one is filled.
+    departs: bool = False
     workloads_running: int = 0
     address: str = ""
 
@@ -125,6 +127,7 @@ class ScriptedVmmd:
     async def finish(self, disk: str, number: int, path: str = FIRST) -> None:
         slot = self.slot(disk, number, path)
         slot.state = pb.SLOT_STATE_ACTIVE
+        slot.departing_address = ""
         slot.ClearField("repair")
         await self.tell()
 
@@ -245,6 +248,7 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         result = pb.VCR_REPLACE_RESULT_STARTED_ALREADY
         slot = found[0].slots[changed.slot]
         if slot.address != changed.new:
+            slot.departing_address = slot.address if self.script.departs else ""
             slot.address = changed.new
             slot.state = pb.SLOT_STATE_ACTIVE if self.script.quick else (
                 pb.SLOT_STATE_WAIT_CONNECT)  # fmt: skip

@@ -445,7 +445,7 @@ class Machine:
             self.world.reached.replaced(kinds, said)
             then(answer)
 
-        self.ask(lambda key: events.Replace(key, old, new), answered)
+        self.ask(lambda key: events.Replace(key, old, new, replacement_id), answered)
 
     def verify(self, then: Callable[[events.Answer], None]) -> None:
         """Compares the members; the answer's value is a VerifyResult."""
