@@ -50,6 +50,15 @@ def deregister(connection: Connection, sealer: Sealer, address: str) -> None:
     known = sql_disks.downstairs(connection, address)
     if known is None:
         raise NotFoundError("downstairs", address)
+    for running in sql_replacements.running(connection, sealer):
+        if address in (running.old_target, running.new_target):
+            raise StateError(
+                f"replacement {running.id} of disk {running.disk!r} has to do with {address}; wait"
+                " for its end",
+                reason="DOWNSTAIRS_IN_USE",
+                address=address,
+                replacement=str(running.id),
+            )
     users = [
         disk.name
         for disk in sql_disks.list_disks(connection, sealer, None, "", 0)
@@ -63,15 +72,6 @@ def deregister(connection: Connection, sealer: Sealer, address: str) -> None:
             reason="DOWNSTAIRS_IN_USE",
             address=address,
         )
-    for running in sql_replacements.running(connection, sealer):
-        if address in (running.old_target, running.new_target):
-            raise StateError(
-                f"replacement {running.id} of disk {running.disk!r} has to do with {address}; wait"
-                " for its end",
-                reason="DOWNSTAIRS_IN_USE",
-                address=address,
-                replacement=str(running.id),
-            )
     for table in (fleet, fleet_places, fleet_looks):
         connection.execute(delete(table).where(table.c.address == address))
 
