@@ -8,10 +8,10 @@ from uuid import UUID
 from controlplane.core.replacement import Replacement, State
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
-from controlplane.operations.paging import bad_token, page_size, position, token
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
+from stairlib.rpc.paging import bad_token, page_size, position, token
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 
 # What the store and the wire agree on; far above any network.
