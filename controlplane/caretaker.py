@@ -175,6 +175,7 @@ class Caretaker:
             if instance.state.ended:
                 return None
             newest = await self._store.newest_replacement(disk.key)
+            last = await self._store.last_asked_by(automation.ASKED_BY, disk.key)
         except NotFoundError:
             return None
         members = None
@@ -186,7 +187,7 @@ class Caretaker:
                 members = members_seen(info)
             except StairwellError as error:
                 _log.debug("no word of the volume", disk=disk.name, error=error.message)
-        return DiskSeen(disk.key, disk.name, members, newest)
+        return DiskSeen(disk.key, disk.name, members, newest, last)
 
     # ----- drains
 
@@ -196,15 +197,18 @@ class Caretaker:
         return view
 
     async def _planned(self, wanted: Drain, policy: FleetPolicy) -> tuple[Plan, DrainView]:
-        left = drains.members_left(
-            wanted, await self._store.list_disks(limit=0), await self._store.places()
-        )
+        disks = await self._store.list_disks(limit=0)
+        places = await self._store.places()
         moves = tuple(
             self._driver.running(each.id) or each
             for each in await self._store.replacements_asked_by(wanted.asked_by)
         )
         running = await self._store.running_replacements()
-        found = drains.plan(left, moves, running, policy, self._held.now(self._clock()))
+        left = drains.members_left(wanted, disks, places)
+        left += drains.departing(wanted, running, places)
+        found = drains.plan(
+            left, moves, running, drains.recorded(disks), policy, self._held.now(self._clock())
+        )
         shown = () if wanted.state is drains.State.DONE else found.left
         return found, DrainView(wanted, moves, shown)
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from controlplane import breakpoints
 from controlplane.answers import AnswerBook
 from controlplane.core.records import InstanceRecord
 from controlplane.core.replacement import Replacement
@@ -122,7 +123,7 @@ class ControlPlane:
         traces = TraceKeeper(store, vmmd, tracing)
         driver = ReplacementDriver(
             store, vmmd, traces, replacement_news, detached, tracing,
-            disk_changed=disk_changed, pace=self._pace,
+            disk_changed=disk_changed, pace=self._pace, reached=breakpoints.from_environment(),
         )  # fmt: skip
         scrub_driver = ScrubDriver(
             store, vmmd, detached, disk_changed=disk_changed, pace=self._pace

@@ -143,8 +143,8 @@ def _objections(vacancy: Vacancy, candidate: Candidate) -> Iterator[Objection]:
         yield "IN_USE", f"it is a member of volume {candidate.volume_id}"
     if candidate.role is Role.RETIRED:
         yield "RETIRED", f"it was a member of volume {candidate.volume_id}; create its region anew"
-    if candidate.role is not Role.SPARE:
-        yield f"{candidate.role}", f"it is recorded as {candidate.role.lower()}"
+    if candidate.role is Role.LEFTOVER:
+        yield "LEFTOVER", "a replacement that was undone wrote to it; create its region anew"
     if here.reserved_for not in (None, vacancy.volume_id):
         yield "RESERVED", f"it is set aside for volume {here.reserved_for}"
     for name in (here.address, here.host):

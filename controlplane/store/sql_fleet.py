@@ -209,3 +209,17 @@ def replacements_asked_by(
     query = select(replacements.c.id).where(replacements.c.asked_by == asked_by)
     found = connection.execute(query.order_by(replacements.c.number)).scalars().all()
     return [sql_replacements.by_id(connection, sealer, UUID(each)) for each in found]
+
+
+def last_asked_by(
+    connection: Connection, sealer: Sealer, asked_by: str, disk_key: UUID
+) -> Replacement | None:
+    """See `FleetStore.last_asked_by`."""
+    query = (
+        select(replacements.c.id)
+        .where(replacements.c.asked_by == asked_by, replacements.c.disk_key == str(disk_key))
+        .order_by(replacements.c.number.desc())
+        .limit(1)
+    )
+    found = connection.execute(query).scalar()
+    return sql_replacements.by_id(connection, sealer, UUID(found)) if found else None

@@ -136,7 +136,7 @@ class SqliteStore:
 
     async def save_replacement(self, record: Replacement) -> None:
         """See `ReplacementStore`."""
-        await self._run(sql_replacements.save, record)
+        await self._run(sql_replacements.save, self._sealer, record)
 
     async def retry_replacement(self, record: Replacement) -> None:
         """See `ReplacementStore`."""
@@ -261,6 +261,10 @@ class SqliteStore:
     async def holding_drains(self) -> list[Drain]:
         """See `FleetStore`."""
         return await self._run(sql_fleet.holding_drains)
+
+    async def last_asked_by(self, asked_by: str, disk_key: UUID) -> Replacement | None:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.last_asked_by, self._sealer, asked_by, disk_key)
 
     async def replacements_asked_by(self, asked_by: str) -> list[Replacement]:
         """See `FleetStore`."""

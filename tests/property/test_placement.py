@@ -14,8 +14,10 @@ from controlplane.core.fleet import FaultedMember, FleetPolicy, Health, Place
 from controlplane.core.placement import Candidate, Vacancy, place
 from controlplane.core.preflight import RegionFacts
 from controlplane.core.records import Role
+from controlplane.core.replacement import State
 from stairlib.model.construction import RegionOptions, RegionSpec
 from stairlib.model.geometry import Geometry
+from tests.unit.controlplane.core import records_made as made
 
 OURS, OTHER = UUID(int=1), UUID(int=2)
 RIGHT, WRONG = Geometry(4096, 16, 8), Geometry(4096, 16, 9)
@@ -212,3 +214,22 @@ def test_a_member_under_another_address_begins_anew() -> None:
     moved = [replace(seen[0], members=(MemberSeen("r", 0, "b:1", Presence.GONE),))]
     (one,) = automation.observe(known, moved, 9.0)
     assert (one.target, one.since) == ("b:1", 9.0)
+
+
+def test_an_automatic_replacement_that_was_not_carried_out_is_not_begun_again() -> None:
+    policy = FleetPolicy(automatic=True, grace_seconds=0)
+    last = made.replacement(asked_by=automation.ASKED_BY, created_at=50.0)
+    for state, target, since, held in (
+        (State.CANCELLED, last.old_target, 40.0, True),
+        (State.CANCELLED, last.old_target, 60.0, False),
+        (State.FAILED, last.new_target, 60.0, True),
+        (State.FAILED, last.old_target, 40.0, True),
+        (State.FAILED, "x:1", 60.0, False),
+        (State.DONE, last.new_target, 60.0, False),
+    ):
+        gone = MemberSeen(last.region_path, last.slot, target, Presence.GONE)
+        seen = [DiskSeen(UUID(int=0), "d", (gone,), last=replace(last, state=state))]
+        known = automation.observe([], seen, since)
+        decision = automation.decide(known, seen, policy, 0, {}, 99.0)
+        assert (decision.begin is None) == held, (state, since)
+        assert ("operator" in decision.faulted[0].waits_for) == held

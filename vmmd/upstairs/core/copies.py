@@ -51,6 +51,8 @@ class ExtentCopies:
         self.started_at = region.now
         self.error = ""
         self.traceparent = ""
+        # None is begun meanwhile; those under way stand still by their rate.
+        self.held = False
 
     @property
     def finished(self) -> bool:
@@ -62,6 +64,8 @@ class ExtentCopies:
         running, self._running = self._running, []
         for copy in running:
             self._settle(copy)
+        if self.held:
+            return
         while not self.error and self._waiting and len(self._running) < limits.COPIES_IN_FLIGHT:
             extent, tried, attempts = self._waiting.popleft()
             # With every source tried, begin again with the first: the attempts are what is bounded.

@@ -62,6 +62,8 @@ READ_ONLY_OTHERS_SECONDS = 1.0
 
 # Extents of one member that are being copied at once.
 COPIES_IN_FLIGHT = 4
+# Bytes per second of a repair that is held: copies that are under way stand still.
+HELD_BYTES_PER_SECOND = 1
 # A copy is asked of other sources after a failure; after this many the repair is given up and begun
 # anew.
 COPY_ATTEMPTS_MAX = 4

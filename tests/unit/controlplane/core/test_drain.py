@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from controlplane.core.drain import Drain, Plan, State, members_left, plan
+from controlplane.core.drain import Drain, Plan, State, departing, members_left, plan, recorded
 from controlplane.core.fleet import FleetPolicy, Place
 from controlplane.core.replacement import Replacement
 from controlplane.core.replacement import State as ReplacementState
@@ -16,6 +16,7 @@ DRAIN = Drain(UUID(int=5), "h0", 1.0, 1.0)
 POLICY = FleetPolicy(at_once_max=2)
 FIRST = made.disk(name="one")
 SECOND = made.disk(name="two", key=UUID(int=20))
+KEY = (FIRST.key, "sub_volumes[0]", 0)
 PLACES = {made.TARGETS[0]: Place(made.TARGETS[0], "h0")}
 
 
@@ -29,7 +30,9 @@ def move(state: ReplacementState, number: int = 7, **changes: Any) -> Replacemen
 def planned(
     disks: Any, moves: Any = (), running: Any = (), policy: FleetPolicy = POLICY, **held: Any
 ) -> Plan:
-    return plan(members_left(DRAIN, disks, PLACES), moves, running, policy, held.get("held", {}))
+    left = members_left(DRAIN, disks, PLACES) + departing(DRAIN, running, PLACES)
+    now = {KEY: made.replacement().new_target, **recorded(disks)}
+    return plan(left, moves, running, now, policy, held.get("held", {}))
 
 
 def test_what_is_left_is_what_the_requests_name() -> None:
@@ -72,8 +75,7 @@ def test_it_waits_for_the_fleet_and_for_others_on_the_disk() -> None:
         found = planned([FIRST], (), running, policy)
         assert found.begin is None
         assert word in found.left[0].waits_for
-    key = (FIRST.key, "sub_volumes[0]", 0)
-    assert planned([FIRST], held={key: "no spare"}).left[0].waits_for == "no spare"
+    assert planned([FIRST], held={KEY: "no spare"}).left[0].waits_for == "no spare"
 
 
 def test_it_is_over_when_all_that_was_moved_is_whole() -> None:
@@ -85,6 +87,29 @@ def test_it_is_over_when_all_that_was_moved_is_whole() -> None:
     assert "they differ" in found.left[0].waits_for
     later = move(ReplacementState.DONE, 8)
     assert planned([], [failed, later]).over, "the newest of a slot counts"
+
+
+def test_a_move_that_was_cancelled_is_not_begun_again() -> None:
+    cancelled = move(ReplacementState.CANCELLED)
+    found = planned([FIRST], [cancelled])
+    assert found.begin is None
+    assert str(cancelled.id) in found.left[0].waits_for
+    assert planned([], [cancelled]).over, "the slot has another member now"
+
+
+def test_what_somebody_else_moves_away_is_waited_for() -> None:
+    other = move(ReplacementState.REPAIR, 9, disk_key=UUID(int=30))
+    other = replace(other, asked_by="operator")
+    found = planned([], (), [other])
+    assert not found.over
+    assert str(other.id) in found.left[0].waits_for
+
+
+def test_a_failed_move_is_resolved_by_another_replacement_of_the_slot() -> None:
+    failed = move(ReplacementState.FAILED)
+    assert not planned([], [failed]).over
+    again = made.volume(made.region(("x:1", *made.TARGETS[1:]), gen=9))
+    assert planned([made.disk(name="one", construction=again)], [failed]).over
 
 
 def test_states() -> None:

@@ -43,6 +43,7 @@ def facts(**changes: Any) -> RegionFacts:
         (spare(TARGETS[0]), "MEMBER_OF_SET", "member of this set"),
         (spare(role=Role.MEMBER, volume_id=OTHER), "IN_USE", str(OTHER)),
         (spare(role=Role.RETIRED), "RETIRED", "create its region anew"),
+        (spare(role=Role.LEFTOVER), "LEFTOVER", "create its region anew"),
         (spare(reserved_for=OTHER), "RESERVED", str(OTHER)),
         (spare(host="h7"), "DRAINED", "fleet drain-cancel h7"),
         (spare("s:7"), "DRAINED", "s:7 is drained"),
