@@ -29,6 +29,7 @@ from controlplane.feed import Feed
 from controlplane.member_presence import members_seen
 from controlplane.operations.starting import Starting
 from controlplane.peers.vmmd import GLANCE_SECONDS, Vmmd
+from controlplane.region_making import RegionMaking
 from controlplane.store.base import Store
 from stairlib.model.errors import NotFoundError, StairwellError
 from stairlib.telemetry.logs import get_logger
@@ -81,6 +82,7 @@ class Caretaker:
         vmmd: Vmmd,
         driver: ReplacementDriver,
         starting: Starting,
+        making: RegionMaking,
         news: Feed[DrainView],
         tracing: Tracing,
         *,
@@ -92,6 +94,7 @@ class Caretaker:
         self._vmmd = vmmd
         self._driver = driver
         self._starting = starting
+        self._making = making
         self._news = news
         self._tracing = tracing
         self._clock = clock
@@ -138,6 +141,7 @@ class Caretaker:
 
     async def _round(self) -> bool:
         """One look at everything; whether something was begun, so that the next one is due now."""
+        await self._making.collect()
         policy = await self._store.fleet_policy()
         begun = await self._replace_gone(policy)
         for each in await self._store.holding_drains():

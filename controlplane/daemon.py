@@ -7,11 +7,11 @@ outlives what it uses.
 
 from __future__ import annotations
 
+import functools
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from uuid import UUID
 
 from controlplane import breakpoints
 from controlplane.answers import AnswerBook
@@ -115,10 +115,7 @@ class ControlPlane:
         stack.push_async_callback(vmmd.close)
         instance_news, replacement_news = Feed[InstanceRecord](), Feed[Replacement]()
         disk_news = Feed[None]()
-
-        def disk_changed(key: UUID) -> None:
-            disk_news.publish(key, None)
-
+        disk_changed = functools.partial(disk_news.publish, item=None)
         detached = Detached()
         traces = TraceKeeper(store, vmmd, tracing)
         driver = ReplacementDriver(
@@ -144,7 +141,10 @@ class ControlPlane:
         )
         instances = Instances(store, vmmd, follower, driver, scrub_driver, detached, instance_news)
         disks = Disks(store, vmmd, scrub_driver, disk_news)
-        care = FleetCare(store, vmmd, fleet, driver, replacing, detached, tracing, pace=self._pace)
+        care = FleetCare(
+            store, vmmd, fleet, driver, replacing, detached, tracing,
+            tls=self._downstairs_tls, pace=self._pace,
+        )  # fmt: skip
         stack.push_async_callback(care.stop)
         care.start()
         scrubs = Scrubs(store, scrub_driver, detached)

@@ -52,7 +52,7 @@ def downstairs_view(one: pb.Downstairs) -> RenderableType:
             ("role", word(_role(one))),
             ("host", one.host),
             ("failure domain", one.failure_domain or f"none said; host {one.host} stands for it"),
-            ("agent", one.agent),
+            ("made by", one.agent),
             ("set aside for", one.reserved_volume_id and f"volume {one.reserved_volume_id}"),
             ("region", one.region_id),
             ("volume", one.volume_id),
@@ -64,6 +64,22 @@ def downstairs_view(one: pb.Downstairs) -> RenderableType:
             ("used by", ", ".join(one.disks)),
         ]
     )  # fmt: skip
+
+
+def agents_table(agents: Sequence[pb.Agent]) -> RenderableType:
+    """Known agents."""
+    if not agents:
+        return "no agents known; register one with `stairwell fleet agent HOST:PORT`"
+    table = new_table(
+        "AGENT", "HOST", "DOMAIN", "FREE", "PORTS", "MAKING", "TROUBLE",
+        right=["FREE", "PORTS", "MAKING"],
+    )  # fmt: skip
+    for one in agents:
+        table.add_row(
+            one.address, one.host, one.failure_domain or "-", format_bytes(one.free_bytes),
+            str(one.ports_free), str(one.makings), one.trouble,
+        )  # fmt: skip
+    return table
 
 
 def policy_view(policy: pb.FleetPolicy, faulted: Sequence[pb.FaultedMember] = ()) -> RenderableType:
@@ -170,9 +186,10 @@ def start_view(answer: StartReplacementResponse) -> RenderableType:
     what = "already asked for" if answer.already else "started"
     if not answer.HasField("replacement"):
         what = "would be started"
+    new = answer.new_target or "a new region"
     head = (
         f"{what}: {answer.region_path or 'region'} slot {answer.slot} {answer.old_target} ->"
-        f" {answer.new_target}, generation {answer.to_generation}"
+        f" {new}, generation {answer.to_generation}"
     )
     lines: list[RenderableType] = [head]
     if answer.HasField("replacement"):
@@ -184,6 +201,8 @@ def start_view(answer: StartReplacementResponse) -> RenderableType:
 def placement_view(placement: Placement) -> RenderableType | None:
     """How a spare was found; None when there is nothing to say."""
     lines: list[RenderableType] = [f"warning: {each}" for each in placement.warnings]
+    if placement.made_by:
+        lines.append(f"no spare fits: the region is made by the agent at {placement.made_by}")
     if placement.rejections:
         table = new_table("NOT TAKEN", "HOST", "WHY")
         for one in placement.rejections:

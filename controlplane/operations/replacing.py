@@ -53,7 +53,8 @@ class Result(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ReplaceWish:
     """A wish to replace. `field` is where the request holds the construction; `asked_by` and
-    `placement` are kept with a replacement that was not begun by sending one."""
+    `placement` are kept with a replacement that was not begun by sending one, and which has the id
+    `replacement_id` if it is given."""
 
     name: str
     id: str
@@ -63,6 +64,7 @@ class ReplaceWish:
     validate_only: bool
     asked_by: str = ""
     placement: Placement | None = None
+    replacement_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Replacing:
         after = region_at(wish.wanted, changed.region_path)
         now = self._clock()
         return Replacement(
-            id=uuid4(),
+            id=wish.replacement_id or uuid4(),
             disk_key=disk.key,
             disk=disk.name,
             instance_id=disk.instance_id,

@@ -14,7 +14,7 @@ from typing import Protocol
 from uuid import UUID
 
 from controlplane.core.drain import Drain
-from controlplane.core.fleet import FaultedMember, FleetEntry, FleetPolicy, Look, Place
+from controlplane.core.fleet import FaultedMember, FleetEntry, FleetPolicy, Look, Making, Place
 from controlplane.core.records import (
     Desired,
     DiskRecord,
@@ -245,6 +245,30 @@ class FleetStore(Protocol):
     async def save_looks(self, looks: Iterable[Look]) -> None:
         """The newest look at each; those at unknown addresses are dropped. A look without
         `seen_at` leaves the earlier one."""
+        ...
+
+    async def put_agent(self, agent: Place) -> None:
+        """Records where an agent listens and stands."""
+        ...
+
+    async def forget_agent(self, address: str) -> None:
+        """NotFoundError when it is not known."""
+        ...
+
+    async def agents(self) -> list[Place]:
+        """In the order of addresses."""
+        ...
+
+    async def save_making(self, making: Making) -> None:
+        """Records it, or what is new about it."""
+        ...
+
+    async def forget_making(self, replacement_id: UUID) -> None:
+        """Nothing is to be done about it any more. Idempotent."""
+        ...
+
+    async def makings(self) -> list[Making]:
+        """Oldest first."""
         ...
 
     async def fleet_policy(self) -> FleetPolicy:

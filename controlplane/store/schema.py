@@ -111,6 +111,26 @@ fleet_looks = Table(
     Column("region_id", String(36), nullable=True),
 )
 
+# Agents that may be asked for regions.
+fleet_agents = Table(
+    "fleet_agents",
+    metadata,
+    Column("address", String(300), primary_key=True),
+    Column("host", String(253), nullable=False),
+    Column("failure_domain", String(253), nullable=False),
+)
+
+# Regions asked of agents for replacements: from before the asking until the replacement is done, or
+# the region is gone again. The region has the replacement's id.
+makings = Table(
+    "makings",
+    metadata,
+    Column("replacement_id", String(36), primary_key=True),
+    Column("agent", String(300), nullable=False),
+    Column("address", String(300), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
 # One row, with the key 1; none before the policy was first changed.
 fleet_policy = Table(
     "fleet_policy",

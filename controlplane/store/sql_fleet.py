@@ -15,6 +15,7 @@ from controlplane.core.fleet import (
     FleetEntry,
     FleetPolicy,
     Look,
+    Making,
     Place,
     default_place,
 )
@@ -25,9 +26,11 @@ from controlplane.store.schema import (
     drains,
     faulted_members,
     fleet,
+    fleet_agents,
     fleet_looks,
     fleet_places,
     fleet_policy,
+    makings,
     replacements,
 )
 from controlplane.store.sealing import Sealer
@@ -112,6 +115,42 @@ def save_looks(connection: Connection, looks: Iterable[Look]) -> None:
             row["seen_at"] = connection.execute(same).scalar()
         connection.execute(delete(fleet_looks).where(fleet_looks.c.address == look.address))
         connection.execute(insert(fleet_looks).values(row))
+
+
+def put_agent(connection: Connection, agent: Place) -> None:
+    """See `FleetStore.put_agent`."""
+    connection.execute(delete(fleet_agents).where(fleet_agents.c.address == agent.address))
+    connection.execute(insert(fleet_agents).values(fleet_rows.agent_row(agent)))
+
+
+def forget_agent(connection: Connection, address: str) -> None:
+    """See `FleetStore.forget_agent`."""
+    gone = connection.execute(delete(fleet_agents).where(fleet_agents.c.address == address))
+    if not gone.rowcount:
+        raise NotFoundError("agent", address)
+
+
+def agents(connection: Connection) -> list[Place]:
+    """See `FleetStore.agents`."""
+    query = select(fleet_agents).order_by(fleet_agents.c.address)
+    return [fleet_rows.agent_of(row) for row in connection.execute(query).mappings()]
+
+
+def save_making(connection: Connection, making: Making) -> None:
+    """See `FleetStore.save_making`."""
+    forget_making(connection, making.replacement_id)
+    connection.execute(insert(makings).values(fleet_rows.making_row(making)))
+
+
+def forget_making(connection: Connection, replacement_id: UUID) -> None:
+    """See `FleetStore.forget_making`."""
+    connection.execute(delete(makings).where(makings.c.replacement_id == str(replacement_id)))
+
+
+def list_makings(connection: Connection) -> list[Making]:
+    """See `FleetStore.makings`."""
+    query = select(makings).order_by(makings.c.created_at)
+    return [fleet_rows.making_of(row) for row in connection.execute(query).mappings()]
 
 
 def policy(connection: Connection) -> FleetPolicy:

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from controlplane.core.drain import Drain
-from controlplane.core.fleet import FaultedMember, FleetEntry, FleetPolicy, Look, Place
+from controlplane.core.fleet import FaultedMember, FleetEntry, FleetPolicy, Look, Making, Place
 from controlplane.core.records import (
     Desired,
     DiskRecord,
@@ -225,6 +225,30 @@ class SqliteStore:
     async def save_looks(self, looks: Iterable[Look]) -> None:
         """See `FleetStore`."""
         await self._run(sql_fleet.save_looks, list(looks))
+
+    async def put_agent(self, agent: Place) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.put_agent, agent)
+
+    async def forget_agent(self, address: str) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.forget_agent, address)
+
+    async def agents(self) -> list[Place]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.agents)
+
+    async def save_making(self, making: Making) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.save_making, making)
+
+    async def forget_making(self, replacement_id: UUID) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.forget_making, replacement_id)
+
+    async def makings(self) -> list[Making]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.list_makings)
 
     async def fleet_policy(self) -> FleetPolicy:
         """See `FleetStore`."""

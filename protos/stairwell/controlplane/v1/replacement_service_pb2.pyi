@@ -240,10 +240,13 @@ class Placement(_message.Message):
     NAMED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
+    MADE_BY_FIELD_NUMBER: _builtins.int
     chosen: _builtins.str
     """Empty when none fits."""
     named: _builtins.bool
     """Whether the caller named it."""
+    made_by: _builtins.str
+    """The agent that makes, or made, the region, where no spare fits."""
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What speaks against the one that was named, and was left to the caller."""
@@ -257,10 +260,11 @@ class Placement(_message.Message):
         named: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         rejections: _abc.Iterable[Global___PlacementRejection] | None = ...,
+        made_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "named", b"named", "rejections", b"rejections", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "made_by", b"made_by", "named", b"named", "rejections", b"rejections", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
