@@ -62,6 +62,7 @@ from downstaird.core.region_files import (
     read_definition,
     refuse_existing,
     region_tag,
+    require_region,
     version_for,
     write_definition,
 )
@@ -169,9 +170,8 @@ class Region:
     def open(
         cls, disk: Disk, *, read_only: bool = False, tuning: Tuning = DEFAULT_TUNING
     ) -> Region:
-        """Opens what is there. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED,
-        DataError."""
-        read_definition(disk)
+        """Opens it. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED, DataError."""
+        require_region(disk)
         disk.lock(shared=read_only)
         return cls._opened(disk, read_only=read_only, tuning=tuning)
 

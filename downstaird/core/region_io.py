@@ -108,10 +108,11 @@ class RegionBlocks:
         contexts = home.contexts[first : first + count]
         length = count * self._size
         if not home.full:
-            there = contexts.any(axis=1)
-            if not there.any():
+            there = written(contexts)
+            some = np.count_nonzero(there)
+            if not some:
                 return contexts, bytes(length)
-            if not there.all():
+            if some < count:
                 data = self._chunks.data.pread(
                     length, physical * self._chunk_bytes + first * self._size
                 )
@@ -144,10 +145,14 @@ class RegionBlocks:
 
     def _lay_over(self, found: ContextArray, parts: list[I64Array], starts: list[int]) -> None:
         """Puts what the tables' `parts` say into `found`, where they begin at `starts`."""
-        places = np.concatenate(parts)
-        lengths = [len(part) for part in parts]
-        before = np.cumsum([0, *lengths[:-1]])
-        indexes = np.arange(len(places)) + np.repeat(np.array(starts) - before, lengths)
+        if len(parts) == 1:
+            (places,) = parts
+            indexes = np.arange(starts[0], starts[0] + len(places))
+        else:
+            places = np.concatenate(parts)
+            lengths = [len(part) for part in parts]
+            before = np.cumsum([0, *lengths[:-1]])
+            indexes = np.arange(len(places)) + np.repeat(np.array(starts) - before, lengths)
         found[indexes[places == DISCARDED]] = 0
         here = places >= 0
         found[indexes[here]] = self._overlay.gather(places[here])
@@ -333,9 +338,9 @@ class RegionBlocks:
 def _places(locations: I64Array) -> list[tuple[int, int, int]]:
     """(place of the first block, its index, blocks) of each run of blocks that lie together:
     consecutive ids, or all home, or all discarded."""
-    before, after = locations[:-1], locations[1:]
-    together = np.where(before >= 0, after - before == 1, after == before)
-    edges = (np.flatnonzero(~together) + 1).tolist()
+    before = locations[:-1]
+    apart = (locations[1:] - before) != (before >= 0)
+    edges = (apart.nonzero()[0] + 1).tolist()
     starts = [0, *edges]
     firsts = locations[starts].tolist()
     stops = [*edges, len(locations)]
