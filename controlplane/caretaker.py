@@ -256,7 +256,8 @@ class Caretaker:
         except StairwellError as error:
             _log.info("member is not replaced yet", disk=member.disk, slot=member.slot,
                       asked_by=asked_by, error=error.message)  # fmt: skip
-            self._held.because(key, error.message, self._clock() + HELD_SECONDS * self._pace)
+            why = " ".join(error.message.split())
+            self._held.because(key, why, self._clock() + HELD_SECONDS * self._pace)
             # The reason is to be seen: the next round stores and tells it, and begins another one.
             return True
         assert answer.replacement is not None

@@ -56,7 +56,7 @@ def downstairs_view(one: pb.Downstairs) -> RenderableType:
             ("set aside for", one.reserved_volume_id and f"volume {one.reserved_volume_id}"),
             ("region", one.region_id),
             ("volume", one.volume_id),
-            ("size", f"{_size(one)}, extents: {one.extent_count}, blocks: {one.block_size}"),
+            ("size", f"{_size(one)}: {one.extent_count} extents, {one.block_size}-byte blocks"),
             ("stored", format_bytes(one.stored_bytes)),
             ("free", format_bytes(one.free_bytes) if one.HasField("free_bytes") else "not said"),
             ("health", word(_health(one))),
@@ -136,12 +136,23 @@ def drain_view(drain: pb.Drain) -> RenderableType:
             )  # fmt: skip
         parts += ["", moved]
     if drain.left:
-        left = new_table("LEFT", "SLOT", "MEMBER", "WAITS FOR")
-        for one in drain.left:
-            waits = one.waits_for or "nothing: it is next"
-            left.add_row(one.disk, _slot(one.region_path, one.slot), one.target, waits)
-        parts += ["", left]
+        parts += ["", _left_table(drain)]
     return Group(*parts)
+
+
+def drain_plan(drain: pb.Drain) -> RenderableType:
+    """What a drain would move, that was not begun."""
+    if not drain.left:
+        return f"nothing to move: no disk uses {drain.target}"
+    return Group(f"a drain of {drain.target} would move {len(drain.left)}:", _left_table(drain))
+
+
+def _left_table(drain: pb.Drain) -> RenderableType:
+    left = new_table("LEFT", "SLOT", "MEMBER", "WAITS FOR")
+    for one in drain.left:
+        waits = one.waits_for or "nothing: it is next"
+        left.add_row(one.disk, _slot(one.region_path, one.slot), one.target, waits)
+    return left
 
 
 def drain_line(drain: pb.Drain) -> str:

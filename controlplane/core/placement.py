@@ -161,12 +161,13 @@ def no_spare(disk: str, region_path: str, slot: int, found: Placement) -> StateE
     """The refusal when nothing fits, with each candidate and its reason."""
     where = f"slot {slot} of {region_path or 'the region'} of disk {disk!r}"
     what = f"no downstairs of the fleet can take {where}"
-    listed = "; ".join(f"{each.address}: {each.detail}" for each in found.rejections)
+    # A line for each: there may be many.
+    listed = "".join(f"\n  {each.address}: {each.detail};" for each in found.rejections)
     advice = "register one that fits with `stairwell fleet register HOST:PORT --host HOST`"
     if not listed:
-        return StateError(f"{what}: none is registered; {advice}", reason="NO_SPARE", disk=disk)
+        return StateError(f"{what}: there is no spare; {advice}", reason="NO_SPARE", disk=disk)
     return StateError(
-        f"{what}: {listed}; {advice}",
+        f"{what}:{listed}\n{advice}",
         reason="NO_SPARE",
         disk=disk,
         slot=str(slot),

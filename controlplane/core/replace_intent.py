@@ -143,7 +143,7 @@ def _with_region_generation(
 
 def _wrong(field: str, text: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"which member is meant is not clear: {field} {text}",
+        f"which member is meant is not clear: {field}: {text}",
         (FieldViolation(field, text, "UNCLEAR_MEMBER"),),
         reason="UNCLEAR_MEMBER",
     )

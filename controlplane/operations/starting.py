@@ -229,7 +229,8 @@ class Starting:
         candidates = []
         for entry in entries:
             address = entry.record.address
-            if address in refused:
+            # Members serve somebody: they are no candidates, and need no reason.
+            if address in refused or entry.record.role is Role.MEMBER:
                 continue
             candidates.append(_candidate(entry, looks.get(address)))
         placement = place(vacancy, candidates, await self._load(entries))

@@ -179,10 +179,10 @@ async def test_two_operators_and_the_way_back_from_no_spare(cluster: Cluster) ->
         await volume.limit(FAST)
         await volume.done(record.id)
         none = await cluster.cli("replacement", "start", volume.disk, "--slot", "0")
-        none.bad("NO_SPARE", volume.downstairs[2].address, "fleet register")
+        none.bad("NO_SPARE", volume.downstairs[2].address, "create its region anew")
         (await cluster.cli("fleet", "deregister", volume.downstairs[0].address)).bad(
             "DOWNSTAIRS_IN_USE", "fleet drain"
         )
         shown = (await cluster.cli("replacement", "get", record.id)).good().out
         assert "begun by: operator" in shown
-        assert "it is a member of this set" in shown
+        assert f"-> {volume.spare.address}" in shown

@@ -227,7 +227,8 @@ async def drain(
         session.fleet.DrainDownstairs, request, pb.DrainDownstairsResponse
     )
     if dry_run or no_wait:
-        session.show(plain(response.drain), fleet_view.drain_view(response.drain))
+        view = fleet_view.drain_plan if dry_run else fleet_view.drain_view
+        session.show(plain(response.drain), view(response.drain))
         return 0
     last = await _followed(session, response.drain.id)
     if session.is_json:

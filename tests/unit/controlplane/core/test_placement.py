@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from controlplane.core.fleet import Health, Place
-from controlplane.core.placement import Candidate, Vacancy, named, no_spare, place
+from controlplane.core.fleet import AgentFacts, Health, Place
+from controlplane.core.placement import Candidate, Vacancy, maker, named, no_spare, place
 from controlplane.core.preflight import RegionFacts
 from controlplane.core.records import Role
 from stairlib.model.geometry import Geometry
@@ -118,10 +118,48 @@ def test_one_that_is_named_is_the_callers_and_is_warned_of() -> None:
     assert "host h1" in found.warnings[0]
 
 
+FREE = AgentFacts("g", "", 1 << 50, 5)
+
+
+@pytest.mark.parametrize(
+    ("where", "said", "changes", "reason"),
+    [
+        (Place("g:1", "h1"), FREE, {}, "SAME_HOST"),
+        (Place("g:1", "g", "rack-a"), FREE, {}, "SAME_FAILURE_DOMAIN"),
+        (Place("g:1", "h7"), FREE, {"drained": frozenset({"h7"})}, "DRAINED"),
+        (Place("g:1", "g"), "no answer", {}, "AGENT_AWAY"),
+        (Place("g:1", "g"), replace(FREE, ports_free=0), {}, "NO_PORTS"),
+        (Place("g:1", "g"), replace(FREE, free_bytes=999), {}, "NO_SPACE"),
+        (Place("g:1", "g"), FREE, {"region": region(read_only=True)}, "READ_ONLY_SET"),
+        (Place("g:1", "g"), FREE, {"cipher": None}, "CIPHER"),
+    ],
+)
+def test_which_agent_makes_none(
+    where: Place, said: AgentFacts | str, changes: Any, reason: str
+) -> None:
+    found = maker(vacancy(**changes), [(where, said)], [])
+    assert not found.made_by
+    assert [each.reason for each in found.rejections] == [reason]
+    assert found.rejections[0].detail
+
+
+def test_which_agent_makes_it() -> None:
+    small = replace(FREE, free_bytes=GEOMETRY.total_bytes - 1)
+    agents = [
+        (Place("a:1", "g1"), small), (Place("b:1", "g2"), FREE), (Place("c:1", "g3"), FREE),
+        (Place("d:1", "h1"), FREE),
+    ]  # fmt: skip
+    load = [Place("x:1", "g2")]
+    found = maker(vacancy(), agents, load)
+    assert found.made_by == "c:1"
+    assert [each.address for each in found.rejections] == ["d:1"]
+    assert maker(vacancy(), reversed(agents), load) == found
+
+
 def test_the_refusal_names_each() -> None:
     found = place(vacancy(), [spare("s:1", "h1"), spare("s:2", facts=None)], [])
     error = no_spare("block2", "sub_volumes[0]", 2, found)
     for word in ("slot 2", "'block2'", "s:1: host h1", "s:2: it does not answer", "fleet register"):
         assert word in error.message
     assert error.metadata["rejected[s:1]"] == "SAME_HOST"
-    assert "none is registered" in no_spare("b", "", 0, place(vacancy(), [], [])).message
+    assert "there is no spare" in no_spare("b", "", 0, place(vacancy(), [], [])).message
