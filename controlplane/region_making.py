@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection
 from uuid import UUID
 
-from controlplane.core.fleet import AgentFacts, Making, Place
+from controlplane.core.fleet import AgentFacts, Making, Place, default_place
 from controlplane.core.placement import Placement, Vacancy, maker
 from controlplane.core.records import DownstairsRecord, Role
 from controlplane.core.replacement import State
@@ -92,7 +92,8 @@ class RegionMaking:
                 reason="REGION_NOT_MADE",
                 agent=agent,
             ) from error
-        where = next(each for each in await self._store.agents() if each.address == agent)
+        known = {each.address: each for each in await self._store.agents()}
+        where = known.get(agent) or default_place(agent)
         await self._store.register_downstairs(
             DownstairsRecord(
                 region.address, Role.SPARE, facts.region_id, None, facts.geometry, facts.encrypted
