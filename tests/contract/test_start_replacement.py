@@ -11,6 +11,7 @@ import pytest
 
 from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
 from tests.contract.controlplane_house import House, fields, house, refused, running
+from tests.contract.controlplane_peers import ScriptedDownstairs, serving_downstairs
 from tests.contract.fleet_house import listed, register, settle, start
 
 HOSTS = {0: "h0", 1: "h1", 2: "h2", 3: "h3", 4: "h4"}
@@ -177,6 +178,24 @@ async def test_the_fleet_tells_place_health_and_use(home: House) -> None:
     assert one.health == fleet_pb.DOWNSTAIRS_HEALTH_WRONG
     assert "register it again" in one.trouble
     assert list(found[home.members[0].address].disks) == ["block2"]
+
+
+async def test_one_that_is_away_is_told_with_when_it_was_last_seen(tmp_path: Path) -> None:
+    async with house(tmp_path / "data", downstairs=0) as home:
+        async with serving_downstairs(ScriptedDownstairs()) as gone:
+            home.members.append(gone)
+            before = await register(home, 0, host="h0")
+        found = (await listed(home, look=True))[gone.address]
+        assert found.health == fleet_pb.DOWNSTAIRS_HEALTH_AWAY
+        assert found.seen_time == before.seen_time
+        assert found.look_time.ToNanoseconds() > before.look_time.ToNanoseconds()
+        assert "cannot reach" in found.trouble
+        stored = (await listed(home))[gone.address]
+        assert (stored.seen_time, stored.trouble) == (found.seen_time, found.trouble)
+        moved = await register(home, 0, host="h9")
+        assert moved.host == "h9", "where a known one stands can be told while it is away"
+        code, _error = await refused(register(home, 0))
+        assert code is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_one_that_is_in_use_cannot_be_deregistered(home: House) -> None:

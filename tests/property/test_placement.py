@@ -233,3 +233,23 @@ def test_an_automatic_replacement_that_was_not_carried_out_is_not_begun_again() 
         decision = automation.decide(known, seen, policy, 0, {}, 99.0)
         assert (decision.begin is None) == held, (state, since)
         assert ("operator" in decision.faulted[0].waits_for) == held
+
+
+def test_what_a_member_waits_for() -> None:
+    """Each hold by itself, at its edge."""
+    policy = FleetPolicy(automatic=True, grace_seconds=10.0, at_once_max=2)
+    gone = MemberSeen("r", 0, "a:1", Presence.GONE)
+    seen = [DiskSeen(UUID(int=0), "d", (gone,))]
+    known = automation.observe([], seen, 5.0)
+    key = automation.key_of(known[0])
+    for changes, running, now, held, word in (
+        ({}, 1, 15.0, {}, ""),
+        ({}, 1, 14.9, {}, "grace time of 10 s ends at 1970-01-01 00:00:15Z"),
+        ({}, 2, 15.0, {}, "the fleet may have 2"),
+        ({"maintenance": True}, 0, 15.0, {}, "maintenance"),
+        ({"automatic": False}, 0, 15.0, {}, "not automatic"),
+        ({}, 0, 15.0, {key: "no spare"}, "no spare"),
+    ):
+        decision = automation.decide(known, seen, replace(policy, **changes), running, held, now)
+        assert (decision.begin is None) == bool(word), word
+        assert word in decision.faulted[0].waits_for
