@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
 from opentelemetry.trace import Span
 
 from downstaird.core.engine import Engine
-from downstaird.core.rate_limit import Rests, TokenBucket
+from downstaird.core.rate_limit import Rests, Stride, TokenBucket
 from downstaird.core.repair_plan import (
+    CHUNK_BYTES_MAX,
     STEP_BYTES,
     WINDOW_BLOCKS,
     CopySource,
@@ -39,6 +40,7 @@ from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import TlsFiles, reach
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, context_from
+from stairlib.wire.repair_chunk import Chunk, ChunkError, decode_chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 
@@ -99,6 +101,7 @@ class ExtentCopier:
         self._slots = asyncio.Semaphore(COPIES_AT_A_TIME)
         self._bucket = TokenBucket()
         self._rests = Rests()
+        self._stride = Stride(STEP_BYTES, CHUNK_BYTES_MAX, session.counters.guest_frames)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._dialling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,7 +183,7 @@ class ExtentCopier:
             await self._clear(base, difference.clear)
             if difference.fetch:
                 wanted = [Run(first + run.first, run.count) for run in difference.fetch]
-                window = await self._fetch(stub, source, extent, wanted)
+                window = await self._fetch(source, extent, wanted)
                 received += window[0]
                 copied += window[1]
         span.set_attribute("bytes", received)
@@ -239,7 +242,6 @@ class ExtentCopier:
 
     async def _fetch(
         self,
-        stub: repair_grpc.RepairServiceAsyncStub,
         source: CopySource,
         extent: int,
         wanted: list[Run],
@@ -253,29 +255,52 @@ class ExtentCopier:
                 repair_pb.BlockRange(first_block=run.first, block_count=run.count) for run in wanted
             ],
         )
+        if not self._bucket.bytes_per_second:
+            request.chunk_bytes = CHUNK_BYTES_MAX
         received = copied = 0
-        call = stub.StreamExtent(request)
+        base = extent * self._blocks_per_extent
+        # Not by the stub: what it makes of a message is copied several times.
+        stream = (await self._channel(source)).unary_stream(
+            "/stairwell.downstairs.v1.RepairService/StreamExtent",
+            request_serializer=repair_pb.StreamExtentRequest.SerializeToString,
+            response_deserializer=bytes,
+        )
+        call = stream(request)
         try:
-            while True:
-                chunk = await self._next_chunk(call, source)
-                if chunk is None:
-                    return received, copied
-                began = self._loop.time()
-                contexts = self._checked(chunk, extent, source)
-                base = extent * self._blocks_per_extent
-                copied += self._engine.repair_merge(base + chunk.first_block, contexts, chunk.data)
+            while (raw := await self._next_chunk(call, source)) is not None:
+                chunk, contexts = self._checked(raw, extent, source)
                 received += len(chunk.data)
-                await self._pace(len(chunk.data), self._loop.time() - began)
+                copied += await self._merge(base, chunk, contexts)
+            if received != sum(run.count for run in wanted) * self._block_size:
+                raise _damaged(source, extent, "did not send all that was asked for")
+            return received, copied
         finally:
             call.cancel()
 
+    async def _merge(self, base: int, chunk: Chunk, contexts: ContextArray) -> int:
+        """Gives one chunk to the engine, in small steps while the guest is at work. Bytes that it
+        took."""
+        copied = done = 0
+        size = self._block_size
+        view = memoryview(chunk.data)
+        for run in steps([Run(chunk.first_block, len(contexts))], size, self._step_bytes):
+            began = self._loop.time()
+            part = view[done * size : (done + run.count) * size]
+            copied += self._engine.repair_merge(
+                base + run.first, contexts[done : done + run.count], part
+            )
+            done += run.count
+            await self._pace(len(part), self._loop.time() - began)
+        return copied
+
+    def _step_bytes(self) -> int:
+        return self._stride.bytes(self._session.counters.guest_frames)
+
     async def _next_chunk(
         self,
-        call: grpc.aio.UnaryStreamCall[
-            repair_pb.StreamExtentRequest, repair_pb.StreamExtentResponse
-        ],
+        call: grpc.aio.UnaryStreamCall[Any, bytes],
         source: CopySource,
-    ) -> repair_pb.StreamExtentResponse | None:
+    ) -> bytes | None:
         try:
             with translated(f"repair source {source.address}"):
                 async with asyncio.timeout(IDLE_SECONDS):
@@ -285,26 +310,31 @@ class ExtentCopier:
             raise _source_failed(source, silent) from None
         except StairwellError as error:
             raise _source_failed(source, error) from error
-        return chunk if isinstance(chunk, repair_pb.StreamExtentResponse) else None
+        return chunk if isinstance(chunk, bytes) else None
 
     def _checked(
-        self, chunk: repair_pb.StreamExtentResponse, extent: int, source: CopySource
-    ) -> ContextArray:
-        """The chunk's contexts, once everything about it is right. DataError otherwise."""
-        count = len(chunk.contexts) // CONTEXT_BYTES
+        self, message: bytes, extent: int, source: CopySource
+    ) -> tuple[Chunk, ContextArray]:
+        """A chunk and its contexts, once everything about it is right. DataError otherwise."""
+        try:
+            chunk = decode_chunk(message)
+        except ChunkError as error:
+            raise _damaged(source, extent, f"sent what is no chunk: {error}") from None
+        raw, data = chunk.contexts, chunk.data
+        count = len(raw) // CONTEXT_BYTES
         if (
             not count
-            or len(chunk.contexts) % CONTEXT_BYTES
-            or len(chunk.data) != count * self._block_size
-            or len(chunk.data) > max(STEP_BYTES, self._block_size)
+            or len(raw) % CONTEXT_BYTES
+            or len(data) != count * self._block_size
+            or len(data) > max(CHUNK_BYTES_MAX, self._block_size)
             or chunk.first_block + count > self._blocks_per_extent
         ):
             raise _damaged(source, extent, "sent a chunk that does not fit")
-        if checksum(chunk.contexts, (chunk.data,)) != chunk.checksum:
+        if checksum(raw, (data,)) != chunk.checksum:
             raise _damaged(source, extent, "sent a chunk that was damaged on its way")
-        contexts = np.frombuffer(chunk.contexts, dtype="<u8").reshape(-1, 4)
+        contexts = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
         bad = mismatches(
-            chunk.data,
+            data,
             contexts,
             self._block_size,
             encrypted=self._engine.definition.encrypted,
@@ -313,13 +343,13 @@ class ExtentCopier:
             raise _damaged(
                 source, extent, f"has a damaged block {chunk.first_block + bad[0]} in the extent"
             )
-        return contexts
+        return chunk, contexts
 
     async def _pace(self, count: int, seconds: float) -> None:
         """Waits before the next chunk; this one had `count` bytes and took so many seconds."""
         now = self._loop.time()
         self._bucket.take(count, now)
-        self._rests.worked(seconds, self._session.counters.frames, now)
+        self._rests.worked(seconds, self._session.counters.guest_frames, now)
         wait = self._wait()
         while wait > 0:
             await asyncio.sleep(min(wait, RATE_LOOK_SECONDS))

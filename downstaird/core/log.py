@@ -205,7 +205,7 @@ class LogReader:
                 following = self._skip_void(following + 1)
                 offset = taken.end(self._block_size)
         ends = self._ends(found)
-        highest = self._highest_behind(ends)
+        highest = self._highest_behind(ends, following)
         if found and not found[-1].whole:
             last = found[-1].record.sequence
             if highest < following and followed < last:
@@ -304,10 +304,12 @@ class LogReader:
                 return False
         return hasher.intdigest() == head.data_hash
 
-    def _highest_behind(self, ends: tuple[int, int]) -> int:
-        """The highest sequence of the records behind the chain's end in both files. A record that
-        was never synced has no successor: one that has is damaged, not torn."""
-        highest = 0
+    def _highest_behind(self, ends: tuple[int, int], following: int) -> int:
+        """The highest sequence, from `following` on, of the records behind the chain's end in both
+        files; less than that where there is none. A record that was never synced has no successor:
+        one that has is damaged, not torn."""
+        # What earlier rounds left there is older, and not looked into.
+        highest = following - 1
         for index, end in enumerate(ends):
             for offset in self._marked(index, end):
                 head = self._head_at(index, offset)

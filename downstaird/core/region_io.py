@@ -287,10 +287,15 @@ class RegionBlocks:
         twice. DataError."""
         view = memoryview(data)
         at = 0
+        whole: list[tuple[int, int, int]] = []
         for chunk, first, count in pieces:
             here = wanted[at : at + count]
             part = view[at * self._size : (at + count) * self._size]
-            if 2 * np.count_nonzero(here) >= self._layout.blocks_in(chunk):
+            blocks = self._layout.blocks_in(chunk)
+            taken = np.count_nonzero(here)
+            if taken == blocks:
+                whole.append((chunk, at, count))
+            elif 2 * taken >= blocks:
                 self._merge_chunk(chunk, first, here, contexts[at : at + count], part)
             else:
                 for start, stop in true_runs(here):
@@ -301,15 +306,14 @@ class RegionBlocks:
                         part[start * self._size : stop * self._size],
                     )
             at += count
+        if whole:
+            self._write_chunks(whole, contexts, view)
 
     def _merge_chunk(
         self, chunk: int, first: int, wanted: Mask, contexts: ContextArray, part: memoryview
     ) -> None:
         blocks = self._layout.blocks_in(chunk)
         stop = first + len(wanted)
-        if len(wanted) == blocks and wanted.all():
-            self._write_chunks([(chunk, 0, blocks)], contexts, part)
-            return
         before, buffers = self._read_piece(chunk, 0, blocks)
         merged = before.copy()
         merged[first:stop][wanted] = contexts[wanted]

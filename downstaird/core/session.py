@@ -55,6 +55,7 @@ _ASYNCHRONOUS = frozenset((FLUSH, REPAIR_BEGIN, EXTENT_COPY))
 _IMMEDIATE = _KINDS - _ASYNCHRONOUS - {REPAIR_END}
 _CARRY_DATA = frozenset((WRITE, WRITE_UNWRITTEN))
 _MUTATING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD))
+_GUEST = frozenset((READ, WRITE, WRITE_UNWRITTEN, DISCARD, FLUSH))
 _CHANGING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD, REPAIR_BEGIN, EXTENT_COPY, REPAIR_END))
 _ORDERS = {
     READ: Order.LOOK,
@@ -155,6 +156,8 @@ class Counters:
     """Totals of a session, for its closing log line."""
 
     frames: int = 0
+    # Those that ask for blocks: a repair gives way to them, not to what drives it.
+    guest_frames: int = 0
     failed: int = 0
     flushes: int = 0
     copied_bytes: int = 0
@@ -232,6 +235,8 @@ class Session:
             else []
         )
         self.counters.frames += 1
+        if any(row[1] in _GUEST for row in rows):
+            self.counters.guest_frames += 1
         self._frame = _Progress(frame, rows, bad)
 
     def run(self) -> Turn:

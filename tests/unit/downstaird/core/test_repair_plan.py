@@ -142,3 +142,14 @@ def test_ranges_ascend_within_the_extent(parts):
     assert checked_runs([Run(0, 4), Run(4, 6)], 10) == [Run(0, 4), Run(4, 6)]
     with pytest.raises(InvalidRequestError):
         checked_runs([Run(*part) for part in parts], 10)
+
+
+def test_steps_may_change_their_size_on_the_way():
+    blocks = STEP_BYTES // 4096
+    sizes = iter((4 * STEP_BYTES, STEP_BYTES, 4 * STEP_BYTES, 4 * STEP_BYTES))
+    assert list(steps([Run(3, 10 * blocks)], 4096, lambda: next(sizes))) == [
+        Run(3, 4 * blocks - 3),
+        Run(4 * blocks, blocks),
+        Run(5 * blocks, 3 * blocks),
+        Run(8 * blocks, 2 * blocks + 3),
+    ]
