@@ -564,6 +564,7 @@ class Upstairs:
             self._repair.set_limit(self._limit)
         run = self._activation.running
         if run is not None:
+            run.limit = self._limit
             for member in run.members:
                 if member.index in run.copies and member.streams:
                     self._region.send_control(member, OpKind.REPAIR_LIMIT, number=self._limit)
