@@ -22,9 +22,9 @@ from controlplane.core.replacement import Replacement
 from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
+from controlplane.fleet_care import FleetCare
 from controlplane.machines import MachineFollower
 from controlplane.operations.disks import Disks
-from controlplane.operations.fleet import FleetBook
 from controlplane.operations.instances import Instances
 from controlplane.operations.replacements import Replacements
 from controlplane.operations.replacing import Replacing
@@ -135,15 +135,13 @@ class ControlPlane:
         )
         # Last, once nothing drives any more: others take over at once.
         stack.push_async_callback(claims.stop)
-        stack.push_async_callback(detached.drain)
-        stack.push_async_callback(scrub_driver.stop)
-        stack.push_async_callback(driver.stop)
+        for end in (detached.drain, scrub_driver.stop, driver.stop):
+            stack.push_async_callback(end)
         follower = MachineFollower(store, claims, vmmd, instance_news)
         stack.push_async_callback(follower.stop)
         relay = Relay(store, claims, words, instance_news, replacement_news, disk_news)
-        stack.push_async_callback(relay.stop)
-        stack.push_async_callback(words.stop)
-        stack.push_async_callback(claims.halt)
+        for end in (relay.stop, words.stop, claims.halt):
+            stack.push_async_callback(end)
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
         replacements = Replacements(store, driver, words, traces, replacement_news)
@@ -154,20 +152,23 @@ class ControlPlane:
             store, vmmd, follower, driver, scrub_driver, words, detached, instance_news
         )
         disks = Disks(store, vmmd, scrub_driver, disk_news)
+        care = FleetCare(
+            store, vmmd, fleet, driver, replacing, detached, tracing,
+            tls=self._downstairs_tls, pace=self._pace,
+        )  # fmt: skip
+        stack.push_async_callback(care.stop)
         scrubs = Scrubs(store, scrub_driver, words, detached)
-        await claims.start()
-        words.start()
-        relay.start()
+        await _begin(claims, words, relay, care)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
             DiskServicer(disks, replacing, scrubs, answers),
-            ReplacementServicer(replacements),
-            FleetServicer(FleetBook(store, fleet)),
+            ReplacementServicer(replacements, care.starting, answers),
+            FleetServicer(care.book, care.drains, answers),
             TraceServicer(tracing, vmmd.channels),
         )
         stack.push_async_callback(detached.drain)
         self._server = await self._served(stack, services, tracing)
-        for feed in (instance_news, replacement_news, disk_news):
+        for feed in (instance_news, replacement_news, disk_news, care.news):
             stack.callback(feed.close)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
 
@@ -179,6 +180,14 @@ class ControlPlane:
         await server.start()
         stack.push_async_callback(server.stop, self._grace_seconds)
         return server
+
+
+async def _begin(claims: Claims, words: Words, relay: Relay, care: FleetCare) -> None:
+    """Takes up what was left, then hears of others, and only then begins anything unasked."""
+    await claims.start()
+    words.start()
+    relay.start()
+    care.start()
 
 
 def _tell(news: Feed[None], key: UUID) -> None:

@@ -25,6 +25,7 @@ from controlplane.core.records import (
 )
 from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
+from controlplane.store.fleet_base import FleetCareStore
 from stairlib.model.construction import Construction
 
 
@@ -321,6 +322,7 @@ class Store(
     ReplacementStore,
     ScrubStore,
     FleetStore,
+    FleetCareStore,
     TraceStore,
     LeaseStore,
     Protocol,

@@ -34,6 +34,7 @@ from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
 from controlplane.store import failures, sql_disks, sql_leases, sql_replacements, sql_scrubs
 from controlplane.store.base import StoredAnswer, StoredSpan, Wish
+from controlplane.store.fleet_methods import FleetMethods
 from controlplane.store.opening import Opened, open_place
 from controlplane.store.place import Place
 from controlplane.store.postgres import WORKERS, Listener, Notice, notify
@@ -53,7 +54,7 @@ def steady() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class SqlStore:
+class SqlStore(FleetMethods):
     """A `Store` in a directory or a database. Make one with `open`."""
 
     def __init__(self, opened: Opened, thread: ThreadPoolExecutor) -> None:
