@@ -9,6 +9,7 @@ from time import monotonic
 
 import grpc
 
+from downstaird.core.changes import changes_since
 from downstaird.core.verification import Verification
 from downstaird.region_host import RegionHost
 from downstaird.services.mapping import region_message, snapshot_message
@@ -39,6 +40,26 @@ class RegionServicer(region_grpc.RegionServiceServicer):
         if free is not None:
             region.free_bytes = free
         return region_pb.GetRegionResponse(region=region)
+
+    async def ListChanges(
+        self,
+        request: region_pb.ListChangesRequest,
+        _context: grpc.aio.ServicerContext[
+            region_pb.ListChangesRequest, region_pb.ListChangesResponse
+        ],
+    ) -> region_pb.ListChangesResponse:
+        """What was written since a flush."""
+        states = self._host.engine.extent_states()
+        found = changes_since(states, request.generation, request.flush_number)
+        return region_pb.ListChangesResponse(
+            changed=[
+                region_pb.ExtentRange(first_extent=first, extent_count=count)
+                for first, count in found.runs
+            ],
+            extents_changed=found.extents,
+            generation=found.generation,
+            flush_number=found.flush,
+        )
 
     async def ListSnapshots(
         self,

@@ -173,6 +173,84 @@ class VerifyRegionRequest(_message.Message):
 Global___VerifyRegionRequest: _TypeAlias = VerifyRegionRequest  # noqa: Y015
 
 @_typing.final
+class ListChangesRequest(_message.Message):
+    """A flush as GetRegion's extents, a snapshot or an earlier ListChanges tell it; zeros for the beginning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FLUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    flush_number: _builtins.int
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        flush_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flush_number", b"flush_number", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
+
+@_typing.final
+class ExtentRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_EXTENT_FIELD_NUMBER: _builtins.int
+    EXTENT_COUNT_FIELD_NUMBER: _builtins.int
+    first_extent: _builtins.int
+    extent_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        first_extent: _builtins.int = ...,
+        extent_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extent_count", b"extent_count", "first_extent", b"first_extent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtentRange: _TypeAlias = ExtentRange  # noqa: Y015
+
+@_typing.final
+class ListChangesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGED_FIELD_NUMBER: _builtins.int
+    EXTENTS_CHANGED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FLUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    extents_changed: _builtins.int
+    generation: _builtins.int
+    """The newest flush there is: what to ask with the next time."""
+    flush_number: _builtins.int
+    @_builtins.property
+    def changed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtentRange]:
+        """Ascending; also those not flushed yet, and those in need of repair."""
+
+    def __init__(
+        self,
+        *,
+        changed: _abc.Iterable[Global___ExtentRange] | None = ...,
+        extents_changed: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        flush_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "extents_changed", b"extents_changed", "flush_number", b"flush_number", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015
+
+@_typing.final
 class BadBlock(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
