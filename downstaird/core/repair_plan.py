@@ -139,6 +139,21 @@ def steps(parts: Iterable[Run], block_size: int) -> Iterator[Run]:
             first = stop
 
 
+def first_steps(cut: Iterator[Run], count: int, block_size: int) -> list[Run]:
+    """The next steps, of so many bytes together and at least one; those that touch are one run.
+    Empty at the end."""
+    found: list[Run] = []
+    for step in cut:
+        if found and found[-1].first + found[-1].count == step.first:
+            found[-1] = Run(found[-1].first, found[-1].count + step.count)
+        else:
+            found.append(step)
+        count -= step.count * block_size
+        if count <= 0:
+            break
+    return found
+
+
 def _step_blocks(block_size: int) -> int:
     return max(1, STEP_BYTES // block_size)
 

@@ -99,9 +99,10 @@ class CopyExtent:
 
 @dataclass(frozen=True, slots=True)
 class LimitRepair:
-    """The rate of all copies from now on; 0 is none."""
+    """The rate of all copies together, and how many may go on at once, from now on; 0 is none."""
 
     bytes_per_second: int
+    copies: int = 0
 
 
 Effect = RunWork | CopyExtent | LimitRepair
@@ -157,7 +158,9 @@ class Counters:
     frames: int = 0
     failed: int = 0
     flushes: int = 0
+    # What copies changed here, told when each is done; and what they received, as it comes.
     copied_bytes: int = 0
+    moved_bytes: int = 0
 
 
 class Session:
@@ -459,8 +462,8 @@ class Session:
         elif kind == EXTENT_DIGEST:
             reply.array(job, kind, offset, length, self._answering.digests(offset, length))
         elif kind == REPAIR_LIMIT:
-            effects.append(LimitRepair(row[9]))
-            reply.done(job, kind, number=row[9])
+            effects.append(LimitRepair(row[9], length))
+            reply.done(job, kind, self.counters.moved_bytes, length, row[9])
         elif kind == REPAIR_BEGIN:
             marks = self._answering.marks(blob)
             self._open_flush = None

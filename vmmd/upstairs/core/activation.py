@@ -36,7 +36,6 @@ class Activation:
         self._region = region
         self.running: Reconciliation | None = None
         self.failure: StairwellError | None = None
-        self.limit = 0
         # What a reconciliation was doing that ended badly, until the members are compared anew.
         self.interrupted: ReconcilePlan | None = None
         # Since when the same two members are ready, and the third is not.
@@ -140,13 +139,13 @@ class Activation:
 
     def _start(self, work: ReconcilePlan) -> bool:
         if not work.empty:
-            self.running = Reconciliation(self._region, work, self.limit)
+            self.running = Reconciliation(self._region, work)
             return False
         for member in work.members:
             if member.state is SlotState.LIVE_REPAIR_READY:
                 # The table knows no way from there but through a comparison, which has just been
                 # made.
-                self.running = Reconciliation(self._region, work, self.limit)
+                self.running = Reconciliation(self._region, work)
                 return False
         self._serve(work.members)
         return True

@@ -44,10 +44,9 @@ from vmmd.upstairs.core.slot_states import SlotMove, SlotState
 class LiveRepair:
     """One attempt to fill one member. `phase` OVER is the end, good or bad."""
 
-    def __init__(self, region: RegionSet, target: Member, limit: int) -> None:
+    def __init__(self, region: RegionSet, target: Member) -> None:
         self._region = region
         self.target = target
-        self._limit = limit
         self.phase = RepairPhase.SURVEY
         self.started_at = region.now
         self.copies: ExtentCopies | None = None
@@ -66,12 +65,6 @@ class LiveRepair:
         self._traceparent = traceparent
         if self.copies is not None:
             self.copies.traceparent = traceparent
-
-    def set_limit(self, limit: int) -> None:
-        """Bytes per second from now on."""
-        self._limit = limit
-        if self.target.state is SlotState.LIVE_REPAIR:
-            self._region.send_control(self.target, OpKind.REPAIR_LIMIT, number=limit)
 
     # ---- steps
 
@@ -151,8 +144,6 @@ class LiveRepair:
         if len(extents):
             blob = self._marks(extents, generations[extents], flushes[extents]).tobytes()
             self._begin = region.send_control(target, OpKind.REPAIR_BEGIN, blob=blob)
-            if self._limit:
-                region.send_control(target, OpKind.REPAIR_LIMIT, number=self._limit)
         self._flush = region.send_flush()
         self._move(RepairMove.SURVEYED)
 

@@ -242,7 +242,7 @@ def _best_rows(keys: tuple[npt.NDArray[np.unsignedinteger], ...]) -> npt.NDArray
 class Reconciliation:
     """One run over a plan; `error` is set once and ends it, `done` when all members are equal."""
 
-    def __init__(self, region: RegionSet, work: ReconcilePlan, limit: int) -> None:
+    def __init__(self, region: RegionSet, work: ReconcilePlan) -> None:
         self._region = region
         self._plan = work
         self.error = ""
@@ -260,6 +260,7 @@ class Reconciliation:
             member.move(SlotMove.RECONCILE)
             member.synced_job = region.last_job
         region.touch()
+        filled = sum(1 for extents in work.extents if len(extents))
         for member, extents in zip(work.members, work.extents, strict=True):
             if len(extents):
                 generations, flushes = work.stamps
@@ -267,10 +268,8 @@ class Reconciliation:
                 blob = marks.tobytes()
                 self._jobs.append(region.send_control(member, OpKind.REPAIR_BEGIN, blob=blob))
                 self.copies[member.index] = ExtentCopies(
-                    region, member, extents.tolist(), self._source_of
+                    region, member, extents.tolist(), self._source_of, filled
                 )
-                if limit:
-                    region.send_control(member, OpKind.REPAIR_LIMIT, number=limit)
 
     @property
     def done(self) -> bool:

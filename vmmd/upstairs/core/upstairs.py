@@ -18,7 +18,6 @@ from stairlib.model.errors import (
     StairwellError,
     StateError,
 )
-from stairlib.wire.frame import OpKind
 from vmmd.block.backend import BlockStatus
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.activation import Activation
@@ -64,7 +63,6 @@ class Upstairs:
         self._final_flush: Mutation | None = None
         self._deactivate_by = 0.0
         self._leave_after: int | None = None
-        self._limit = 0
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             events.GuestBatch: self._on_guest,
             events.SlotReply: self._on_reply,
@@ -181,7 +179,6 @@ class Upstairs:
             self._region,
             self._copies(),
             now=self._region.now,
-            limit=self._limit,
             waiting=self._guest.waiting,
             reason=self._region.reason or self._activation.waiting,
         )
@@ -197,6 +194,13 @@ class Upstairs:
     def state(self) -> UpstairsState:
         """The upstairs' state."""
         return self._region.state
+
+    @property
+    def filling(self) -> tuple[int, int]:
+        """How many members are being filled, and how many bytes they have received since their
+        fillings began."""
+        running = self._copies().values()
+        return len(running), sum(copies.bytes_moved for copies in running)
 
     @property
     def repairing(self) -> bool:
@@ -309,6 +313,9 @@ class Upstairs:
                     region.fault(member, f"away for {away:.0f} s: {member.last_error}")
             if region.flushes.due(region.now) and region.links:
                 region.send_flush()
+        if self.repairing:
+            for copies in self._copies().values():
+                copies.look()
         self._connect_due()
 
     def _connect_due(self) -> None:
@@ -351,7 +358,7 @@ class Upstairs:
             return
         for member in region.slots:
             if member.state is SlotState.LIVE_REPAIR_READY:
-                self._repair = LiveRepair(region, member, self._limit)
+                self._repair = LiveRepair(region, member)
                 self._repair.advance()
                 return
 
@@ -525,15 +532,10 @@ class Upstairs:
             self._connect_due()
 
     def _on_limit(self, event: events.SetRepairLimit) -> None:
-        self._limit = event.bytes_per_second
-        self._activation.limit = self._limit
-        if self._repair is not None:
-            self._repair.set_limit(self._limit)
-        run = self._activation.running
-        if run is not None:
-            for member in run.members:
-                if member.index in run.copies and member.streams:
-                    self._region.send_control(member, OpKind.REPAIR_LIMIT, number=self._limit)
+        self._region.repair_limits = event.limits
+        running = self._copies().values()
+        for copies in running:
+            copies.limit(event.limits.share(len(running)))
 
     def _on_verify(self, event: events.Verify) -> None:
         if len(self._verifications) >= _VERIFICATIONS_MAX:
