@@ -26,16 +26,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb  # noqa: E402
-from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb  # noqa: E402
-from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc  # noqa: E402
-from tests.integration.cluster import Cluster, until  # noqa: E402
-from tests.integration.nbd_client import NbdClient  # noqa: E402
-from tests.integration.volume import Volume  # noqa: E402
+from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
+from tests.integration.cluster import Cluster, until
+from tests.integration.nbd_client import NbdClient
+from tests.integration.volume import Volume
 
 BLOCK = 4096
 MIB = 1 << 20
@@ -51,8 +50,7 @@ DURING_SECONDS_MAX = 12.0
 class BenchVolume(Volume):
     """A volume of a size of its own; always the third slot is replaced."""
 
-    shape: dict[str, int] = {}
-    present = ""
+    shape: ClassVar[dict[str, int]] = {}
 
     def vcr(self, generation: int, targets: Sequence[str], **shape: int) -> dict[str, Any]:
         return super().vcr(generation, targets, **{**self.shape, **shape})
@@ -130,13 +128,7 @@ def figures(samples: Sequence[tuple[float, int, float]]) -> dict[str, tuple[floa
 
 
 async def set_limits(volume: BenchVolume, mode: str) -> None:
-    request = volume_pb.SetRepairLimitsRequest(machine_id=volume.instance_id, disk=volume.disk)
-    if mode == "fixed":
-        request.bytes_per_second_max = FIXED_RATE
-    if hasattr(request, "adaptive"):
-        request.adaptive = mode == "adaptive"
-    stub = volume_grpc.VolumeServiceStub
-    await volume.cluster.call(stub, "SetRepairLimits", request, at=volume.cluster.vmmd.address)
+    await volume.limit(FIXED_RATE if mode == "fixed" else 0, adaptive=mode == "adaptive")
 
 
 async def repair_seen(volume: BenchVolume) -> tuple[bool, int]:
@@ -242,13 +234,12 @@ def tell(found: dict[str, Any]) -> None:
     quiet, during = found["quiet"], found["during"]
     words = [f"{found['mode']:9}{'flush' if found['flushes'] else 'plain':6}"]
     words.append(f"{found['seconds']:5.1f} s {found['mib_per_second']:6.1f} MiB/s")
-    for name in ("all", *KINDS):
-        if quiet[name][2] and during[name][2]:
-            words.append(
-                f"{name} p99 {1000 * quiet[name][1]:.1f}>{1000 * during[name][1]:.1f} ms "
-                f"x{during[name][1] / quiet[name][1]:.2f} p50 x"
-                f"{during[name][0] / quiet[name][0]:.2f};"
-            )
+    words += [
+        f"{name} p99 {1000 * quiet[name][1]:.1f}>{1000 * during[name][1]:.1f} ms "
+        f"x{during[name][1] / quiet[name][1]:.2f} p50 x{during[name][0] / quiet[name][0]:.2f};"
+        for name in ("all", *KINDS)
+        if quiet[name][2] and during[name][2]
+    ]
     print(*words, f"iops x{found['iops_ratio']:.2f}", file=sys.stderr, flush=True)
 
 

@@ -137,7 +137,11 @@ class ReplacementDriver:
         event = core.LimitChanged(at=self._clock(), bytes_per_second_max=bytes_per_second_max)
         await self._advance(run, event)
         record = run.record
-        await self._vmmd.set_repair_limit(record.instance_id, record.disk, bytes_per_second_max)
+        await self._vmmd.set_repair_limits(
+            record.instance_id,
+            record.disk,
+            volume_pb.RepairLimits(bytes_per_second_max=bytes_per_second_max),
+        )
         return record
 
     async def abandon(self, disk_keys: Iterable[UUID], why: str) -> None:
@@ -281,8 +285,10 @@ class ReplacementDriver:
     async def _repair(self, run: _Run) -> Event:
         record = run.record
         if record.bytes_per_second_max:
-            await self._vmmd.set_repair_limit(
-                record.instance_id, record.disk, record.bytes_per_second_max
+            await self._vmmd.set_repair_limits(
+                record.instance_id,
+                record.disk,
+                volume_pb.RepairLimits(bytes_per_second_max=record.bytes_per_second_max),
             )
         async with aclosing(self._watch.events(record)) as events:
             async for event in events:

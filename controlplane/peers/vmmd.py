@@ -185,12 +185,12 @@ class Vmmd:
         scrub: volume_pb.ScrubInfo = answer.scrub
         return scrub
 
-    async def set_repair_limit(
-        self, machine_id: UUID, disk: str, bytes_per_second_max: int
+    async def set_repair_limits(
+        self, machine_id: UUID, disk: str, limits: volume_pb.RepairLimits
     ) -> None:
-        """Bounds the rate of repairs of a volume; zero means no limit."""
+        """Bounds the repairs of a volume."""
         request = volume_pb.SetRepairLimitsRequest(
-            machine_id=str(machine_id), disk=disk, bytes_per_second_max=bytes_per_second_max
+            machine_id=str(machine_id), disk=disk, limits=limits
         )
         with translated(self.peer):
             await self._volumes.SetRepairLimits(request, timeout=ASK_SECONDS)
