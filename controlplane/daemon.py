@@ -19,9 +19,9 @@ from controlplane.core.replacement import Replacement
 from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
+from controlplane.fleet_care import FleetCare
 from controlplane.machines import MachineFollower
 from controlplane.operations.disks import Disks
-from controlplane.operations.fleet import FleetBook
 from controlplane.operations.instances import Instances
 from controlplane.operations.replacements import Replacements
 from controlplane.operations.replacing import Replacing
@@ -143,19 +143,22 @@ class ControlPlane:
         )
         instances = Instances(store, vmmd, follower, driver, scrub_driver, detached, instance_news)
         disks = Disks(store, vmmd, scrub_driver, disk_news)
+        care = FleetCare(store, vmmd, fleet, driver, replacing, detached, tracing, pace=self._pace)
+        stack.push_async_callback(care.stop)
+        care.start()
         scrubs = Scrubs(store, scrub_driver, detached)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
             DiskServicer(disks, replacing, scrubs, answers),
-            ReplacementServicer(replacements),
-            FleetServicer(FleetBook(store, fleet)),
+            ReplacementServicer(replacements, care.starting, answers),
+            FleetServicer(care.book, care.drains, answers),
             TraceServicer(tracing, vmmd.channels),
         )
         server = RpcServer(self._wanted, services, tracing)
         await server.start()
         stack.push_async_callback(detached.drain)
         stack.push_async_callback(server.stop, self._grace_seconds)
-        for feed in (instance_news, replacement_news, disk_news):
+        for feed in (instance_news, replacement_news, disk_news, care.news):
             stack.callback(feed.close)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
         self._server = server

@@ -16,7 +16,6 @@ from controlplane.cli.units import (
     format_seconds,
 )
 from stairwell.controlplane.v1.disk_service_pb2 import Disk, ReplaceResult, ReplaceVcrResponse
-from stairwell.controlplane.v1.fleet_service_pb2 import Downstairs, DownstairsRole
 from stairwell.controlplane.v1.instance_service_pb2 import Instance, InstanceState
 from stairwell.controlplane.v1.replacement_service_pb2 import Replacement, ReplacementState
 from stairwell.vmmd.v1.volume_service_pb2 import (
@@ -242,27 +241,5 @@ def replacements_table(replacements: Sequence[Replacement]) -> RenderableType:
             one.new_target,
             percent(one.bytes_done, one.bytes_total),
             clock(one.create_time),
-        )
-    return table
-
-
-# ----- the fleet
-
-
-def fleet_table(downstairs: Sequence[Downstairs]) -> RenderableType:
-    """Known downstairs."""
-    if not downstairs:
-        return "no downstairs known; register one with `stairwell fleet register HOST:PORT`"
-    table = new_table("ADDRESS", "ROLE", "SIZE", "BLOCK", "EXTENTS", "REGION", "VOLUME")
-    for one in downstairs:
-        size = one.block_size * one.blocks_per_extent * one.extent_count
-        table.add_row(
-            one.address,
-            word(enum_word(DownstairsRole.DESCRIPTOR, one.role)),
-            format_bytes(size) + (" encrypted" if one.encrypted else ""),
-            str(one.block_size),
-            f"{one.extent_count} x {one.blocks_per_extent}",
-            one.region_id,
-            one.volume_id or "-",
         )
     return table

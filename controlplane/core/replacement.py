@@ -55,6 +55,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from uuid import UUID
 
+from controlplane.core.placement import Placement
 from controlplane.core.progress import Progress, complete, observe, pause
 from stairlib.model.construction import Construction
 from stairlib.model.errors import StateError
@@ -288,6 +289,7 @@ class Replacement:
 
     `path` is the changed field, `region_path` the region it is in; times are seconds since the
     epoch; `failed_in` is the state a FAILED one goes back to. `traceparent` is the user's call.
+    `asked_by` is empty, and `placement` None, for one whose construction request was sent.
     """
 
     id: UUID
@@ -317,6 +319,8 @@ class Replacement:
     failed_in: State | None = None
     bytes_per_second_max: int = 0
     transitions: tuple[Transition, ...] = ()
+    asked_by: str = ""
+    placement: Placement | None = None
 
 
 def step(record: Replacement, event: Event) -> tuple[Replacement, tuple[Effect, ...]]:

@@ -7,8 +7,11 @@ from contextlib import aclosing
 
 import grpc.aio
 
+from controlplane.answers import AnswerBook
 from controlplane.operations.replacements import Replacements
-from controlplane.services.mapping import replacement_message
+from controlplane.operations.starting import Starting
+from controlplane.services.fleet_mapping import start_answer, start_wish
+from controlplane.services.mapping import disk_name, replacement_message
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as pb_grpc
 
@@ -16,8 +19,31 @@ from stairwell.controlplane.v1 import replacement_service_pb2_grpc as pb_grpc
 class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
     """Replacements over gRPC."""
 
-    def __init__(self, replacements: Replacements) -> None:
+    def __init__(self, replacements: Replacements, starting: Starting, answers: AnswerBook) -> None:
         self._replacements = replacements
+        self._starting = starting
+        self._answers = answers
+
+    async def StartReplacement(
+        self,
+        request: pb.StartReplacementRequest,
+        context: grpc.aio.ServicerContext[pb.StartReplacementRequest, pb.StartReplacementResponse],
+    ) -> pb.StartReplacementResponse:
+        """Replaces the member in a slot, by a spare if none is named."""
+        del context
+
+        async def start() -> pb.StartReplacementResponse:
+            answer = await self._starting.start(
+                disk_name(request.disk, "disk"),
+                start_wish(request),
+                validate_only=request.validate_only,
+            )
+            record = answer.replacement
+            return start_answer(answer, replacement_message(record) if record else None)
+
+        return await self._answers.once(
+            "StartReplacement", request.request_id, request, pb.StartReplacementResponse, start
+        )
 
     async def GetReplacement(
         self,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from controlplane.core.drain import Drain
+from controlplane.core.fleet import FaultedMember, FleetEntry, FleetPolicy, Look, Place
 from controlplane.core.records import (
     Desired,
     DiskRecord,
@@ -219,6 +221,69 @@ class FleetStore(Protocol):
 
     async def note_region(self, address: str, region_id: UUID) -> None:
         """The region a known downstairs turned out to serve."""
+        ...
+
+    async def register_downstairs(self, record: DownstairsRecord, place: Place) -> DownstairsRecord:
+        """As `put_downstairs`, with where it stands."""
+        ...
+
+    async def deregister_downstairs(self, address: str) -> None:
+        """Forgets it. NotFoundError when it is not known, StateError (DOWNSTAIRS_IN_USE) while a
+        disk or a replacement names it."""
+        ...
+
+    async def fleet(self) -> list[FleetEntry]:
+        """All downstairs with where they stand and how they are, in the order of addresses."""
+        ...
+
+    async def places(self) -> dict[str, Place]:
+        """Where those stand of which somebody said so, by address."""
+        ...
+
+    async def save_looks(self, looks: Iterable[Look]) -> None:
+        """The newest look at each; those at unknown addresses are dropped. A look without
+        `seen_at` leaves the earlier one."""
+        ...
+
+    async def fleet_policy(self) -> FleetPolicy:
+        """The policy in force."""
+        ...
+
+    async def set_fleet_policy(self, policy: FleetPolicy) -> None:
+        """The whole policy."""
+        ...
+
+    async def faulted_members(self) -> list[FaultedMember]:
+        """The members found faulted, longest first."""
+        ...
+
+    async def set_faulted_members(self, members: Iterable[FaultedMember]) -> None:
+        """All of them, in the place of those before."""
+        ...
+
+    async def begin_drain(self, drain: Drain) -> Drain:
+        """Records a drain, or finds the one of its target that was not cancelled, running again."""
+        ...
+
+    async def end_drain(self, drain: Drain) -> bool:
+        """Stores the end (DONE or CANCELLED) of one that runs, or the cancellation of one that is
+        done; False when it has ended otherwise meanwhile."""
+        ...
+
+    async def drain(self, name: str) -> Drain:
+        """By id, or the newest of a target; NotFoundError when there is none."""
+        ...
+
+    async def list_drains(self) -> list[Drain]:
+        """The newest hundred, newest first."""
+        ...
+
+    async def holding_drains(self) -> list[Drain]:
+        """Those that keep something out of use, oldest first."""
+        ...
+
+    async def replacements_asked_by(self, asked_by: str) -> list[Replacement]:
+        """The replacements somebody has begun, oldest first."""
         ...
 
 

@@ -20,6 +20,7 @@ from controlplane.core.records import (
 from controlplane.core.replacement import Replacement, State, Transition
 from controlplane.core.scrub import Scrub
 from controlplane.core.scrub import State as ScrubState
+from controlplane.store.fleet_rows import placement_of, placement_text
 from controlplane.store.sealing import Sealer
 from stairlib.model.construction import Construction
 from stairlib.model.geometry import Geometry
@@ -163,6 +164,8 @@ def replacement_row(record: Replacement, sealer: Sealer) -> dict[str, Any]:
         "traceparent": record.traceparent,
         "trace_id": record.trace_id,
         "created_at": record.created_at,
+        "asked_by": record.asked_by,
+        "placement": placement_text(record.placement),
         **construction_columns(record.original, sealer, "original_construction", "original_sealed"),
         **construction_columns(
             record.replacement, sealer, "replacement_construction", "replacement_sealed"
@@ -247,6 +250,8 @@ def replacement_of(row: Row, log: Sequence[Row], sealer: Sealer) -> Replacement:
             )
             for each in log
         ),
+        asked_by=row["asked_by"],
+        placement=placement_of(row["placement"]),
     )
 
 

@@ -16,6 +16,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from controlplane.core.drain import Drain
+from controlplane.core.fleet import FaultedMember, FleetEntry, FleetPolicy, Look, Place
 from controlplane.core.records import (
     Desired,
     DiskRecord,
@@ -25,7 +27,7 @@ from controlplane.core.records import (
 )
 from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
-from controlplane.store import sql_disks, sql_replacements, sql_scrubs
+from controlplane.store import sql_disks, sql_fleet, sql_replacements, sql_scrubs
 from controlplane.store.base import StoredAnswer, StoredSpan
 from controlplane.store.opening import Opened, open_directory
 from stairlib.model.construction import Construction
@@ -203,6 +205,66 @@ class SqliteStore:
     async def note_region(self, address: str, region_id: UUID) -> None:
         """See `FleetStore`."""
         await self._run(sql_disks.note_region, address, region_id)
+
+    async def register_downstairs(self, record: DownstairsRecord, place: Place) -> DownstairsRecord:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.register, record, place)
+
+    async def deregister_downstairs(self, address: str) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.deregister, self._sealer, address)
+
+    async def fleet(self) -> list[FleetEntry]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.entries)
+
+    async def places(self) -> dict[str, Place]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.places_by_address)
+
+    async def save_looks(self, looks: Iterable[Look]) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.save_looks, list(looks))
+
+    async def fleet_policy(self) -> FleetPolicy:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.policy)
+
+    async def set_fleet_policy(self, policy: FleetPolicy) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.set_policy, policy)
+
+    async def faulted_members(self) -> list[FaultedMember]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.faulted)
+
+    async def set_faulted_members(self, members: Iterable[FaultedMember]) -> None:
+        """See `FleetStore`."""
+        await self._run(sql_fleet.set_faulted, list(members))
+
+    async def begin_drain(self, drain: Drain) -> Drain:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.begin_drain, drain)
+
+    async def end_drain(self, drain: Drain) -> bool:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.end_drain, drain)
+
+    async def drain(self, name: str) -> Drain:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.drain, name)
+
+    async def list_drains(self) -> list[Drain]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.list_drains)
+
+    async def holding_drains(self) -> list[Drain]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.holding_drains)
+
+    async def replacements_asked_by(self, asked_by: str) -> list[Replacement]:
+        """See `FleetStore`."""
+        return await self._run(sql_fleet.replacements_asked_by, self._sealer, asked_by)
 
     async def save_spans(self, spans: Iterable[StoredSpan]) -> None:
         """See `TraceStore`."""

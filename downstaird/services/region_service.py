@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from time import monotonic
 
 import grpc
@@ -19,11 +21,12 @@ SLICE_SECONDS = 0.002
 
 
 class RegionServicer(region_grpc.RegionServiceServicer):
-    """Answers for one host."""
+    """Answers for one host, whose region is in `directory`."""
 
-    def __init__(self, host: RegionHost, version: str) -> None:
+    def __init__(self, host: RegionHost, version: str, directory: Path) -> None:
         self._host = host
         self._version = version
+        self._directory = directory
 
     async def GetRegion(
         self,
@@ -32,6 +35,9 @@ class RegionServicer(region_grpc.RegionServiceServicer):
     ) -> region_pb.GetRegionResponse:
         """The region as it is now."""
         region = region_message(self._host, self._version, with_key_check=True)
+        free = _free_bytes(self._directory)
+        if free is not None:
+            region.free_bytes = free
         return region_pb.GetRegionResponse(region=region)
 
     async def ListSnapshots(
@@ -81,3 +87,12 @@ class RegionServicer(region_grpc.RegionServiceServicer):
                 region_pb.BadBlock(block=bad.block, reason=bad.reason) for bad in check.bad_blocks
             ],
         )
+
+
+def _free_bytes(directory: Path) -> int | None:
+    """What the daemon may still write there; None when the file system does not say."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize

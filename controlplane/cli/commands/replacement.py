@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import render, watch
+from controlplane.cli import fleet_view, render, watch
 from controlplane.cli.command import command
+from controlplane.cli.commands import start
 from controlplane.cli.display import Look, progress_display
 from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import plain
@@ -32,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     """Registers this module's commands."""
     group = typer.Typer(help="Replacements: durable workflows.", no_args_is_help=True)
     app.add_typer(group, name="replacement")
+    start.add_to(group)
     command(group, "list")(list_all)
     command(group, "get")(get)
     command(group, "watch")(watch_one)
@@ -72,7 +74,7 @@ async def get(session: Session, replacement: Id) -> None:
         pb.GetReplacementRequest(id=replacement),
         pb.GetReplacementResponse,
     )
-    session.show(plain(response.replacement), render.replacement_view(response.replacement))
+    session.show(plain(response.replacement), fleet_view.replacement_view(response.replacement))
 
 
 async def watch_one(session: Session, replacement: Id) -> int:

@@ -82,6 +82,8 @@ class Replacement(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     TRANSITIONS_FIELD_NUMBER: _builtins.int
     REPAIR_BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -107,6 +109,10 @@ class Replacement(_message.Message):
     attempt: _builtins.int
     trace_id: _builtins.str
     repair_bytes_per_second_max: _builtins.int
+    asked_by: _builtins.str
+    """Who began it: empty for a construction request that was sent, else "operator", "automatic" or
+    "drain " with the drain's id.
+    """
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -115,6 +121,10 @@ class Replacement(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def transitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transition]: ...
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """How its new target was found; absent for a construction request that was sent."""
+
     def __init__(
         self,
         *,
@@ -144,14 +154,180 @@ class Replacement(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         transitions: _abc.Iterable[Global___Transition] | None = ...,
         repair_bytes_per_second_max: _builtins.int = ...,
+        asked_by: _builtins.str = ...,
+        placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "placement", b"placement", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blocked_on", b"blocked_on", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_by", b"asked_by", "attempt", b"attempt", "blocked_on", b"blocked_on", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "placement", b"placement", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Replacement: _TypeAlias = Replacement  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """How a spare was chosen, or why none was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    REJECTIONS_FIELD_NUMBER: _builtins.int
+    chosen: _builtins.str
+    """Empty when none fits."""
+    named: _builtins.bool
+    """Whether the caller named it."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What speaks against the one that was named, and was left to the caller."""
+
+    @_builtins.property
+    def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementRejection]: ...
+    def __init__(
+        self,
+        *,
+        chosen: _builtins.str = ...,
+        named: _builtins.bool = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        rejections: _abc.Iterable[Global___PlacementRejection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "named", b"named", "rejections", b"rejections", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class PlacementRejection(_message.Message):
+    """A downstairs that was not taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    host: _builtins.str
+    failure_domain: _builtins.str
+    reason: _builtins.str
+    """As SAME_HOST; NOT_NEEDED for one that fits, but less well."""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        host: _builtins.str = ...,
+        failure_domain: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "failure_domain", b"failure_domain", "host", b"host", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementRejection: _TypeAlias = PlacementRejection  # noqa: Y015
+
+@_typing.final
+class StartReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    OLD_TARGET_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    NEW_TARGET_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    disk: _builtins.str
+    """A disk's name, or its volume's UUID."""
+    slot: _builtins.int
+    """Which member goes: its slot, its address, or both."""
+    old_target: _builtins.str
+    region_path: _builtins.str
+    """The region the slot is in, as sub_volumes[0]; may be left out when that is clear."""
+    new_target: _builtins.str
+    """Empty: a spare is chosen."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    """Chooses and judges, and changes nothing."""
+    def __init__(
+        self,
+        *,
+        disk: _builtins.str = ...,
+        slot: _builtins.int | None = ...,
+        old_target: _builtins.str = ...,
+        region_path: _builtins.str | None = ...,
+        new_target: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_region_path", b"_region_path", "_slot", b"_slot", "region_path", b"region_path", "slot", b"slot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_region_path", b"_region_path", "_slot", b"_slot", "disk", b"disk", "new_target", b"new_target", "old_target", b"old_target", "region_path", b"region_path", "request_id", b"request_id", "slot", b"slot", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__region_path: _TypeAlias = _typing.Literal["region_path"]  # noqa: Y015
+    _WhichOneofArgType__region_path: _TypeAlias = _typing.Literal["_region_path", b"_region_path"]  # noqa: Y015
+    _WhichOneofReturnType__slot: _TypeAlias = _typing.Literal["slot"]  # noqa: Y015
+    _WhichOneofArgType__slot: _TypeAlias = _typing.Literal["_slot", b"_slot"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__region_path) -> _WhichOneofReturnType__region_path | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slot) -> _WhichOneofReturnType__slot | None: ...
+
+Global___StartReplacementRequest: _TypeAlias = StartReplacementRequest  # noqa: Y015
+
+@_typing.final
+class StartReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    ALREADY_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    OLD_TARGET_FIELD_NUMBER: _builtins.int
+    NEW_TARGET_FIELD_NUMBER: _builtins.int
+    TO_GENERATION_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    already: _builtins.bool
+    """Whether this very replacement was running, or had ended, before the call."""
+    region_path: _builtins.str
+    slot: _builtins.int
+    old_target: _builtins.str
+    new_target: _builtins.str
+    to_generation: _builtins.int
+    @_builtins.property
+    def replacement(self) -> Global___Replacement:
+        """Absent when it was only judged."""
+
+    @_builtins.property
+    def placement(self) -> Global___Placement: ...
+    def __init__(
+        self,
+        *,
+        replacement: Global___Replacement | None = ...,
+        already: _builtins.bool = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        old_target: _builtins.str = ...,
+        new_target: _builtins.str = ...,
+        to_generation: _builtins.int = ...,
+        placement: Global___Placement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "replacement", b"replacement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "new_target", b"new_target", "old_target", b"old_target", "placement", b"placement", "region_path", b"region_path", "replacement", b"replacement", "slot", b"slot", "to_generation", b"to_generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartReplacementResponse: _TypeAlias = StartReplacementResponse  # noqa: Y015
 
 @_typing.final
 class Transition(_message.Message):
