@@ -28,6 +28,7 @@ from controlplane.operations.replacing import Replacing
 from controlplane.operations.scrubs import Scrubs
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.services.disks import DiskServicer
 from controlplane.services.fleet import FleetServicer
@@ -120,8 +121,9 @@ class ControlPlane:
 
         detached = Detached()
         traces = TraceKeeper(store, vmmd, tracing)
+        limiter = RepairLimiter(store, vmmd, pace=self._pace)
         driver = ReplacementDriver(
-            store, vmmd, traces, replacement_news, detached, tracing,
+            store, vmmd, traces, replacement_news, detached, tracing, limiter,
             disk_changed=disk_changed, pace=self._pace,
         )  # fmt: skip
         scrub_driver = ScrubDriver(
@@ -130,14 +132,16 @@ class ControlPlane:
         stack.push_async_callback(detached.drain)
         stack.push_async_callback(scrub_driver.stop)
         stack.push_async_callback(driver.stop)
-        follower = MachineFollower(store, vmmd, instance_news)
+        follower = MachineFollower(store, vmmd, instance_news, limiter)
         stack.push_async_callback(follower.stop)
+        stack.push_async_callback(limiter.stop)
+        await limiter.start()
         await driver.start()
         await scrub_driver.start()
         await follower.start()
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
-        replacements = Replacements(store, driver, traces, replacement_news)
+        replacements = Replacements(store, driver, traces, replacement_news, limiter)
         replacing = Replacing(
             store, fleet, driver, replacements, detached, tracing, disk_changed=disk_changed
         )

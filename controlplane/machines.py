@@ -21,6 +21,7 @@ from controlplane.core.replacement import State
 from controlplane.feed import Feed
 from controlplane.machine_spec import machine_spec, state_of
 from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.store.base import Store
 from stairlib.model.errors import (
     AlreadyExistsError,
@@ -44,10 +45,13 @@ INSTANCES_MAX = 1000
 class MachineFollower:
     """See the module. `news` gets each record that changed, under the instance's id."""
 
-    def __init__(self, store: Store, vmmd: Vmmd, news: Feed[InstanceRecord]) -> None:
+    def __init__(
+        self, store: Store, vmmd: Vmmd, news: Feed[InstanceRecord], limiter: RepairLimiter
+    ) -> None:
         self._store = store
         self._vmmd = vmmd
         self._news = news
+        self._limiter = limiter
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         # The newest state generation heard of each machine: news of it come on two ways, the
         # stream and the answers to requests, and the older must not overtake the newer.
@@ -88,7 +92,10 @@ class MachineFollower:
         instance_id = UUID(machine.id)
         if machine.state_generation >= self._heard.get(instance_id, 0):
             self._heard[instance_id] = machine.state_generation
-            await self._set(instance_id, state_of(machine), machine.reason)
+            state = state_of(machine)
+            await self._set(instance_id, state, machine.reason)
+            if not state.ended:
+                await self._limiter.machine_seen(instance_id)
 
     async def _set(self, instance_id: UUID, state: InstanceState, reason: str) -> None:
         changed = await self._store.set_instance_state(instance_id, state, reason)

@@ -49,8 +49,8 @@ _log = get_logger(__name__)
 
 # More than an upstairs asks for unless it is told to; each holds one chunk.
 COPIES_AT_A_TIME = 16
-# With a limit, no more is asked of the source at a time than all copies may take in so many seconds:
-# what it has sent was read, and waits here for its turn.
+# With a limit, no more is asked of the source at a time than all copies may take in so many
+# seconds: what it has sent was read, and waits here for its turn.
 ASK_SECONDS = 0.25
 # A source under load answers late, a dead one never: this long without a byte ends a copy.
 IDLE_SECONDS = 15.0

@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from uuid import UUID
 
+from controlplane.core.repair_shares import RepairWish, WishChange
 from controlplane.core.replacement import Replacement, State
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.operations.paging import bad_token, page_size, position, token
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
-# What the store and the wire agree on; far above any network.
-LIMIT_MAX = (1 << 63) - 1
 _TRACE_ID_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsSet:
+    """What is wanted of a disk's repairs now, whether the machine knows it, and the replacement
+    that runs."""
+
+    wish: RepairWish
+    told: bool
+    running: Replacement | None
 
 
 class Replacements:
     """See the module."""
 
     def __init__(
-        self, store: Store, driver: ReplacementDriver, traces: TraceKeeper, news: Feed[Replacement]
+        self,
+        store: Store,
+        driver: ReplacementDriver,
+        traces: TraceKeeper,
+        news: Feed[Replacement],
+        limiter: RepairLimiter,
     ) -> None:
         self._store = store
         self._driver = driver
         self._traces = traces
         self._news = news
+        self._limiter = limiter
 
     async def get(self, text: str) -> Replacement:
         """By id; with the latest progress while it runs."""
@@ -101,16 +119,34 @@ class Replacements:
         """The same, by the id as the user wrote it."""
         return await self.retry(_id(text))
 
-    async def set_limit(self, text: str, bytes_per_second_max: int) -> Replacement:
-        """Changes the rate of a running repair; zero means no limit."""
-        replacement_id = _id(text)
-        if bytes_per_second_max > LIMIT_MAX:
-            why = f"is above {LIMIT_MAX}; use 0 for no limit"
-            raise InvalidRequestError(
-                f"the limit {why}", (FieldViolation("bytes_per_second_max", why, "TOO_LARGE"),)
-            )
-        await self._find(replacement_id)
-        return await self._driver.set_limit(replacement_id, bytes_per_second_max)
+    async def set_limits(self, text: str, disk: str, change: WishChange) -> LimitsSet:
+        """Bounds the repairs of a disk, or of the disk of a replacement that has not ended."""
+        if bool(text) == bool(disk):
+            why = "name a replacement or a disk, and not both"
+            raise InvalidRequestError(why, (FieldViolation("id", why, "ONE_OF"),))
+        record: Replacement | None
+        if text:
+            record = await self._find(_id(text))
+            if record.state.ended:
+                raise StateError(
+                    f"replacement {record.id} is {record.state}: there is no repair to limit; name"
+                    f" the disk, {record.disk!r}, to limit its later ones",
+                    reason="REPLACEMENT_ENDED",
+                    replacement=str(record.id),
+                )
+            found = await self._store.disk(str(record.volume_id))
+        else:
+            found = await self._store.disk(disk)
+            record = await self._store.newest_replacement(found.key)
+        wish, told = await self._limiter.change(found, change)
+        running = self._driver.running(record.id) if record is not None else None
+        if running is not None and running.bytes_per_second_max != wish.bytes_per_second_max:
+            running = await self._driver.set_limit(running.id, wish.bytes_per_second_max)
+        return LimitsSet(wish, told, running)
+
+    def rate_of(self, record: Replacement) -> volume_pb.RepairRate | None:
+        """As `RepairLimiter.rate_of`."""
+        return self._limiter.rate_of(record)
 
     async def trace(self, text: str) -> tuple[str, list[telemetry_pb.Span]]:
         """(trace id, spans) by replacement id or trace id."""

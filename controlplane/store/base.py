@@ -22,6 +22,7 @@ from controlplane.core.records import (
     InstanceRecord,
     InstanceState,
 )
+from controlplane.core.repair_shares import RepairWish
 from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
 from stairlib.model.construction import Construction
@@ -309,9 +310,26 @@ class TraceStore(Protocol):
         ...
 
 
+class RepairLimitStore(Protocol):
+    """What is wanted of the repairs of volumes."""
+
+    async def repair_wishes(self) -> dict[UUID, RepairWish]:
+        """By volume; of those for which anything was set."""
+        ...
+
+    async def save_repair_wish(self, volume_id: UUID, wish: RepairWish) -> None:
+        """In the place of the one before."""
+        ...
+
+    async def repairs_left(self) -> list[tuple[UUID, int]]:
+        """(volume, bytes left) of every replacement that is being applied or repairs."""
+        ...
+
+
 class Store(
-    InstanceStore, DiskStore, ReplacementStore, ScrubStore, FleetStore, TraceStore, Protocol
-):
+    InstanceStore, DiskStore, ReplacementStore, ScrubStore, FleetStore, RepairLimitStore,
+    TraceStore, Protocol,
+):  # fmt: skip
     """All of it."""
 
     async def close(self) -> None:

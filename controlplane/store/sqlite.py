@@ -25,9 +25,16 @@ from controlplane.core.records import (
     InstanceRecord,
     InstanceState,
 )
+from controlplane.core.repair_shares import RepairWish
 from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
-from controlplane.store import sql_disks, sql_fleet, sql_replacements, sql_scrubs
+from controlplane.store import (
+    sql_disks,
+    sql_fleet,
+    sql_repair_limits,
+    sql_replacements,
+    sql_scrubs,
+)
 from controlplane.store.base import StoredAnswer, StoredSpan
 from controlplane.store.opening import Opened, open_directory
 from stairlib.model.construction import Construction
@@ -225,6 +232,18 @@ class SqliteStore:
     async def save_looks(self, looks: Iterable[Look]) -> None:
         """See `FleetStore`."""
         await self._run(sql_fleet.save_looks, list(looks))
+
+    async def repair_wishes(self) -> dict[UUID, RepairWish]:
+        """See `RepairLimitStore`."""
+        return await self._run(sql_repair_limits.wishes)
+
+    async def save_repair_wish(self, volume_id: UUID, wish: RepairWish) -> None:
+        """See `RepairLimitStore`."""
+        await self._run(sql_repair_limits.save_wish, volume_id, wish)
+
+    async def repairs_left(self) -> list[tuple[UUID, int]]:
+        """See `RepairLimitStore`."""
+        return await self._run(sql_repair_limits.left)
 
     async def fleet_policy(self) -> FleetPolicy:
         """See `FleetStore`."""

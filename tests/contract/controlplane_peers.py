@@ -42,7 +42,7 @@ class ScriptedVmmd:
     reports: list[pb.VerifyReport] = field(default_factory=list)
     gates: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, list[StairwellError]] = field(default_factory=dict)
-    limits: list[int] = field(default_factory=list)
+    limits: list[pb.RepairLimits] = field(default_factory=list)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
     workloads_running: int = 0
@@ -293,7 +293,7 @@ class Volumes(pb_grpc.VolumeServiceServicer):
     async def SetRepairLimits(self, request, context):
         await self.script.heard("SetRepairLimits", request)
         self.script.volume(request)
-        self.script.limits.append(request.bytes_per_second_max)
+        self.script.limits.append(request.limits)
         return pb.SetRepairLimitsResponse()
 
 

@@ -73,7 +73,7 @@ class House(Cluster):
         request = volume_pb.SetRepairLimitsRequest(
             machine_id=(await self.get_instance("crub")).id,
             disk="block2",
-            bytes_per_second_max=bytes_per_second,
+            limits=volume_pb.RepairLimits(bytes_per_second_max=bytes_per_second, adaptive=False),
         )
         stub = volume_grpc.VolumeServiceStub
         await self.call(stub, "SetRepairLimits", request, at=self.vmmd.address)

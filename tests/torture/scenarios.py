@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable
 
 from tests.torture.tormentor import TormentError, Tormentor
 from vmmd.block.backend import BlockOp
+from vmmd.core.repair_rate import RepairPolicy
 from vmmd.upstairs.core.events import ReplaceResult
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotState
 
 Scenario = Callable[[Tormentor, float], Awaitable[None]]

@@ -24,53 +24,54 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from stairwell.telemetry.v1 import trace_service_pb2 as stairwell_dot_telemetry_dot_v1_dot_trace__service__pb2
+from stairwell.vmmd.v1 import volume_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3stairwell/controlplane/v1/replacement_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*stairwell/telemetry/v1/trace_service.proto\"\x9c\x06\n\x0bReplacement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12:\n\x05state\x18\x04 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\x12\x0c\n\x04slot\x18\x06 \x01(\r\x12\x12\n\nold_target\x18\x07 \x01(\t\x12\x12\n\nnew_target\x18\x08 \x01(\t\x12\x17\n\x0f\x66rom_generation\x18\t \x01(\x04\x12\x15\n\rto_generation\x18\n \x01(\x04\x12\x12\n\nbytes_done\x18\x0b \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x0c \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\r \x01(\x04\x12\x14\n\x0c\x65xtents_done\x18\x0e \x01(\r\x12\x15\n\rextents_total\x18\x0f \x01(\r\x12\x18\n\x10\x62ytes_per_second\x18\x10 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x11 \x01(\x01\x12\x12\n\nblocked_on\x18\x12 \x01(\t\x12\x12\n\nlast_error\x18\x13 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x14 \x01(\r\x12\x35\n\x11next_attempt_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x16 \x01(\t\x12/\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x0btransitions\x18\x19 \x03(\x0b\x32%.stairwell.controlplane.v1.Transition\x12#\n\x1brepair_bytes_per_second_max\x18\x1a \x01(\x04\x12\x10\n\x08\x61sked_by\x18< \x01(\t\x12\x37\n\tplacement\x18= \x01(\x0b\x32$.stairwell.controlplane.v1.Placement\"\x7f\n\tPlacement\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12\r\n\x05named\x18\x02 \x01(\x08\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x41\n\nrejections\x18\x04 \x03(\x0b\x32-.stairwell.controlplane.v1.PlacementRejection\"k\n\x12PlacementRejection\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\xc0\x01\n\x17StartReplacementRequest\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x11\n\x04slot\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x18\n\x0bregion_path\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x12\n\nnew_target\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x42\x07\n\x05_slotB\x0e\n\x0c_region_path\"\x83\x02\n\x18StartReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x13\n\x0bregion_path\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12\x12\n\nold_target\x18\x05 \x01(\t\x12\x12\n\nnew_target\x18\x06 \x01(\t\x12\x15\n\rto_generation\x18\x07 \x01(\x04\x12\x37\n\tplacement\x18\x08 \x01(\x0b\x32$.stairwell.controlplane.v1.Placement\"\x91\x01\n\nTransition\x12:\n\x05state\x18\x01 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"#\n\x15GetReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"U\n\x16GetReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"N\n\x17ListReplacementsRequest\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x18ListReplacementsResponse\x12<\n\x0creplacements\x18\x01 \x03(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x17WatchReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18WatchReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"%\n\x17RetryReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18RetryReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"B\n\x16SetRepairLimitsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x02 \x01(\x04\"V\n\x17SetRepairLimitsResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"(\n\x1aGetReplacementTraceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\\\n\x1bGetReplacementTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12+\n\x05spans\x18\x02 \x03(\x0b\x32\x1c.stairwell.telemetry.v1.Span*\xc5\x02\n\x10ReplacementState\x12!\n\x1dREPLACEMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aREPLACEMENT_STATE_VALIDATE\x10\x01\x12\x1f\n\x1bREPLACEMENT_STATE_PREFLIGHT\x10\x02\x12\x1c\n\x18REPLACEMENT_STATE_RECORD\x10\x03\x12\x1b\n\x17REPLACEMENT_STATE_APPLY\x10\x04\x12\x1c\n\x18REPLACEMENT_STATE_REPAIR\x10\x05\x12\x1c\n\x18REPLACEMENT_STATE_VERIFY\x10\x06\x12\x1c\n\x18REPLACEMENT_STATE_RETIRE\x10\x07\x12\x1a\n\x16REPLACEMENT_STATE_DONE\x10\x08\x12\x1c\n\x18REPLACEMENT_STATE_FAILED\x10\t2\x82\x07\n\x12ReplacementService\x12{\n\x10StartReplacement\x12\x32.stairwell.controlplane.v1.StartReplacementRequest\x1a\x33.stairwell.controlplane.v1.StartReplacementResponse\x12u\n\x0eGetReplacement\x12\x30.stairwell.controlplane.v1.GetReplacementRequest\x1a\x31.stairwell.controlplane.v1.GetReplacementResponse\x12{\n\x10ListReplacements\x12\x32.stairwell.controlplane.v1.ListReplacementsRequest\x1a\x33.stairwell.controlplane.v1.ListReplacementsResponse\x12}\n\x10WatchReplacement\x12\x32.stairwell.controlplane.v1.WatchReplacementRequest\x1a\x33.stairwell.controlplane.v1.WatchReplacementResponse0\x01\x12{\n\x10RetryReplacement\x12\x32.stairwell.controlplane.v1.RetryReplacementRequest\x1a\x33.stairwell.controlplane.v1.RetryReplacementResponse\x12x\n\x0fSetRepairLimits\x12\x31.stairwell.controlplane.v1.SetRepairLimitsRequest\x1a\x32.stairwell.controlplane.v1.SetRepairLimitsResponse\x12\x84\x01\n\x13GetReplacementTrace\x12\x35.stairwell.controlplane.v1.GetReplacementTraceRequest\x1a\x36.stairwell.controlplane.v1.GetReplacementTraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3stairwell/controlplane/v1/replacement_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*stairwell/telemetry/v1/trace_service.proto\x1a&stairwell/vmmd/v1/volume_service.proto\"\xd0\x06\n\x0bReplacement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12:\n\x05state\x18\x04 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\x12\x0c\n\x04slot\x18\x06 \x01(\r\x12\x12\n\nold_target\x18\x07 \x01(\t\x12\x12\n\nnew_target\x18\x08 \x01(\t\x12\x17\n\x0f\x66rom_generation\x18\t \x01(\x04\x12\x15\n\rto_generation\x18\n \x01(\x04\x12\x12\n\nbytes_done\x18\x0b \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x0c \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\r \x01(\x04\x12\x14\n\x0c\x65xtents_done\x18\x0e \x01(\r\x12\x15\n\rextents_total\x18\x0f \x01(\r\x12\x18\n\x10\x62ytes_per_second\x18\x10 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x11 \x01(\x01\x12\x12\n\nblocked_on\x18\x12 \x01(\t\x12\x12\n\nlast_error\x18\x13 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x14 \x01(\r\x12\x35\n\x11next_attempt_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x16 \x01(\t\x12/\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x0btransitions\x18\x19 \x03(\x0b\x32%.stairwell.controlplane.v1.Transition\x12#\n\x1brepair_bytes_per_second_max\x18\x1a \x01(\x04\x12\x10\n\x08\x61sked_by\x18< \x01(\t\x12\x37\n\tplacement\x18= \x01(\x0b\x32$.stairwell.controlplane.v1.Placement\x12\x32\n\x0brepair_rate\x18\x46 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.RepairRate\"\x7f\n\tPlacement\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12\r\n\x05named\x18\x02 \x01(\x08\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x41\n\nrejections\x18\x04 \x03(\x0b\x32-.stairwell.controlplane.v1.PlacementRejection\"k\n\x12PlacementRejection\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\xc0\x01\n\x17StartReplacementRequest\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x11\n\x04slot\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x18\n\x0bregion_path\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x12\n\nnew_target\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x42\x07\n\x05_slotB\x0e\n\x0c_region_path\"\x83\x02\n\x18StartReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x13\n\x0bregion_path\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12\x12\n\nold_target\x18\x05 \x01(\t\x12\x12\n\nnew_target\x18\x06 \x01(\t\x12\x15\n\rto_generation\x18\x07 \x01(\x04\x12\x37\n\tplacement\x18\x08 \x01(\x0b\x32$.stairwell.controlplane.v1.Placement\"\x91\x01\n\nTransition\x12:\n\x05state\x18\x01 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"#\n\x15GetReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"U\n\x16GetReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"N\n\x17ListReplacementsRequest\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x18ListReplacementsResponse\x12<\n\x0creplacements\x18\x01 \x03(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x17WatchReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18WatchReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"%\n\x17RetryReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18RetryReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"\x8c\x02\n\x16SetRepairLimitsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x14\x62ytes_per_second_max\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04\x64isk\x18\x03 \x01(\t\x12!\n\x14\x62ytes_per_second_min\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\"\n\x15\x65xtents_in_flight_max\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08\x61\x64\x61ptive\x18\x06 \x01(\x08H\x03\x88\x01\x01\x42\x17\n\x15_bytes_per_second_maxB\x17\n\x15_bytes_per_second_minB\x18\n\x16_extents_in_flight_maxB\x0b\n\t_adaptive\"\x95\x01\n\x17SetRepairLimitsResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12/\n\x06limits\x18\x02 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.RepairLimits\x12\x0c\n\x04told\x18\x03 \x01(\x08\"(\n\x1aGetReplacementTraceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\\\n\x1bGetReplacementTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12+\n\x05spans\x18\x02 \x03(\x0b\x32\x1c.stairwell.telemetry.v1.Span*\xc5\x02\n\x10ReplacementState\x12!\n\x1dREPLACEMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aREPLACEMENT_STATE_VALIDATE\x10\x01\x12\x1f\n\x1bREPLACEMENT_STATE_PREFLIGHT\x10\x02\x12\x1c\n\x18REPLACEMENT_STATE_RECORD\x10\x03\x12\x1b\n\x17REPLACEMENT_STATE_APPLY\x10\x04\x12\x1c\n\x18REPLACEMENT_STATE_REPAIR\x10\x05\x12\x1c\n\x18REPLACEMENT_STATE_VERIFY\x10\x06\x12\x1c\n\x18REPLACEMENT_STATE_RETIRE\x10\x07\x12\x1a\n\x16REPLACEMENT_STATE_DONE\x10\x08\x12\x1c\n\x18REPLACEMENT_STATE_FAILED\x10\t2\x82\x07\n\x12ReplacementService\x12{\n\x10StartReplacement\x12\x32.stairwell.controlplane.v1.StartReplacementRequest\x1a\x33.stairwell.controlplane.v1.StartReplacementResponse\x12u\n\x0eGetReplacement\x12\x30.stairwell.controlplane.v1.GetReplacementRequest\x1a\x31.stairwell.controlplane.v1.GetReplacementResponse\x12{\n\x10ListReplacements\x12\x32.stairwell.controlplane.v1.ListReplacementsRequest\x1a\x33.stairwell.controlplane.v1.ListReplacementsResponse\x12}\n\x10WatchReplacement\x12\x32.stairwell.controlplane.v1.WatchReplacementRequest\x1a\x33.stairwell.controlplane.v1.WatchReplacementResponse0\x01\x12{\n\x10RetryReplacement\x12\x32.stairwell.controlplane.v1.RetryReplacementRequest\x1a\x33.stairwell.controlplane.v1.RetryReplacementResponse\x12x\n\x0fSetRepairLimits\x12\x31.stairwell.controlplane.v1.SetRepairLimitsRequest\x1a\x32.stairwell.controlplane.v1.SetRepairLimitsResponse\x12\x84\x01\n\x13GetReplacementTrace\x12\x35.stairwell.controlplane.v1.GetReplacementTraceRequest\x1a\x36.stairwell.controlplane.v1.GetReplacementTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.controlplane.v1.replacement_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLACEMENTSTATE']._serialized_start=2669
-  _globals['_REPLACEMENTSTATE']._serialized_end=2994
-  _globals['_REPLACEMENT']._serialized_start=160
-  _globals['_REPLACEMENT']._serialized_end=956
-  _globals['_PLACEMENT']._serialized_start=958
-  _globals['_PLACEMENT']._serialized_end=1085
-  _globals['_PLACEMENTREJECTION']._serialized_start=1087
-  _globals['_PLACEMENTREJECTION']._serialized_end=1194
-  _globals['_STARTREPLACEMENTREQUEST']._serialized_start=1197
-  _globals['_STARTREPLACEMENTREQUEST']._serialized_end=1389
-  _globals['_STARTREPLACEMENTRESPONSE']._serialized_start=1392
-  _globals['_STARTREPLACEMENTRESPONSE']._serialized_end=1651
-  _globals['_TRANSITION']._serialized_start=1654
-  _globals['_TRANSITION']._serialized_end=1799
-  _globals['_GETREPLACEMENTREQUEST']._serialized_start=1801
-  _globals['_GETREPLACEMENTREQUEST']._serialized_end=1836
-  _globals['_GETREPLACEMENTRESPONSE']._serialized_start=1838
-  _globals['_GETREPLACEMENTRESPONSE']._serialized_end=1923
-  _globals['_LISTREPLACEMENTSREQUEST']._serialized_start=1925
-  _globals['_LISTREPLACEMENTSREQUEST']._serialized_end=2003
-  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_start=2005
-  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_end=2118
-  _globals['_WATCHREPLACEMENTREQUEST']._serialized_start=2120
-  _globals['_WATCHREPLACEMENTREQUEST']._serialized_end=2157
-  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_start=2159
-  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_end=2246
-  _globals['_RETRYREPLACEMENTREQUEST']._serialized_start=2248
-  _globals['_RETRYREPLACEMENTREQUEST']._serialized_end=2285
-  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_start=2287
-  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_end=2374
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=2376
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=2442
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=2444
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=2530
-  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_start=2532
-  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_end=2572
-  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_start=2574
-  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_end=2666
-  _globals['_REPLACEMENTSERVICE']._serialized_start=2997
-  _globals['_REPLACEMENTSERVICE']._serialized_end=3895
+  _globals['_REPLACEMENTSTATE']._serialized_start=3028
+  _globals['_REPLACEMENTSTATE']._serialized_end=3353
+  _globals['_REPLACEMENT']._serialized_start=200
+  _globals['_REPLACEMENT']._serialized_end=1048
+  _globals['_PLACEMENT']._serialized_start=1050
+  _globals['_PLACEMENT']._serialized_end=1177
+  _globals['_PLACEMENTREJECTION']._serialized_start=1179
+  _globals['_PLACEMENTREJECTION']._serialized_end=1286
+  _globals['_STARTREPLACEMENTREQUEST']._serialized_start=1289
+  _globals['_STARTREPLACEMENTREQUEST']._serialized_end=1481
+  _globals['_STARTREPLACEMENTRESPONSE']._serialized_start=1484
+  _globals['_STARTREPLACEMENTRESPONSE']._serialized_end=1743
+  _globals['_TRANSITION']._serialized_start=1746
+  _globals['_TRANSITION']._serialized_end=1891
+  _globals['_GETREPLACEMENTREQUEST']._serialized_start=1893
+  _globals['_GETREPLACEMENTREQUEST']._serialized_end=1928
+  _globals['_GETREPLACEMENTRESPONSE']._serialized_start=1930
+  _globals['_GETREPLACEMENTRESPONSE']._serialized_end=2015
+  _globals['_LISTREPLACEMENTSREQUEST']._serialized_start=2017
+  _globals['_LISTREPLACEMENTSREQUEST']._serialized_end=2095
+  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_start=2097
+  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_end=2210
+  _globals['_WATCHREPLACEMENTREQUEST']._serialized_start=2212
+  _globals['_WATCHREPLACEMENTREQUEST']._serialized_end=2249
+  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_start=2251
+  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_end=2338
+  _globals['_RETRYREPLACEMENTREQUEST']._serialized_start=2340
+  _globals['_RETRYREPLACEMENTREQUEST']._serialized_end=2377
+  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_start=2379
+  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_end=2466
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=2469
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=2737
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=2740
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=2889
+  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_start=2891
+  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_end=2931
+  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_start=2933
+  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_end=3025
+  _globals['_REPLACEMENTSERVICE']._serialized_start=3356
+  _globals['_REPLACEMENTSERVICE']._serialized_end=4254
 # @@protoc_insertion_point(module_scope)
