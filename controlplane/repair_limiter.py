@@ -88,9 +88,11 @@ class RepairLimiter:
         return wish, True
 
     async def send(self, record: Replacement) -> None:
-        """Tells the machine of a replacement that is about to be applied, or goes on."""
+        """Tells the machine of a replacement that is about to be applied, or goes on. Where nothing
+        is wanted it keeps what it has."""
         await self._divide()
-        await self._tell(record.instance_id, record.disk, record.volume_id)
+        if record.volume_id in self._wishes or record.volume_id in self._shares:
+            await self._tell(record.instance_id, record.disk, record.volume_id)
 
     @asynccontextmanager
     async def repairing(self, record: Replacement) -> AsyncIterator[None]:

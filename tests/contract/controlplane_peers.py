@@ -43,6 +43,8 @@ class ScriptedVmmd:
     gates: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, list[StairwellError]] = field(default_factory=dict)
     limits: list[pb.RepairLimits] = field(default_factory=list)
+    # The last of each disk.
+    limits_of: dict[str, pb.RepairLimits] = field(default_factory=dict)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
     workloads_running: int = 0
@@ -294,7 +296,9 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         await self.script.heard("SetRepairLimits", request)
         self.script.volume(request)
         self.script.limits.append(request.limits)
-        return pb.SetRepairLimitsResponse()
+        self.script.limits_of[request.disk] = request.limits
+        await self.script.tell()
+        return pb.SetRepairLimitsResponse(repair_rate=pb.RepairRate(limits=request.limits))
 
 
 class Guests(guest_grpc.GuestServiceServicer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,6 @@ def test_replacements(plane, client):
     assert plane.requests("ListReplacements")[0].disk == "block2"
     assert "full" in client("replacement", "get", "r-1")[1]
     assert "goes on in repair" in client("replacement", "retry", "r-1")[1]
-
 
 
 def test_repair_limits(plane, client):
