@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from controlplane import breakpoints
 from controlplane.answers import AnswerBook
 from controlplane.core.records import InstanceRecord
 from controlplane.core.replacement import Replacement
@@ -124,7 +125,7 @@ class ControlPlane:
         limiter = RepairLimiter(store, vmmd, pace=self._pace)
         driver = ReplacementDriver(
             store, vmmd, traces, replacement_news, detached, tracing, limiter,
-            disk_changed=disk_changed, pace=self._pace,
+            disk_changed=disk_changed, pace=self._pace, reached=breakpoints.from_environment(),
         )  # fmt: skip
         scrub_driver = ScrubDriver(
             store, vmmd, detached, disk_changed=disk_changed, pace=self._pace
@@ -134,8 +135,7 @@ class ControlPlane:
         stack.push_async_callback(driver.stop)
         follower = MachineFollower(store, vmmd, instance_news, limiter)
         stack.push_async_callback(follower.stop)
-        stack.push_async_callback(limiter.stop)
-        await limiter.start()
+        await stack.enter_async_context(limiter)
         await driver.start()
         await scrub_driver.start()
         await follower.start()

@@ -1,11 +1,12 @@
 """Drives the replacements: stores each decision of the core, then does what it says.
 
 One driver in a control plane. At its start it takes up every replacement that has not ended, and
-from then on each has one task, which is the only one that advances it (user's words to a running
-one come in through the driver and wait for the same lock). Invariants:
+from then on each has one task, which advances it. A user's word to a running one ends the task, is
+stored, and the task begins anew in the state that the word led to. Invariants:
 
 - a transition is stored before its effect is sent, so that a crash at any point loses no step and
   repeats at most an effect that may be repeated;
+- what an effect came to is dropped when a word was stored meanwhile;
 - no failure ends a task: it becomes an event, and what is unexpected is tried again;
 - waiting for a peer that is away costs no attempt, and its polls are no part of the trace.
 """
@@ -13,17 +14,20 @@ one come in through the driver and wait for the same lock). Invariants:
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from opentelemetry.trace import Span, Status, StatusCode
 
+from controlplane.breakpoints import Reached, unreached
 from controlplane.core import replacement as core
-from controlplane.core.replacement import Effect, Event, Replacement
+from controlplane.core.replacement import Effect, Event, Replacement, State
+from controlplane.corrections import Corrections
 from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.peers.vmmd import Vmmd
@@ -59,6 +63,8 @@ class _Run:
     record: Replacement
     task: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Held while the task is ended and begun anew for a word of the user.
+    words: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class ReplacementDriver:
@@ -77,9 +83,12 @@ class ReplacementDriver:
         disk_changed: Callable[[UUID], None] = lambda _key: None,
         watch: RepairWatch | None = None,
         clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
         pace: float = 1.0,
+        reached: Reached = unreached,
     ) -> None:
-        """`pace` scales every wait between attempts; tests make it small."""
+        """`pace` scales every wait between attempts; tests make it small. `reached` is called with
+        the name of each point at which a crash has to lose nothing."""
         self._store = store
         self._vmmd = vmmd
         self._traces = traces
@@ -89,8 +98,11 @@ class ReplacementDriver:
         self._limiter = limiter
         self._disk_changed = disk_changed
         self._watch = watch or RepairWatch(vmmd, clock)
+        self._corrections = Corrections(store, vmmd, clock)
         self._clock = clock
+        self._chance = chance
         self._pace = pace
+        self._reached = reached
         self._runs: dict[UUID, _Run] = {}
 
     async def start(self) -> None:
@@ -112,6 +124,7 @@ class ReplacementDriver:
 
     def begin(self, record: Replacement) -> None:
         """Drives a replacement that was just recorded."""
+        self._reached(f"stored:{record.state}")
         self._go(record, core.Resumed(at=record.updated_at))
         self._publish(record)
 
@@ -120,13 +133,33 @@ class ReplacementDriver:
         run = self._runs.get(replacement_id)
         return run.record if run is not None else None
 
-    async def retry(self, record: Replacement) -> Replacement:
-        """Starts a failed replacement again; StateError when it has not failed, ConflictError
-        when the recorded request is not its own any more."""
-        changed, _effects = core.step(record, core.Retried(at=self._clock()))
+    async def revive(self, record: Replacement, word: type[Event]) -> Replacement:
+        """Has a failed replacement go on, by the word Retried or CancelAsked; StateError when it
+        has not failed, ConflictError when the recorded request is not its own any more."""
+        changed, _effects = core.step(record, word(at=self._clock()))
         await self._store.retry_replacement(changed)
         self.begin(changed)
         return changed
+
+    async def tell(self, replacement_id: UUID, word: type[Event]) -> Replacement | None:
+        """Stores a user's word to a running replacement and has it go on from there; None when it
+        does not run. IllegalTransitionError when its state does not take the word."""
+        run = self._runs.get(replacement_id)
+        if run is None:
+            return None
+        return await self._detached.run(self._tell(run, word(at=self._clock())))
+
+    async def _tell(self, run: _Run, word: Event) -> Replacement:
+        async with run.words:
+            if not core.takes(run.record, type(word)):
+                raise core.IllegalTransitionError(run.record.state, word)
+            await _end(run)
+            try:
+                await self._advance(run, word)
+            finally:
+                if not run.record.state.ended:
+                    self._work(run, core.Resumed(at=self._clock()))
+            return run.record
 
     async def set_limit(self, replacement_id: UUID, bytes_per_second_max: int) -> Replacement:
         """Notes the limit that was set with a running replacement."""
@@ -145,15 +178,20 @@ class ReplacementDriver:
         """Fails the running replacements of disks that go away."""
         keys = set(disk_keys)
         for run in [each for each in self._runs.values() if each.record.disk_key in keys]:
-            if run.task is not None:
-                run.task.cancel()
-                await asyncio.gather(run.task, return_exceptions=True)
-            if not run.record.state.ended:
-                await self._advance(run, core.GaveUp(at=self._clock(), error=why))
+            async with run.words:
+                await _end(run)
+                if not run.record.state.ended:
+                    await self._advance(run, core.GaveUp(at=self._clock(), error=why))
+                self._forget(run)
 
     def _go(self, record: Replacement, event: Event) -> None:
         run = _Run(record)
         self._runs[record.id] = run
+        self._work(run, event)
+
+    def _work(self, run: _Run, event: Event) -> None:
+        """Begins the run's task with an event."""
+        record = run.record
         # An empty context: the task outlives the call that starts it, and is no part of its span.
         run.task = asyncio.create_task(
             self._drive(run, event), name=f"replacement {record.id}", context=Context()
@@ -172,8 +210,12 @@ class ReplacementDriver:
                     await asyncio.sleep(UNEXPECTED_SECONDS * self._pace)
                     event = core.Resumed(at=self._clock())
         finally:
-            if self._runs.get(run.record.id) is run:
-                del self._runs[run.record.id]
+            if run.record.state.ended:
+                self._forget(run)
+
+    def _forget(self, run: _Run) -> None:
+        if self._runs.get(run.record.id) is run:
+            del self._runs[run.record.id]
 
     async def _advance(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         """Takes one step and stores it. A caller that is cancelled leaves a whole step behind."""
@@ -182,10 +224,12 @@ class ReplacementDriver:
     async def _step(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         async with run.lock:
             before = run.record
-            record, effects = core.step(before, event)
+            record, effects = core.step(before, replace(event, chance=self._chance()))
             if _worth_storing(before, record):
                 await self._store.save_replacement(record)
             run.record = record
+        if record.state is not before.state:
+            self._reached(f"stored:{record.state}")
         self._publish(record)
         if record.state is not before.state:
             _log.info(
@@ -209,7 +253,13 @@ class ReplacementDriver:
             Effect.WATCH_REPAIR: self._repair,
             Effect.VERIFY_MEMBERS: self._verify,
             Effect.RETIRE_MEMBER: self._retire,
+            Effect.HOLD_REPAIR: self._hold,
+            Effect.RESTART_REPAIR: lambda run: self._corrections.restart(run.record),
+            Effect.MEND_MEMBER: lambda run: self._corrections.mend(run.record),
+            Effect.ASK_WHETHER_UNDOABLE: lambda run: self._corrections.ask(run.record),
+            Effect.TAKE_BACK: lambda run: self._corrections.take_back(run.record),
         }
+        self._reached(f"effect:{effects[0].name}")
         if Effect.KEEP_TRACE in effects:
             await self._traces.keep_all(run.record.trace_id)
             return core.Resumed(at=self._clock())
@@ -222,9 +272,16 @@ class ReplacementDriver:
         return event
 
     async def _outcome(self, run: _Run, work: Awaitable[Event]) -> Event:
-        """The event of the work, or the one its failure means."""
+        """The event of the work, or the one its failure means, or that it took too long."""
+        seconds = core.deadline_seconds(run.record)
         try:
-            return await work
+            async with asyncio.timeout(seconds) as limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            error_text = f"the step {run.record.state} did not end within {seconds:g} s"
+            return core.StepFailed(at=self._clock(), error=error_text)
         except StairwellError as error:
             ended = await self._instance_ended(run.record)
             return as_event(error, self._clock(), ended)
@@ -257,7 +314,9 @@ class ReplacementDriver:
                 await self._vmmd.get_volume_info(record.instance_id, record.disk)
             except StairwellError as error:
                 event = as_event(error, self._clock(), await self._instance_ended(record))
-                if isinstance(event, core.Blocked | core.GaveUp):
+                # A replacement that is being undone needs no machine, where none will come.
+                ended = isinstance(event, core.GaveUp) and record.state is not State.UNDO
+                if ended or isinstance(event, core.Blocked):
                     return event
         return core.RetryDue(at=self._clock())
 
@@ -287,6 +346,17 @@ class ReplacementDriver:
                 if not isinstance(event, core.Observed):
                     return event
                 await self._advance(run, event)
+        return self._news_ended()
+
+    async def _hold(self, run: _Run) -> Event:
+        async with aclosing(self._watch.paused(run.record)) as events:
+            async for event in events:
+                if not isinstance(event, core.Observed):
+                    return event
+                await self._advance(run, event)
+        return self._news_ended()
+
+    def _news_ended(self) -> Event:
         return core.Blocked(at=self._clock(), on=f"the volume's news from {self._vmmd.peer} ended")
 
     async def _verify(self, run: _Run) -> Event:
@@ -299,6 +369,7 @@ class ReplacementDriver:
             record.disk,
             read_data=serves_alone(record, info),
             region_path=record.region_path,
+            seconds=core.deadline_seconds(record),
         )
         info = await self._vmmd.get_volume_info(record.instance_id, record.disk)
         return verified(record, report, info, self._clock())
@@ -309,6 +380,13 @@ class ReplacementDriver:
         return core.Retired(at=self._clock())
 
 
+async def _end(run: _Run) -> None:
+    """Ends the run's task. A step that it had begun to store is stored first."""
+    if run.task is not None:
+        run.task.cancel()
+        await asyncio.gather(run.task, return_exceptions=True)
+
+
 def _worth_storing(before: Replacement, after: Replacement) -> bool:
     """Whether more changed than times and rates: what was shown once must be there after a crash.
 
@@ -316,7 +394,16 @@ def _worth_storing(before: Replacement, after: Replacement) -> bool:
     """
     return any(
         getattr(before, name) != getattr(after, name)
-        for name in ("state", "attempt", "last_error", "blocked_on", "bytes_per_second_max")
+        for name in (
+            "state",
+            "attempt",
+            "last_error",
+            "blocked_on",
+            "bytes_per_second_max",
+            "restarts",
+            "mended",
+            "next_attempt_at",
+        )
     ) or any(
         getattr(before.progress, name) != getattr(after.progress, name)
         for name in ("bytes_done", "bytes_copied", "extents_done")

@@ -13,6 +13,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
 from uuid import UUID
 
 from controlplane.core.records import DiskRecord
@@ -45,12 +47,18 @@ class RepairLimiter:
         self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         """From now on shares follow the repairs that run."""
         self._wishes = await self._store.repair_wishes()
         self._task = asyncio.create_task(self._follow(), name="repair shares")
+        return self
 
-    async def stop(self) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Ends it; what was told stays in force."""
         if self._task is not None:
             self._task.cancel()

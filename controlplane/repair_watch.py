@@ -1,7 +1,8 @@
 """Follows a repair through vmmd's news of the volume, and notices when it stands still.
 
 The watchdog is on progress, not on time: a repair may take days, but while the volume is active
-something about it has to change now and then.
+something about it has to change now and then. The machine is told to copy, or to hold, as often as
+its news say that it does the other thing: one that was made again knows nothing of it.
 """
 
 from __future__ import annotations
@@ -11,58 +12,86 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from controlplane.core import replacement as core
+from controlplane.core.progress import stall_seconds
+from controlplane.core.records import region_at
 from controlplane.core.replacement import Event, Replacement
 from controlplane.peers.vmmd import Vmmd
-from controlplane.steps import is_moving, look
+from controlplane.steps import held, is_held, is_moving, limit_of, look
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
-
-# Longer than a member takes to come back after a restart, with its reconnection delays; an extent
-# of 512 MiB is copied in this time at less than 5 MiB/s.
-STALL_SECONDS = 120.0
 
 
 class RepairWatch:
-    """Makes the events of the REPAIR state."""
+    """Makes the events of the REPAIR state, and of PAUSED. `stall` gives the seconds of a
+    standstill for (bytes of an extent, limit of the repair)."""
 
     def __init__(
-        self, vmmd: Vmmd, clock: Callable[[], float], stall_seconds: float = STALL_SECONDS
+        self,
+        vmmd: Vmmd,
+        clock: Callable[[], float],
+        stall: Callable[[int, int], float] = stall_seconds,
     ) -> None:
         self._vmmd = vmmd
         self._clock = clock
-        self._stall_seconds = stall_seconds
+        self._stall = stall
 
     async def events(self, record: Replacement) -> AsyncGenerator[Event, None]:
         """Observed events, then the one that ends the state; ends alone when the news end."""
         loop = asyncio.get_running_loop()
         seen: Event | None = None
         deadline: float | None = None
+        seconds = 0.0
         async with aclosing(self._vmmd.watch_volume(record.instance_id, record.disk)) as news:
             while True:
                 left = None if deadline is None else deadline - loop.time()
                 info, late = await _next(news, left)
                 if late:
-                    yield self._stalled(seen)
+                    yield self._stalled(seen, seconds)
                     return
                 if info is None:
                     return
+                if is_held(record, info):
+                    await self._hold(record, held=False)
                 event = look(record, info, self._clock())
                 yield event
                 if not isinstance(event, core.Observed):
                     return
                 if not is_moving(info, record):
                     deadline = None
-                elif deadline is None or _moved(seen, event):
-                    deadline = loop.time() + self._stall_seconds
+                elif deadline is None or moved(seen, event):
+                    seconds = self._stall(_extent_bytes(record), limit_of(record, info))
+                    deadline = loop.time() + seconds
                 seen = event
 
-    def _stalled(self, seen: Event | None) -> Event:
-        """The failed attempt that a standstill is."""
+    async def paused(self, record: Replacement) -> AsyncGenerator[Event, None]:
+        """Observed events while nothing is copied; ends alone when the news end, or with another
+        event when there is nothing to hold any more."""
+        async with aclosing(self._vmmd.watch_volume(record.instance_id, record.disk)) as news:
+            async for info in news:
+                event = held(record, info, self._clock())
+                if event is None:
+                    await self._hold(record, held=True)
+                    continue
+                yield event
+                if not isinstance(event, core.Observed):
+                    return
+
+    async def _hold(self, record: Replacement, *, held: bool) -> None:
+        await self._vmmd.hold_repair(
+            record.instance_id, record.disk, record.region_path, record.slot, held=held
+        )
+
+    def _stalled(self, seen: Event | None, seconds: float) -> Event:
+        """What a standstill is."""
         why = seen.blocked_on if isinstance(seen, core.Observed) else ""
-        error = f"no progress for {self._stall_seconds:g} s" + (f"; {why}" if why else "")
-        return core.StepFailed(at=self._clock(), error=error)
+        detail = f"no progress for {seconds:g} s" + (f"; {why}" if why else "")
+        return core.Stalled(at=self._clock(), detail=detail)
 
 
-def _moved(before: Event | None, now: core.Observed) -> bool:
+def _extent_bytes(record: Replacement) -> int:
+    return region_at(record.replacement, record.region_path).geometry.extent_bytes
+
+
+def moved(before: Event | None, now: core.Observed) -> bool:
     """Whether anything but the time differs."""
     if not isinstance(before, core.Observed):
         return True

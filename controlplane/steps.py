@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from controlplane.core import replacement as core
@@ -67,6 +69,9 @@ def look(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
         return core.Unapplied(at=at, detail=detail)
     active = region.state == pb.VOLUME_STATE_ACTIVE
     if active and slot.state == pb.SLOT_STATE_ACTIVE:
+        mending = _mending(record, region)
+        if mending:
+            return core.Observed(at=at, blocked_on=mending)
         return core.Repaired(at=at)
     if region.state == pb.VOLUME_STATE_DISABLED:
         return core.StepFailed(at=at, error=f"the volume is disabled: {region.reason}")
@@ -75,10 +80,68 @@ def look(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
     return core.Observed(at=at, blocked_on=_waiting(region, slot))
 
 
+def _mending(record: Replacement, region: pb.RegionInfo) -> str:
+    """Who else has to be filled before the members are compared again; empty when nobody."""
+    for slot in region.slots:
+        if slot.slot == record.mending and slot.state != pb.SLOT_STATE_ACTIVE:
+            return f"{_slot_text(slot)}; it differed, and is filled again"
+    return ""
+
+
+def held(record: Replacement, info: pb.VolumeInfo, at: float) -> Event | None:
+    """What the volume says of a replacement that is paused; None when the machine has to be told
+    again."""
+    found = _slot(record, info)
+    if found is None:
+        return look(record, info, at)
+    region, slot = found
+    if not slot.repair_held:
+        return None
+    if slot.HasField("repair") and slot.address == record.new_target:
+        return _observed(record, slot.repair, at)
+    waits = region.state != pb.VOLUME_STATE_ACTIVE
+    return core.Observed(at=at, blocked_on=_waiting(region, slot) if waits else "")
+
+
+def is_held(record: Replacement, info: pb.VolumeInfo) -> bool:
+    """Whether the machine copies nothing to the slot because it was told so."""
+    found = _slot(record, info)
+    return found is not None and found[1].repair_held
+
+
+def undoable(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
+    """Whether the replacement can be undone as the machine is now, and else why not."""
+    found = _slot(record, info)
+    if found is None:
+        return look(record, info, at)
+    region, slot = found
+    new = record.new_target
+    if slot.address != new or slot.departing_address == record.old_target:
+        # The machine never had the new one, or has the old one still.
+        return core.CanUndo(at=at)
+    if region.state == pb.VOLUME_STATE_ACTIVE and slot.state == pb.SLOT_STATE_ACTIVE:
+        detail = (
+            f"{new} is filled and serves, and {record.old_target} has left: nothing is to be undone"
+            " any more; the members are compared and the old one is retired"
+        )
+        return core.Kept(at=at, detail=detail)
+    detail = (
+        f"the machine has let {record.old_target} go, which was not whole, and {new} is not filled:"
+        f" retry to go on with {new}, or replace it by another downstairs"
+    )
+    return core.CannotUndo(at=at, detail=detail)
+
+
 def is_moving(info: pb.VolumeInfo, record: Replacement) -> bool:
     """Whether the region is active, so that the repair must show progress."""
     found = _slot(record, info)
     return found is not None and found[0].state == pb.VOLUME_STATE_ACTIVE
+
+
+def limit_of(record: Replacement, info: pb.VolumeInfo) -> int:
+    """The bytes a second the machine allows the repair now; zero for no limit, or no repair."""
+    found = _slot(record, info)
+    return found[1].repair.bytes_per_second_max if found is not None else 0
 
 
 def serves_alone(record: Replacement, info: pb.VolumeInfo) -> bool:
@@ -105,18 +168,46 @@ def verified(record: Replacement, report: pb.VerifyReport, info: pb.VolumeInfo, 
     # Another region's trouble is no fault of this replacement, should the report tell of it.
     differing = [each for each in report.differences if each.region_path == record.region_path]
     if differing:
-        first = differing[0]
-        return core.GaveUp(
-            at=at,
-            error=f"the members differ in {len(differing)} extents, first in extent"
-            f" {first.extent} of {first.region_path or 'the region'}",
-        )
+        return _differed(record, differing, at, read_only=found[0].read_only)
     unequal = not report.equal and not report.differences
     least = 1 if report.blocks_read and serves_alone(record, info) else MEMBERS_MIN
     if unequal or report.members_compared < least:
         error = f"only {report.members_compared} members could be compared"
         return core.StepFailed(at=at, error=error)
     return core.Verified(at=at, extents=report.extents_compared, members=report.members_compared)
+
+
+def _differed(
+    record: Replacement, differing: Sequence[pb.ExtentDifference], at: float, *, read_only: bool
+) -> Event:
+    """The member that is to be filled again; in a read-only set nobody is."""
+    first = differing[0]
+    text = (
+        f"the members differ in {len(differing)} extents, first in extent {first.extent} of"
+        f" {first.region_path or 'the region'}"
+    )
+    if read_only:
+        return core.GaveUp(at=at, error=text)
+    slot = odd_one(differing, record.slot)
+    return core.Differed(at=at, slot=slot, detail=f"{text}; slot {slot} is filled again")
+
+
+def odd_one(differing: Iterable[pb.ExtentDifference], new: int) -> int:
+    """The slot that is to be filled again: the one that two others agree against, in most of the
+    extents; the new one where they do not."""
+    votes = Counter(_outvoted(each.digests, new) for each in differing)
+    # The new member before others that have as many votes.
+    return min(votes, key=lambda slot: (-votes[slot], slot != new, slot))
+
+
+def _outvoted(digests: Sequence[int], new: int) -> int:
+    """The slot whose digest is not the others'; zero is a member that was not asked."""
+    asked = Counter(each for each in digests if each)
+    if not asked:
+        return new
+    common, count = asked.most_common(1)[0]
+    odd = [slot for slot, each in enumerate(digests) if each not in (0, common)]
+    return odd[0] if count > 1 and len(odd) == 1 else new
 
 
 def released(record: Replacement, info: pb.VolumeInfo) -> bool:

@@ -60,6 +60,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         from downstaird.commands.run import run
 
         return run(_run_options(options), level=options.log_level, log_format=options.log_format)
+    if options.command == "agent":
+        return _agent(options)
     if options.command == "clone":
         return _clone(options)
     if options.command == "verify":
@@ -89,6 +91,16 @@ def _dispatch(options: argparse.Namespace) -> int:
     from downstaird.commands.version import version
 
     return version()
+
+
+def _agent(options: argparse.Namespace) -> int:
+    # Children only ever exec: gRPC's own fork handlers would do nothing but write a line for each.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from downstaird.agent.arguments import agent_options
+    from downstaird.agent.start import run
+
+    agent = agent_options(options, _tls_files(options, server=True))
+    return run(agent, level=options.log_level, log_format=options.log_format)
 
 
 def _clone(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from downstaird.agent.arguments import GUIDE, TEXT, add_agent
 from downstaird.config import add_cipher
 from downstaird.faults import CHANCE
 from downstaird.snapshot_arguments import add_snapshot
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _add_create(commands)
     _add_clone(commands)
     _add_run(commands)
+    _add_agent(commands)
     _add_looking(commands)
     _add_dump(commands)
     _add_export(commands)
@@ -336,16 +338,36 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="serve this snapshot of the region, read-only, beside the daemon that serves the "
         "region itself; under an id of its own (see 'downstaird snapshot list')",
     )
-    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    run.add_argument(
+    _add_logging(run)
+    _add_tls(run)
+    _add_creation(run)
+    _add_faults(run)
+
+
+def _add_logging(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info"
+    )
+    command.add_argument(
         "--log-format",
         choices=("auto", "json", "human"),
         default="auto",
         help="auto: human on a terminal, JSON lines otherwise",
     )
-    _add_tls(run)
-    _add_creation(run)
-    _add_faults(run)
+
+
+def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    agent = _add(commands, "agent", TEXT, GUIDE)
+    add_agent(agent)
+    _add_logging(agent)
+    _add_tls_files(
+        agent.add_argument_group(
+            "TLS (all three or none)",
+            "For the agent and for each of its regions, see `downstaird run --help`.",
+        ),
+        "the certificate of the agent and the regions",
+        "what the certificates of clients, and of other downstairs, must be signed by",
+    )
 
 
 def _add_tls(run: argparse.ArgumentParser) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.core import replacement, scrub
+from downstaird.agent.core.region_states import REGION
+from downstaird.agent.core.snapshot_wishes import SNAPSHOT
+from downstaird.agent.core.upkeep import PROCESS
 from stairlib.model.state_table import StateTable
 from vmmd.core.lifecycle import TRANSITIONS as LIFECYCLE
 from vmmd.core.lifecycle import MachineState
@@ -26,7 +29,11 @@ from vmmd.upstairs.core.upstairs_states import UPSTAIRS, UpstairsState
 from vmmd.upstairs.shell import runner, slot_link, transport
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "docs" / "upstairs.md", ROOT / "docs" / "workflows.md")
+DOCUMENTS = (
+    ROOT / "docs" / "upstairs.md",
+    ROOT / "docs" / "workflows.md",
+    ROOT / "docs" / "agent.md",
+)
 _LIMIT = re.compile(r"(?P<name>[A-Z][A-Z_]+) = ")
 # The shell's, which is what has a clock.
 TIMERS = (
@@ -163,6 +170,9 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "slot": lambda: diagram(SLOT),
     "reconciliation": lambda: diagram(RECONCILE),
     "live-repair": lambda: diagram(REPAIR),
+    "agent-region": lambda: diagram(REGION),
+    "agent-process": lambda: diagram(PROCESS),
+    "agent-snapshot": lambda: diagram(SNAPSHOT),
     "modes": modes,
     "refusals": refusals,
     "limits": limits,

@@ -12,6 +12,11 @@ from dataclasses import dataclass, replace
 
 # The last hundredth of the bar belongs to the verification.
 UNVERIFIED_SHARE = 100
+# Without a change for so many seconds, a repair stands still: longer than a member takes to come
+# back after a restart, with its reconnection delays.
+STALL_SECONDS = 120.0
+# Extents of one member that a machine copies at once (`vmmd/upstairs/core/limits.py`).
+COPIES_IN_FLIGHT = 4
 # Seconds over which the rate is smoothed: long enough to be readable, short enough to follow a
 # limit that was just changed.
 RATE_SECONDS = 3.0
@@ -41,6 +46,16 @@ class Progress:
     def ceiling(self) -> int:
         """The most `bytes_done` may show before the replacement is done."""
         return max(0, self.bytes_total - max(1, self.bytes_total // UNVERIFIED_SHARE))
+
+
+def stall_seconds(extent_bytes: int, bytes_per_second_max: int) -> float:
+    """Seconds without a change after which a repair stands still.
+
+    Progress is told by whole extents: under a limit, several that share it take their time.
+    """
+    if not bytes_per_second_max:
+        return STALL_SECONDS
+    return STALL_SECONDS + COPIES_IN_FLIGHT * extent_bytes / bytes_per_second_max
 
 
 def observe(

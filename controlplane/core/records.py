@@ -56,6 +56,8 @@ class Role(StrEnum):
     SPARE = "SPARE"
     MEMBER = "MEMBER"
     RETIRED = "RETIRED"
+    # Begun to be filled for a replacement that was undone: not blank, and nobody's.
+    LEFTOVER = "LEFTOVER"
 
 
 @dataclass(frozen=True, slots=True)

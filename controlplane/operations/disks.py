@@ -11,12 +11,12 @@ from uuid import UUID
 from controlplane.core.records import DiskRecord
 from controlplane.core.scrub import Scrub
 from controlplane.feed import Feed, Subscription
-from controlplane.operations.paging import page_size, position, token
 from controlplane.peers.vmmd import GLANCE_SECONDS, Vmmd
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
 from stairlib.model.errors import NotFoundError, StairwellError
 from stairlib.model.snapshot import checked_name
+from stairlib.rpc.paging import page_size, position, token
 from stairlib.telemetry.logs import get_logger
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 

@@ -14,7 +14,6 @@ from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.machine_spec import machine_spec
 from controlplane.machines import INSTANCES_MAX, MachineFollower
-from controlplane.operations.paging import page_size, position, token
 from controlplane.peers.vmmd import Vmmd
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
@@ -28,6 +27,7 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
+from stairlib.rpc.paging import page_size, position, token
 from stairlib.telemetry.logs import get_logger
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb

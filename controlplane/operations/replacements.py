@@ -1,24 +1,49 @@
-"""Replacements that are recorded: find, watch, retry, limit, and read their trace."""
+"""Replacements that are recorded: find, watch, pause, cancel, retry, limit; and their traces."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
+from enum import StrEnum
 from uuid import UUID
 
+from controlplane.core import replacement as core
 from controlplane.core.repair_shares import RepairWish, WishChange
-from controlplane.core.replacement import Replacement, State
+from controlplane.core.replacement import Event, Replacement, State
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
-from controlplane.operations.paging import bad_token, page_size, position, token
 from controlplane.repair_limiter import RepairLimiter
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
+from stairlib.rpc.paging import bad_token, page_size, position, token
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _TRACE_ID_DIGITS = 32
+# How long the answer to a cancellation waits for what becomes of it.
+CANCEL_SECONDS = 5.0
+_UNDOING = (State.CANCELLING, State.UNDO)
+
+
+class CancelOutcome(StrEnum):
+    """What became of a cancelled replacement, in the words of the API."""
+
+    UNDONE = "UNDONE"
+    FINISHED_FORWARD = "FINISHED_FORWARD"
+    REPLACE_AGAIN = "REPLACE_AGAIN"
+    PENDING = "PENDING"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A cancelled replacement as it is now, what became of it, and why."""
+
+    replacement: Replacement
+    outcome: CancelOutcome
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +111,68 @@ class Replacements:
                 if record.state.ended:
                     return
 
+    async def pause(self, text: str) -> Replacement:
+        """Has a running one stand still; one that does already is left so. StateError when it has
+        ended or is being cancelled."""
+        record = await self.get(text)
+        if record.state is State.PAUSED:
+            return record
+        return await self._tell(record, core.PauseAsked, "paused")
+
+    async def resume(self, text: str) -> Replacement:
+        """Has a paused one go on; one that runs is left so. StateError when it has ended."""
+        record = await self.get(text)
+        if record.state is not State.PAUSED and not record.state.ended:
+            return record
+        return await self._tell(record, core.ResumeAsked, "resumed")
+
+    async def cancel(self, text: str) -> Cancelled:
+        """Undoes it where that is possible, and waits a little to say what becomes of it.
+
+        Asked again, it tells the same. StateError when it is done.
+        """
+        record = await self.get(text)
+        if record.state is State.FAILED:
+            record = await self._revive(record, core.CancelAsked)
+        elif record.state not in (*_UNDOING, State.CANCELLED):
+            record = await self._tell(record, core.CancelAsked, "cancelled")
+        try:
+            async with asyncio.timeout(CANCEL_SECONDS):
+                async with aclosing(self.watch(text)) as records:
+                    async for record in records:
+                        if record.state not in _UNDOING:
+                            break
+        except TimeoutError:
+            pass
+        return Cancelled(record, _outcome(record), _why(record))
+
+    async def _tell(self, record: Replacement, word: type[Event], done: str) -> Replacement:
+        """Says a word to a running replacement; StateError when it takes none such."""
+        try:
+            changed = await self._driver.tell(record.id, word)
+        except core.IllegalTransitionError:
+            changed = None
+        if changed is None:
+            record = await self._find(record.id)
+            advice = "it can be retried" if record.state is State.FAILED else "watch it"
+            raise StateError(
+                f"replacement {record.id} is {record.state} and cannot be {done}"
+                + (
+                    "" if record.state.ended and record.state is not State.FAILED else f"; {advice}"
+                ),
+                reason="REPLACEMENT_ENDED" if record.state.ended else "REPLACEMENT_CANCELLING",
+                replacement=str(record.id),
+                state=record.state,
+            )
+        return changed
+
     async def retry(self, replacement_id: UUID) -> Replacement:
         """Starts a failed one again where it failed; StateError for any other one."""
-        record = await self._find(replacement_id)
+        return await self._revive(await self._find(replacement_id), core.Retried)
+
+    async def _revive(self, record: Replacement, word: type[Event]) -> Replacement:
+        """Has a failed one go on; StateError for any other one, and where a later one took its
+        place."""
         if record.state is not State.FAILED:
             raise StateError(
                 f"replacement {record.id} has not failed, it is {record.state}",
@@ -107,13 +191,13 @@ class Replacements:
             disk = await self._store.disk(str(record.volume_id))
         except NotFoundError:
             disk = None
-        if disk is None or disk.construction != record.replacement:
+        if disk is None or disk.construction != record.recorded:
             raise StateError(
                 f"disk {record.disk!r} is not recorded any more as replacement {record.id} left it",
                 reason="REPLACEMENT_SUPERSEDED",
                 replacement=str(record.id),
             )
-        return await self._driver.retry(record)
+        return await self._driver.revive(record, word)
 
     async def retry_text(self, text: str) -> Replacement:
         """The same, by the id as the user wrote it."""
@@ -157,6 +241,31 @@ class Replacements:
         ):
             trace_id = (await self._find(_id(text))).trace_id
         return trace_id, await self._traces.read(trace_id)
+
+
+def _outcome(record: Replacement) -> CancelOutcome:
+    if record.state in _UNDOING:
+        return CancelOutcome.PENDING
+    if record.state is State.CANCELLED:
+        return CancelOutcome.UNDONE
+    return (
+        CancelOutcome.REPLACE_AGAIN
+        if record.state is State.FAILED
+        else CancelOutcome.FINISHED_FORWARD
+    )
+
+
+def _why(record: Replacement) -> str:
+    """The reason of the outcome, in a sentence."""
+    if record.state in _UNDOING:
+        return record.blocked_on or record.last_error or "the machine has not answered yet"
+    if record.state is not State.CANCELLED:
+        return record.last_error
+    return (
+        f"{record.old_target} stays slot {record.slot} of {record.disk}; the recorded request and"
+        f" its generation {record.from_generation} are as before"
+        + (f"; {record.new_target} is not blank any more" if record.touched else "")
+    )
 
 
 def _id(text: str) -> UUID:

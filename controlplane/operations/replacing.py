@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
@@ -162,11 +162,13 @@ class Replacing:
         record, _ = core.step(record, core.Validated(at=self._clock()))
         with self._step("preflight", disk, record):
             region_ids = await self._preflight(disk, wish, changed)
+            known = await self._store.downstairs(changed.new)
         if wish.validate_only:
             return ReplaceAnswer(Result.STARTED, changed=changed)
         record, _ = core.step(record, core.Preflighted(at=self._clock()))
         with self._step("record", disk, record):
             record, _ = core.step(record, core.Recorded(at=self._clock()))
+            record = replace(record, target_was=known.role.value if known is not None else "")
             await self._store.begin_replacement(record)
         self._driver.begin(record)
         for address, region_id in region_ids.items():

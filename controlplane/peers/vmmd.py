@@ -155,13 +155,15 @@ class Vmmd:
         return answer
 
     async def verify_volume(
-        self, machine_id: UUID, disk: str, *, read_data: bool, region_path: str | None = None
-    ) -> volume_pb.VerifyReport:
+        self, machine_id: UUID, disk: str, *, read_data: bool, region_path: str | None = None,
+        seconds: float | None = None,
+    ) -> volume_pb.VerifyReport:  # fmt: skip
         """Compares the members of a volume, or of its region at `region_path` alone."""
         request = volume_pb.VerifyVolumeRequest(
             machine_id=str(machine_id), disk=disk, read_data=read_data, region_path=region_path
         )
-        seconds = VERIFY_DATA_SECONDS if read_data else VERIFY_SECONDS
+        if seconds is None:
+            seconds = VERIFY_DATA_SECONDS if read_data else VERIFY_SECONDS
         with translated(self.peer):
             answer = await self._volumes.VerifyVolume(request, timeout=seconds)
         report: volume_pb.VerifyReport = answer.report
@@ -198,6 +200,49 @@ class Vmmd:
             answer = await self._volumes.StopScrub(request, timeout=ASK_SECONDS)
         scrub: volume_pb.ScrubInfo = answer.scrub
         return scrub
+
+    async def hold_repair(
+        self, machine_id: UUID, disk: str, region_path: str, slot: int, *, held: bool
+    ) -> None:
+        """Has the repairs of a slot stand still, or go on."""
+        request = volume_pb.HoldRepairRequest(
+            machine_id=str(machine_id), disk=disk, region_path=region_path, slot=slot, held=held
+        )
+        with translated(self.peer):
+            await self._volumes.HoldRepair(request, timeout=ASK_SECONDS)
+
+    async def repair_member(
+        self, machine_id: UUID, disk: str, region_path: str, slot: int, *, whole: bool, reason: str
+    ) -> None:
+        """Has the member of a slot filled anew; with `whole`, whatever its stamps say."""
+        request = volume_pb.RepairMemberRequest(
+            machine_id=str(machine_id),
+            disk=disk,
+            region_path=region_path,
+            slot=slot,
+            whole=whole,
+            reason=reason,
+        )
+        with translated(self.peer):
+            await self._volumes.RepairMember(request, timeout=ASK_SECONDS)
+
+    async def take_back(
+        self, machine_id: UUID, disk: str, region_path: str, slot: int, *, old: str, new: str,
+        replacement_id: UUID,
+    ) -> None:  # fmt: skip
+        """Has the old member stay and the new one go; ConflictError (CANNOT_TAKE_BACK) when the old
+        one is not there any more."""
+        request = volume_pb.TakeBackReplacementRequest(
+            machine_id=str(machine_id),
+            disk=disk,
+            region_path=region_path,
+            slot=slot,
+            old_target=old,
+            new_target=new,
+            replacement_id=str(replacement_id),
+        )
+        with translated(self.peer):
+            await self._volumes.TakeBackReplacement(request, timeout=REPLACE_SECONDS)
 
     async def set_repair_limits(
         self, machine_id: UUID, disk: str, limits: volume_pb.RepairLimits

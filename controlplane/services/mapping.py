@@ -208,6 +208,10 @@ def replacement_message(record: Replacement) -> replacement_pb.Replacement:
         create_time=_time(record.created_at),
         update_time=_time(record.updated_at),
         repair_bytes_per_second_max=record.bytes_per_second_max,
+        paused_in=_state(record.paused_in),
+        failed_in=_state(record.failed_in),
+        restarts=record.restarts,
+        mended=record.mended,
         transitions=[
             replacement_pb.Transition(
                 state=_state(each.state), time=_time(each.at), event=each.event, detail=each.detail
@@ -220,6 +224,8 @@ def replacement_message(record: Replacement) -> replacement_pb.Replacement:
         message.placement.CopyFrom(placement_message(record.placement))
     if record.next_attempt_at is not None:
         message.next_attempt_time.CopyFrom(_time(record.next_attempt_at))
+    if record.blocked_since is not None:
+        message.blocked_since_time.CopyFrom(_time(record.blocked_since))
     return message
 
 
@@ -229,8 +235,8 @@ def wish_change(request: replacement_pb.SetRepairLimitsRequest) -> WishChange:
     return WishChange(**{name: given.get(name) for name in WishChange.__slots__})
 
 
-def _state(state: str) -> replacement_pb.ReplacementState.ValueType:
-    return replacement_pb.ReplacementState.Value(f"REPLACEMENT_STATE_{state}")
+def _state(state: str | None) -> replacement_pb.ReplacementState.ValueType:
+    return replacement_pb.ReplacementState.Value(f"REPLACEMENT_STATE_{state or 'UNSPECIFIED'}")
 
 
 def _time(at: float) -> Timestamp:

@@ -82,6 +82,44 @@ class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
             async for record in records:
                 yield pb.WatchReplacementResponse(replacement=self._message(record))
 
+    async def PauseReplacement(
+        self,
+        request: pb.PauseReplacementRequest,
+        context: grpc.aio.ServicerContext[pb.PauseReplacementRequest, pb.PauseReplacementResponse],
+    ) -> pb.PauseReplacementResponse:
+        """Has a running one stand still."""
+        del context
+        record = await self._replacements.pause(request.id)
+        return pb.PauseReplacementResponse(replacement=replacement_message(record))
+
+    async def ResumeReplacement(
+        self,
+        request: pb.ResumeReplacementRequest,
+        context: grpc.aio.ServicerContext[
+            pb.ResumeReplacementRequest, pb.ResumeReplacementResponse
+        ],
+    ) -> pb.ResumeReplacementResponse:
+        """Has a paused one go on."""
+        del context
+        record = await self._replacements.resume(request.id)
+        return pb.ResumeReplacementResponse(replacement=replacement_message(record))
+
+    async def CancelReplacement(
+        self,
+        request: pb.CancelReplacementRequest,
+        context: grpc.aio.ServicerContext[
+            pb.CancelReplacementRequest, pb.CancelReplacementResponse
+        ],
+    ) -> pb.CancelReplacementResponse:
+        """Undoes one, or says why not."""
+        del context
+        cancelled = await self._replacements.cancel(request.id)
+        return pb.CancelReplacementResponse(
+            replacement=replacement_message(cancelled.replacement),
+            outcome=pb.CancelOutcome.Value(f"CANCEL_OUTCOME_{cancelled.outcome}"),
+            reason=cancelled.reason,
+        )
+
     async def RetryReplacement(
         self,
         request: pb.RetryReplacementRequest,

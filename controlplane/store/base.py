@@ -127,16 +127,18 @@ class ReplacementStore(Protocol):
         ...
 
     async def save_replacement(self, record: Replacement) -> None:
-        """The present state, and the log lines that are not yet stored.
+        """The present state, the log lines that are not yet stored, and with them the recorded
+        request, where it is another one in this state; a cancelled one gives its target back.
 
-        NotFoundError when there is no such replacement.
+        NotFoundError when there is no such replacement; ConflictError when the recorded request is
+        not its own any more (RECORDED_VCR_CHANGED).
         """
         ...
 
     async def retry_replacement(self, record: Replacement) -> None:
         """Saves one that has failed and is to go on.
 
-        ConflictError when the recorded request is not `record.replacement` any more
+        ConflictError when the recorded request is not `record.recorded` any more
         (RECORDED_VCR_CHANGED), or another replacement of the disk runs.
         """
         ...
@@ -154,7 +156,7 @@ class ReplacementStore(Protocol):
         ...
 
     async def newest_replacement(self, disk_key: UUID) -> Replacement | None:
-        """The one that was begun last."""
+        """The one that was begun last, of those that were not undone."""
         ...
 
     async def running_replacements(self) -> list[Replacement]:

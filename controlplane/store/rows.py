@@ -166,6 +166,7 @@ def replacement_row(record: Replacement, sealer: Sealer) -> dict[str, Any]:
         "created_at": record.created_at,
         "asked_by": record.asked_by,
         "placement": placement_text(record.placement),
+        "target_was": record.target_was,
         **construction_columns(record.original, sealer, "original_construction", "original_sealed"),
         **construction_columns(
             record.replacement, sealer, "replacement_construction", "replacement_sealed"
@@ -190,6 +191,11 @@ def replacement_state_columns(record: Replacement) -> dict[str, Any]:
         "last_error": record.last_error,
         "failed_in": record.failed_in and record.failed_in.value,
         "bytes_per_second_max": record.bytes_per_second_max,
+        "paused_in": record.paused_in and record.paused_in.value,
+        "blocked_since": record.blocked_since,
+        "restarts": record.restarts,
+        "mended": record.mended,
+        "mending": record.mending,
     }
 
 
@@ -240,6 +246,12 @@ def replacement_of(row: Row, log: Sequence[Row], sealer: Sealer) -> Replacement:
         last_error=row["last_error"],
         failed_in=State(row["failed_in"]) if row["failed_in"] else None,
         bytes_per_second_max=row["bytes_per_second_max"],
+        paused_in=State(row["paused_in"]) if row["paused_in"] else None,
+        blocked_since=row["blocked_since"],
+        restarts=row["restarts"],
+        mended=row["mended"],
+        mending=row["mending"],
+        target_was=row["target_was"],
         transitions=tuple(
             Transition(
                 number=each["number"],

@@ -199,12 +199,18 @@ replacements = Table(
     # Who began it, and how its target was found (JSON); empty for a request that was sent.
     Column("asked_by", String(64), nullable=False, server_default="", index=True),
     Column("placement", Text, nullable=False, server_default=""),
+    Column("paused_in", String(16), nullable=True),
+    Column("blocked_since", Float, nullable=True),
+    Column("restarts", Integer, nullable=False, server_default="0"),
+    Column("mended", Integer, nullable=False, server_default="0"),
+    Column("mending", Integer, nullable=True),
+    Column("target_was", String(16), nullable=False, server_default=""),
     Index(
         "uq_replacements_running",
         "disk_key",
         unique=True,
-        sqlite_where=text("state NOT IN ('DONE', 'FAILED')"),
-        postgresql_where=text("state NOT IN ('DONE', 'FAILED')"),
+        sqlite_where=text("state NOT IN ('DONE', 'FAILED', 'CANCELLED')"),
+        postgresql_where=text("state NOT IN ('DONE', 'FAILED', 'CANCELLED')"),
     ),
 )
 

@@ -274,8 +274,9 @@ def put_downstairs(connection: Connection, record: DownstairsRecord) -> Downstai
     """See `FleetStore.put_downstairs`."""
     known = downstairs(connection, record.address)
     if known is not None:
-        # A retired daemon that serves another region now was made anew: it is a spare.
-        renewed = known.role is Role.RETIRED and known.region_id not in (None, record.region_id)
+        # A used daemon that serves another region now was made anew: it is a spare.
+        used = known.role in (Role.RETIRED, Role.LEFTOVER)
+        renewed = used and known.region_id not in (None, record.region_id)
         if not renewed:
             record = replace(record, role=known.role, volume_id=known.volume_id)
     put_member(connection, record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +24,7 @@ TRACES_MAX = 500
 ANSWERS_MAX = 10_000
 
 # The rows of replacements that have not ended.
-RUNNING = replacements.c.state.not_in([State.DONE.value, State.FAILED.value])
+RUNNING = replacements.c.state.not_in([state.value for state in State if state.ended])
 
 
 def begin(connection: Connection, sealer: Sealer, record: Replacement) -> None:
@@ -67,23 +68,46 @@ def _another_runs(record: Replacement) -> ConflictError:
 
 def retry(connection: Connection, sealer: Sealer, record: Replacement) -> None:
     """See `ReplacementStore.retry_replacement`."""
-    sql_disks.require_recorded(connection, sealer, record.disk_key, record.replacement)
+    sql_disks.require_recorded(connection, sealer, record.disk_key, record.recorded)
     try:
-        save(connection, record)
+        save(connection, sealer, record)
     except IntegrityError as error:
         raise _another_runs(record) from error
 
 
-def save(connection: Connection, record: Replacement) -> None:
+def save(connection: Connection, sealer: Sealer, record: Replacement) -> None:
     """See `ReplacementStore.save_replacement`."""
-    changed = connection.execute(
-        update(replacements)
-        .where(replacements.c.id == str(record.id))
-        .values(rows.replacement_state_columns(record))
-    )
-    if not changed.rowcount:
+    mine = replacements.c.id == str(record.id)
+    query = select(replacements.c.state, replacements.c.failed_in).where(mine)
+    before = connection.execute(query).first()
+    if before is None:
         raise NotFoundError("replacement", str(record.id))
+    failed_in = State(before.failed_in) if before.failed_in else None
+    was = replace(record, state=State(before.state), failed_in=failed_in)
+    if was.undone is not record.undone:
+        sql_disks.record_construction(
+            connection, sealer, record.disk_key, was.recorded, record.recorded
+        )
+    if record.state is State.CANCELLED:
+        _give_back(connection, record)
+    connection.execute(
+        update(replacements).where(mine).values(rows.replacement_state_columns(record))
+    )
     _add_log(connection, record)
+
+
+def _give_back(connection: Connection, record: Replacement) -> None:
+    """The new target of one that was undone is what it was; a leftover, if it was let in."""
+    if region_at(record.replacement, record.region_path).options.read_only:
+        return
+    known = sql_disks.downstairs(connection, record.new_target)
+    if known is None or known.volume_id != record.volume_id:
+        return
+    was = Role(record.target_was) if record.target_was else Role.SPARE
+    if was is Role.SPARE and record.touched:
+        was = Role.LEFTOVER
+    volume = None if was is Role.SPARE else known.volume_id
+    sql_disks.put_member(connection, replace(known, role=was, volume_id=volume))
 
 
 def _add_log(connection: Connection, record: Replacement) -> None:
@@ -150,7 +174,9 @@ def of_trace(connection: Connection, sealer: Sealer, trace_id: str) -> Replaceme
 
 def newest(connection: Connection, sealer: Sealer, disk_key: UUID) -> Replacement | None:
     """See `ReplacementStore.newest_replacement`."""
-    return _first(connection, sealer, replacements.c.disk_key == str(disk_key))
+    of_disk = replacements.c.disk_key == str(disk_key)
+    kept = replacements.c.state != State.CANCELLED.value
+    return _first(connection, sealer, of_disk & kept)
 
 
 def running(connection: Connection, sealer: Sealer) -> list[Replacement]:

@@ -143,7 +143,7 @@ class SqliteStore:
 
     async def save_replacement(self, record: Replacement) -> None:
         """See `ReplacementStore`."""
-        await self._run(sql_replacements.save, record)
+        await self._run(sql_replacements.save, self._sealer, record)
 
     async def retry_replacement(self, record: Replacement) -> None:
         """See `ReplacementStore`."""

@@ -87,7 +87,7 @@ def _command(options: argparse.Namespace) -> int:
 def _local(options: argparse.Namespace) -> int:
     from downstaird.dsc import start
     from downstaird.dsc.core.layout import plan_members
-    from downstaird.dsc.launcher import Launcher, find_program
+    from downstaird.launching import Launcher, find_program
     from stairlib.rpc.tls import FLAGS, tls_files
     from stairlib.runtime import process
     from stairlib.telemetry import logs

@@ -18,8 +18,8 @@ from downstaird.dsc.core.member import (
     StopAsked,
 )
 from downstaird.dsc.core.random_stop import RandomStop, pick
-from downstaird.dsc.launcher import Launcher, tail
 from downstaird.dsc.monitor import Monitor, Report
+from downstaird.launching import Launcher, tail
 from stairlib.model.errors import (
     FieldViolation,
     InvalidRequestError,

@@ -28,7 +28,7 @@ from downstaird.dsc.core.member import (
     Terminate,
     step,
 )
-from downstaird.dsc.launcher import Launcher
+from downstaird.launching import Launcher
 from stairlib.model.errors import StairwellError
 from stairlib.runtime.limits import STOP_GRACE_SECONDS
 from stairlib.telemetry.logs import get_logger

@@ -19,14 +19,10 @@ from typing import Any
 from downstaird.dsc import servicer
 from downstaird.dsc.core.layout import MemberPlan
 from downstaird.dsc.fleet import Fleet, differing
-from downstaird.dsc.launcher import (
-    CREATIONS_AT_ONCE,
-    Launcher,
-    clear_place,
-    require_region,
-)
+from downstaird.dsc.launcher import clear_place, require_region
 from downstaird.dsc.monitor import Monitor
 from downstaird.dsc.servicer import DscServicer
+from downstaird.launching import CREATIONS_AT_ONCE, Launcher
 from stairlib.model.errors import StairwellError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.server import RpcServer, Service

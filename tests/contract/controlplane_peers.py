@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from stairlib.model.construction import VolumeSpec, regions, total_bytes, walk
 from stairlib.model.construction_diff import compare
-from stairlib.model.errors import NotFoundError, StairwellError, UnavailableError
+from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
 from stairlib.telemetry.tracing import Tracing
@@ -291,6 +291,38 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         found[0].state = pb.SCRUB_STATE_STOPPED
         await self.script.tell()
         return pb.StopScrubResponse(scrub=found[0])
+
+    def at(self, request: Any) -> pb.SlotInfo:
+        self.script.volume(request)
+        return self.script.slot(request.disk, request.slot, request.region_path)
+
+    async def HoldRepair(self, request, context):
+        await self.script.heard("HoldRepair", request)
+        self.at(request).repair_held = request.held
+        await self.script.tell()
+        return pb.HoldRepairResponse()
+
+    async def RepairMember(self, request, context):
+        await self.script.heard("RepairMember", request)
+        slot = self.at(request)
+        slot.state, slot.mode = pb.SLOT_STATE_WAIT_CONNECT, pb.SLOT_MODE_FAULTED
+        slot.last_error = request.reason
+        slot.ClearField("repair")
+        await self.script.tell()
+        return pb.RepairMemberResponse()
+
+    async def TakeBackReplacement(self, request, context):
+        await self.script.heard("TakeBackReplacement", request)
+        slot = self.at(request)
+        if slot.address != request.new_target:
+            return pb.TakeBackReplacementResponse(was_applied=False)
+        if slot.departing_address != request.old_target:
+            raise ConflictError("it has left", reason="CANNOT_TAKE_BACK")
+        slot.address, slot.departing_address = request.old_target, ""
+        slot.state, slot.repair_held = pb.SLOT_STATE_ACTIVE, False
+        slot.ClearField("repair")
+        await self.script.tell()
+        return pb.TakeBackReplacementResponse(was_applied=True)
 
     async def SetRepairLimits(self, request, context):
         await self.script.heard("SetRepairLimits", request)

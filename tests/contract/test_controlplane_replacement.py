@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.core.replacement import MENDS_MAX
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
@@ -149,24 +150,59 @@ async def test_the_trace_is_one_over_both_daemons(home: House) -> None:
     assert {span.span_id for span in trace.spans} <= {s.span_id for s in by_trace_id.spans}
 
 
-async def test_members_that_differ_fail_it_and_a_retry_goes_on_there(home: House) -> None:
+def differs(extent: int, *digests: int) -> volume_pb.VerifyReport:
+    found = volume_pb.ExtentDifference(region_path="sub_volumes[0]", extent=extent, digests=digests)
+    return volume_pb.VerifyReport(extents_compared=128, members_compared=3, differences=[found])
+
+
+async def test_members_that_differ_are_filled_again_and_compared_again(home: House) -> None:
     home.vmmd.quick = True
-    home.vmmd.reports.append(
-        volume_pb.VerifyReport(
-            equal=False,
-            extents_compared=128,
-            members_compared=3,
-            differences=[volume_pb.ExtentDifference(region_path="sub_volumes[0]", extent=17)],
-        )
-    )
+    home.vmmd.reports.append(differs(17, 1, 1, 2))
     answer = await home.replace(home.vcr())
-    record = await home.wait_replacement(answer.replacement_id, "FAILED")
+    record = await home.wait_replacement(answer.replacement_id, lambda r: r.mended == 1)
     assert "extent 17" in record.last_error
     assert record.bytes_done < record.bytes_total
+    await home.vmmd.until(lambda: home.vmmd.count("RepairMember") == 1)
+    ((_, asked),) = [call for call in home.vmmd.calls if call[0] == "RepairMember"]
+    assert (asked.slot, asked.whole) == (2, True)
+    assert "extent 17" in asked.reason
+    await home.vmmd.finish("block2", 2)
+    record = await home.wait_replacement(answer.replacement_id, "DONE")
+    assert not record.last_error
+    assert "Differed" in [each.event for each in record.transitions]
+    assert home.vmmd.count("ReplaceVcr") == 1
+
+
+async def test_another_member_that_differs_is_filled_before_the_next_comparison(
+    home: House,
+) -> None:
+    home.vmmd.quick = True
+    home.vmmd.reports.append(differs(17, 2, 1, 1))
+    answer = await home.replace(home.vcr())
+    record = await home.wait_replacement(answer.replacement_id, lambda r: "slot 0" in r.blocked_on)
+    assert record.state == pb.REPLACEMENT_STATE_REPAIR
+    assert home.vmmd.count("VerifyVolume") == 1
+    await home.vmmd.finish("block2", 0)
+    await home.wait_replacement(answer.replacement_id, "DONE")
+    assert home.vmmd.count("VerifyVolume") == 2
+
+
+async def test_members_that_go_on_differing_fail_it_and_a_retry_goes_on_there(
+    home: House,
+) -> None:
+    home.vmmd.quick = True
+    home.vmmd.reports += [differs(17, 1, 1, 2)] * (MENDS_MAX + 1)
+    answer = await home.replace(home.vcr())
+    for number in range(1, MENDS_MAX + 1):
+        await home.vmmd.until(lambda number=number: home.vmmd.count("RepairMember") == number)
+        await home.vmmd.finish("block2", 2)
+    record = await home.wait_replacement(answer.replacement_id, "FAILED")
+    assert "extent 17" in record.last_error
+    assert record.failed_in == pb.REPLACEMENT_STATE_VERIFY
     await home.replacements.RetryReplacement(
         pb.RetryReplacementRequest(id=answer.replacement_id), timeout=SECONDS
     )
-    record = await home.wait_replacement(answer.replacement_id, "DONE")
+    await home.wait_replacement(answer.replacement_id, "DONE")
     assert home.vmmd.count("ReplaceVcr") == 1, "it went on where it failed"
 
 

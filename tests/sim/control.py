@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.core import replacement as core
 from controlplane.core.preflight import RegionFacts, judge
-from controlplane.core.progress import Progress
+from controlplane.core.progress import STALL_SECONDS, Progress
 from controlplane.core.records import DiskRecord, InstanceState, region_at, with_generation
 from controlplane.core.replace_decision import Begin, Repeat, decide
 from controlplane.core.replacement import Effect, Event, Replacement, State
-from controlplane.repair_watch import STALL_SECONDS, _moved
+from controlplane.repair_watch import moved
 from controlplane.steps import as_event, is_moving, look, original_as_running, verified
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget
@@ -432,7 +432,7 @@ class Driver:
         seen, self._seen = self._seen, event
         if not is_moving(info, self.record):
             self._deadline = None
-        elif self._deadline is None or _moved(seen, event):
+        elif self._deadline is None or moved(seen, event):
             self._deadline = self._now + STALL_SECONDS
         elif self._now >= self._deadline:
             error = f"no progress for {STALL_SECONDS:g} s; {event.blocked_on}"

@@ -16,7 +16,7 @@ from typing import cast
 from uuid import UUID
 
 from stairlib.model.construction import PARENT, Construction, in_parent, join_path, volume_id
-from stairlib.model.errors import NotFoundError, StairwellError, StateError
+from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import (
@@ -133,6 +133,8 @@ class Volume:
         self._peers: dict[str, Peer] = {}
         self._meter = GuestMeter(monotonic())
         self._governor = RepairGovernor(self._regions, self._meter)
+        # Replacements that were undone; a request for one may still be on its way.
+        self._taken_back: set[str] = set()
         info = self._root.info
         self._info = BackendInfo(
             info.block_size,
@@ -222,7 +224,12 @@ class Volume:
         self, region_path: str, old: str, new: str, replacement_id: str = ""
     ) -> Replacement:
         """Asks the region at that path; `slot` is -1 when it knows neither address, or is gone.
-        StateError TARGET_IN_USE when `new` is a member of another region of this volume."""
+        StateError TARGET_IN_USE when `new` is a member of another region of this volume;
+        ConflictError REPLACEMENT_UNDONE when it was taken back before it came."""
+        if replacement_id and replacement_id in self._taken_back:
+            raise ConflictError(
+                f"replacement {replacement_id} was taken back", reason="REPLACEMENT_UNDONE"
+            )
         region = self._tree.regions.get(region_path)
         if region is None:
             return Replacement(ReplaceResult.MISSING, -1)
@@ -235,6 +242,28 @@ class Volume:
                     target=new,
                 )
         return await region.replace(old, new, replacement_id)
+
+    async def take_back(self, region_path: str, old: str, new: str, replacement_id: str) -> bool:
+        """Whether `old` was being replaced by `new`: that is over. A request to replace it that is
+        still on its way is refused when it comes. Errors as `RegionUpstairs.take_back`."""
+        region = self._tree.regions.get(region_path)
+        was_applied = region is not None and await region.take_back(old, new)
+        self._taken_back.add(replacement_id)
+        return was_applied
+
+    def hold_repair(self, region_path: str, slot: int, *, held: bool) -> None:
+        """Of one slot of a region; NotFoundError when the region is not there."""
+        self._region_at(region_path).hold_repair(slot, held=held)
+
+    async def repair_member(self, region_path: str, slot: int, reason: str, *, whole: bool) -> None:
+        """Fills the member of a slot anew; errors as `RegionUpstairs.repair_member`."""
+        await self._region_at(region_path).repair_member(slot, reason, whole=whole)
+
+    def _region_at(self, path: str) -> RegionUpstairs:
+        region = self._tree.regions.get(path)
+        if region is None:
+            raise NotFoundError("region", path, f"the volume has no region at {path!r}")
+        return region
 
     async def verify(
         self, *, read_data: bool = False, region_path: str | None = None

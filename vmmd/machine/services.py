@@ -145,6 +145,33 @@ class VolumeServicer(VolumeServiceServicer):
         status = await self._disk(request.disk).volume.stop_scrub(request.path)
         return pb.StopScrubResponse(scrub=scrub_message(status))
 
+    async def HoldRepair(
+        self, request: pb.HoldRepairRequest, _context: Context
+    ) -> pb.HoldRepairResponse:
+        volume = self._disk(request.disk).volume
+        volume.hold_repair(request.region_path, request.slot, held=request.held)
+        return pb.HoldRepairResponse()
+
+    async def RepairMember(
+        self, request: pb.RepairMemberRequest, _context: Context
+    ) -> pb.RepairMemberResponse:
+        await self._disk(request.disk).volume.repair_member(
+            request.region_path, request.slot, request.reason, whole=request.whole
+        )
+        return pb.RepairMemberResponse()
+
+    async def TakeBackReplacement(
+        self, request: pb.TakeBackReplacementRequest, _context: Context
+    ) -> pb.TakeBackReplacementResponse:
+        volume = self._disk(request.disk).volume
+        # In the same queue as replacements, so that one that came before is over.
+        was_applied = await self._host.driver.replace(
+            lambda: volume.take_back(
+                request.region_path, request.old_target, request.new_target, request.replacement_id
+            )
+        )
+        return pb.TakeBackReplacementResponse(was_applied=was_applied)
+
     async def SetRepairLimits(
         self, request: pb.SetRepairLimitsRequest, _context: Context
     ) -> pb.SetRepairLimitsResponse:

@@ -139,6 +139,7 @@ def _slot(slot: SlotStatus) -> pb.SlotInfo:
         repairs_aborted=slot.repairs_aborted,
         departing_address=slot.departing_address,
         bad_blocks=slot.bad_blocks,
+        repair_held=slot.repair_held,
     )
 
 

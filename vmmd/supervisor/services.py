@@ -162,6 +162,30 @@ class VolumeServicer(VolumeServiceServicer):
                 request, timeout=remaining(context, CALL_SECONDS)
             )
 
+    async def HoldRepair(
+        self, request: volume_pb.HoldRepairRequest, context: Context
+    ) -> volume_pb.HoldRepairResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).HoldRepair(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
+    async def RepairMember(
+        self, request: volume_pb.RepairMemberRequest, context: Context
+    ) -> volume_pb.RepairMemberResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).RepairMember(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
+    async def TakeBackReplacement(
+        self, request: volume_pb.TakeBackReplacementRequest, context: Context
+    ) -> volume_pb.TakeBackReplacementResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).TakeBackReplacement(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
     async def SetRepairLimits(
         self, request: volume_pb.SetRepairLimitsRequest, context: Context
     ) -> volume_pb.SetRepairLimitsResponse:

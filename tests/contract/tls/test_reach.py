@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from downstaird.dsc.core.layout import MemberPlan, region_id
-from downstaird.dsc.launcher import Launcher
+from downstaird.launching import Launcher
 from stairlib.model.errors import UnavailableError
 from stairlib.rpc import health_check, tls
 from stairlib.rpc.channel import open_channel

@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from controlplane.core import replacement as core
+from controlplane.core.progress import STALL_SECONDS, stall_seconds
 from controlplane.repair_watch import RepairWatch
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
-from tests.unit.controlplane.core.records_made import replacement
+from tests.unit.controlplane.core.records_made import GEOMETRY, replacement
 from tests.unit.controlplane.test_steps import info
 
 
@@ -20,6 +21,13 @@ class News:
 
     def __init__(self, *messages: pb.VolumeInfo, ends: bool = False) -> None:
         self.messages, self.ends, self.closed = messages, ends, False
+        self.held: list[bool] = []
+
+    async def hold_repair(
+        self, machine: Any, disk: str, region_path: str, slot: int, *, held: bool
+    ) -> None:
+        assert (region_path, slot) == ("sub_volumes[0]", 2)
+        self.held.append(held)
 
     async def watch_volume(self, machine: Any, disk: str) -> AsyncGenerator[pb.VolumeInfo, None]:
         try:
@@ -31,8 +39,8 @@ class News:
             self.closed = True
 
 
-async def events(news: News, stall_seconds: float = 0.02) -> list[core.Event]:
-    watch = RepairWatch(news, lambda: 1.0, stall_seconds)  # type: ignore[arg-type]
+async def events(news: News, seconds: float = 0.02) -> list[core.Event]:
+    watch = RepairWatch(news, lambda: 1.0, lambda _extent, _limit: seconds)  # type: ignore[arg-type]
     async with asyncio.timeout(5):
         return [each async for each in watch.events(replacement())]
 
@@ -44,12 +52,12 @@ async def test_it_ends_when_the_member_is_active() -> None:
     assert news.closed
 
 
-async def test_a_standstill_is_a_failed_attempt_that_says_why() -> None:
+async def test_a_standstill_says_why() -> None:
     news = News(info(pb.SLOT_STATE_WAIT_CONNECT, last_error="refused"))
     found = await events(news)
-    assert isinstance(found[-1], core.StepFailed)
-    assert "no progress for 0.02 s" in found[-1].error
-    assert "refused" in found[-1].error
+    assert isinstance(found[-1], core.Stalled)
+    assert "no progress for 0.02 s" in found[-1].detail
+    assert "refused" in found[-1].detail
     assert news.closed
 
 
@@ -63,12 +71,12 @@ async def test_the_same_news_again_are_no_progress() -> None:
                 await asyncio.sleep(0.002)
 
     found = await events(Drip())
-    assert isinstance(found[-1], core.StepFailed)
+    assert isinstance(found[-1], core.Stalled)
 
 
 async def test_a_volume_that_is_not_active_may_stand_still() -> None:
     news = News(info(pb.SLOT_STATE_WAIT_CONNECT, pb.VOLUME_STATE_INITIALIZING), ends=False)
-    watch = RepairWatch(news, lambda: 1.0, 0.001)  # type: ignore[arg-type]
+    watch = RepairWatch(news, lambda: 1.0, lambda _extent, _limit: 0.001)  # type: ignore[arg-type]
     watched = watch.events(replacement())
     assert isinstance(await anext(watched), core.Observed)
     later = asyncio.ensure_future(anext(watched, None))
@@ -77,6 +85,40 @@ async def test_a_volume_that_is_not_active_may_stand_still() -> None:
     later.cancel()
     await asyncio.gather(later, return_exceptions=True)
     await watched.aclose()
+
+
+async def test_a_limited_repair_is_given_the_time_of_its_extents() -> None:
+    """Progress is told by whole extents: four of 64 MiB at 256 KiB/s take 17 minutes."""
+    assert stall_seconds(64 << 20, 0) == STALL_SECONDS
+    assert stall_seconds(64 << 20, 256 << 10) == STALL_SECONDS + 1024
+    limited = info(repair=pb.RepairProgress(bytes_per_second_max=7))
+    asked: list[tuple[int, int]] = []
+
+    def stall(extent: int, limit: int) -> float:
+        asked.append((extent, limit))
+        return 0.01
+
+    watch = RepairWatch(News(limited), lambda: 1.0, stall)  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        assert [type(e) async for e in watch.events(replacement())][-1] is core.Stalled
+    assert asked == [(GEOMETRY.extent_bytes, 7)]
+
+
+async def test_a_machine_that_holds_is_told_to_go_on() -> None:
+    news = News(info(repair_held=True), info(pb.SLOT_STATE_ACTIVE))
+    assert type((await events(news))[-1]) is core.Repaired
+    assert news.held == [False]
+
+
+async def test_a_paused_one_is_held_as_often_as_the_machine_forgets() -> None:
+    """A machine that was made again knows nothing of it."""
+    on = info(repair_held=True, repair=pb.RepairProgress(bytes_done=1, bytes_total=2))
+    news = News(info(), on, info(), on, info(pb.SLOT_STATE_ACTIVE, repair_held=True), ends=True)
+    watch = RepairWatch(news, lambda: 1.0)  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        found = [each async for each in watch.paused(replacement())]
+    assert news.held == [True, True]
+    assert [type(each) for each in found] == 3 * [core.Observed]
 
 
 async def test_news_that_end_are_no_event() -> None:

@@ -9,11 +9,14 @@ import pytest
 from controlplane.core import replacement as core
 from controlplane.steps import (
     as_event,
+    held,
     look,
+    odd_one,
     original_as_running,
     region_ids,
     released,
     serves_alone,
+    undoable,
     verified,
 )
 from stairlib.model.construction import regions
@@ -114,7 +117,7 @@ def differing(region_path: str) -> pb.ExtentDifference:
         ({"equal": True, "members_compared": 2}, pb.SLOT_STATE_WAIT_CONNECT, core.MemberLost),
         (
             {"members_compared": 3, "differences": [differing("sub_volumes[0]")]},
-            pb.SLOT_STATE_ACTIVE, core.GaveUp,
+            pb.SLOT_STATE_ACTIVE, core.Differed,
         ),
         (
             {"members_compared": 3, "differences": [differing("read_only_parent")]},
@@ -125,6 +128,63 @@ def differing(region_path: str) -> pb.ExtentDifference:
 def test_what_a_comparison_says(report: dict[str, Any], slot_state: Any, kind: type) -> None:
     event = verified(RECORD, pb.VerifyReport(**report), info(slot_state), 1)
     assert type(event) is kind
+
+
+@pytest.mark.parametrize(
+    ("extents", "slot"),
+    [
+        ([(1, 1, 2)], 2),
+        ([(2, 1, 1)], 0),
+        ([(1, 2, 1)], 1),
+        ([(0, 1, 2)], 2),
+        ([(1, 2, 3)], 2),
+        ([(1, 2, 0)], 2),
+        ([(2, 1, 1), (1, 1, 2)], 2),
+        ([(2, 1, 1), (2, 1, 1), (1, 1, 2)], 0),
+        ([(0, 0, 0)], 2),
+        ([()], 2),
+    ],
+)
+def test_who_is_filled_again(extents: list[tuple[int, ...]], slot: int) -> None:
+    """The one that two others agree against; the new one in doubt."""
+    differing = [pb.ExtentDifference(digests=digests) for digests in extents]
+    assert odd_one(differing, 2) == slot
+
+
+def test_another_member_that_differed_is_waited_for() -> None:
+    mending = replacement(mending=0)
+    volume = info(pb.SLOT_STATE_ACTIVE)
+    assert isinstance(look(mending, volume, 1), core.Repaired)
+    volume.regions[0].slots[0].state = pb.SLOT_STATE_LIVE_REPAIR
+    event = look(mending, volume, 1)
+    assert isinstance(event, core.Observed)
+    assert "slot 0" in event.blocked_on
+    assert isinstance(look(RECORD, volume, 1), core.Repaired)
+
+
+def test_whether_it_can_be_undone() -> None:
+    old = RECORD.old_target
+    assert type(undoable(RECORD, info(address=old), 1)) is core.CanUndo
+    assert type(undoable(RECORD, info(address="127.0.0.1:9999"), 1)) is core.CanUndo
+    assert type(undoable(RECORD, info(departing_address=old), 1)) is core.CanUndo
+    filled = undoable(RECORD, info(pb.SLOT_STATE_ACTIVE), 1)
+    assert isinstance(filled, core.Kept)
+    assert old in filled.detail
+    gone = undoable(RECORD, info(), 1)
+    assert isinstance(gone, core.CannotUndo)
+    assert "retry" in gone.detail
+    idle = undoable(RECORD, info(pb.SLOT_STATE_ACTIVE, pb.VOLUME_STATE_INITIALIZING), 1)
+    assert isinstance(idle, core.CannotUndo)
+
+
+def test_what_a_paused_one_sees() -> None:
+    repair = pb.RepairProgress(bytes_done=10, bytes_total=100, bytes_copied=7)
+    assert held(RECORD, info(repair=repair), 1) is None
+    event = held(RECORD, info(repair=repair, repair_held=True), 1)
+    assert isinstance(event, core.Observed)
+    assert event.bytes_copied == 7
+    before = held(RECORD, info(address=RECORD.old_target, repair=repair, repair_held=True), 1)
+    assert before == core.Observed(at=1), "the repair of the old member is not this one's"
 
 
 def test_a_new_member_that_serves_alone_is_read_instead() -> None:

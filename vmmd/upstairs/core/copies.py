@@ -44,8 +44,11 @@ class ExtentCopies:
         extents: Iterable[int],
         choose: ChooseSource,
         members: int = 1,
+        *,
+        held: bool = False,
     ) -> None:
-        """`members` are filled at the same time as this one, itself included."""
+        """`members` are filled at the same time as this one, itself included. While it is `held`
+        nothing is copied."""
         self._region = region
         self._target = target
         self._choose = choose
@@ -65,6 +68,8 @@ class ExtentCopies:
         self._base: int | None = None
         self._moved = 0
         self._partly = 0
+        # None is begun meanwhile; those under way stand still by their rate.
+        self._held = held
         self._ask()
 
     @property
@@ -102,6 +107,17 @@ class ExtentCopies:
             self._limits = limits
             self._ask()
 
+    def hold(self, held: bool) -> None:
+        """Has the copies stand still, or go on."""
+        if held != self._held:
+            self._held = held
+            self._ask()
+
+    @property
+    def held(self) -> bool:
+        """Whether they stand still."""
+        return self._held
+
     def look(self) -> None:
         """Asks how much has been received, when it is time to."""
         if self._look is not None:
@@ -113,6 +129,8 @@ class ExtentCopies:
         if self._target.streams and not self.finished:
             self._looked_at = self._region.now
             rate, copies = self._limits.bytes_per_second, self._limits.copies_in_flight
+            if self._held:
+                rate = limits.HELD_BYTES_PER_SECOND
             self._look = self._region.send_control(
                 self._target, OpKind.REPAIR_LIMIT, number=rate, length=copies
             )
@@ -131,7 +149,7 @@ class ExtentCopies:
         running, self._running = self._running, []
         for copy in running:
             self._settle(copy)
-        wanted = self._limits.copies_in_flight
+        wanted = 0 if self._held else self._limits.copies_in_flight
         while not self.error and self._waiting and len(self._running) < wanted:
             extent, tried, attempts = self._waiting.popleft()
             # With every source tried, begin again with the first: the attempts are what is bounded.

@@ -117,6 +117,34 @@ class Replace:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeBack:
+    """Answered at once with whether `old` was being replaced by `new`, which is now over."""
+
+    key: object
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRepair:
+    """Nothing is copied to the slot, whoever fills it, until it is not held any more."""
+
+    slot: int
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RepairMember:
+    """Answered at once: the member of the slot leaves service and is filled anew; with `whole`
+    every block is compared, whatever the stamps say."""
+
+    key: object
+    slot: int
+    whole: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetRepairLimit:
     """Bounds repair traffic; takes effect on running repairs."""
 
@@ -156,6 +184,9 @@ Event = (
     | Activate
     | Deactivate
     | Replace
+    | TakeBack
+    | HoldRepair
+    | RepairMember
     | SetRepairLimit
     | Verify
     | Snapshot

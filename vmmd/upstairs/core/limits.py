@@ -67,6 +67,8 @@ COPIES_IN_FLIGHT_MAX = 16
 # Between two questions to a member that is filled, of how much it has received: progress within an
 # extent, and the rate that the repair really has.
 REPAIR_LOOK_SECONDS = 0.2
+# Bytes per second of a repair that is held: copies that are under way stand still.
+HELD_BYTES_PER_SECOND = 1
 # A copy is asked of other sources after a failure; after this many the repair is given up and begun
 # anew.
 COPY_ATTEMPTS_MAX = 4

@@ -44,9 +44,10 @@ from vmmd.upstairs.core.slot_states import SlotMove, SlotState
 class LiveRepair:
     """One attempt to fill one member. `phase` OVER is the end, good or bad."""
 
-    def __init__(self, region: RegionSet, target: Member) -> None:
+    def __init__(self, region: RegionSet, target: Member, *, held: bool = False) -> None:
         self._region = region
         self.target = target
+        self.held = held
         self.phase = RepairPhase.SURVEY
         self.started_at = region.now
         self.copies: ExtentCopies | None = None
@@ -65,6 +66,12 @@ class LiveRepair:
         self._traceparent = traceparent
         if self.copies is not None:
             self.copies.traceparent = traceparent
+
+    def hold(self, held: bool) -> None:
+        """Has the copies stand still, or go on. The member gets every mutation all the same."""
+        self.held = held
+        if self.copies is not None:
+            self.copies.hold(held)
 
     # ---- steps
 
@@ -139,7 +146,9 @@ class LiveRepair:
         target.move(SlotMove.REPAIR)
         target.synced_job = region.last_job
         region.touch()
-        self.copies = ExtentCopies(region, target, extents.tolist(), self._source_of)
+        self.copies = ExtentCopies(
+            region, target, extents.tolist(), self._source_of, held=self.held
+        )
         self.copies.traceparent = self._traceparent
         if len(extents):
             blob = self._marks(extents, generations[extents], flushes[extents]).tobytes()

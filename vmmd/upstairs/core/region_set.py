@@ -87,6 +87,8 @@ class RegionSet:
         self.flushes = FlushBook(config.flush_timeout_seconds)
         self.control = ControlBook()
         self.repair_limits = RepairLimits()
+        # Slots to which nothing is copied.
+        self.held: set[int] = set()
         self.reads: ReadsInFlight
         block_size = config.geometry.block_size
         # How the members' blocks are encrypted, and the owner whose they are; empty when they are
@@ -138,6 +140,12 @@ class RegionSet:
         self.slots = sorted((m for m in self.members if not m.departing), key=lambda m: m.slot)
         self.departing = next((m for m in self.members if m.departing), None)
         self.repair_wanted = any(m.state is SlotState.LIVE_REPAIR_READY for m in self.slots)
+
+    def hold(self, slot: int, *, held: bool) -> None:
+        """Has the repairs of a slot stand still, or go on."""
+        if (slot in self.held) is not held:
+            self.held ^= {slot}
+            self.touch()
 
     def touch(self) -> None:
         """Notes a membership change: derived values are right at once, the parts look again

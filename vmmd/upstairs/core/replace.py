@@ -86,6 +86,31 @@ def decide(
     return Replacement(ReplaceResult.STARTED, leaving.slot)
 
 
+def take_back(region: RegionSet, old: str, new: str) -> bool:
+    """Ends the replacement of `old` by `new` where `old` still serves: it stays. False when `new`
+    is no member; ConflictError CANNOT_TAKE_BACK when `old` has left. A hold of the slot ends too.
+    """
+    coming = next((m for m in region.slots if m.address == new), None)
+    if coming is None:
+        for member in region.slots:
+            if member.address == old:
+                region.hold(member.slot, held=False)
+        return False
+    departing = region.departing
+    here = departing is not None and departing.address == old and departing.slot == coming.slot
+    if departing is None or not here or not departing.complete:
+        raise ConflictError(
+            f"{old} has left slot {coming.slot}, which {new} has: there is nothing to go back to",
+            reason="CANNOT_TAKE_BACK",
+            slot=str(coming.slot),
+        )
+    region.hold(coming.slot, held=False)
+    region.drop_member(coming, f"replacement of {old} was taken back")
+    departing.departing = False
+    region.touch()
+    return True
+
+
 def _check_others(region: RegionSet, leaving: Member) -> None:
     for member in region.slots:
         if member is leaving:

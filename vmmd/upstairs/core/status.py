@@ -44,6 +44,7 @@ class SlotStatus:
     repairs_aborted: int
     departing_address: str
     bad_blocks: int
+    repair_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ def snapshot(
                 repairs_aborted=member.repairs_aborted,
                 departing_address=leaving.address if leaving is not None else "",
                 bad_blocks=member.bad_blocks,
+                repair_held=member.slot in region.held,
             )
         )
     return RegionStatus(

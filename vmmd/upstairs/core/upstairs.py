@@ -22,6 +22,7 @@ from vmmd.block.backend import BlockStatus
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.activation import Activation
 from vmmd.upstairs.core.copies import ExtentCopies
+from vmmd.upstairs.core.fill_again import fill_again
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.live_repair import LiveRepair
 from vmmd.upstairs.core.read_only import ReadOnlyMembers
@@ -29,7 +30,7 @@ from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.refusals import Outcome, described, refusal
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.repair_states import RepairPhase
-from vmmd.upstairs.core.replace import decide
+from vmmd.upstairs.core.replace import decide, take_back
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.returning import told, what_is_missing
@@ -73,6 +74,9 @@ class Upstairs:
             events.Activate: self._on_activate,
             events.Deactivate: self._on_deactivate,
             events.Replace: self._on_replace,
+            events.TakeBack: self._on_take_back,
+            events.HoldRepair: self._on_hold,
+            events.RepairMember: self._on_repair_member,
             events.SetRepairLimit: self._on_limit,
             events.Verify: self._on_verify,
             events.Snapshot: self._on_snapshot,
@@ -200,7 +204,8 @@ class Upstairs:
         """How many members are being filled, and how many bytes they have received since their
         fillings began."""
         running = self._copies().values()
-        return len(running), sum(copies.bytes_moved for copies in running)
+        moving = sum(not copies.held for copies in running)
+        return moving, sum(copies.bytes_moved for copies in running)
 
     @property
     def repairing(self) -> bool:
@@ -349,6 +354,7 @@ class Upstairs:
     def _advance_repair(self) -> None:
         region = self._region
         if self._repair is not None:
+            self._give_way(self._repair)
             self._repair.advance()
             if self._repair.phase is not RepairPhase.OVER:
                 return
@@ -356,11 +362,22 @@ class Upstairs:
             region.touch()
         if not region.active:
             return
-        for member in region.slots:
-            if member.state is SlotState.LIVE_REPAIR_READY:
-                self._repair = LiveRepair(region, member)
-                self._repair.advance()
-                return
+        ready = [m for m in region.slots if m.state is SlotState.LIVE_REPAIR_READY]
+        # One that is held fills nobody: it comes last.
+        for member in sorted(ready, key=lambda m: m.slot in region.held):
+            held = member.slot in region.held
+            self._repair = LiveRepair(region, member, held=held)
+            self._repair.advance()
+            return
+
+    def _give_way(self, repair: LiveRepair) -> None:
+        """A repair that is held keeps no other member from being filled."""
+        region = self._region
+        others = (m for m in region.slots if m is not repair.target)
+        if repair.held and any(
+            m.state is SlotState.LIVE_REPAIR_READY and m.slot not in region.held for m in others
+        ):
+            region.fault(repair.target, "its repair is held, and gives way to another slot's")
 
     # ---- activation, deactivation
 
@@ -518,24 +535,42 @@ class Upstairs:
     # ---- operations
 
     def _on_replace(self, event: events.Replace) -> None:
-        region = self._region
+        run = self._activation.running
+        plan = run.plan if run is not None else None
+        interrupted = self._activation.interrupted
+        self._answered(
+            event.key, lambda: decide(self._region, event.old, event.new, plan, interrupted)
+        )
+        self._connect_due()
+
+    def _on_take_back(self, event: events.TakeBack) -> None:
+        self._answered(event.key, lambda: take_back(self._region, event.old, event.new))
+
+    def _on_hold(self, event: events.HoldRepair) -> None:
+        self._region.hold(event.slot, held=event.held)
+        if self._repair is not None and self._repair.target.slot == event.slot:
+            self._repair.hold(event.held)
+
+    def _on_repair_member(self, event: events.RepairMember) -> None:
+        self._answered(
+            event.key,
+            lambda: fill_again(self._region, event.slot, event.reason, whole=event.whole),
+        )
+
+    def _answered(self, key: object, act: Callable[[], object]) -> None:
+        """Answers with what it gives, or with its refusal."""
         try:
-            run = self._activation.running
-            plan = run.plan if run is not None else None
-            value = decide(region, event.old, event.new, plan, self._activation.interrupted)
-        except StateError as error:
-            region.effects.append(events.Answer(event.key, error=error))
-        except ConflictError as error:
-            region.effects.append(events.Answer(event.key, error=error))
-        else:
-            region.effects.append(events.Answer(event.key, value))
-            self._connect_due()
+            answer = events.Answer(key, act())
+        except StairwellError as error:
+            answer = events.Answer(key, error=error)
+        self._region.effects.append(answer)
 
     def _on_limit(self, event: events.SetRepairLimit) -> None:
         self._region.repair_limits = event.limits
         running = self._copies().values()
+        moving = sum(not copies.held for copies in running)
         for copies in running:
-            copies.limit(event.limits.share(len(running)))
+            copies.limit(event.limits.share(moving))
 
     def _on_verify(self, event: events.Verify) -> None:
         if len(self._verifications) >= _VERIFICATIONS_MAX:

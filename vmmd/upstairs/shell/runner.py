@@ -283,6 +283,19 @@ class RegionUpstairs:
                 )
         return report.blocks_read, report.blocks_bad
 
+    async def take_back(self, old: str, new: str) -> bool:
+        """Whether `old` was being replaced by `new`: that is over, `old` stays. ConflictError
+        CANNOT_TAKE_BACK when it has left."""
+        return cast("bool", await self._ask(lambda key: events.TakeBack(key, old, new)))
+
+    def hold_repair(self, slot: int, *, held: bool) -> None:
+        """Has the repairs of a slot stand still, or go on."""
+        self._feed(events.HoldRepair(slot, held))
+
+    async def repair_member(self, slot: int, reason: str, *, whole: bool) -> None:
+        """Takes the member of a slot out of service and fills it anew; errors as `fill_again`."""
+        await self._ask(lambda key: events.RepairMember(key, slot, whole, reason))
+
     def set_repair_limits(self, limits: RepairLimits) -> None:
         """Bounds repair traffic from now on."""
         self._feed(events.SetRepairLimit(limits))

@@ -32,6 +32,8 @@ class _DownstairsRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Downst
     DOWNSTAIRS_ROLE_SPARE: _DownstairsRole.ValueType  # 1
     DOWNSTAIRS_ROLE_MEMBER: _DownstairsRole.ValueType  # 2
     DOWNSTAIRS_ROLE_RETIRED: _DownstairsRole.ValueType  # 3
+    DOWNSTAIRS_ROLE_LEFTOVER: _DownstairsRole.ValueType  # 4
+    """Begun to be filled for a replacement that was undone: not blank, and nobody's."""
 
 class DownstairsRole(_DownstairsRole, metaclass=_DownstairsRoleEnumTypeWrapper): ...
 
@@ -39,6 +41,8 @@ DOWNSTAIRS_ROLE_UNSPECIFIED: DownstairsRole.ValueType  # 0
 DOWNSTAIRS_ROLE_SPARE: DownstairsRole.ValueType  # 1
 DOWNSTAIRS_ROLE_MEMBER: DownstairsRole.ValueType  # 2
 DOWNSTAIRS_ROLE_RETIRED: DownstairsRole.ValueType  # 3
+DOWNSTAIRS_ROLE_LEFTOVER: DownstairsRole.ValueType  # 4
+"""Begun to be filled for a replacement that was undone: not blank, and nobody's."""
 Global___DownstairsRole: _TypeAlias = DownstairsRole  # noqa: Y015
 
 class _DownstairsHealth:

@@ -38,6 +38,13 @@ class _ReplacementStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Repl
     REPLACEMENT_STATE_RETIRE: _ReplacementState.ValueType  # 7
     REPLACEMENT_STATE_DONE: _ReplacementState.ValueType  # 8
     REPLACEMENT_STATE_FAILED: _ReplacementState.ValueType  # 9
+    REPLACEMENT_STATE_PAUSED: _ReplacementState.ValueType  # 10
+    REPLACEMENT_STATE_CANCELLING: _ReplacementState.ValueType  # 11
+    """It is being found out whether it can be undone."""
+    REPLACEMENT_STATE_UNDO: _ReplacementState.ValueType  # 12
+    """The recorded request is the one from before; the machine is being told."""
+    REPLACEMENT_STATE_CANCELLED: _ReplacementState.ValueType  # 13
+    """Undone."""
 
 class ReplacementState(_ReplacementState, metaclass=_ReplacementStateEnumTypeWrapper): ...
 
@@ -51,7 +58,44 @@ REPLACEMENT_STATE_VERIFY: ReplacementState.ValueType  # 6
 REPLACEMENT_STATE_RETIRE: ReplacementState.ValueType  # 7
 REPLACEMENT_STATE_DONE: ReplacementState.ValueType  # 8
 REPLACEMENT_STATE_FAILED: ReplacementState.ValueType  # 9
+REPLACEMENT_STATE_PAUSED: ReplacementState.ValueType  # 10
+REPLACEMENT_STATE_CANCELLING: ReplacementState.ValueType  # 11
+"""It is being found out whether it can be undone."""
+REPLACEMENT_STATE_UNDO: ReplacementState.ValueType  # 12
+"""The recorded request is the one from before; the machine is being told."""
+REPLACEMENT_STATE_CANCELLED: ReplacementState.ValueType  # 13
+"""Undone."""
 Global___ReplacementState: _TypeAlias = ReplacementState  # noqa: Y015
+
+class _CancelOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CancelOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CancelOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CANCEL_OUTCOME_UNSPECIFIED: _CancelOutcome.ValueType  # 0
+    CANCEL_OUTCOME_UNDONE: _CancelOutcome.ValueType  # 1
+    """The old member serves, and the recorded request and its generation are as before."""
+    CANCEL_OUTCOME_FINISHED_FORWARD: _CancelOutcome.ValueType  # 2
+    """Too late: the new member is filled. It is compared and the old one retired."""
+    CANCEL_OUTCOME_REPLACE_AGAIN: _CancelOutcome.ValueType  # 3
+    """The old member was let go and the new one is not filled: retry, or replace the new one."""
+    CANCEL_OUTCOME_PENDING: _CancelOutcome.ValueType  # 4
+    """Not known yet, since the machine does not answer; watch the replacement."""
+
+class CancelOutcome(_CancelOutcome, metaclass=_CancelOutcomeEnumTypeWrapper):
+    """What became of a cancelled replacement."""
+
+CANCEL_OUTCOME_UNSPECIFIED: CancelOutcome.ValueType  # 0
+CANCEL_OUTCOME_UNDONE: CancelOutcome.ValueType  # 1
+"""The old member serves, and the recorded request and its generation are as before."""
+CANCEL_OUTCOME_FINISHED_FORWARD: CancelOutcome.ValueType  # 2
+"""Too late: the new member is filled. It is compared and the old one retired."""
+CANCEL_OUTCOME_REPLACE_AGAIN: CancelOutcome.ValueType  # 3
+"""The old member was let go and the new one is not filled: retry, or replace the new one."""
+CANCEL_OUTCOME_PENDING: CancelOutcome.ValueType  # 4
+"""Not known yet, since the machine does not answer; watch the replacement."""
+Global___CancelOutcome: _TypeAlias = CancelOutcome  # noqa: Y015
 
 @_typing.final
 class Replacement(_message.Message):
@@ -86,6 +130,11 @@ class Replacement(_message.Message):
     ASKED_BY_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     REPAIR_RATE_FIELD_NUMBER: _builtins.int
+    PAUSED_IN_FIELD_NUMBER: _builtins.int
+    FAILED_IN_FIELD_NUMBER: _builtins.int
+    BLOCKED_SINCE_TIME_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    MENDED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -115,6 +164,13 @@ class Replacement(_message.Message):
     """Who began it: empty for a construction request that was sent, else "operator", "automatic" or
     "drain " with the drain's id.
     """
+    paused_in: Global___ReplacementState.ValueType
+    """The state a paused one goes on in, and the one a failed one is tried again in."""
+    failed_in: Global___ReplacementState.ValueType
+    restarts: _builtins.int
+    """Repairs begun anew for want of progress, since it last got further than ever before."""
+    mended: _builtins.int
+    """How often a member that differed was filled again."""
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -130,6 +186,10 @@ class Replacement(_message.Message):
     @_builtins.property
     def repair_rate(self) -> _volume_service_pb2.RepairRate:
         """How fast its repair may go and why, as the machine last told; absent once it has ended."""
+
+    @_builtins.property
+    def blocked_since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it waits for what blocked_on names."""
 
     def __init__(
         self,
@@ -163,10 +223,15 @@ class Replacement(_message.Message):
         asked_by: _builtins.str = ...,
         placement: Global___Placement | None = ...,
         repair_rate: _volume_service_pb2.RepairRate | None = ...,
+        paused_in: Global___ReplacementState.ValueType = ...,
+        failed_in: Global___ReplacementState.ValueType = ...,
+        blocked_since_time: _timestamp_pb2.Timestamp | None = ...,
+        restarts: _builtins.int = ...,
+        mended: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "placement", b"placement", "repair_rate", b"repair_rate", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_since_time", b"blocked_since_time", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "placement", b"placement", "repair_rate", b"repair_rate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_by", b"asked_by", "attempt", b"attempt", "blocked_on", b"blocked_on", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "placement", b"placement", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "repair_rate", b"repair_rate", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_by", b"asked_by", "attempt", b"attempt", "blocked_on", b"blocked_on", "blocked_since_time", b"blocked_since_time", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "failed_in", b"failed_in", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "mended", b"mended", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "paused_in", b"paused_in", "placement", b"placement", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "repair_rate", b"repair_rate", "restarts", b"restarts", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,6 +555,130 @@ class WatchReplacementResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchReplacementResponse: _TypeAlias = WatchReplacementResponse  # noqa: Y015
+
+@_typing.final
+class PauseReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseReplacementRequest: _TypeAlias = PauseReplacementRequest  # noqa: Y015
+
+@_typing.final
+class PauseReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replacement(self) -> Global___Replacement: ...
+    def __init__(
+        self,
+        *,
+        replacement: Global___Replacement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseReplacementResponse: _TypeAlias = PauseReplacementResponse  # noqa: Y015
+
+@_typing.final
+class ResumeReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeReplacementRequest: _TypeAlias = ResumeReplacementRequest  # noqa: Y015
+
+@_typing.final
+class ResumeReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replacement(self) -> Global___Replacement: ...
+    def __init__(
+        self,
+        *,
+        replacement: Global___Replacement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeReplacementResponse: _TypeAlias = ResumeReplacementResponse  # noqa: Y015
+
+@_typing.final
+class CancelReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReplacementRequest: _TypeAlias = CancelReplacementRequest  # noqa: Y015
+
+@_typing.final
+class CancelReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    outcome: Global___CancelOutcome.ValueType
+    reason: _builtins.str
+    """Why it is so."""
+    @_builtins.property
+    def replacement(self) -> Global___Replacement: ...
+    def __init__(
+        self,
+        *,
+        replacement: Global___Replacement | None = ...,
+        outcome: Global___CancelOutcome.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "reason", b"reason", "replacement", b"replacement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReplacementResponse: _TypeAlias = CancelReplacementResponse  # noqa: Y015
 
 @_typing.final
 class RetryReplacementRequest(_message.Message):

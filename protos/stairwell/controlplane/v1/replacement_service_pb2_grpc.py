@@ -55,6 +55,21 @@ class ReplacementServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.WatchReplacementRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.WatchReplacementResponse.FromString,
                 _registered_method=True)
+        self.PauseReplacement = channel.unary_unary(
+                '/stairwell.controlplane.v1.ReplacementService/PauseReplacement',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.PauseReplacementRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.PauseReplacementResponse.FromString,
+                _registered_method=True)
+        self.ResumeReplacement = channel.unary_unary(
+                '/stairwell.controlplane.v1.ReplacementService/ResumeReplacement',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.ResumeReplacementRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.ResumeReplacementResponse.FromString,
+                _registered_method=True)
+        self.CancelReplacement = channel.unary_unary(
+                '/stairwell.controlplane.v1.ReplacementService/CancelReplacement',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.CancelReplacementRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.CancelReplacementResponse.FromString,
+                _registered_method=True)
         self.RetryReplacement = channel.unary_unary(
                 '/stairwell.controlplane.v1.ReplacementService/RetryReplacement',
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.RetryReplacementRequest.SerializeToString,
@@ -103,6 +118,29 @@ class ReplacementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseReplacement(self, request, context):
+        """Has it stand still: nothing is copied, the guest goes on, and a new member that is let in already
+        keeps getting every write. Lasts over restarts. Asked twice is asked once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeReplacement(self, request, context):
+        """Has a paused one go on where it stood. One that runs is left as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelReplacement(self, request, context):
+        """Undoes it while the old member is there; else says plainly what becomes of it. Waits a few
+        seconds for the machine's word.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RetryReplacement(self, request, context):
         """Tries a failed replacement again from the step that failed.
         """
@@ -146,6 +184,21 @@ def add_ReplacementServiceServicer_to_server(servicer, server):
                     servicer.WatchReplacement,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.WatchReplacementRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.WatchReplacementResponse.SerializeToString,
+            ),
+            'PauseReplacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseReplacement,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.PauseReplacementRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.PauseReplacementResponse.SerializeToString,
+            ),
+            'ResumeReplacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeReplacement,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.ResumeReplacementRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.ResumeReplacementResponse.SerializeToString,
+            ),
+            'CancelReplacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelReplacement,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.CancelReplacementRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.CancelReplacementResponse.SerializeToString,
             ),
             'RetryReplacement': grpc.unary_unary_rpc_method_handler(
                     servicer.RetryReplacement,
@@ -272,6 +325,87 @@ class ReplacementService:
             '/stairwell.controlplane.v1.ReplacementService/WatchReplacement',
             stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.WatchReplacementRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.WatchReplacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseReplacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.ReplacementService/PauseReplacement',
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.PauseReplacementRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.PauseReplacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeReplacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.ReplacementService/ResumeReplacement',
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.ResumeReplacementRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.ResumeReplacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelReplacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.ReplacementService/CancelReplacement',
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.CancelReplacementRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.CancelReplacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,16 @@ class ReplacementServiceStub:
     ListReplacements: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.ListReplacementsRequest, _replacement_service_pb2.ListReplacementsResponse]
     WatchReplacement: _grpc.UnaryStreamMultiCallable[_replacement_service_pb2.WatchReplacementRequest, _replacement_service_pb2.WatchReplacementResponse]
     """First the present state, then each change, until the replacement has ended."""
+    PauseReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.PauseReplacementRequest, _replacement_service_pb2.PauseReplacementResponse]
+    """Has it stand still: nothing is copied, the guest goes on, and a new member that is let in already
+    keeps getting every write. Lasts over restarts. Asked twice is asked once.
+    """
+    ResumeReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.ResumeReplacementRequest, _replacement_service_pb2.ResumeReplacementResponse]
+    """Has a paused one go on where it stood. One that runs is left as it is."""
+    CancelReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.CancelReplacementRequest, _replacement_service_pb2.CancelReplacementResponse]
+    """Undoes it while the old member is there; else says plainly what becomes of it. Waits a few
+    seconds for the machine's word.
+    """
     RetryReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]
@@ -61,6 +71,16 @@ class ReplacementServiceAsyncStub(ReplacementServiceStub):
     ListReplacements: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.ListReplacementsRequest, _replacement_service_pb2.ListReplacementsResponse]  # type: ignore[assignment]
     WatchReplacement: _aio.UnaryStreamMultiCallable[_replacement_service_pb2.WatchReplacementRequest, _replacement_service_pb2.WatchReplacementResponse]  # type: ignore[assignment]
     """First the present state, then each change, until the replacement has ended."""
+    PauseReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.PauseReplacementRequest, _replacement_service_pb2.PauseReplacementResponse]  # type: ignore[assignment]
+    """Has it stand still: nothing is copied, the guest goes on, and a new member that is let in already
+    keeps getting every write. Lasts over restarts. Asked twice is asked once.
+    """
+    ResumeReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.ResumeReplacementRequest, _replacement_service_pb2.ResumeReplacementResponse]  # type: ignore[assignment]
+    """Has a paused one go on where it stood. One that runs is left as it is."""
+    CancelReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.CancelReplacementRequest, _replacement_service_pb2.CancelReplacementResponse]  # type: ignore[assignment]
+    """Undoes it while the old member is there; else says plainly what becomes of it. Waits a few
+    seconds for the machine's word.
+    """
     RetryReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]  # type: ignore[assignment]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
@@ -102,6 +122,34 @@ class ReplacementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_replacement_service_pb2.WatchReplacementResponse], _abc.AsyncIterator[_replacement_service_pb2.WatchReplacementResponse]]:
         """First the present state, then each change, until the replacement has ended."""
+
+    @_abc_1.abstractmethod
+    def PauseReplacement(
+        self,
+        request: _replacement_service_pb2.PauseReplacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replacement_service_pb2.PauseReplacementResponse, _abc.Awaitable[_replacement_service_pb2.PauseReplacementResponse]]:
+        """Has it stand still: nothing is copied, the guest goes on, and a new member that is let in already
+        keeps getting every write. Lasts over restarts. Asked twice is asked once.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeReplacement(
+        self,
+        request: _replacement_service_pb2.ResumeReplacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replacement_service_pb2.ResumeReplacementResponse, _abc.Awaitable[_replacement_service_pb2.ResumeReplacementResponse]]:
+        """Has a paused one go on where it stood. One that runs is left as it is."""
+
+    @_abc_1.abstractmethod
+    def CancelReplacement(
+        self,
+        request: _replacement_service_pb2.CancelReplacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replacement_service_pb2.CancelReplacementResponse, _abc.Awaitable[_replacement_service_pb2.CancelReplacementResponse]]:
+        """Undoes it while the old member is there; else says plainly what becomes of it. Waits a few
+        seconds for the machine's word.
+        """
 
     @_abc_1.abstractmethod
     def RetryReplacement(

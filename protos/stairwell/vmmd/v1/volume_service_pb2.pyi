@@ -313,6 +313,7 @@ class SlotInfo(_message.Message):
     REPAIRS_ABORTED_FIELD_NUMBER: _builtins.int
     DEPARTING_ADDRESS_FIELD_NUMBER: _builtins.int
     BAD_BLOCKS_FIELD_NUMBER: _builtins.int
+    REPAIR_HELD_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     address: _builtins.str
     region_id: _builtins.str
@@ -327,6 +328,8 @@ class SlotInfo(_message.Message):
     """The good member that still serves while this slot's new one is being filled."""
     bad_blocks: _builtins.int
     """Blocks that reads found bad on this member since it became a full one."""
+    repair_held: _builtins.bool
+    """Nothing is copied to it: HoldRepair."""
     @_builtins.property
     def repair(self) -> Global___RepairProgress:
         """Present while the slot is being repaired."""
@@ -345,10 +348,11 @@ class SlotInfo(_message.Message):
         repairs_aborted: _builtins.int = ...,
         departing_address: _builtins.str = ...,
         bad_blocks: _builtins.int = ...,
+        repair_held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bad_blocks", b"bad_blocks", "departing_address", b"departing_address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bad_blocks", b"bad_blocks", "departing_address", b"departing_address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repair_held", b"repair_held", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -932,6 +936,161 @@ class VerifyVolumeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyVolumeResponse: _TypeAlias = VerifyVolumeResponse  # noqa: Y015
+
+@_typing.final
+class HoldRepairRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    region_path: _builtins.str
+    slot: _builtins.int
+    held: _builtins.bool
+    """False has them go on."""
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        held: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "held", b"held", "machine_id", b"machine_id", "region_path", b"region_path", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldRepairRequest: _TypeAlias = HoldRepairRequest  # noqa: Y015
+
+@_typing.final
+class HoldRepairResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldRepairResponse: _TypeAlias = HoldRepairResponse  # noqa: Y015
+
+@_typing.final
+class RepairMemberRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    region_path: _builtins.str
+    slot: _builtins.int
+    whole: _builtins.bool
+    """Compare every block with a good member's, whatever the stamps say."""
+    reason: _builtins.str
+    """Shown as the slot's last error."""
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        whole: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "machine_id", b"machine_id", "reason", b"reason", "region_path", b"region_path", "slot", b"slot", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairMemberRequest: _TypeAlias = RepairMemberRequest  # noqa: Y015
+
+@_typing.final
+class RepairMemberResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairMemberResponse: _TypeAlias = RepairMemberResponse  # noqa: Y015
+
+@_typing.final
+class TakeBackReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    OLD_TARGET_FIELD_NUMBER: _builtins.int
+    NEW_TARGET_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_ID_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    region_path: _builtins.str
+    slot: _builtins.int
+    old_target: _builtins.str
+    new_target: _builtins.str
+    replacement_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        old_target: _builtins.str = ...,
+        new_target: _builtins.str = ...,
+        replacement_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "machine_id", b"machine_id", "new_target", b"new_target", "old_target", b"old_target", "region_path", b"region_path", "replacement_id", b"replacement_id", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeBackReplacementRequest: _TypeAlias = TakeBackReplacementRequest  # noqa: Y015
+
+@_typing.final
+class TakeBackReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_APPLIED_FIELD_NUMBER: _builtins.int
+    was_applied: _builtins.bool
+    """False when the machine never had it."""
+    def __init__(
+        self,
+        *,
+        was_applied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was_applied", b"was_applied"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeBackReplacementResponse: _TypeAlias = TakeBackReplacementResponse  # noqa: Y015
 
 @_typing.final
 class SetRepairLimitsRequest(_message.Message):

@@ -70,6 +70,21 @@ class VolumeServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubResponse.FromString,
                 _registered_method=True)
+        self.HoldRepair = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/HoldRepair',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.HoldRepairRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.HoldRepairResponse.FromString,
+                _registered_method=True)
+        self.RepairMember = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/RepairMember',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.RepairMemberRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.RepairMemberResponse.FromString,
+                _registered_method=True)
+        self.TakeBackReplacement = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/TakeBackReplacement',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.TakeBackReplacementRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.TakeBackReplacementResponse.FromString,
+                _registered_method=True)
         self.SetRepairLimits = channel.unary_unary(
                 '/stairwell.vmmd.v1.VolumeService/SetRepairLimits',
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsRequest.SerializeToString,
@@ -134,6 +149,29 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldRepair(self, request, context):
+        """Has the repairs of a slot stand still, whoever fills it: nothing is copied to it, while it keeps
+        getting every write. Idempotent; the machine forgets it when it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepairMember(self, request, context):
+        """Takes the member of a slot out of service and fills it anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeBackReplacement(self, request, context):
+        """Takes a replacement back while the old member is still there: it stays, the new one is let go, and
+        a ReplaceVcr of that replacement that comes late is refused. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetRepairLimits(self, request, context):
         """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
         process: whoever wants them kept sets them again.
@@ -179,6 +217,21 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.StopScrub,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubResponse.SerializeToString,
+            ),
+            'HoldRepair': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldRepair,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.HoldRepairRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.HoldRepairResponse.SerializeToString,
+            ),
+            'RepairMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepairMember,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.RepairMemberRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.RepairMemberResponse.SerializeToString,
+            ),
+            'TakeBackReplacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeBackReplacement,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.TakeBackReplacementRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.TakeBackReplacementResponse.SerializeToString,
             ),
             'SetRepairLimits': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRepairLimits,
@@ -376,6 +429,87 @@ class VolumeService:
             '/stairwell.vmmd.v1.VolumeService/StopScrub',
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.StopScrubResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldRepair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/HoldRepair',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.HoldRepairRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.HoldRepairResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepairMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/RepairMember',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.RepairMemberRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.RepairMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeBackReplacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/TakeBackReplacement',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.TakeBackReplacementRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.TakeBackReplacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

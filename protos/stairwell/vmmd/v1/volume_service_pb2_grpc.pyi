@@ -55,6 +55,16 @@ class VolumeServiceStub:
     """
     StopScrub: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.StopScrubRequest, _volume_service_pb2.StopScrubResponse]
     """Ends a running scrub; what was copied stays, and another one skips it."""
+    HoldRepair: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.HoldRepairRequest, _volume_service_pb2.HoldRepairResponse]
+    """Has the repairs of a slot stand still, whoever fills it: nothing is copied to it, while it keeps
+    getting every write. Idempotent; the machine forgets it when it ends.
+    """
+    RepairMember: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.RepairMemberRequest, _volume_service_pb2.RepairMemberResponse]
+    """Takes the member of a slot out of service and fills it anew."""
+    TakeBackReplacement: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.TakeBackReplacementRequest, _volume_service_pb2.TakeBackReplacementResponse]
+    """Takes a replacement back while the old member is still there: it stays, the new one is let go, and
+    a ReplaceVcr of that replacement that comes late is refused. Idempotent.
+    """
     SetRepairLimits: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.SetRepairLimitsRequest, _volume_service_pb2.SetRepairLimitsResponse]
     """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
     process: whoever wants them kept sets them again.
@@ -87,6 +97,16 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """
     StopScrub: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.StopScrubRequest, _volume_service_pb2.StopScrubResponse]  # type: ignore[assignment]
     """Ends a running scrub; what was copied stays, and another one skips it."""
+    HoldRepair: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.HoldRepairRequest, _volume_service_pb2.HoldRepairResponse]  # type: ignore[assignment]
+    """Has the repairs of a slot stand still, whoever fills it: nothing is copied to it, while it keeps
+    getting every write. Idempotent; the machine forgets it when it ends.
+    """
+    RepairMember: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.RepairMemberRequest, _volume_service_pb2.RepairMemberResponse]  # type: ignore[assignment]
+    """Takes the member of a slot out of service and fills it anew."""
+    TakeBackReplacement: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.TakeBackReplacementRequest, _volume_service_pb2.TakeBackReplacementResponse]  # type: ignore[assignment]
+    """Takes a replacement back while the old member is still there: it stays, the new one is let go, and
+    a ReplaceVcr of that replacement that comes late is refused. Idempotent.
+    """
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.SetRepairLimitsRequest, _volume_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
     """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
     process: whoever wants them kept sets them again.
@@ -158,6 +178,34 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_volume_service_pb2.StopScrubResponse, _abc.Awaitable[_volume_service_pb2.StopScrubResponse]]:
         """Ends a running scrub; what was copied stays, and another one skips it."""
+
+    @_abc_1.abstractmethod
+    def HoldRepair(
+        self,
+        request: _volume_service_pb2.HoldRepairRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.HoldRepairResponse, _abc.Awaitable[_volume_service_pb2.HoldRepairResponse]]:
+        """Has the repairs of a slot stand still, whoever fills it: nothing is copied to it, while it keeps
+        getting every write. Idempotent; the machine forgets it when it ends.
+        """
+
+    @_abc_1.abstractmethod
+    def RepairMember(
+        self,
+        request: _volume_service_pb2.RepairMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.RepairMemberResponse, _abc.Awaitable[_volume_service_pb2.RepairMemberResponse]]:
+        """Takes the member of a slot out of service and fills it anew."""
+
+    @_abc_1.abstractmethod
+    def TakeBackReplacement(
+        self,
+        request: _volume_service_pb2.TakeBackReplacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.TakeBackReplacementResponse, _abc.Awaitable[_volume_service_pb2.TakeBackReplacementResponse]]:
+        """Takes a replacement back while the old member is still there: it stays, the new one is let go, and
+        a ReplaceVcr of that replacement that comes late is refused. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def SetRepairLimits(

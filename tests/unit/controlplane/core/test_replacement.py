@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controlplane.core import replacement as core
+from controlplane.core import replacement_table
 from controlplane.core.replacement import Effect, Event, Replacement, State, step
 from tests.unit.controlplane.core.records_made import GEOMETRY, replacement
 
@@ -18,7 +19,7 @@ def run(record: Replacement, *events: Event) -> Replacement:
 
 
 def test_the_docstring_shows_the_table() -> None:
-    assert core.drawing() in (core.__doc__ or "")
+    assert core.drawing() in (replacement_table.__doc__ or "")
 
 
 def test_the_straight_way() -> None:
@@ -89,6 +90,151 @@ def test_a_record_that_is_loaded_goes_on(state: State) -> None:
     assert (record.state, effects) == (state, core.WORK[state])
     waiting = replacement(state=state, next_attempt_at=9.0)
     assert step(waiting, core.Resumed(at=1))[1] == (Effect.AWAIT_RETRY,)
+
+
+def test_a_thousand_that_failed_at_once_come_back_apart() -> None:
+    record = replacement(state=State.APPLY)
+    due = []
+    for chance in (0.0, 0.5, 0.999):
+        for event in (
+            core.StepFailed(at=10.0, error="no", chance=chance),
+            core.Blocked(at=10.0, on="vmmd", chance=chance),
+        ):
+            waiting, _ = step(record, event)
+            assert waiting.next_attempt_at is not None
+            due.append(waiting.next_attempt_at - 10.0)
+    assert due[::2] == [0.5, 0.375, pytest.approx(0.25, abs=0.001)]
+    assert due[1::2] == [1.0, 0.75, pytest.approx(0.5, abs=0.001)]
+
+
+def test_a_peer_that_is_away_for_long_is_looked_at_less_often() -> None:
+    record, delays = replacement(state=State.REPAIR), []
+    for at in (0.0, 5.0, 50.0, 500.0):
+        record, _ = step(record, core.Blocked(at=at, on="vmmd is away"))
+        assert record.next_attempt_at is not None
+        delays.append(record.next_attempt_at - at)
+        assert record.blocked_since == 0.0
+    assert delays == [1.0, 1.0, 5.0, core.BLOCKED_SECONDS_MAX]
+    assert run(record, core.Observed(at=501.0)).blocked_since is None
+
+
+def test_a_repair_that_moves_is_never_given_up() -> None:
+    record = replacement(state=State.REPAIR)
+    for number in range(1, 50):
+        record = run(
+            record,
+            core.Stalled(at=number, detail="no progress for 120 s"),
+            core.RetryDue(at=number),
+            core.StepFailed(at=number, error="vmmd was late"),
+            core.RetryDue(at=number),
+            core.Observed(at=number, bytes_done=number << 20),
+        )
+        assert (record.state, record.restarts, record.attempt) == (State.REPAIR, 0, 0)
+
+
+def test_one_that_stands_still_is_begun_anew_and_then_fails_with_the_reason() -> None:
+    record = replacement(state=State.REPAIR)
+    record = run(record, core.Observed(at=1, bytes_done=50 << 20))
+    for number in range(core.RESTARTS_MAX):
+        record, effects = step(record, core.Stalled(at=number, detail="no progress"))
+        assert (record.state, effects) == (State.REPAIR, (Effect.RESTART_REPAIR,))
+        assert record.transitions[-1].event == "Stalled"
+        # It comes as far as before, and no farther.
+        record = run(record, core.RetryDue(at=2), core.Observed(at=3, bytes_done=50 << 20))
+    record, effects = step(record, core.Stalled(at=9, detail="no progress for 120 s"))
+    assert (record.state, record.failed_in) == (State.FAILED, State.REPAIR)
+    assert "begun anew 5 times" in record.last_error
+    assert "no progress for 120 s" in record.last_error
+    assert run(record, core.Retried(at=10)).restarts == 0
+
+
+def test_members_that_differ_are_filled_again_and_compared_again() -> None:
+    record = replacement(state=State.VERIFY)
+    for _ in range(core.MENDS_MAX):
+        record, effects = step(record, core.Differed(at=1, slot=0, detail="3 extents"))
+        assert (record.state, effects) == (State.REPAIR, (Effect.MEND_MEMBER,))
+        assert (record.mending, record.last_error) == (0, "3 extents")
+        assert step(record, core.Resumed(at=2))[1] == (Effect.WATCH_REPAIR,)
+        record = run(record, core.Repaired(at=3))
+        assert record.state is State.VERIFY
+    equal = run(record, core.Verified(at=4, extents=128, members=3))
+    assert (equal.state, equal.mending, equal.mended) == (State.RETIRE, None, 0)
+    failed = run(record, core.Differed(at=4, slot=0, detail="3 extents"))
+    assert (failed.state, failed.failed_in) == (State.FAILED, State.VERIFY)
+    assert "still differ: 3 extents" in failed.last_error
+
+
+@pytest.mark.parametrize("state", [State.APPLY, State.REPAIR, State.VERIFY, State.RETIRE])
+def test_a_pause_and_what_comes_after(state: State) -> None:
+    waiting = replacement(state=state, next_attempt_at=9.0, blocked_on="vmmd")
+    paused, effects = step(waiting, core.PauseAsked(at=1))
+    assert (paused.state, effects) == (State.PAUSED, (Effect.HOLD_REPAIR,))
+    assert (paused.next_attempt_at, paused.blocked_on) == (None, "")
+    away = run(paused, core.Blocked(at=2, on="vmmd"), core.RetryDue(at=3), core.Resumed(at=4))
+    moved = run(away, core.Observed(at=5, bytes_done=1 << 20))
+    assert (moved.state, moved.progress.bytes_done) == (State.PAUSED, 1 << 20)
+    resumed, effects = step(moved, core.ResumeAsked(at=6))
+    assert (resumed.state, effects, resumed.paused_in) == (state, core.WORK[state], None)
+
+
+def test_a_paused_one_that_fails_is_paused_again_by_a_retry() -> None:
+    paused = run(replacement(state=State.REPAIR), core.PauseAsked(at=1))
+    failed = run(paused, core.GaveUp(at=2, error="not let in"))
+    again = run(failed, core.Retried(at=3))
+    assert again.state is State.PAUSED
+    assert run(again, core.ResumeAsked(at=4)).state is State.REPAIR
+
+
+def test_undone_before_it_was_applied() -> None:
+    record, effects = step(replacement(state=State.APPLY), core.CancelAsked(at=1))
+    assert (record.state, effects) == (State.CANCELLING, (Effect.ASK_WHETHER_UNDOABLE,))
+    assert record.recorded == record.replacement
+    record, effects = step(record, core.CanUndo(at=2))
+    assert (record.state, effects) == (State.UNDO, (Effect.TAKE_BACK,))
+    assert record.recorded == record.original
+    record, effects = step(record, core.Undone(at=3))
+    assert (record.state, effects) == (State.CANCELLED, (Effect.KEEP_TRACE,))
+    assert record.state.ended
+    assert record.recorded == record.original
+    assert not record.touched
+
+
+@pytest.mark.parametrize("state", [State.CANCELLING, State.UNDO])
+def test_too_late_to_undo(state: State) -> None:
+    record = replacement(state=state)
+    forward, effects = step(record, core.Kept(at=1, detail="it is filled"))
+    assert (forward.state, effects) == (State.REPAIR, (Effect.WATCH_REPAIR,))
+    assert (forward.recorded, forward.last_error) == (record.replacement, "it is filled")
+    stuck, effects = step(record, core.CannotUndo(at=1, detail="the old one is gone"))
+    assert (stuck.state, stuck.last_error) == (State.FAILED, "the old one is gone")
+    assert stuck.recorded == record.replacement
+    assert run(stuck, core.Retried(at=2)).state is State.REPAIR
+
+
+def test_one_that_failed_while_it_was_undone_goes_on_undoing() -> None:
+    failed = run(replacement(state=State.UNDO), core.GaveUp(at=1, error="not let in"))
+    assert failed.recorded == failed.original
+    for word in (core.Retried(at=2), core.CancelAsked(at=2)):
+        assert run(failed, word).state is State.UNDO
+    other = run(replacement(state=State.REPAIR), core.GaveUp(at=1, error="no"))
+    assert run(other, core.CancelAsked(at=2)).state is State.CANCELLING
+
+
+def test_a_target_that_the_machine_may_have_let_in_is_touched() -> None:
+    applied = run(replacement(state=State.APPLY), core.Applied(at=1, result="STARTED"))
+    assert applied.touched
+    # A log that was cut says nothing of its beginning.
+    assert replace(
+        applied, transitions=(replace(applied.transitions[0], number=3, event="Kept"),)
+    ).touched
+
+
+def test_steps_have_deadlines_and_repairs_have_none() -> None:
+    for state in (State.APPLY, State.RETIRE, State.CANCELLING, State.UNDO):
+        assert core.deadline_seconds(replacement(state=state)) == core.STEP_SECONDS
+    for state in (State.REPAIR, State.PAUSED):
+        assert core.deadline_seconds(replacement(state=state)) is None
+    assert core.deadline_seconds(replacement(state=State.VERIFY)) == core.STEP_SECONDS + 512
 
 
 def test_a_member_that_is_lost_each_time_ends_somewhere() -> None:

@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from downstaird.dsc.core.layout import MemberPlan
-from downstaird.dsc.launcher import Launcher, clear_place, find_program, require_region, tail
+from downstaird.dsc.launcher import clear_place, require_region
+from downstaird.launching import Launcher, find_program, tail
 from stairlib.model.errors import (
     AlreadyExistsError,
     InvalidRequestError,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.operations.paging import PAGE_DEFAULT, PAGE_MAX, page_size, position, token
 from stairlib.model.errors import InvalidRequestError
+from stairlib.rpc.paging import PAGE_DEFAULT, PAGE_MAX, page_size, position, token
 
 
 def test_sizes() -> None:

@@ -8,7 +8,7 @@ import binascii
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 
 PAGE_DEFAULT = 100
-# A page of disks with their volumes stays far below the limit of a message.
+# The largest page of our lists, disks with their volumes, stays far below the limit of a message.
 PAGE_MAX = 500
 
 

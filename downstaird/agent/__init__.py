@@ -1,0 +1,1 @@
+"""A host's worth of regions, asked for over gRPC: `downstaird agent`."""
