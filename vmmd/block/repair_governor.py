@@ -101,13 +101,9 @@ class RepairGovernor:
     def _tell(self) -> None:
         regions = self._regions()
         filling = {region: region.filling[0] for region in regions}
-        everything = max(1, sum(filling.values()))
-        policy, rate = self._controller.policy, self._controller.rate
+        everything = sum(filling.values())
+        policy = self._controller.policy
+        limits = RepairLimits(self._controller.rate, policy.extents_in_flight_max)
         for region, members in filling.items():
             # One that fills nobody yet may begin to at any time.
-            part = members or 1
-            limits = RepairLimits(
-                max(1, rate * part // everything) if rate else 0,
-                max(1, policy.extents_in_flight_max * part // everything),
-            )
-            region.set_repair_limits(limits)
+            region.set_repair_limits(limits.share(everything, members or 1))

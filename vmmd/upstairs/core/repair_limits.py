@@ -14,11 +14,12 @@ class RepairLimits:
     bytes_per_second: int = 0
     copies_in_flight: int = limits.COPIES_IN_FLIGHT
 
-    def share(self, members: int) -> RepairLimits:
-        """What each of so many members gets: an equal part, and at least one copy, so that none
-        stands still for ever."""
-        members = max(1, members)
+    def share(self, of: int, members: int = 1) -> RepairLimits:
+        """What so many `members` get `of` all that are filled: an equal part for each, and at least
+        one copy, so that nobody stands still for ever."""
+        of = max(members, of)
         rate = self.bytes_per_second
         return RepairLimits(
-            max(1, rate // members) if rate else 0, max(1, self.copies_in_flight // members)
+            max(1, rate * members // of) if rate else 0,
+            max(1, self.copies_in_flight * members // of),
         )

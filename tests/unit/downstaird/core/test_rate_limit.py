@@ -8,6 +8,7 @@ from downstaird.core.rate_limit import (
     REST_TIMES,
     Rests,
     TokenBucket,
+    allowed,
 )
 
 
@@ -67,3 +68,11 @@ def test_a_step_that_was_stopped_does_not_stop_the_next():
     rests = Rests()
     rests.worked(30.0, 1, 50.0)
     assert rests.wait(50.0) == pytest.approx(REST_SECONDS_MAX)
+
+
+@pytest.mark.parametrize(
+    ("running", "limit", "may_go_on"),
+    [((4, 2, 9), 0, {2, 4, 9}), ((4, 2, 9), 2, {2, 4}), ((4,), 2, {4}), ((), 1, set())],
+)
+def test_copies_that_began_first_go_on_under_a_lowered_limit(running, limit, may_go_on):
+    assert allowed(running, limit) == may_go_on
