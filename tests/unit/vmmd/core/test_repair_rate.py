@@ -143,3 +143,13 @@ def test_a_new_repair_begins_at_the_floor():
         step(controller, busy())
     controller.step(busy(), repairing=False, moved=0)
     assert controller.rate == FLOOR_BYTES_PER_SECOND
+
+
+def test_one_bad_sample_costs_a_third_and_no_more():
+    controller = at_work()
+    for _ in range(20):
+        step(controller, busy())
+    before = controller.rate
+    step(controller, busy(3.0))
+    assert controller.stress > 1.5
+    assert 0.6 * before <= controller.rate < 0.8 * before
