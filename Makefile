@@ -66,6 +66,10 @@ torture-storage: setup ## Cut the power under regions; kill, cut off and fill th
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
 	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
 
+.PHONY: bench-region
+bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/O and repair, beside plain files (minutes)
+	@$(BIN)/python bench/region.py
+
 .PHONY: fuzz
 fuzz: setup ## Feed the judge of construction requests whatever atheris thinks of (FUZZ_SECONDS=60)
 	@$(BIN)/python tests/fuzz/fuzz_construction.py --seconds $(FUZZ_SECONDS)

@@ -16,7 +16,6 @@ from downstaird.region_host import RegionHost
 from downstaird.services import block_service, region_service, repair_service
 from downstaird.services.block_service import BlockServicer, DataPlace
 from downstaird.services.region_service import RegionServicer
-from downstaird.services.repair_service import RepairServicer
 from stairlib.model.errors import DataError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.addresses import MAX_PORT
@@ -27,13 +26,15 @@ from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import FLAG_FAULTED
 from stairwell.downstairs.v1 import block_service_pb2_grpc as block_grpc
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
-from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 from stairwell.telemetry.v1 import trace_service_pb2_grpc as telemetry_grpc
 
 _log = get_logger(__name__)
 
 # Calls are short; a verification or a copy that still runs then is given up.
 STOP_GRACE_SECONDS = 1.0
+# What is flushed goes home before a stop, so that the next start has no log to read: a full log of
+# scattered blocks takes about a second. Supervisors wait longer than this before they kill.
+STOP_SETTLE_SECONDS = 3.0
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
@@ -71,9 +72,7 @@ class Daemon:
                 ),
                 Service(
                     repair_service.SERVICE_NAME,
-                    lambda server: repair_grpc.add_RepairServiceServicer_to_server(
-                        RepairServicer(self.host), server
-                    ),
+                    lambda server: repair_service.register(server, self.host),
                 ),
                 Service(
                     trace_service.SERVICE_NAME,
@@ -132,9 +131,11 @@ class Daemon:
             _log.error("extents are damaged", extents=len(faulted), first=error.message)
 
     async def stop(self) -> None:
-        """Health off, sessions told, then everything closed. Nothing is flushed."""
+        """Health off, sessions told, then everything closed. Nothing is flushed; what was goes
+        home, as far as there is time."""
         self.rpc.set_serving(False)
         self.host.end_sessions("SHUTTING_DOWN the daemon is being stopped")
         await self.rpc.stop(STOP_GRACE_SECONDS)
         await self.data.close()
+        await self.host.lane.settle(STOP_SETTLE_SECONDS)
         await self.host.close()

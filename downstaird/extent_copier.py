@@ -14,15 +14,16 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
 from opentelemetry.trace import Span
 
 from downstaird.core.engine import Engine
-from downstaird.core.rate_limit import Rests, TokenBucket, allowed
+from downstaird.core.rate_limit import Rests, Stride, TokenBucket, allowed
 from downstaird.core.repair_plan import (
+    CHUNK_BYTES_MAX,
     STEP_BYTES,
     WINDOW_BLOCKS,
     CopySource,
@@ -42,6 +43,7 @@ from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import TlsFiles, reach
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, context_from
+from stairlib.wire.repair_chunk import Chunk, ChunkError, decode_chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 
@@ -109,6 +111,7 @@ class ExtentCopier:
         self._gate = asyncio.Lock()
         self._news = asyncio.Event()
         self._rests = Rests()
+        self._stride = Stride(STEP_BYTES, CHUNK_BYTES_MAX, session.counters.guest_frames)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._dialling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -205,7 +208,7 @@ class ExtentCopier:
                 wanted = [Run(first + run.first, run.count) for run in difference.fetch]
                 cut = steps(wanted, self._block_size)
                 while asked := first_steps(cut, self._ask_bytes(), self._block_size):
-                    window = await self._fetch(stub, source, extent, number, asked)
+                    window = await self._fetch(source, extent, number, asked)
                     received += window[0]
                     copied += window[1]
         span.set_attribute("bytes", received)
@@ -264,7 +267,6 @@ class ExtentCopier:
 
     async def _fetch(
         self,
-        stub: repair_grpc.RepairServiceAsyncStub,
         source: CopySource,
         extent: int,
         number: int,
@@ -279,32 +281,56 @@ class ExtentCopier:
                 repair_pb.BlockRange(first_block=run.first, block_count=run.count) for run in wanted
             ],
         )
+        if not self._bucket.bytes_per_second:
+            request.chunk_bytes = CHUNK_BYTES_MAX
         received = copied = 0
-        call = stub.StreamExtent(request)
+        base = extent * self._blocks_per_extent
+        # Not by the stub: what it makes of a message is copied several times.
+        stream = (await self._channel(source)).unary_stream(
+            "/stairwell.downstairs.v1.RepairService/StreamExtent",
+            request_serializer=repair_pb.StreamExtentRequest.SerializeToString,
+            response_deserializer=bytes,
+        )
+        call = stream(request)
         try:
-            while True:
-                chunk = await self._next_chunk(call, source)
-                if chunk is None:
-                    return received, copied
-                await self._turn(number, len(chunk.data))
-                began = self._loop.time()
-                contexts = self._checked(chunk, extent, source)
-                base = extent * self._blocks_per_extent
-                copied += self._engine.repair_merge(base + chunk.first_block, contexts, chunk.data)
+            while (raw := await self._next_chunk(call, source)) is not None:
+                chunk, contexts = self._checked(raw, extent, source)
                 received += len(chunk.data)
-                counters, now = self._session.counters, self._loop.time()
-                counters.moved_bytes += len(chunk.data)
-                self._rests.worked(now - began, counters.frames, now)
+                copied += await self._merge(number, base, chunk, contexts)
+            if received != sum(run.count for run in wanted) * self._block_size:
+                raise _damaged(source, extent, "did not send all that was asked for")
+            return received, copied
         finally:
             call.cancel()
 
+    async def _merge(self, number: int, base: int, chunk: Chunk, contexts: ContextArray) -> int:
+        """Gives one chunk to the engine, in small steps while the guest is at work or the rate is
+        limited. Bytes that it took."""
+        copied = done = 0
+        size = self._block_size
+        view = memoryview(chunk.data)
+        for run in steps([Run(chunk.first_block, len(contexts))], size, self._step_bytes):
+            part = view[done * size : (done + run.count) * size]
+            await self._turn(number, len(part))
+            began = self._loop.time()
+            copied += self._engine.repair_merge(
+                base + run.first, contexts[done : done + run.count], part
+            )
+            done += run.count
+            counters, now = self._session.counters, self._loop.time()
+            counters.moved_bytes += len(part)
+            self._rests.worked(now - began, counters.guest_frames, now)
+        return copied
+
+    def _step_bytes(self) -> int:
+        step = self._stride.bytes(self._session.counters.guest_frames)
+        return STEP_BYTES if self._bucket.bytes_per_second else step
+
     async def _next_chunk(
         self,
-        call: grpc.aio.UnaryStreamCall[
-            repair_pb.StreamExtentRequest, repair_pb.StreamExtentResponse
-        ],
+        call: grpc.aio.UnaryStreamCall[Any, bytes],
         source: CopySource,
-    ) -> repair_pb.StreamExtentResponse | None:
+    ) -> bytes | None:
         try:
             with translated(f"repair source {source.address}"):
                 async with asyncio.timeout(IDLE_SECONDS):
@@ -314,26 +340,31 @@ class ExtentCopier:
             raise _source_failed(source, silent) from None
         except StairwellError as error:
             raise _source_failed(source, error) from error
-        return chunk if isinstance(chunk, repair_pb.StreamExtentResponse) else None
+        return chunk if isinstance(chunk, bytes) else None
 
     def _checked(
-        self, chunk: repair_pb.StreamExtentResponse, extent: int, source: CopySource
-    ) -> ContextArray:
-        """The chunk's contexts, once everything about it is right. DataError otherwise."""
-        count = len(chunk.contexts) // CONTEXT_BYTES
+        self, message: bytes, extent: int, source: CopySource
+    ) -> tuple[Chunk, ContextArray]:
+        """A chunk and its contexts, once everything about it is right. DataError otherwise."""
+        try:
+            chunk = decode_chunk(message)
+        except ChunkError as error:
+            raise _damaged(source, extent, f"sent what is no chunk: {error}") from None
+        raw, data = chunk.contexts, chunk.data
+        count = len(raw) // CONTEXT_BYTES
         if (
             not count
-            or len(chunk.contexts) % CONTEXT_BYTES
-            or len(chunk.data) != count * self._block_size
-            or len(chunk.data) > max(STEP_BYTES, self._block_size)
+            or len(raw) % CONTEXT_BYTES
+            or len(data) != count * self._block_size
+            or len(data) > max(CHUNK_BYTES_MAX, self._block_size)
             or chunk.first_block + count > self._blocks_per_extent
         ):
             raise _damaged(source, extent, "sent a chunk that does not fit")
-        if checksum(chunk.contexts, (chunk.data,)) != chunk.checksum:
+        if checksum(raw, (data,)) != chunk.checksum:
             raise _damaged(source, extent, "sent a chunk that was damaged on its way")
-        contexts = np.frombuffer(chunk.contexts, dtype="<u8").reshape(-1, 4)
+        contexts = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
         bad = mismatches(
-            chunk.data,
+            data,
             contexts,
             self._block_size,
             encrypted=self._engine.definition.encrypted,
@@ -342,7 +373,7 @@ class ExtentCopier:
             raise _damaged(
                 source, extent, f"has a damaged block {chunk.first_block + bad[0]} in the extent"
             )
-        return contexts
+        return chunk, contexts
 
     def _ask_bytes(self) -> int:
         """How much a copy is to ask its source for now."""

@@ -87,8 +87,11 @@ class Lane:
         it."""
         if self._current is not None or self._closing or self._demand.reserved():
             return
-        if not self._engine.wants_checkpoint():
-            return
+        if self._engine.wants_checkpoint():
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        """Begins the next step of a checkpoint; the lane stays free when it cannot."""
         self._passed = 0
         try:
             work = self._engine.begin_checkpoint()
@@ -133,6 +136,19 @@ class Lane:
         next."""
         if self._current is not None:
             await asyncio.wait([self._current])
+
+    async def settle(self, seconds: float) -> None:
+        """Has what is flushed go home, for so long at most: the next start then reads no log. Only
+        with no session there. Failures are logged, and no worse than without."""
+        until = monotonic() + seconds
+        while self._engine.has_log() and monotonic() < until:
+            if self._current is None:
+                self._begin_step()
+            if self._current is None:
+                return
+            await asyncio.wait([self._current])
+            # The callback that gives the outcome to the engine runs in the loop's next turn.
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Waits for the work that runs and ends the thread. Nothing is begun afterwards."""

@@ -171,6 +171,11 @@ class RegionHost:
         """Whether an op waits that may need the lane (Demand)."""
         return any(session.wants_lane for session in self._sessions())
 
+    @property
+    def guest_frames(self) -> int:
+        """Frames so far, of the sessions that are there, that ask for blocks."""
+        return sum(session.counters.guest_frames for session in self._sessions())
+
     def reserved(self) -> bool:
         """Whether a session is about to take the lane (Demand)."""
         return any(session.reserves_lane for session in self._sessions())

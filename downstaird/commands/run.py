@@ -8,6 +8,7 @@ from downstaird.core.engine import Engine
 from downstaird.daemon import Daemon
 from stairlib.runtime import process
 from stairlib.runtime.addresses import Address
+from stairlib.runtime.memory import keep_freed_buffers
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry import logs
 from stairlib.telemetry.tracing import Tracing
@@ -24,6 +25,8 @@ def run(options: RunOptions, *, level: str, log_format: str) -> int:
 
 async def _serve(options: RunOptions, stop: StopSignal) -> int:
     engine = _open(options)
+    # Not before: what a start leaves unused is better given back.
+    keep_freed_buffers()
     host = options.advertise or options.address.host
     tracing = Tracing.configure(SERVICE, str(Address(host, options.address.port)))
     try:

@@ -30,13 +30,15 @@ class ChunkSpace:
     def around(cls, used: npt.NDArray[np.uint32]) -> ChunkSpace:
         """Everything below the highest used chunk that is not in `used` (zeros ignored) is free."""
         space = cls()
-        taken = np.unique(used[used != 0]).astype(np.int64)
-        if len(taken) == 0:
-            return space
-        before = np.concatenate(([0], taken[:-1]))
-        gaps = np.flatnonzero(taken - before > 1)
-        space._runs = [(int(before[at]) + 1, int(taken[at] - before[at] - 1)) for at in gaps]
-        space.end = int(taken[-1]) + 1
+        # One mark a chunk: sorting them takes a hundred times as long, and the memory of a daemon.
+        there = np.zeros(int(used.max(initial=0)) + 1, dtype=np.bool_)
+        there[used] = True
+        there[0] = True
+        edges = (np.flatnonzero(there[1:] != there[:-1]) + 1).tolist()
+        space._runs = [
+            (start, stop - start) for start, stop in zip(edges[::2], edges[1::2], strict=True)
+        ]
+        space.end = len(there)
         return space
 
     def free_count(self) -> int:

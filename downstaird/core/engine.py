@@ -176,6 +176,10 @@ class Engine(Protocol):
         """Whether a checkpoint should begin soon, or has begun and is not at its end."""
         ...
 
+    def has_log(self) -> bool:
+        """Whether a checkpoint could begin that would leave the next start less to do."""
+        ...
+
     def begin_checkpoint(self) -> CheckpointWork:
         """Its next step, which is short; flushes may go between two steps, not during one."""
         ...

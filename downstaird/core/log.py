@@ -28,6 +28,7 @@ from downstaird.core.log_record import (
     data_start,
     decode,
     encode,
+    is_whole,
     parse_head,
     record_bytes,
     tag_of,
@@ -204,7 +205,7 @@ class LogReader:
                 following = self._skip_void(following + 1)
                 offset = taken.end(self._block_size)
         ends = self._ends(found)
-        highest = self._highest_behind(ends)
+        highest = self._highest_behind(ends, following)
         if found and not found[-1].whole:
             last = found[-1].record.sequence
             if highest < following and followed < last:
@@ -252,7 +253,7 @@ class LogReader:
             return
         raw = file.pread(HEADER_BYTES, 0)
         head = parse_head(raw, tag=tag_of(raw), block_size=None)
-        if head is None or tag_of(raw) == self._tag or self._decoded(head, index, 0) is None:
+        if head is None or tag_of(raw) == self._tag or not self._is_whole(head, index, 0):
             return
         raise DataError(
             f"{file.name} is not this region's: at byte 0 it holds a record of another one; put "
@@ -274,7 +275,7 @@ class LogReader:
         head = self._head_at(index, offset)
         if head is None or head.sequence != sequence or head.previous != chain:
             return None
-        record = self._decoded(head, index, offset)
+        record = decode(head, self._table(head, index, offset))
         if record is None:
             return None
         if head.version != VERSION:
@@ -303,16 +304,18 @@ class LogReader:
                 return False
         return hasher.intdigest() == head.data_hash
 
-    def _highest_behind(self, ends: tuple[int, int]) -> int:
-        """The highest sequence of the records behind the chain's end in both files. A record that
-        was never synced has no successor: one that has is damaged, not torn."""
-        highest = 0
+    def _highest_behind(self, ends: tuple[int, int], following: int) -> int:
+        """The highest sequence, from `following` on, of the records behind the chain's end in both
+        files; less than that where there is none. A record that was never synced has no successor:
+        one that has is damaged, not torn."""
+        # What earlier rounds left there is older, and not looked into.
+        highest = following - 1
         for index, end in enumerate(ends):
             for offset in self._marked(index, end):
                 head = self._head_at(index, offset)
                 if head is None or head.sequence <= highest:
                     continue
-                if self._decoded(head, index, offset) is not None:
+                if self._is_whole(head, index, offset):
                     highest = head.sequence
         return highest
 
@@ -326,7 +329,10 @@ class LogReader:
             for place in np.flatnonzero(words == MAGIC).tolist():
                 yield at + place * RECORD_ALIGN
 
-    def _decoded(self, head: RecordHead, index: int, offset: int) -> Record | None:
+    def _is_whole(self, head: RecordHead, index: int, offset: int) -> bool:
+        return is_whole(head, self._table(head, index, offset))
+
+    def _table(self, head: RecordHead, index: int, offset: int) -> bytes:
         file = self._files[index]
         size = min(head.table_bytes, max(0, file.size() - offset - HEADER_BYTES))
-        return decode(head, file.pread(size, offset + HEADER_BYTES))
+        return file.pread(size, offset + HEADER_BYTES)

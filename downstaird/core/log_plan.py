@@ -75,8 +75,11 @@ def plan_of(epochs: Sequence[LoggedEpoch], chunk_blocks: int, block_size: int) -
             )
         ]
     final = all_addresses[kept]
-    chunks = np.union1d(np.unique(final // chunk_blocks), hidden_by)
-    starts = np.searchsorted(final, chunks * chunk_blocks)
+    chunks = final // chunk_blocks
+    chunks = chunks[_changes(chunks)]
+    if len(hidden_by):
+        chunks = np.union1d(chunks, hidden_by)
+    starts = final.searchsorted(chunks * chunk_blocks)
     return LogPlan(
         addresses=final,
         ids=np.concatenate(ids)[kept],
@@ -89,11 +92,17 @@ def plan_of(epochs: Sequence[LoggedEpoch], chunk_blocks: int, block_size: int) -
 
 def _last_of_each(addresses: I64Array) -> npt.NDArray[np.intp]:
     """Index of the last occurrence of each address, in address order."""
-    order = np.argsort(addresses, kind="stable")
-    ordered = addresses[order]
-    last = np.append(ordered[1:] != ordered[:-1], True)
+    order = addresses.argsort(kind="stable")
+    last = _changes(addresses[order][::-1])[::-1]
     kept: npt.NDArray[np.intp] = order[last]
     return kept
+
+
+def _changes(values: I64Array) -> npt.NDArray[np.bool_]:
+    """Which are the first of a run of equal ones."""
+    first = np.ones(len(values), dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return first
 
 
 def _not_hidden(

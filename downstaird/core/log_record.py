@@ -214,10 +214,14 @@ def parse_head(raw: bytes, *, tag: int, block_size: int | None) -> RecordHead | 
     )
 
 
+def is_whole(head: RecordHead, table: bytes) -> bool:
+    """Whether header and table are what was written. The data is not checked."""
+    return _checksum(head.raw, table) == head.checksum
+
+
 def decode(head: RecordHead, table: bytes) -> Record | None:
-    """The record of a header and its table; None when the checksum does not match. The data is not
-    checked."""
-    if _checksum(head.raw, table) != head.checksum:
+    """The record of a header and its table; None when they are not whole."""
+    if not is_whole(head, table):
         return None
     fields = HEADER.unpack_from(head.raw)
     extents, remaps, discards, blocks, remap_contexts, snapshots = fields[8:14]

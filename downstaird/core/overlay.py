@@ -163,7 +163,7 @@ class Overlay:
             ids = table[first : first + count]
             if int(ids.max()) < arena.start:
                 return False
-            if old < arena.start or not bool((np.diff(ids) == 1).all()):
+            if old < arena.start or np.count_nonzero(ids[1:] - ids[:-1] == 1) < count - 1:
                 self._kill(ids)
                 return False
         elif old < arena.start:
@@ -241,17 +241,17 @@ class Overlay:
         """Contexts of any ids, in their order: one step per epoch, not per run of ids."""
         found = empty_contexts(len(ids))
         for arena in (self.active, self.frozen):
-            if arena is not None:
+            if arena is not None and arena.used:
                 there = (ids >= arena.start) & (ids < arena.start + arena.used)
                 found[there] = arena.contexts[ids[there] - arena.start]
         oldest = self.active.start if self.frozen is None else self.frozen.start
-        logged = np.flatnonzero(ids < oldest)
+        logged = (ids < oldest).nonzero()[0]
         if not len(logged):
             return found
-        epochs = np.searchsorted(self._starts, ids[logged], side="right") - 1
-        order = np.argsort(epochs, kind="stable")
+        epochs = np.array(self._starts).searchsorted(ids[logged], side="right") - 1
+        order = epochs.argsort(kind="stable")
         logged, epochs = logged[order], epochs[order]
-        edges = [0, *(np.flatnonzero(np.diff(epochs)) + 1).tolist(), len(logged)]
+        edges = [0, *((epochs[1:] != epochs[:-1]).nonzero()[0] + 1).tolist(), len(logged)]
         for start, stop in pairwise(edges):
             epoch = self.logged[int(epochs[start])]
             places = logged[start:stop]

@@ -49,6 +49,22 @@ def allowed(running: Iterable[int], limit: int) -> set[int]:
     return set(order[:limit] if limit else order)
 
 
+class Stride:
+    """How many bytes the next step takes: `most` while the guest is idle, since each step and each
+    message has its price; `least` while it is at work and would wait for the step."""
+
+    def __init__(self, least: int, most: int, requests: int) -> None:
+        self._least = least
+        self._most = max(least, most)
+        self._seen = requests
+
+    def bytes(self, requests: int) -> int:
+        """`requests` is how many of the guest's came so far."""
+        busy = requests != self._seen
+        self._seen = requests
+        return self._least if busy else self._most
+
+
 class Rests:
     """Rests between steps of all copies together; none while the guest is idle."""
 

@@ -52,7 +52,7 @@ from downstaird.core.region_checkpoint import (
     finish_move,
     next_job,
 )
-from downstaird.core.region_creation import close_all, create_files, file_names
+from downstaird.core.region_creation import close_all, create_files, file_names, sync_all
 from downstaird.core.region_files import (
     OWNER_NAME,
     VOID_MAX,
@@ -62,6 +62,7 @@ from downstaird.core.region_files import (
     read_definition,
     refuse_existing,
     region_tag,
+    require_region,
     version_for,
     write_definition,
 )
@@ -169,9 +170,8 @@ class Region:
     def open(
         cls, disk: Disk, *, read_only: bool = False, tuning: Tuning = DEFAULT_TUNING
     ) -> Region:
-        """Opens what is there. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED,
-        DataError."""
-        read_definition(disk)
+        """Opens it. InvalidRequestError NOT_A_REGION, StateError REGION_LOCKED, DataError."""
+        require_region(disk)
         disk.lock(shared=read_only)
         return cls._opened(disk, read_only=read_only, tuning=tuning)
 
@@ -184,7 +184,7 @@ class Region:
                 files[name] = disk.open(name, read_only=read_only)
             region = cls(disk, definition, layout, files, read_only=read_only, tuning=tuning)
             if not read_only:
-                _sync_all(files)
+                sync_all(files)
             region.load_small_files()
             if not read_only:
                 region._store_again()
@@ -459,6 +459,12 @@ class Region:
             or self.overlay.table_bytes >= self.tuning.table_bytes
         )
 
+    def has_log(self) -> bool:
+        """Whether there is something flushed that is not home."""
+        if self._failure is not None or self._read_only:
+            return False
+        return self.seal is not None or bool(self.overlay.logged)
+
     def begin_checkpoint(self) -> CheckpointWork:
         """The next step; `wants_checkpoint` stays true until the last one is finished."""
         self._check_idle("a checkpoint")
@@ -592,9 +598,3 @@ class Region:
         """Releases files and lock; unflushed writes are lost."""
         self.let_go()
         close_all(self.disk, self.files)
-
-
-def _sync_all(files: dict[str, File]) -> None:
-    """What a killed daemon left may be in the page cache alone, and is built upon from now on."""
-    for file in files.values():
-        file.datasync()

@@ -1,4 +1,4 @@
-"""The files of a region: made, and closed."""
+"""The files of a region: made, synced, and closed."""
 
 from __future__ import annotations
 
@@ -63,6 +63,12 @@ def create_files(disk: Disk, definition: RegionDefinition, layout: Layout) -> No
         finally:
             file.close()
     write_definition(disk, definition, layout)
+
+
+def sync_all(files: dict[str, File]) -> None:
+    """What a killed daemon left may be in the page cache alone, and is built upon from now on."""
+    for file in files.values():
+        file.datasync()
 
 
 def close_all(disk: Disk, files: dict[str, File]) -> None:

@@ -83,9 +83,11 @@ def _fields(definition: RegionDefinition, chunk_blocks: int) -> dict[str, object
     }
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def _checksum(fields: dict[str, object]) -> str:
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return f"{xxhash.xxh3_64_intdigest(text.encode()):016x}"
+    return f"{xxhash.xxh3_64_intdigest(_CANONICAL.encode(fields).encode()):016x}"
 
 
 def write_definition(disk: Disk, definition: RegionDefinition, layout: Layout) -> None:
@@ -112,8 +114,8 @@ def refuse_existing(disk: Disk) -> None:
         )
 
 
-def read_definition(disk: Disk) -> tuple[RegionDefinition, Layout]:
-    """What `write_definition` stored. InvalidRequestError NOT_A_REGION, DataError."""
+def require_region(disk: Disk) -> None:
+    """InvalidRequestError NOT_A_REGION when the directory holds none."""
     if not disk.exists(DEFINITION_NAME):
         raise InvalidRequestError(
             f"{disk.name} is not a region directory (it has no {DEFINITION_NAME}): "
@@ -121,6 +123,11 @@ def read_definition(disk: Disk) -> tuple[RegionDefinition, Layout]:
             reason="NOT_A_REGION",
             path=disk.name,
         )
+
+
+def read_definition(disk: Disk) -> tuple[RegionDefinition, Layout]:
+    """What `write_definition` stored. InvalidRequestError NOT_A_REGION, DataError."""
+    require_region(disk)
     file = disk.open(DEFINITION_NAME, read_only=True)
     try:
         name = file.name

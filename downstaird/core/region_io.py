@@ -108,10 +108,11 @@ class RegionBlocks:
         contexts = home.contexts[first : first + count]
         length = count * self._size
         if not home.full:
-            there = contexts.any(axis=1)
-            if not there.any():
+            there = written(contexts)
+            some = np.count_nonzero(there)
+            if not some:
                 return contexts, bytes(length)
-            if not there.all():
+            if some < count:
                 data = self._chunks.data.pread(
                     length, physical * self._chunk_bytes + first * self._size
                 )
@@ -144,10 +145,14 @@ class RegionBlocks:
 
     def _lay_over(self, found: ContextArray, parts: list[I64Array], starts: list[int]) -> None:
         """Puts what the tables' `parts` say into `found`, where they begin at `starts`."""
-        places = np.concatenate(parts)
-        lengths = [len(part) for part in parts]
-        before = np.cumsum([0, *lengths[:-1]])
-        indexes = np.arange(len(places)) + np.repeat(np.array(starts) - before, lengths)
+        if len(parts) == 1:
+            (places,) = parts
+            indexes = np.arange(starts[0], starts[0] + len(places))
+        else:
+            places = np.concatenate(parts)
+            lengths = [len(part) for part in parts]
+            before = np.cumsum([0, *lengths[:-1]])
+            indexes = np.arange(len(places)) + np.repeat(np.array(starts) - before, lengths)
         found[indexes[places == DISCARDED]] = 0
         here = places >= 0
         found[indexes[here]] = self._overlay.gather(places[here])
@@ -282,10 +287,15 @@ class RegionBlocks:
         twice. DataError."""
         view = memoryview(data)
         at = 0
+        whole: list[tuple[int, int, int]] = []
         for chunk, first, count in pieces:
             here = wanted[at : at + count]
             part = view[at * self._size : (at + count) * self._size]
-            if 2 * np.count_nonzero(here) >= self._layout.blocks_in(chunk):
+            blocks = self._layout.blocks_in(chunk)
+            taken = np.count_nonzero(here)
+            if taken == blocks:
+                whole.append((chunk, at, count))
+            elif 2 * taken >= blocks:
                 self._merge_chunk(chunk, first, here, contexts[at : at + count], part)
             else:
                 for start, stop in true_runs(here):
@@ -296,15 +306,14 @@ class RegionBlocks:
                         part[start * self._size : stop * self._size],
                     )
             at += count
+        if whole:
+            self._write_chunks(whole, contexts, view)
 
     def _merge_chunk(
         self, chunk: int, first: int, wanted: Mask, contexts: ContextArray, part: memoryview
     ) -> None:
         blocks = self._layout.blocks_in(chunk)
         stop = first + len(wanted)
-        if len(wanted) == blocks and wanted.all():
-            self._write_chunks([(chunk, 0, blocks)], contexts, part)
-            return
         before, buffers = self._read_piece(chunk, 0, blocks)
         merged = before.copy()
         merged[first:stop][wanted] = contexts[wanted]
@@ -333,9 +342,9 @@ class RegionBlocks:
 def _places(locations: I64Array) -> list[tuple[int, int, int]]:
     """(place of the first block, its index, blocks) of each run of blocks that lie together:
     consecutive ids, or all home, or all discarded."""
-    before, after = locations[:-1], locations[1:]
-    together = np.where(before >= 0, after - before == 1, after == before)
-    edges = (np.flatnonzero(~together) + 1).tolist()
+    before = locations[:-1]
+    apart = (locations[1:] - before) != (before >= 0)
+    edges = (apart.nonzero()[0] + 1).tolist()
     starts = [0, *edges]
     firsts = locations[starts].tolist()
     stops = [*edges, len(locations)]

@@ -142,10 +142,13 @@ def _fault_what_is_lost(region: Region, replay: _Replay) -> None:
         at = page_of_chunk(chunk)
         text = f"the page of {state_file} at byte {at} that says where it is stored is damaged"
         fault(chunk, text, state_file, at)
-    starts = replay.state.chunks.astype(np.int64) * layout.chunk_bytes
-    for chunk in np.flatnonzero((starts > 0) & (starts >= data.size())).tolist():
-        text = f"{data.name} ends at byte {data.size()}, before what is stored at {starts[chunk]}"
-        fault(chunk, text, data.name, int(starts[chunk]))
+    chunks, size = replay.state.chunks, data.size()
+    # Never 0, which is "nowhere".
+    first_behind = max(1, -(-size // layout.chunk_bytes))
+    for chunk in np.flatnonzero(chunks >= first_behind).tolist():
+        at = int(chunks[chunk]) * layout.chunk_bytes
+        text = f"{data.name} ends at byte {size}, before what is stored at {at}"
+        fault(chunk, text, data.name, at)
     for replayed, first in replay.doubtful:
         log = region.log.files[replayed.place.log].name
         for index in _bad_blocks(region, replayed):

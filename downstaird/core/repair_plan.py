@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ from stairlib.model.errors import DataError, FieldViolation, InvalidRequestError
 # begin at multiples of it, as the engine's chunks do: a whole chunk is written once, parts of one
 # twice, to the log and home.
 STEP_BYTES = 256 << 10
+# What is sent at once between two daemons that have nothing else to do: each message has its price.
+CHUNK_BYTES_MAX = 1 << 20
 # Contexts asked for at once: 2 MiB of them, below any message limit; an extent of 512-byte blocks
 # may have 1M.
 WINDOW_BLOCKS = 65536
@@ -128,12 +130,15 @@ def compare(own: ContextArray, source: ContextArray, block_size: int) -> Differe
     return Difference(runs(fetch), runs(differs & ~stored))
 
 
-def steps(parts: Iterable[Run], block_size: int) -> Iterator[Run]:
-    """The same blocks in pieces of at most STEP_BYTES, cut at multiples of it."""
-    blocks = _step_blocks(block_size)
+def steps(
+    parts: Iterable[Run], block_size: int, step_bytes: Callable[[], int] = lambda: STEP_BYTES
+) -> Iterator[Run]:
+    """The same blocks in pieces of at most so many bytes, cut at multiples of it; asked anew for
+    each."""
     for part in parts:
         first, end = part.first, part.first + part.count
         while first < end:
+            blocks = _step_blocks(block_size, step_bytes())
             stop = min(end, (first // blocks + 1) * blocks)
             yield Run(first, stop - first)
             first = stop
@@ -154,11 +159,13 @@ def first_steps(cut: Iterator[Run], count: int, block_size: int) -> list[Run]:
     return found
 
 
-def _step_blocks(block_size: int) -> int:
-    return max(1, STEP_BYTES // block_size)
+def _step_blocks(block_size: int, step_bytes: int = STEP_BYTES) -> int:
+    return max(1, step_bytes // block_size)
 
 
-def checksum(contexts: bytes, data: Iterable[bytes | bytearray | memoryview]) -> int:
+def checksum(
+    contexts: bytes | bytearray | memoryview, data: Iterable[bytes | bytearray | memoryview]
+) -> int:
     """xxh3-64 of the contexts, then the data, of one chunk on its way."""
     digest = xxhash.xxh3_64(contexts)
     for part in data:

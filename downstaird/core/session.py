@@ -55,6 +55,7 @@ _ASYNCHRONOUS = frozenset((FLUSH, REPAIR_BEGIN, EXTENT_COPY))
 _IMMEDIATE = _KINDS - _ASYNCHRONOUS - {REPAIR_END}
 _CARRY_DATA = frozenset((WRITE, WRITE_UNWRITTEN))
 _MUTATING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD))
+_GUEST = frozenset((READ, WRITE, WRITE_UNWRITTEN, DISCARD, FLUSH))
 _CHANGING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD, REPAIR_BEGIN, EXTENT_COPY, REPAIR_END))
 _ORDERS = {
     READ: Order.LOOK,
@@ -84,8 +85,7 @@ class RunWork:
     work: FlushWork
     kind: int
     jobs: list[int]
-    # Why the snapshot of the first of them is not taken.
-    refused: str = ""
+    refused: str = ""  # why the snapshot of the first of them is not taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +156,11 @@ class Counters:
     """Totals of a session, for its closing log line."""
 
     frames: int = 0
+    guest_frames: int = 0  # those that ask for blocks: a repair gives way to them alone
     failed: int = 0
     flushes: int = 0
-    # What copies changed here, told when each is done; and what they received, as it comes.
     copied_bytes: int = 0
-    moved_bytes: int = 0
+    moved_bytes: int = 0  # what copies received, as it comes
 
 
 class Session:
@@ -235,6 +235,8 @@ class Session:
             else []
         )
         self.counters.frames += 1
+        if any(row[1] in _GUEST for row in rows):
+            self.counters.guest_frames += 1
         self._frame = _Progress(frame, rows, bad)
 
     def run(self) -> Turn:

@@ -8,22 +8,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
-from downstaird.core.repair_plan import Run, checksum, steps, stored_runs
+from downstaird.core.rate_limit import Stride
+from downstaird.core.repair_plan import (
+    CHUNK_BYTES_MAX,
+    STEP_BYTES,
+    Run,
+    checksum,
+    steps,
+    stored_runs,
+)
 from downstaird.core.repair_source import check_caller, check_extent, checked_runs
 from downstaird.core.verification import joined
 from downstaird.region_host import RegionHost
 from downstaird.services.mapping import uuid_of
+from stairlib.wire.repair_chunk import Chunk, encode_chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
-from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 
 SERVICE_NAME = "stairwell.downstairs.v1.RepairService"
 
 
-class RepairServicer(repair_grpc.RepairServiceServicer):
-    """Answers for one host."""
+def register(server: grpc.aio.Server, host: RegionHost) -> None:
+    """Adds the service, as the generated function does, but for how chunks become bytes."""
+    servicer = RepairServicer(host)
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "GetExtentContexts": grpc.unary_unary_rpc_method_handler(
+            servicer.GetExtentContexts,
+            request_deserializer=repair_pb.GetExtentContextsRequest.FromString,
+            response_serializer=repair_pb.GetExtentContextsResponse.SerializeToString,
+        ),
+        "StreamExtent": grpc.unary_stream_rpc_method_handler(
+            servicer.StreamExtent,
+            request_deserializer=repair_pb.StreamExtentRequest.FromString,
+            response_serializer=encode_chunk,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+class RepairServicer:
+    """Answers for one host. Registered by hand, for the sake of StreamExtent's messages."""
 
     def __init__(self, host: RegionHost) -> None:
         self._host = host
@@ -65,10 +93,8 @@ class RepairServicer(repair_grpc.RepairServiceServicer):
     async def StreamExtent(
         self,
         request: repair_pb.StreamExtentRequest,
-        _context: grpc.aio.ServicerContext[
-            repair_pb.StreamExtentRequest, repair_pb.StreamExtentResponse
-        ],
-    ) -> AsyncIterator[repair_pb.StreamExtentResponse]:
+        _context: grpc.aio.ServicerContext[repair_pb.StreamExtentRequest, Chunk],
+    ) -> AsyncIterator[Chunk]:
         """The blocks asked for, in steps, the loop free between two."""
         engine = self._host.engine
         self._check_caller(request)
@@ -76,14 +102,19 @@ class RepairServicer(repair_grpc.RepairServiceServicer):
         geometry = engine.definition.geometry
         base = request.extent * geometry.blocks_per_extent
         asked = (Run(each.first_block, each.block_count) for each in request.ranges)
-        for run in steps(checked_runs(asked, geometry.blocks_per_extent), geometry.block_size):
+        parts = checked_runs(asked, geometry.blocks_per_extent)
+        most = min(request.chunk_bytes, CHUNK_BYTES_MAX)
+        stride = Stride(STEP_BYTES, most, self._host.guest_frames)
+
+        def size() -> int:
+            return stride.bytes(self._host.guest_frames)
+
+        for run in steps(parts, geometry.block_size, size):
             # Asked each time: a takeover in between makes the caller a stranger.
             self._check_caller(request)
             contexts, buffers = engine.read(base + run.first, run.count)
-            raw, data = contexts.tobytes(), bytes(joined(buffers))
-            yield repair_pb.StreamExtentResponse(
-                first_block=run.first, contexts=raw, data=data, checksum=checksum(raw, (data,))
-            )
+            raw, data = contexts.tobytes(), joined(buffers)
+            yield Chunk(run.first, raw, data, checksum(raw, (data,)))
             await asyncio.sleep(0)
 
     def _check_caller(

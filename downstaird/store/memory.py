@@ -16,17 +16,22 @@ SECTOR_BYTES = 512
 _PAGE_BYTES = 4096
 
 
+_PAGE_SECTORS = _PAGE_BYTES // SECTOR_BYTES
+_NOTHING = bytes(_PAGE_BYTES)
+
+
 class _Pages:
-    """Sparse content: only pages that were written are there."""
+    """Sparse content: only pages that were written are there. A page is never changed, but takes
+    another one's place, so that copies share what is equal."""
 
     def __init__(self) -> None:
-        self.pages: dict[int, bytearray] = {}
+        self.pages: dict[int, bytes] = {}
         self.size = 0
 
     def copy(self) -> _Pages:
         """A copy of its own."""
         other = _Pages()
-        other.pages = {number: bytearray(page) for number, page in self.pages.items()}
+        other.pages = self.pages.copy()
         other.size = self.size
         return other
 
@@ -36,7 +41,7 @@ class _Pages:
         if at + size <= _PAGE_BYTES and offset + size <= self.size:
             # The usual case: within one page.
             page = self.pages.get(number)
-            return bytes(size) if page is None else bytes(page[at : at + size])
+            return bytes(size) if page is None else page[at : at + size]
         end = min(offset + size, self.size)
         parts = []
         while offset < end:
@@ -55,10 +60,11 @@ class _Pages:
         while done < length:
             number, at = divmod(offset + done, _PAGE_BYTES)
             here = min(length - done, _PAGE_BYTES - at)
-            page = self.pages.get(number)
-            if page is None:
-                page = self.pages[number] = bytearray(_PAGE_BYTES)
-            page[at : at + here] = data if here == length else data[done : done + here]
+            part = data if here == length else data[done : done + here]
+            if here < _PAGE_BYTES:
+                page = self.pages.get(number, _NOTHING)
+                part = b"".join((page[:at], part, page[at + here :]))
+            self.pages[number] = part
             done += here
 
     def cut(self, size: int) -> None:
@@ -67,7 +73,7 @@ class _Pages:
         for number in [number for number in self.pages if number > last]:
             del self.pages[number]
         if last in self.pages:
-            self.pages[last][at:] = bytes(_PAGE_BYTES - at)
+            self.pages[last] = self.pages[last][:at] + bytes(_PAGE_BYTES - at)
         self.size = size
 
 
@@ -78,6 +84,8 @@ class _Node:
         self.now = content or _Pages()
         self.durable = self.now.copy()
         self.unsynced: set[int] = set()
+        # A failed sync has let go of sectors that differ all the same.
+        self.forgot = False
 
     def mark(self, start: int, end: int) -> None:
         """These bytes differ from what is durable."""
@@ -99,7 +107,18 @@ class _Node:
         if self.durable.size > self.now.size:
             self.durable.cut(self.now.size)
         self.durable.size = self.now.size
-        self.keep(self.unsynced, self.durable)
+        if self.forgot:
+            self.keep(self.unsynced, self.durable)
+        else:
+            pages, durable = self.now.pages, self.durable.pages
+            for number in {sector // _PAGE_SECTORS for sector in self.unsynced}:
+                durable[number] = pages.get(number, _NOTHING)
+        self.unsynced.clear()
+
+    def forget(self) -> None:
+        """After a failed sync, as Linux does: reads go on seeing what was written, and no later
+        sync makes it durable."""
+        self.forgot = True
         self.unsynced.clear()
 
     def keep(self, sectors: Iterable[int], target: _Pages) -> None:
@@ -166,9 +185,7 @@ class MemoryFile:
         try:
             self._disk.before_sync(self._name)
         except DataError:
-            # As Linux does: reads go on seeing what was written, and no later sync makes it
-            # durable.
-            self._node.unsynced.clear()
+            self._node.forget()
             raise
         if not self._disk.lie_about_sync(self._name):
             self._node.sync()

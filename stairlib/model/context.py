@@ -81,18 +81,10 @@ def mismatches(
     if owned.all():
         hashes = np.array(block_hashes(data, block_size), dtype=np.uint64)
         return [int(index) for index in np.flatnonzero(hashes != contexts[:, 0])]
-    bad = []
     view = memoryview(data)
-    zero = bytes(block_size)
-    for index in range(count):
-        block = view[index * block_size : (index + 1) * block_size]
-        if owned[index]:
-            right = _hash(block) == int(contexts[index, 0])
-        else:
-            right = not contexts[index].any() and block == zero
-        if not right:
-            bad.append(index)
-    return bad
+    wrong = np.array(block_hashes(view, block_size), dtype=np.uint64) != contexts[:, 0]
+    wrong |= ~owned & written(contexts)
+    return _unless_empty(wrong, view, contexts, block_size)
 
 
 def _encrypted_mismatches(view: memoryview, contexts: ContextArray, block_size: int) -> list[int]:
@@ -107,6 +99,14 @@ def _encrypted_mismatches(view: memoryview, contexts: ContextArray, block_size: 
     ]
     found = np.array(hashes, dtype=np.uint64).astype(np.uint32)
     wrong = found != np.frombuffer(raw, dtype="<u4")[:: CONTEXT_BYTES // 4]
+    return _unless_empty(wrong, view, contexts, block_size)
+
+
+def _unless_empty(
+    wrong: npt.NDArray[np.bool_], view: memoryview, contexts: ContextArray, block_size: int
+) -> list[int]:
+    """Indexes of the wrong blocks, once of those without a context the ones are that hold
+    anything."""
     empty = ~written(contexts)
     if empty.any():
         blocks = np.frombuffer(view, dtype=np.uint8).reshape(-1, block_size)

@@ -131,6 +131,13 @@ FLAG_INCOMPLETE = 2
 FLAG_FAULTED = 4
 FLAG_TOWARDS = 8
 
+_KINDS = {kind.value: kind for kind in FrameKind}
+_U64 = np.dtype("<u8")
+_NO_DEPENDENCIES = np.zeros(0, dtype=_U64)
+_NO_CONTEXTS = np.zeros((0, 4), dtype=_U64)
+# Up to so many entries are added up one by one: calling numpy twice takes longer.
+_FEW_OPS = 16
+
 OpArray = npt.NDArray[np.void]
 Bytes = bytes | bytearray | memoryview
 
@@ -267,30 +274,41 @@ def decode(data: Bytes) -> Frame:
     sizes = (op_count * OP_BYTES, dep_count * 8, blob_bytes, context_count * CONTEXT_BYTES)
     if HEADER_BYTES + sum(sizes) + payload_bytes != length:
         raise FrameError("the parts of the frame do not add up to its length")
-    try:
-        frame_kind = FrameKind(kind)
-    except ValueError:
-        raise FrameError(f"unknown frame kind {kind}") from None
+    frame_kind = _KINDS.get(kind)
+    if frame_kind is None:
+        raise FrameError(f"unknown frame kind {kind}")
     at = HEADER_BYTES
     ops = np.frombuffer(view, dtype=OP, count=op_count, offset=at)
+    _check_table(ops, view[at : at + sizes[0]], dep_count, blob_bytes)
     at += sizes[0]
-    deps = np.frombuffer(view, dtype="<u8", count=dep_count, offset=at)
+    deps = _NO_DEPENDENCIES
+    if dep_count:
+        deps = np.frombuffer(view, dtype=_U64, count=dep_count, offset=at)
     at += sizes[1]
     blobs = view[at : at + blob_bytes]
     at += sizes[2]
-    contexts = np.frombuffer(view, dtype="<u8", count=context_count * 4, offset=at).reshape(-1, 4)
+    contexts = _NO_CONTEXTS
+    if context_count:
+        contexts = np.frombuffer(view, dtype=_U64, count=context_count * 4, offset=at)
+        contexts = contexts.reshape(-1, 4)
     at += sizes[3]
-    _check_table(ops, dep_count, blob_bytes)
     return Frame(frame_kind, sequence, ops, deps, blobs, contexts, view[at:], flags)
 
 
-def _check_table(ops: OpArray, dep_count: int, blob_bytes: int) -> None:
+def _check_table(ops: OpArray, table: memoryview, dep_count: int, blob_bytes: int) -> None:
     if not len(ops):
         if dep_count or blob_bytes:
             raise FrameError("dependencies or blobs without an op")
         return
-    if int(ops["dependency_count"].sum(dtype=np.int64)) != dep_count:
+    if len(ops) <= _FEW_OPS:
+        named = dependencies = 0
+        for row in _OP_STRUCT.iter_unpack(table):
+            dependencies += row[4]
+            named += row[7]
+    else:
+        dependencies = int(ops["dependency_count"].sum(dtype=np.int64))
+        named = int(ops["blob_bytes"].sum(dtype=np.int64))
+    if dependencies != dep_count:
         raise FrameError("the ops' dependency counts do not add up")
-    named = int(ops["blob_bytes"].sum(dtype=np.int64))
     if named + (-named % 8) != blob_bytes:
         raise FrameError("the ops' blob sizes do not add up")

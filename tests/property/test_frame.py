@@ -101,3 +101,19 @@ def test_a_length_that_cannot_be_is_refused_before_anything_is_read(length: int)
 def test_another_protocol_is_recognised_by_its_first_bytes() -> None:
     with pytest.raises(FrameError, match="not a frame"):
         frame.frame_length(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".ljust(HEADER_BYTES, b"\0"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 40])
+@pytest.mark.parametrize("field", ["dependency_count", "blob_bytes"])
+def test_counts_of_ops_that_do_not_add_up_are_refused(count: int, field: str) -> None:
+    blobs = [bytes(8)] * count
+    ops = [
+        frame.pack_op(job, OpKind.NOOP, dependency_count=1, blob_bytes=8) for job in range(count)
+    ]
+    whole = b"".join(frame.encode(FrameKind.REQUEST, ops, dependencies=range(count), blobs=blobs))
+    assert len(frame.decode(whole).ops) == count
+    table = np.frombuffer(b"".join(ops), dtype=frame.OP).copy()
+    table[field][-1] += 8
+    wrong = whole[:HEADER_BYTES] + table.tobytes() + whole[HEADER_BYTES + table.nbytes :]
+    with pytest.raises(FrameError, match="do not add up"):
+        frame.decode(wrong)

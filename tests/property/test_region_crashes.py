@@ -196,7 +196,7 @@ def context_blocks_written_in_place(monkeypatch):
 
 
 def no_sync_at_opening(monkeypatch):
-    monkeypatch.setattr(region_module, "_sync_all", lambda _files: None)
+    monkeypatch.setattr(region_module, "sync_all", lambda _files: None)
     return MemoryDisk
 
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from controlplane.core.replacement import Replacement, State
 from downstaird.core.region import Region
-from stairlib.model.context import mismatches
 from stairlib.model.errors import StairwellError
 from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
+from tests.sim.look import Look
 from vmmd.upstairs.core.slot_states import SlotState
 
 if TYPE_CHECKING:
@@ -61,34 +61,36 @@ class Checks:
         self.copies_seen += 1
         world = self.world
         needed -= world.wounds.count()
-        problems = {d.host: self.missing(d, allowed) for d in world.members(departing=True)}
+        looks = [self._look(daemon) for daemon in world.members(departing=True)]
+        problems = {look.daemon.host: self._missing(look, allowed) for look in looks}
         good = [host for host, problem in problems.items() if not problem]
         if len(good) < needed:
             world.fail(f"{when}, {len(good)} members have it all, not {needed}: {problems}")
 
-        self._alike(when)
+        self._alike(when, looks)
 
-    def _alike(self, when: str) -> None:
+    def _alike(self, when: str, looks: list[Look]) -> None:
         """Fails when two members' media differ in an extent that has the same stamp on both, and no
         flag: of the two, a comparison of stamps would take either."""
         world = self.world
         size = world.geometry.blocks_per_extent
         first: dict[tuple[int, int, int], tuple[str, bytes]] = {}
-        for daemon in world.members(departing=True):
-            if daemon.host in world.wounds or daemon.rotten:
+        for look in looks:
+            host = look.daemon.host
+            if host in world.wounds or look.daemon.rotten:
                 continue
-            region = daemon.durable()
+            region = look.region()
             states = region.extent_states()
+            generations, flushes = states.generations.tolist(), states.flushes.tolist()
             for extent in np.flatnonzero(states.flags == 0).tolist():
-                stamp = (extent, int(states.generations[extent]), int(states.flushes[extent]))
-                contexts, _buffers = region.read(extent * size, size)
-                host, there = first.setdefault(stamp, (daemon.host, contexts.tobytes()))
-                if there != contexts.tobytes():
+                stamp = (extent, generations[extent], flushes[extent])
+                contexts = look.contexts(extent * size, size).tobytes()
+                other, there = first.setdefault(stamp, (host, contexts))
+                if there != contexts:
                     world.fail(
-                        f"{when}, extent {extent} differs between {host} and {daemon.host}, and "
+                        f"{when}, extent {extent} differs between {other} and {host}, and "
                         f"both say generation {stamp[1]}, flush {stamp[2]}"
                     )
-            region.close()
 
     def filled(self, daemon: Daemon, generation: int) -> None:
         """A machine with this generation says that the member is whole again. Whose medium has
@@ -107,27 +109,20 @@ class Checks:
     def stands_alone(self, daemon: Daemon) -> bool:
         """Whether the other members could be filled from this one's medium. A blank region is not
         believed beside one that is being filled."""
-        region = daemon.durable()
-        written = bool(region.extent_states().generations.any())
-        region.close()
-        return written and not self.missing(daemon)
+        look = self._look(daemon)
+        written = bool(look.region().extent_states().generations.any())
+        return written and not self._missing(look)
 
-    def missing(self, daemon: Daemon, allowed: Allowed | None = None) -> str:
-        """Why the daemon's medium does not hold all that was flushed, or what is `allowed`; empty
-        when it does."""
+    def _missing(self, look: Look, allowed: Allowed | None = None) -> str:
+        """Why the medium does not hold all that was flushed, or what is `allowed`; empty when it
+        does."""
         kept = allowed or self.world.guest.floor_versions
         try:
-            region = daemon.durable()
-        except StairwellError as error:
-            return error.message
-        try:
-            if (region.extent_states().flags & FLAGS_NOT_WHOLE).any():
+            if (look.region().extent_states().flags & FLAGS_NOT_WHOLE).any():
                 return "it is being filled"
-            values, bad = self._values(region)
+            values, bad = look.values()
         except StairwellError as error:
             return error.message
-        finally:
-            region.close()
         if bad:
             return f"blocks {bad} do not match their contexts"
         for number, value in enumerate(values):
@@ -137,15 +132,8 @@ class Checks:
                 return f"block {number} has version {version}, which is none of {versions}"
         return ""
 
-    def _values(self, region: Region) -> tuple[list[bytes], list[int]]:
-        geometry = region.definition.geometry
-        size = geometry.block_size
-        contexts, buffers = region.read(0, geometry.block_count)
-        data = b"".join(map(bytes, buffers))
-        bad = mismatches(data, contexts, size, encrypted=region.definition.encrypted)
-        values = self.world.sealing.values(contexts, data, size)
-        bad = sorted({*bad, *(n for n, value in enumerate(values) if value is None)})
-        return [value or b"" for value in values], bad
+    def _look(self, daemon: Daemon) -> Look:
+        return Look(daemon, self.world.sealing)
 
     # ---- the workflow
 
@@ -178,7 +166,8 @@ class Checks:
         world = self.world
         images: dict[str, bytes] = {}
         for daemon in world.members():
-            problem = self.missing(daemon)
+            look = self._look(daemon)
+            problem = self._missing(look)
             if problem and not daemon.rotten:
                 world.fail(f"at the end {daemon.host} is not whole: {problem}")
             service = daemon.service
@@ -186,7 +175,7 @@ class Checks:
                 world.fail(f"{daemon.host} does not run at the end")
                 return
             images[daemon.host] = self._image(service.engine)
-            region = daemon.durable()
+            region = look.region()
             if self._image(region) != images[daemon.host]:
                 world.fail(f"{daemon.host} serves what its medium does not hold")
             if region.ownership.generation != world.machine.generation:
@@ -194,7 +183,6 @@ class Checks:
                     f"{daemon.host} was promoted to generation {world.machine.generation}, "
                     f"and its medium has {region.ownership.generation}"
                 )
-            region.close()
         if len(set(images.values())) != 1:
             world.fail(f"the copies on {sorted(images)} differ at the end")
 

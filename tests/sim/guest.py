@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 _BLOCK_BYTES = 512
+_ZEROS = bytes(_BLOCK_BYTES)
 _STAMP = struct.Struct("<QQ")
 _ENDED = (BlockStatus.OK, BlockStatus.FAILED, BlockStatus.ABORTED)
 
@@ -288,7 +289,7 @@ class Guest:
 
     def decode(self, number: int, value: bytes) -> int:
         """The version a block's data names; 0 for zeros. Data of no version at all is a failure."""
-        if not any(value):
+        if value == _ZEROS:
             return 0
         named, version = _STAMP.unpack_from(value)
         if named != number or value != block_data(number, version):

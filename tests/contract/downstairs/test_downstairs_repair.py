@@ -8,11 +8,15 @@ import uuid
 import numpy as np
 import pytest
 
+from downstaird.core.repair_plan import checksum
+from downstaird.services import repair_service
+from downstaird.services.repair_service import RepairServicer
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.errors import RefusedError, StateError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing, traceparent
 from stairlib.wire.frame import FLAG_INCOMPLETE, OpKind, OpStatus, extent_marks
+from stairlib.wire.repair_chunk import Chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 
 BLOCK = 4096
@@ -406,3 +410,51 @@ async def test_a_raised_rate_ends_the_wait_under_the_old_one(serve, upstairs):
     await b.one(OpKind.REPAIR_LIMIT, number=0)
     answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
     assert {answer.status for answer in answers} == {OpStatus.OK}
+
+
+async def test_a_source_that_ends_early_has_not_been_copied(serve, upstairs, monkeypatch):
+    whole = RepairServicer.StreamExtent
+
+    async def cut_short(self, request, context):
+        async for chunk in whole(self, request, context):
+            size = len(chunk.contexts) // 2
+            raw, data = bytes(chunk.contexts[:size]), bytes(chunk.data[: len(chunk.data) // 2])
+            yield Chunk(chunk.first_block, raw, data, checksum(raw, (data,)))
+            return
+
+    monkeypatch.setattr(RepairServicer, "StreamExtent", cut_short)
+    source, target = await serve(), await serve()
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await fill(a, 1)
+    await a.flush(1)
+    await b.do(begin(), flush(2))
+    answers = await b.do(*copies(source, upstairs, 1))
+    assert {answer.status for answer in answers} == {OpStatus.REPAIR_SOURCE}
+    assert all("did not send all" in answer.text for answer in answers)
+    await b.flush(3)
+    assert (await b.one(OpKind.REPAIR_END)).status is not OpStatus.OK
+
+
+async def test_what_is_no_chunk_is_the_sources_fault(serve, upstairs, monkeypatch):
+    monkeypatch.setattr(repair_service, "encode_chunk", lambda _chunk: b"\x12\x7f")
+    source, target = await serve(), await serve()
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await fill(a, 1)
+    await a.flush(1)
+    await b.do(begin(), flush(2))
+    answers = await b.do(*copies(source, upstairs, 1))
+    assert {answer.status for answer in answers} == {OpStatus.REPAIR_SOURCE}
+    assert all("no chunk" in answer.text for answer in answers)
+
+
+async def test_a_clean_stop_leaves_no_log(serve, upstairs, tmp_path):
+    downstairs = await serve(tmp_path / "region")
+    client = await downstairs.session(upstairs)
+    await fill(client, 1)
+    await client.flush(1)
+    assert downstairs.daemon.host.engine.has_log()
+    await downstairs.daemon.stop()
+    again = await serve(tmp_path / "region")
+    assert not again.daemon.host.engine.has_log()
+    client = await again.session(upstairs, 2)
+    assert await client.read(3, 64) == pattern(1, 64)

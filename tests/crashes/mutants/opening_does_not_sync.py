@@ -6,4 +6,4 @@ from downstaird.core import region
 
 
 def plant(patch) -> None:
-    patch.setattr(region, "_sync_all", lambda _files: None)
+    patch.setattr(region, "sync_all", lambda _files: None)

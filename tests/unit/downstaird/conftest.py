@@ -45,6 +45,7 @@ class PlainEngine:
         self.refuses_snapshots = False
         self.fail_with = None
         self.checkpoint_wanted = False
+        self.steps_to_home = 0
 
     def _touch(self, offset, count):
         size = self.definition.geometry.blocks_per_extent
@@ -123,7 +124,11 @@ class PlainEngine:
     def wants_checkpoint(self):
         return self.checkpoint_wanted
 
+    def has_log(self):
+        return self.steps_to_home > 0
+
     def begin_checkpoint(self):
+        self.steps_to_home = max(0, self.steps_to_home - 1)
         self.calls.append(("begin_checkpoint",))
         self.checkpoint_wanted = False
         return PlainWork(None)

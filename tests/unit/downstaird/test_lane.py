@@ -116,3 +116,27 @@ async def test_closing_waits_for_what_runs_and_begins_nothing(engine, demand):
     await lane.close()
     assert told.is_set()
     assert ("begin_checkpoint",) not in engine.calls
+
+
+async def test_before_a_stop_what_is_flushed_goes_home(lane, engine):
+    engine.steps_to_home = 3
+    await lane.settle(10)
+    assert lane.free
+    assert engine.calls == [("begin_checkpoint",), ("finish_checkpoint",)] * 3
+
+
+async def test_a_stop_does_not_wait_for_it_for_ever(lane, engine):
+    engine.steps_to_home = 1000000000
+    await asyncio.wait_for(lane.settle(0.05), 10)
+    assert engine.steps_to_home > 0
+
+
+async def test_a_stop_goes_on_when_it_cannot_begin(lane, engine):
+    engine.steps_to_home = 3
+
+    def refuse():
+        raise DataError("no space left", reason="NO_SPACE")
+
+    engine.begin_checkpoint = refuse
+    await asyncio.wait_for(lane.settle(60), 10)
+    assert lane.free

@@ -155,9 +155,14 @@ class StreamExtentRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     EXTENT_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
+    CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     upstairs_id: _builtins.str
     generation: _builtins.int
     extent: _builtins.int
+    chunk_bytes: _builtins.int
+    """Bytes of data that the caller takes in one message, while the source has nothing else to do; 0, and a
+    source of a release that does not know this, mean 256 KiB.
+    """
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockRange]:
         """Within the extent, ascending."""
@@ -169,10 +174,11 @@ class StreamExtentRequest(_message.Message):
         generation: _builtins.int = ...,
         extent: _builtins.int = ...,
         ranges: _abc.Iterable[Global___BlockRange] | None = ...,
+        chunk_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extent", b"extent", "generation", b"generation", "ranges", b"ranges", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "extent", b"extent", "generation", b"generation", "ranges", b"ranges", "upstairs_id", b"upstairs_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

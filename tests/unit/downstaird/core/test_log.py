@@ -131,6 +131,30 @@ def test_a_retired_file_is_not_taken_again(files) -> None:
     assert files[0].size() == 4096
 
 
+def test_what_earlier_rounds_left_behind_the_chain_is_not_read(files, monkeypatch) -> None:
+    log = log_of(files)
+    append(log, 1)
+    append(log, 2)
+    chain = log.chain
+    log.switch()
+    append(log, 3)
+    log.retire(0, keep_bytes=1 << 20)
+    places = []
+    pread = files[0].pread
+
+    def noted(size, offset):
+        places.append(offset)
+        return pread(size, offset)
+
+    monkeypatch.setattr(files[0], "pread", noted)
+    found = replay(files, first=1, sequence=3, chain=chain)
+    assert [each.record.sequence for each in found.found] == [3]
+    assert found.lost is None
+    # Tables lie behind their headers.
+    assert places
+    assert not any(place % 4096 == HEADER_BYTES for place in places)
+
+
 def test_a_torn_last_record_ends_the_chain(files) -> None:
     log = log_of(files)
     append(log, 1)

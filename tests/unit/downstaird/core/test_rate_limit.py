@@ -7,6 +7,7 @@ from downstaird.core.rate_limit import (
     REST_SECONDS_MAX,
     REST_TIMES,
     Rests,
+    Stride,
     TokenBucket,
     allowed,
 )
@@ -76,3 +77,12 @@ def test_a_step_that_was_stopped_does_not_stop_the_next():
 )
 def test_copies_that_began_first_go_on_under_a_lowered_limit(running, limit, may_go_on):
     assert allowed(running, limit) == may_go_on
+
+
+def test_steps_are_large_only_while_the_guest_is_idle():
+    stride = Stride(256, 1024, requests=7)
+    assert [stride.bytes(requests) for requests in (7, 8, 8, 8, 20)] == [1024, 256, 1024, 1024, 256]
+
+
+def test_a_caller_that_takes_no_large_steps_gets_small_ones():
+    assert Stride(256, 0, requests=0).bytes(0) == 256

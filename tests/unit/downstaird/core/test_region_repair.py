@@ -13,6 +13,7 @@ from stairlib.model.errors import InvalidRequestError, StateError
 from stairlib.wire.frame import FLAG_INCOMPLETE, extent_marks
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
+    CHUNK_BLOCKS,
     TUNING,
     content,
     flush,
@@ -201,3 +202,15 @@ def test_the_tracker_takes_memory_only_where_something_is_written() -> None:
     assert tracker.untouched(3, 0, 4).tolist() == [True, False, False, True]
     tracker.end()
     assert not tracker
+
+
+def test_whole_chunks_of_one_merge_are_written_at_once(disk, region) -> None:
+    begin(region, 0, 1)
+    writes = []
+    disk.observer = lambda action, name: writes.append((action, name))
+    data = content("theirs", 4 * CHUNK_BLOCKS)
+    # Two chunks of the first extent; of the second one, and the last, which lacks a block.
+    assert merge(region, 0, data[:-BLOCK]) == len(data) - BLOCK
+    assert writes == [("write", "data")] * 3
+    _, buffers = region.read(0, 4 * CHUNK_BLOCKS - 1)
+    assert b"".join(buffers) == data[:-BLOCK]

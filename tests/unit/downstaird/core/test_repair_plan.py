@@ -155,3 +155,14 @@ def test_what_is_asked_at_a_time_is_whole_steps_and_all_of_them_in_the_end():
     assert first_steps(cut, 1 << 40, block) == [Run(4 * per_step, 5)]
     assert first_steps(cut, 1, block) == []
     assert first_steps(steps(wanted, block), 1 << 40, block) == wanted
+
+
+def test_steps_may_change_their_size_on_the_way():
+    blocks = STEP_BYTES // 4096
+    sizes = iter((4 * STEP_BYTES, STEP_BYTES, 4 * STEP_BYTES, 4 * STEP_BYTES))
+    assert list(steps([Run(3, 10 * blocks)], 4096, lambda: next(sizes))) == [
+        Run(3, 4 * blocks - 3),
+        Run(4 * blocks, blocks),
+        Run(5 * blocks, 3 * blocks),
+        Run(8 * blocks, 2 * blocks + 3),
+    ]

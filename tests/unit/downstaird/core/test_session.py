@@ -542,3 +542,13 @@ def test_an_extent_that_is_being_repaired_takes_no_writes_of_unwritten_blocks(pe
     assert "being repaired" in peer.text(2)
     peer.send(read(3, 1, 1))
     assert peer.data(3) == block(0)
+
+
+def test_what_drives_a_repair_is_not_the_guest(engine):
+    peer = Peer(engine)
+    peer.send({"job": 1, "kind": OpKind.REPAIR_BEGIN, "blob": extent_marks([0]).tobytes()})
+    peer.send({"job": 2, "kind": OpKind.REPAIR_LIMIT, "number": 0})
+    peer.send({"job": 3, "kind": OpKind.EXTENT_STATES})
+    assert (peer.session.counters.frames, peer.session.counters.guest_frames) == (3, 0)
+    peer.send({"job": 4, "kind": OpKind.NOOP}, {"job": 5, "kind": OpKind.READ, "length": 1})
+    assert peer.session.counters.guest_frames == 1

@@ -74,6 +74,35 @@ def test_after_a_failed_sync_no_later_one_helps(disk) -> None:
     assert content_of(disk.image(everything)) == bytes(512)
 
 
+def test_after_a_failed_sync_only_what_is_written_later_becomes_durable(disk) -> None:
+    file = disk.open("f", create=True)
+    file.pwritev([b"a" * 1024], 0)
+    file.datasync()
+    file.pwritev([b"b" * 512], 0)
+    disk.fail_sync = lambda _: True
+    with pytest.raises(DataError):
+        file.datasync()
+    disk.fail_sync = lambda _: False
+    file.pwritev([b"c" * 512], 512)
+    file.datasync()
+    assert content_of(disk) == b"b" * 512 + b"c" * 512
+    assert content_of(disk.image(nothing)) == b"a" * 512 + b"c" * 512
+
+
+def test_a_disk_and_its_images_do_not_change_each_other(disk) -> None:
+    file = disk.open("f", create=True)
+    file.pwritev([b"a" * 8192], 0)
+    file.datasync()
+    one, other = disk.image(nothing), disk.image(nothing)
+    one.open("f").pwritev([b"b" * 4096], 0)
+    one.open("f").datasync()
+    disk.rot("f", 4096)
+    file.pwritev([b"c"], 1)
+    assert content_of(one.image(nothing)) == b"b" * 4096 + b"a" * 4096
+    assert content_of(other) == content_of(other.image(nothing)) == b"a" * 8192
+    assert content_of(disk)[4096:] == content_of(disk.image(nothing))[4096:] == b"`" + b"a" * 4095
+
+
 def test_a_lying_sync_makes_nothing_durable(disk) -> None:
     file = disk.open("f", create=True)
     file.pwritev([b"a"], 0)
