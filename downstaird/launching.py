@@ -5,6 +5,7 @@ For whoever keeps several: `dsc`, which torments them, and the agent, which keep
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -85,21 +86,25 @@ class Launcher:
         self, doing: str, command: list[str], plan: RegionPlan, seconds: float | None
     ) -> None:
         Path(plan.directory).parent.mkdir(parents=True, exist_ok=True)
-        status = await self._finished(doing, command, plan, seconds)
+        status, said = await self._finished(doing, command, plan, seconds)
+        # For whoever looks there. A full disk must not keep the reason from being told below.
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(Path(plan.output).write_bytes, said)
         if status != 0:
             raise StairwellError(
-                f"{doing} region {plan.directory} failed with status {status}{tail(plan)}",
+                f"{doing} region {plan.directory} failed with status {status}{_ending(said)}",
                 reason="CREATE_FAILED",
                 directory=plan.directory,
             )
 
     async def _finished(
         self, doing: str, command: list[str], plan: RegionPlan, seconds: float | None
-    ) -> int:
-        process = await _spawned(command, plan)
+    ) -> tuple[int, bytes]:
+        """Status, and what was printed."""
+        process = await _spawned(command, plan, PIPE)
         try:
             async with asyncio.timeout(seconds):
-                return await process.wait()
+                said, _ = await process.communicate()
         except TimeoutError:
             raise UnavailableError(
                 f"{doing} region {plan.directory} took longer than {seconds:.0f} s",
@@ -109,6 +114,7 @@ class Launcher:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+        return process.returncode or 0, said
 
     async def snapshot(self, plan: RegionPlan, action: str, *words: str) -> str:
         """Have the program list, create or delete snapshots of a region that no process serves;
@@ -157,7 +163,16 @@ class Launcher:
 
     async def spawn(self, plan: RegionPlan) -> Process:
         """Start a region's process; its output file begins anew. Raises StairwellError."""
-        return await _spawned(self.run_command(plan), plan)
+        try:
+            output = os.open(
+                plan.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
+            )
+        except OSError as error:
+            raise cannot_run(self.program, plan.output, error) from error
+        try:
+            return await _spawned(self.run_command(plan), plan, output)
+        finally:
+            os.close(output)
 
     async def serving(self, plan: RegionPlan) -> None:
         """Return once the member answers that it serves. UnavailableError TLS_... when it never
@@ -196,21 +211,17 @@ def cannot_run(program: str, output: str, error: OSError) -> UnavailableError:
     )
 
 
-async def _spawned(command: list[str], plan: RegionPlan) -> Process:
+async def _spawned(command: list[str], plan: RegionPlan, output: int) -> Process:
     try:
-        output = os.open(plan.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            return await asyncio.create_subprocess_exec(
-                *command,
-                stdin=DEVNULL,
-                stdout=output,
-                stderr=STDOUT,
-                # Ctrl-C goes to the terminal's whole group; who keeps them decides when they end.
-                start_new_session=True,
-                env=child_environment(),
-            )
-        finally:
-            os.close(output)
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+            # Ctrl-C goes to the terminal's whole group; who keeps them decides when they end.
+            start_new_session=True,
+            env=child_environment(),
+        )
     except OSError as error:
         raise cannot_run(command[0], plan.output, error) from error
 
@@ -228,12 +239,16 @@ def tail(plan: RegionPlan, since: int = 0) -> str:
     """The end of what a member printed, from byte `since` of its file on, for an error message;
     empty when it printed nothing."""
     try:
-        text = Path(plan.output).read_bytes()[since:][-_TAIL_BYTES:].decode(errors="replace")
+        said = Path(plan.output).read_bytes()[since:]
     except OSError:
         return ""
-    lines = text.strip().splitlines()[-_TAIL_LINES:]
+    return _ending(said, plan.output)
+
+
+def _ending(said: bytes, name: str = "what it printed") -> str:
+    lines = said[-_TAIL_BYTES:].decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
     shown = "\n".join(f"  {line}" for line in lines)
-    return f"; {plan.output} ends with:\n{shown}" if lines else ""
+    return f"; {name} ends with:\n{shown}" if lines else ""
 
 
 def find_program(given: str | None) -> str:

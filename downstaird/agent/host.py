@@ -145,7 +145,7 @@ class Host:
             self._check_free_space()
             return requested(intent, wanted, self._free_port(intent))
 
-        return (await self._changed(change)).one(wanted.id)
+        return (await self._changed(change, more=True)).one(wanted.id)
 
     async def destroy(self, region: UUID, *, with_snapshots: bool) -> Record:
         """Its record, once it is durable that the region is to go. NotFoundError, StateError
@@ -170,7 +170,7 @@ class Host:
         """Its record, once it is durable that the snapshot is wanted. InvalidRequestError, and as
         core.intent.snapshot_asked."""
         checked_name(name, "name")
-        after = await self._changed(lambda intent: snapshot_asked(intent, region, name))
+        after = await self._changed(lambda intent: snapshot_asked(intent, region, name), more=True)
         wish = wish_named(after.one(region).snapshots, name)
         assert wish is not None
         return wish
@@ -260,16 +260,17 @@ class Host:
 
     # ---- how it is kept
 
-    async def _changed(self, change: Callable[[Intent], Intent]) -> Intent:
-        """Stores what `change` makes of the intent, and has it carried out."""
+    async def _changed(self, change: Callable[[Intent], Intent], *, more: bool = False) -> Intent:
+        """Stores what `change` makes of the intent, and has it carried out. `more`: it asks for
+        something that will take room."""
         # Whoever waits may be cancelled; a half-made change would be two writers of one file.
-        return await asyncio.shield(self._stored(change))
+        return await asyncio.shield(self._stored(change, more=more))
 
-    async def _stored(self, change: Callable[[Intent], Intent]) -> Intent:
+    async def _stored(self, change: Callable[[Intent], Intent], *, more: bool) -> Intent:
         async with self._turn:
             after = change(self.intent)
             if after is not self.intent:
-                await asyncio.to_thread(self._store.store, after)
+                await asyncio.to_thread(self._store.store, after, more=more)
                 self.intent = after
                 self._follow()
                 self.changed()

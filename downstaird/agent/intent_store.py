@@ -3,6 +3,7 @@
     ROOT/agent.lock             flock of the agent that runs
     ROOT/agent.intent           what the host is to have
     ROOT/agent.intent.previous  the same before its last change
+    ROOT/agent.spare            room for the next change on a disk that is full
     ROOT/regions/ID/            the regions
     ROOT/output/ID.txt          what their processes print
 
@@ -26,6 +27,10 @@ REGIONS = "regions"
 OUTPUT = "output"
 _LOCK = "agent.lock"
 _FILE = "agent.intent"
+# Above what the file comes to with all records of regions that are gone: a full disk is made room
+# on by destroying regions, which must be stored first.
+_SPARE_BYTES = 4 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class IntentStore:
@@ -88,20 +93,34 @@ class IntentStore:
         sync_directory(self.root)
         return Intent()
 
-    def store(self, intent: Intent) -> None:
-        """Makes it what the host is to have. LimitError NO_SPACE, StairwellError INTENT_NOT_STORED:
-        then what was stored before still counts."""
-        new = self.path.with_name(f"{_FILE}.new")
+    def store(self, intent: Intent, *, more: bool = False) -> None:
+        """Makes it what the host is to have; `more` than before, for which the spare room is not
+        spent. LimitError NO_SPACE, StairwellError INTENT_NOT_STORED: then what was stored before
+        still counts."""
+        spare = self.path.with_name("agent.spare")
         try:
-            with new.open("wb") as file:
-                file.write(encode(intent))
-                file.flush()
-                os.fsync(file.fileno())
-            self._keep_previous()
-            new.replace(self.path)
-            sync_directory(self.root)
+            try:
+                self._write(intent)
+            except OSError as error:
+                if more or error.errno not in _NO_SPACE or not spare.exists():
+                    raise
+                spare.unlink()
+                self._write(intent)
         except OSError as error:
             raise _failed("write", self.path, error) from error
+        if not spare.exists():
+            with contextlib.suppress(OSError):
+                _set_aside(spare)
+
+    def _write(self, intent: Intent) -> None:
+        new = self.path.with_name(f"{_FILE}.new")
+        with new.open("wb") as file:
+            file.write(encode(intent))
+            file.flush()
+            os.fsync(file.fileno())
+        self._keep_previous()
+        new.replace(self.path)
+        sync_directory(self.root)
 
     def _keep_previous(self) -> None:
         """By a second name, so that the file's own name is never without one."""
@@ -110,6 +129,18 @@ class IntentStore:
             link.unlink(missing_ok=True)
             os.link(self.path, link)
             link.replace(self.path.with_name(f"{_FILE}.previous"))
+
+
+def _set_aside(spare: Path) -> None:
+    """Takes the room under another name first: half of it would be none. OSError."""
+    part = spare.with_name(f"{spare.name}.new")
+    try:
+        with part.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _SPARE_BYTES)
+        part.replace(spare)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def sync_directory(path: Path) -> None:
@@ -123,7 +154,7 @@ def sync_directory(path: Path) -> None:
 
 
 def _failed(doing: str, path: Path, error: OSError) -> StairwellError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _NO_SPACE:
         return LimitError(
             f"cannot {doing} {path}: {error.strerror}; make room on its file system",
             reason="NO_SPACE",

@@ -245,10 +245,10 @@ async def test_a_caller_that_goes_away_leaves_no_change_half_made(
     loop = asyncio.get_running_loop()
     original = place.host._store.store
 
-    def slow(intent: Intent) -> None:
+    def slow(intent: Intent, *, more: bool) -> None:
         loop.call_soon_threadsafe(writing.set)
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(DEADLINE)
-        original(intent)
+        original(intent, more=more)
 
     monkeypatch.setattr(place.host._store, "store", slow)
     region = str(uuid.uuid4())
@@ -264,7 +264,7 @@ async def test_a_caller_that_goes_away_leaves_no_change_half_made(
 async def test_what_cannot_be_stored_is_not_promised(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(intent: Intent) -> None:
+    def full(intent: Intent, *, more: bool) -> None:
         raise LimitError("no room; make some", reason="NO_SPACE")
 
     region = str(uuid.uuid4())

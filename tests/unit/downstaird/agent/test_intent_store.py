@@ -104,6 +104,29 @@ def test_a_failed_write_leaves_the_file_as_it_was(
     assert read(store.path) == 3
 
 
+def test_on_a_full_disk_room_was_set_aside_for_what_makes_some(
+    store: IntentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare = store.root / "agent.spare"
+    assert spare.stat().st_blocks * 512 >= 4 << 20
+    store.store(with_regions(1))
+    original = os.fsync
+
+    def full(descriptor: int) -> None:
+        if spare.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LimitError):
+        store.store(with_regions(2), more=True)
+    assert read(store.path) == 1
+    store.store(Intent())
+    assert read(store.path) == 0
+    # Set aside again once there is room.
+    assert spare.exists()
+
+
 def test_the_name_always_has_a_whole_file(
     store: IntentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

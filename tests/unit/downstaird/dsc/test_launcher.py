@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -154,3 +155,14 @@ def test_the_tail_is_short(plan: MemberPlan) -> None:
     Path(plan.output).write_text("\n".join(f"line {n}" for n in range(1000)))
     assert tail(plan).splitlines()[-1] == "  line 999"
     assert len(tail(plan).splitlines()) == 9
+
+
+async def test_the_reason_of_a_failure_needs_no_room_on_disk(
+    plan: MemberPlan, tmp_path: Path
+) -> None:
+    full = replace(plan, output="/dev/full")
+    program = script(tmp_path, "import sys; sys.exit('no space left, make some')")
+    with pytest.raises(StairwellError, match="no space left, make some"):
+        await Launcher(program, "127.0.0.1", read_only=False).create(
+            full, Geometry(512, 16, 4), cipher=""
+        )
