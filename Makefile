@@ -43,7 +43,12 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
 	  --ignore tests/compose --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
-	  $(TEST_FLAGS)
+	  -m 'not postgres' $(TEST_FLAGS)
+
+.PHONY: test-postgres
+test-postgres: setup ## Run the store's tests on a PostgreSQL of their own, and kill control planes that share it (skipped where it is not installed)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope -m postgres -ra \
+	  tests/unit/controlplane tests/contract tests/integration $(TEST_FLAGS)
 
 .PHONY: sim
 sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a soak, FIRST=n to begin elsewhere)

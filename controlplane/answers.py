@@ -53,8 +53,9 @@ class AnswerBook:
             if known is None:
                 given = await answer()
                 stored = StoredAnswer(digest, given.SerializeToString())
-                await self._store.save_answer(method, request_id, stored, self._clock())
-                return given
+                known = await self._store.save_answer(method, request_id, stored, self._clock())
+                if known == stored:
+                    return given
         if known.digest != digest:
             text = "was used for another request; choose a new one"
             raise InvalidRequestError(

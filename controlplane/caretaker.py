@@ -29,6 +29,7 @@ from controlplane.feed import Feed
 from controlplane.member_presence import members_seen
 from controlplane.operations.starting import Starting
 from controlplane.peers.vmmd import GLANCE_SECONDS, Vmmd
+from controlplane.region_making import RegionMaking
 from controlplane.store.base import Store
 from stairlib.model.errors import NotFoundError, StairwellError
 from stairlib.telemetry.logs import get_logger
@@ -81,6 +82,7 @@ class Caretaker:
         vmmd: Vmmd,
         driver: ReplacementDriver,
         starting: Starting,
+        making: RegionMaking,
         news: Feed[DrainView],
         tracing: Tracing,
         *,
@@ -92,6 +94,7 @@ class Caretaker:
         self._vmmd = vmmd
         self._driver = driver
         self._starting = starting
+        self._making = making
         self._news = news
         self._tracing = tracing
         self._clock = clock
@@ -138,6 +141,7 @@ class Caretaker:
 
     async def _round(self) -> bool:
         """One look at everything; whether something was begun, so that the next one is due now."""
+        await self._making.collect()
         policy = await self._store.fleet_policy()
         begun = await self._replace_gone(policy)
         for each in await self._store.holding_drains():
@@ -175,6 +179,7 @@ class Caretaker:
             if instance.state.ended:
                 return None
             newest = await self._store.newest_replacement(disk.key)
+            last = await self._store.last_asked_by(automation.ASKED_BY, disk.key)
         except NotFoundError:
             return None
         members = None
@@ -186,7 +191,7 @@ class Caretaker:
                 members = members_seen(info)
             except StairwellError as error:
                 _log.debug("no word of the volume", disk=disk.name, error=error.message)
-        return DiskSeen(disk.key, disk.name, members, newest)
+        return DiskSeen(disk.key, disk.name, members, newest, last)
 
     # ----- drains
 
@@ -196,15 +201,18 @@ class Caretaker:
         return view
 
     async def _planned(self, wanted: Drain, policy: FleetPolicy) -> tuple[Plan, DrainView]:
-        left = drains.members_left(
-            wanted, await self._store.list_disks(limit=0), await self._store.places()
-        )
+        disks = await self._store.list_disks(limit=0)
+        places = await self._store.places()
         moves = tuple(
             self._driver.running(each.id) or each
             for each in await self._store.replacements_asked_by(wanted.asked_by)
         )
         running = await self._store.running_replacements()
-        found = drains.plan(left, moves, running, policy, self._held.now(self._clock()))
+        left = drains.members_left(wanted, disks, places)
+        left += drains.departing(wanted, running, places)
+        found = drains.plan(
+            left, moves, running, drains.recorded(disks), policy, self._held.now(self._clock())
+        )
         shown = () if wanted.state is drains.State.DONE else found.left
         return found, DrainView(wanted, moves, shown)
 
@@ -248,7 +256,8 @@ class Caretaker:
         except StairwellError as error:
             _log.info("member is not replaced yet", disk=member.disk, slot=member.slot,
                       asked_by=asked_by, error=error.message)  # fmt: skip
-            self._held.because(key, error.message, self._clock() + HELD_SECONDS * self._pace)
+            why = " ".join(error.message.split())
+            self._held.because(key, why, self._clock() + HELD_SECONDS * self._pace)
             # The reason is to be seen: the next round stores and tells it, and begins another one.
             return True
         assert answer.replacement is not None

@@ -20,7 +20,15 @@ CANNOT_TAKE_BACK = "CANNOT_TAKE_BACK"
 class Corrections:
     """See the module."""
 
-    def __init__(self, store: Store, vmmd: Vmmd, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        vmmd: Vmmd,
+        clock: Callable[[], float],
+        require: Callable[[Replacement], None],
+    ) -> None:
+        """`require` raises when the replacement is not driven here any more."""
+        self._require = require
         self._store = store
         self._vmmd = vmmd
         self._clock = clock
@@ -47,6 +55,7 @@ class Corrections:
         event = undoable(record, info, self._clock())
         if not isinstance(event, core.CanUndo) and is_held(record, info):
             # It was paused, and nobody will resume it.
+            self._require(record)
             await self._vmmd.hold_repair(
                 record.instance_id, record.disk, record.region_path, record.slot, held=False
             )

@@ -8,6 +8,7 @@ outlives what it uses.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ from uuid import UUID
 
 from controlplane import breakpoints
 from controlplane.answers import AnswerBook
+from controlplane.claims import Claims
 from controlplane.core.records import InstanceRecord
 from controlplane.core.replacement import Replacement
 from controlplane.detached import Detached
@@ -29,6 +31,7 @@ from controlplane.operations.replacing import Replacing
 from controlplane.operations.scrubs import Scrubs
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
+from controlplane.relay import Relay
 from controlplane.repair_limiter import RepairLimiter
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.services.disks import DiskServicer
@@ -37,8 +40,10 @@ from controlplane.services.instances import InstanceServicer
 from controlplane.services.replacements import ReplacementServicer
 from controlplane.services.vcr import VcrServicer
 from controlplane.store.base import Store
-from controlplane.store.sqlite import SqliteStore
+from controlplane.store.place import Place
+from controlplane.store.sql_store import SqlStore
 from controlplane.traces import TraceKeeper
+from controlplane.words import Words
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
@@ -69,17 +74,18 @@ class ControlPlane:
         self,
         address: str,
         vmmd: str,
-        data: Path,
+        place: Place | Path,
         *,
         downstairs_tls: TlsFiles | None = None,
         grace_seconds: float = STOP_GRACE_SECONDS,
         pace: float = 1.0,
     ) -> None:
-        """`downstairs_tls` is what it shows the downstairs it asks; `pace` scales the waits between
-        a replacement's attempts; tests make it small."""
+        """`place` is where its state is, or the directory of it; `downstairs_tls` is what it shows
+        the downstairs it asks; `pace` scales the waits between a replacement's attempts; tests make
+        it small."""
         self._wanted = address
         self._vmmd_address = str(parse_address(vmmd))
-        self._data = data
+        self._place = place if isinstance(place, Place) else Place(place)
         self._downstairs_tls = downstairs_tls
         self._grace_seconds = grace_seconds
         self._pace = pace
@@ -108,7 +114,7 @@ class ControlPlane:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Starts everything; what was started is on the stack, in the order to end it."""
-        store = await SqliteStore.open(self._data)
+        store = await SqlStore.open(self._place)
         stack.push_async_callback(store.close)
         tracing = Tracing.configure("controlplane", self._wanted)
         stack.callback(tracing.shutdown)
@@ -116,41 +122,44 @@ class ControlPlane:
         stack.push_async_callback(vmmd.close)
         instance_news, replacement_news = Feed[InstanceRecord](), Feed[Replacement]()
         disk_news = Feed[None]()
-
-        def disk_changed(key: UUID) -> None:
-            disk_news.publish(key, None)
-
+        disk_changed = partial(_tell, disk_news)
         detached = Detached()
+        claims = Claims(store)
+        words = Words(store, claims)
         traces = TraceKeeper(store, vmmd, tracing)
-        limiter = RepairLimiter(store, vmmd, pace=self._pace)
+        limiter = await stack.enter_async_context(RepairLimiter(store, vmmd, pace=self._pace))
         driver = ReplacementDriver(
-            store, vmmd, traces, replacement_news, detached, tracing, limiter,
+            store, claims, vmmd, traces, replacement_news, detached, tracing, limiter,
             disk_changed=disk_changed, pace=self._pace, reached=breakpoints.from_environment(),
         )  # fmt: skip
         scrub_driver = ScrubDriver(
-            store, vmmd, detached, disk_changed=disk_changed, pace=self._pace
+            store, claims, vmmd, detached, disk_changed=disk_changed, pace=self._pace
         )
-        stack.push_async_callback(detached.drain)
-        stack.push_async_callback(scrub_driver.stop)
-        stack.push_async_callback(driver.stop)
-        follower = MachineFollower(store, vmmd, instance_news, limiter)
-        stack.push_async_callback(follower.stop)
-        await stack.enter_async_context(limiter)
-        await driver.start()
-        await scrub_driver.start()
-        await follower.start()
+        # Last, once nothing drives any more: others take over at once.
+        stack.push_async_callback(claims.stop)
+        for end in (detached.drain, scrub_driver.stop, driver.stop):
+            stack.push_async_callback(end)
+        follower = MachineFollower(store, claims, vmmd, instance_news, limiter)
+        relay = Relay(store, claims, words, instance_news, replacement_news, disk_news)
+        for end in (follower.stop, relay.stop, words.stop, claims.halt):
+            stack.push_async_callback(end)
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
-        replacements = Replacements(store, driver, traces, replacement_news, limiter)
+        replacements = Replacements(store, driver, words, traces, replacement_news, limiter)
         replacing = Replacing(
             store, fleet, driver, replacements, detached, tracing, disk_changed=disk_changed
         )
-        instances = Instances(store, vmmd, follower, driver, scrub_driver, detached, instance_news)
+        instances = Instances(
+            store, vmmd, follower, driver, scrub_driver, words, detached, instance_news
+        )
         disks = Disks(store, vmmd, scrub_driver, disk_news)
-        care = FleetCare(store, vmmd, fleet, driver, replacing, detached, tracing, pace=self._pace)
+        care = FleetCare(
+            store, vmmd, fleet, driver, replacing, detached, tracing,
+            tls=self._downstairs_tls, pace=self._pace,
+        )  # fmt: skip
         stack.push_async_callback(care.stop)
-        care.start()
-        scrubs = Scrubs(store, scrub_driver, detached)
+        scrubs = Scrubs(store, scrub_driver, words, detached)
+        await _begin(claims, words, relay, care)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
             DiskServicer(disks, replacing, scrubs, answers),
@@ -158,14 +167,32 @@ class ControlPlane:
             FleetServicer(care.book, care.drains, answers),
             TraceServicer(tracing, vmmd.channels),
         )
-        server = RpcServer(self._wanted, services, tracing)
-        await server.start()
         stack.push_async_callback(detached.drain)
-        stack.push_async_callback(server.stop, self._grace_seconds)
+        self._server = await self._served(stack, services, tracing)
         for feed in (instance_news, replacement_news, disk_news, care.news):
             stack.callback(feed.close)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
-        self._server = server
+
+    async def _served(
+        self, stack: AsyncExitStack, services: list[Service], tracing: Tracing
+    ) -> RpcServer:
+        """The server, which takes calls."""
+        server = RpcServer(self._wanted, services, tracing)
+        await server.start()
+        stack.push_async_callback(server.stop, self._grace_seconds)
+        return server
+
+
+async def _begin(claims: Claims, words: Words, relay: Relay, care: FleetCare) -> None:
+    """Takes up what was left, then hears of others, and only then begins anything unasked."""
+    await claims.start()
+    words.start()
+    relay.start()
+    care.start()
+
+
+def _tell(news: Feed[None], key: UUID) -> None:
+    news.publish(key, None)
 
 
 def _services(

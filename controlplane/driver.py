@@ -1,14 +1,17 @@
 """Drives the replacements: stores each decision of the core, then does what it says.
 
-One driver in a control plane. At its start it takes up every replacement that has not ended, and
-from then on each has one task, which advances it. A user's word to a running one ends the task, is
-stored, and the task begins anew in the state that the word led to. Invariants:
+One driver in a control plane. It takes up what the claims give it, at the start and whenever
+another control plane has left something; each has one task, which advances it. A user's word to a
+running one ends the task, is stored, and the task begins anew in the state that the word led to.
+Invariants:
 
 - a transition is stored before its effect is sent, so that a crash at any point loses no step and
   repeats at most an effect that may be repeated;
 - what an effect came to is dropped when a word was stored meanwhile;
 - no failure ends a task: it becomes an event, and what is unexpected is tried again;
-- waiting for a peer that is away costs no attempt, and its polls are no part of the trace.
+- waiting for a peer that is away costs no attempt, and its polls are no part of the trace;
+- what is driven here is leased: each step is stored under the lease's epoch, each effect is sent
+  only while the lease is held, and a task whose lease was lost ends without a word.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from uuid import UUID
 from opentelemetry.trace import Span, Status, StatusCode
 
 from controlplane.breakpoints import Reached, unreached
+from controlplane.claims import Claims, Driver
 from controlplane.core import replacement as core
+from controlplane.core.leases import Kind, Lease, LeaseLostError
 from controlplane.core.replacement import Effect, Event, Replacement, State
 from controlplane.corrections import Corrections
 from controlplane.detached import Detached
@@ -58,9 +63,10 @@ UNEXPECTED_SECONDS = 5.0
 
 @dataclass(slots=True)
 class _Run:
-    """One replacement that is being driven."""
+    """One replacement that is being driven, under the epoch of its lease."""
 
     record: Replacement
+    epoch: int
     task: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     # Held while the task is ended and begun anew for a word of the user.
@@ -73,6 +79,7 @@ class ReplacementDriver:
     def __init__(
         self,
         store: Store,
+        claims: Claims,
         vmmd: Vmmd,
         traces: TraceKeeper,
         news: Feed[Replacement],
@@ -90,6 +97,7 @@ class ReplacementDriver:
         """`pace` scales every wait between attempts; tests make it small. `reached` is called with
         the name of each point at which a crash has to lose nothing."""
         self._store = store
+        self._claims = claims
         self._vmmd = vmmd
         self._traces = traces
         self._news = news
@@ -98,18 +106,26 @@ class ReplacementDriver:
         self._limiter = limiter
         self._disk_changed = disk_changed
         self._watch = watch or RepairWatch(vmmd, clock)
-        self._corrections = Corrections(store, vmmd, clock)
+        self._corrections = Corrections(store, vmmd, clock, self._require_held)
         self._clock = clock
         self._chance = chance
         self._pace = pace
         self._reached = reached
         self._runs: dict[UUID, _Run] = {}
+        claims.serve(Kind.REPLACEMENT, Driver(self._take, self._drop))
 
-    async def start(self) -> None:
-        """Takes up what an earlier control plane left."""
-        for record in await self._store.running_replacements():
-            _log.info("replacement resumed", replacement=str(record.id), state=record.state)
-            self._go(record, core.Resumed(at=self._clock()))
+    async def _take(self, lease: Lease) -> None:
+        """Goes on with what an earlier control plane, or another one, left."""
+        record = await self._store.replacement(UUID(lease.key))
+        _log.info("replacement resumed", replacement=lease.key, state=record.state)
+        self._go(record, lease.epoch, core.Resumed(at=self._clock()))
+
+    async def _drop(self, lease: Lease) -> None:
+        """Stops driving what another control plane may drive by now; stores nothing."""
+        run = self._runs.get(UUID(lease.key))
+        if run is not None and run.epoch == lease.epoch:
+            await _end(run)
+            self._forget(run)
 
     async def stop(self) -> None:
         """Ends the tasks; the records stay where they are."""
@@ -122,10 +138,11 @@ class ReplacementDriver:
             # The spans of steps cut short have ended by now, and this process forgets them soon.
             await self._traces.keep_own(run.record.trace_id)
 
-    def begin(self, record: Replacement) -> None:
+    def begin(self, record: Replacement, lease: Lease) -> None:
         """Drives a replacement that was just recorded."""
         self._reached(f"stored:{record.state}")
-        self._go(record, core.Resumed(at=record.updated_at))
+        self._claims.hold(lease)
+        self._go(record, lease.epoch, core.Resumed(at=record.updated_at))
         self._publish(record)
 
     def running(self, replacement_id: UUID) -> Replacement | None:
@@ -137,8 +154,7 @@ class ReplacementDriver:
         """Has a failed replacement go on, by the word Retried or CancelAsked; StateError when it
         has not failed, ConflictError when the recorded request is not its own any more."""
         changed, _effects = core.step(record, word(at=self._clock()))
-        await self._store.retry_replacement(changed)
-        self.begin(changed)
+        self.begin(changed, await self._store.retry_replacement(changed))
         return changed
 
     async def tell(self, replacement_id: UUID, word: type[Event]) -> Replacement | None:
@@ -184,8 +200,8 @@ class ReplacementDriver:
                     await self._advance(run, core.GaveUp(at=self._clock(), error=why))
                 self._forget(run)
 
-    def _go(self, record: Replacement, event: Event) -> None:
-        run = _Run(record)
+    def _go(self, record: Replacement, epoch: int, event: Event) -> None:
+        run = _Run(record, epoch)
         self._runs[record.id] = run
         self._work(run, event)
 
@@ -205,9 +221,13 @@ class ReplacementDriver:
                     effects = await self._advance(run, event)
                     await self._traces.keep_own(run.record.trace_id)
                     event = await self._perform(run, effects)
-                except Exception:  # noqa: BLE001 - a replacement is never dropped by a failure
-                    _log.exception("replacement stumbled", replacement=str(run.record.id))
-                    await asyncio.sleep(UNEXPECTED_SECONDS * self._pace)
+                except LeaseLostError as error:
+                    _log.warning("replacement left", error=error.message)
+                    self._forget(run)
+                    return
+                except Exception as error:  # noqa: BLE001 - never dropped by a failure
+                    _stumbled(run.record, error)
+                    await self._look_again(run)
                     event = core.Resumed(at=self._clock())
         finally:
             if run.record.state.ended:
@@ -216,6 +236,31 @@ class ReplacementDriver:
     def _forget(self, run: _Run) -> None:
         if self._runs.get(run.record.id) is run:
             del self._runs[run.record.id]
+        self._claims.let_go(Kind.REPLACEMENT, str(run.record.id), run.epoch)
+
+    async def _look_again(self, run: _Run) -> None:
+        """Waits, then reads what is stored: a commit that failed may have been one after all."""
+        while True:
+            await asyncio.sleep(UNEXPECTED_SECONDS * self._pace)
+            try:
+                async with run.lock:
+                    run.record = await self._store.replacement(run.record.id)
+                # Who watches has not heard of it, if it was stored after all.
+                self._publish(run.record)
+            except StairwellError as error:
+                _log.warning("the store is not there yet", error=error.message)
+            else:
+                return
+
+    def _require(self, run: _Run) -> None:
+        """LeaseLostError unless the run is still this control plane's; before each effect."""
+        self._claims.require(Kind.REPLACEMENT, str(run.record.id), run.epoch)
+
+    def _require_held(self, record: Replacement) -> None:
+        run = self._runs.get(record.id)
+        if run is None:
+            raise LeaseLostError(Kind.REPLACEMENT, str(record.id))
+        self._require(run)
 
     async def _advance(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         """Takes one step and stores it. A caller that is cancelled leaves a whole step behind."""
@@ -224,9 +269,11 @@ class ReplacementDriver:
     async def _step(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         async with run.lock:
             before = run.record
-            record, effects = core.step(before, replace(event, chance=self._chance()))
+            # Hosts' clocks differ: with a record from another one, time does not go back.
+            at = max(event.at, before.updated_at)
+            record, effects = core.step(before, replace(event, at=at, chance=self._chance()))
             if _worth_storing(before, record):
-                await self._store.save_replacement(record)
+                await self._store.save_replacement(record, run.epoch)
             run.record = record
         if record.state is not before.state:
             self._reached(f"stored:{record.state}")
@@ -264,6 +311,7 @@ class ReplacementDriver:
             await self._traces.keep_all(run.record.trace_id)
             return core.Resumed(at=self._clock())
         (effect,) = effects
+        self._require(run)
         if effect is Effect.AWAIT_RETRY:
             return await self._await_retry(run)
         with self._span(run.record) as span:
@@ -282,6 +330,8 @@ class ReplacementDriver:
                 raise
             error_text = f"the step {run.record.state} did not end within {seconds:g} s"
             return core.StepFailed(at=self._clock(), error=error_text)
+        except LeaseLostError:
+            raise
         except StairwellError as error:
             ended = await self._instance_ended(run.record)
             return as_event(error, self._clock(), ended)
@@ -329,6 +379,7 @@ class ReplacementDriver:
         for address, region_id in region_ids(info).items():
             await self._store.note_region(address, region_id)
         await self._limiter.send(record)
+        self._require(run)
         answer = await self._vmmd.replace_vcr(
             record.instance_id,
             record.disk,
@@ -375,7 +426,7 @@ class ReplacementDriver:
         return verified(record, report, info, self._clock())
 
     async def _retire(self, run: _Run) -> Event:
-        await self._store.retire_member(run.record)
+        await self._store.retire_member(run.record, run.epoch)
         await self._traces.keep_all(run.record.trace_id)
         return core.Retired(at=self._clock())
 
@@ -385,6 +436,14 @@ async def _end(run: _Run) -> None:
     if run.task is not None:
         run.task.cancel()
         await asyncio.gather(run.task, return_exceptions=True)
+
+
+def _stumbled(record: Replacement, error: Exception) -> None:
+    """Logs a failure; one with a type needs no traceback."""
+    if isinstance(error, StairwellError):
+        _log.warning("replacement waits", replacement=str(record.id), error=error.message)
+    else:
+        _log.error("replacement stumbled", replacement=str(record.id), exc_info=error)
 
 
 def _worth_storing(before: Replacement, after: Replacement) -> bool:

@@ -28,10 +28,16 @@ class Subscription(Generic[T]):
         self._news: deque[T] = deque(maxlen=NEWS_MAX)
         self._arrived = asyncio.Event()
         self._closed = False
+        self._over = False
 
     def close(self) -> None:
         """Ends the iteration once the news so far are read."""
         self._closed = True
+        self._arrived.set()
+
+    def end(self) -> None:
+        """The same, and nobody is to watch again: what was watched is gone."""
+        self._over = True
         self._arrived.set()
 
     def push(self, item: T) -> None:
@@ -40,10 +46,12 @@ class Subscription(Generic[T]):
         self._arrived.set()
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        """Items as they come; UnavailableError when the feed was closed."""
+        """Items as they come, to the end; UnavailableError when the feed was closed."""
         while True:
             while self._news:
                 yield self._news.popleft()
+            if self._over:
+                return
             if self._closed:
                 raise UnavailableError(
                     "the control plane is stopping; watch again when it is back",
@@ -64,6 +72,19 @@ class Feed(Generic[T]):
         for group in self._subscriptions.values():
             for subscription in group:
                 subscription.close()
+
+    def end(self, key: object) -> None:
+        """Ends the subscriptions of a key: there will be no more."""
+        for subscription in self._subscriptions.get(key, ()):
+            subscription.end()
+
+    def has(self, key: object) -> bool:
+        """Whether anybody subscribes to the key."""
+        return key in self._subscriptions
+
+    def watched(self) -> list[object]:
+        """The keys that somebody subscribes to."""
+        return [*self._subscriptions]
 
     def publish(self, key: object, item: T) -> None:
         """Hands the item to each subscriber of the key."""

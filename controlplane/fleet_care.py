@@ -13,9 +13,12 @@ from controlplane.operations.drains import Drains
 from controlplane.operations.fleet import FleetBook
 from controlplane.operations.replacing import Replacing
 from controlplane.operations.starting import Starting
+from controlplane.peers.agent import Agents
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
+from controlplane.region_making import RegionMaking
 from controlplane.store.base import Store
+from stairlib.rpc.tls import TlsFiles
 from stairlib.telemetry.tracing import Tracing
 
 
@@ -32,15 +35,18 @@ class FleetCare:
         detached: Detached,
         tracing: Tracing,
         *,
+        tls: TlsFiles | None = None,
         pace: float = 1.0,
     ) -> None:
+        agents = Agents(tracing, tls)
         self.news = Feed[DrainView]()
         self._watcher = FleetWatcher(store, fleet, pace=pace)
-        self.starting = Starting(store, self._watcher, driver, replacing, detached)
+        making = RegionMaking(store, fleet, agents, pace=pace)
+        self.starting = Starting(store, self._watcher, making, driver, replacing, detached)
         self._caretaker = Caretaker(
-            store, vmmd, driver, self.starting, self.news, tracing, pace=pace
+            store, vmmd, driver, self.starting, making, self.news, tracing, pace=pace
         )
-        self.book = FleetBook(store, fleet, self._watcher, changed=self._caretaker.poke)
+        self.book = FleetBook(store, fleet, agents, self._watcher, changed=self._caretaker.poke)
         self.drains = Drains(store, self._caretaker, self.news)
 
     def start(self) -> None:

@@ -5,7 +5,8 @@ does not know is given a new one (with raised generations, so that its volumes m
 again) and brought to the state the user asked for. To the guest that is a power cut. A machine that
 ended (FAILED, DESTROYED) is not made again.
 
-One task for each instance that has not ended. While vmmd is away the last known state stays, and
+One task for each instance that has not ended and whose lease this control plane holds: no other one
+makes the machine again, or tells its states. While vmmd is away the last known state stays, and
 the reason says so.
 """
 
@@ -16,6 +17,8 @@ from contextlib import aclosing
 from contextvars import Context
 from uuid import UUID
 
+from controlplane.claims import Claims, Driver
+from controlplane.core.leases import Kind, Lease, LeaseLostError
 from controlplane.core.records import Desired, DiskRecord, InstanceRecord, InstanceState
 from controlplane.core.replacement import State
 from controlplane.feed import Feed
@@ -46,9 +49,15 @@ class MachineFollower:
     """See the module. `news` gets each record that changed, under the instance's id."""
 
     def __init__(
-        self, store: Store, vmmd: Vmmd, news: Feed[InstanceRecord], limiter: RepairLimiter
+        self,
+        store: Store,
+        claims: Claims,
+        vmmd: Vmmd,
+        news: Feed[InstanceRecord],
+        limiter: RepairLimiter,
     ) -> None:
         self._store = store
+        self._claims = claims
         self._vmmd = vmmd
         self._news = news
         self._limiter = limiter
@@ -56,12 +65,25 @@ class MachineFollower:
         # The newest state generation heard of each machine: news of it come on two ways, the
         # stream and the answers to requests, and the older must not overtake the newer.
         self._heard: dict[UUID, int] = {}
+        self._epochs: dict[UUID, int] = {}
+        claims.serve(Kind.INSTANCE, Driver(self._take, self._drop))
 
-    async def start(self) -> None:
-        """Follows every recorded instance that has not ended."""
-        for instance in await self._store.list_instances(limit=INSTANCES_MAX):
-            if not instance.state.ended:
-                self.follow(instance.id)
+    async def _take(self, lease: Lease) -> None:
+        """Follows an instance that an earlier control plane, or another one, left."""
+        self.own(lease)
+        self.follow(UUID(lease.key))
+
+    async def _drop(self, lease: Lease) -> None:
+        """Stops following what another control plane may follow by now."""
+        instance_id = UUID(lease.key)
+        if self._epochs.get(instance_id) == lease.epoch:
+            await self.unfollow(instance_id)
+
+    def own(self, lease: Lease) -> None:
+        """This control plane tells the states of the instance from now on."""
+        self._claims.hold(lease)
+        self._epochs[UUID(lease.key)] = lease.epoch
+        self._heard.pop(UUID(lease.key), None)
 
     async def stop(self) -> None:
         """Ends the tasks; machines go on."""
@@ -77,7 +99,12 @@ class MachineFollower:
             self._follow(instance_id), name=f"machine {instance_id}", context=Context()
         )
         self._tasks[instance_id] = task
-        task.add_done_callback(lambda _task: self._tasks.pop(instance_id, None))
+
+        def ended(_task: asyncio.Task[None]) -> None:
+            if self._tasks.get(instance_id) is task:
+                del self._tasks[instance_id]
+
+        task.add_done_callback(ended)
 
     async def unfollow(self, instance_id: UUID) -> None:
         """Stops following one."""
@@ -85,7 +112,18 @@ class MachineFollower:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        self._forget(instance_id)
+
+    def _forget(self, instance_id: UUID) -> None:
         self._heard.pop(instance_id, None)
+        epoch = self._epochs.pop(instance_id, None)
+        if epoch is not None:
+            self._claims.let_go(Kind.INSTANCE, str(instance_id), epoch)
+
+    def _require(self, instance_id: UUID) -> None:
+        """LeaseLostError unless the instance is still this control plane's; before each effect."""
+        epoch = self._epochs.get(instance_id, 0)
+        self._claims.require(Kind.INSTANCE, str(instance_id), epoch)
 
     async def saw(self, machine: pb.Machine) -> None:
         """Takes over what vmmd says of a machine, unless something newer was heard."""
@@ -98,7 +136,10 @@ class MachineFollower:
                 await self._limiter.machine_seen(instance_id)
 
     async def _set(self, instance_id: UUID, state: InstanceState, reason: str) -> None:
-        changed = await self._store.set_instance_state(instance_id, state, reason)
+        epoch = self._epochs.get(instance_id)
+        if epoch is None:
+            return
+        changed = await self._store.set_instance_state(instance_id, state, reason, epoch)
         if changed is not None:
             _log.info("instance changed", instance=changed.name, state=state, reason=reason)
             self._news.publish(instance_id, changed)
@@ -109,15 +150,22 @@ class MachineFollower:
             try:
                 instance = await self._store.instance(str(instance_id))
                 if instance.state.ended:
+                    self._forget(instance_id)
                     return
                 if await self._watch(instance_id):
                     delay = RETRY_FIRST_SECONDS
             except NotFoundError:
+                self._forget(instance_id)
+                return
+            except LeaseLostError as error:
+                _log.warning("instance left", error=error.message)
                 return
             except UnavailableError as error:
                 await self._lost(instance_id, error)
             except StairwellError as error:
                 _log.warning("machine cannot be followed", error=error.message)
+            except Exception:  # noqa: BLE001 - an instance is never left by a failure
+                _log.exception("follower stumbled", instance=str(instance_id))
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MAX_SECONDS)
 
@@ -167,15 +215,17 @@ class MachineFollower:
             for disk in disks
         }
         _log.warning("machine is made again", instance=instance.name)
+        self._require(instance_id)
         try:
             unfinished = await self._unfinished(disks)
             spec = machine_spec(instance, disks, generations, unfinished)
             machine = await self._vmmd.ensure_machine(spec)
+            self._require(instance_id)
             if instance.desired is Desired.RUNNING:
                 machine = await self._vmmd.set_machine_state(
                     instance_id, pb.MACHINE_REQUESTED_STATE_RUN
                 )
-        except (UnavailableError, AlreadyExistsError, LimitError):
+        except (UnavailableError, AlreadyExistsError, LimitError, LeaseLostError):
             raise
         except StairwellError as error:
             why = f"vmmd has restarted and cannot make the machine again: {error.message}"
@@ -192,6 +242,9 @@ class MachineFollower:
         }
 
     async def _lost(self, instance_id: UUID, error: UnavailableError) -> None:
-        """Says that the state is old."""
-        instance = await self._store.instance(str(instance_id))
-        await self._set(instance_id, instance.state, f"last known state: {error.message}")
+        """Says that the state is old; not when it is the store itself that is away."""
+        try:
+            instance = await self._store.instance(str(instance_id))
+            await self._set(instance_id, instance.state, f"last known state: {error.message}")
+        except StairwellError as second:
+            _log.warning("instance cannot be looked at", error=second.message)

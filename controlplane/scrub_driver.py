@@ -16,7 +16,9 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from controlplane.claims import Claims, Driver
 from controlplane.core import scrub as core
+from controlplane.core.leases import Kind, Lease, LeaseLostError
 from controlplane.core.parents import without_parent
 from controlplane.core.replacement import (
     Blocked,
@@ -33,6 +35,8 @@ from controlplane.driver import UNEXPECTED_SECONDS
 from controlplane.peers.vmmd import Vmmd
 from controlplane.steps import as_event, instance_ended
 from controlplane.store.base import Store
+from controlplane.store.sql_leases import SEPARATOR
+from controlplane.store.sql_scrubs import lease_key
 from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
@@ -47,9 +51,10 @@ Key = tuple[UUID, str]
 
 @dataclass(slots=True)
 class _Run:
-    """One scrub that is being driven."""
+    """One scrub that is being driven, under the epoch of its lease."""
 
     record: Scrub
+    epoch: int
     task: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -60,6 +65,7 @@ class ScrubDriver:
     def __init__(
         self,
         store: Store,
+        claims: Claims,
         vmmd: Vmmd,
         detached: Detached,
         *,
@@ -69,26 +75,38 @@ class ScrubDriver:
     ) -> None:
         """`pace` scales every wait between attempts; tests make it small."""
         self._store = store
+        self._claims = claims
         self._vmmd = vmmd
         self._detached = detached
         self._disk_changed = disk_changed
         self._clock = clock
         self._pace = pace
         self._runs: dict[Key, _Run] = {}
+        claims.serve(Kind.SCRUB, Driver(self._take, self._leave))
 
-    async def start(self) -> None:
-        """Takes up what an earlier control plane left."""
-        for record in await self._store.running_scrubs():
-            _log.info("scrub resumed", disk=record.disk, path=record.path, state=record.state)
-            self._go(_Run(record))
+    async def _take(self, lease: Lease) -> None:
+        """Goes on with what an earlier control plane, or another one, left."""
+        key, _, path = lease.key.partition(SEPARATOR)
+        for record in await self._store.scrubs(UUID(key)):
+            if record.path == path and not record.state.ended:
+                _log.info("scrub resumed", disk=record.disk, path=path, state=record.state)
+                self._go(_Run(record, lease.epoch))
+
+    async def _leave(self, lease: Lease) -> None:
+        """Stops driving what another control plane may drive by now; stores nothing."""
+        for run in [*self._runs.values()]:
+            if lease_key(run.record) == lease.key and run.epoch == lease.epoch:
+                await _cancelled(run)
+                self._forget(run)
 
     async def stop(self) -> None:
         """Ends the tasks; the records stay where they are."""
         await asyncio.gather(*(_cancelled(run) for run in self._runs.values()))
 
-    def begin(self, record: Scrub) -> None:
+    def begin(self, record: Scrub, lease: Lease) -> None:
         """Drives a scrub that was just recorded."""
-        self._go(_Run(record))
+        self._claims.hold(lease)
+        self._go(_Run(record, lease.epoch))
         self._disk_changed(record.disk_key)
 
     @property
@@ -125,6 +143,7 @@ class ScrubDriver:
         try:
             if await self._quiet(run):
                 if run.record.state is core.State.COPY:
+                    self._require(run)
                     await self._stop_machine(run.record)
                 await self._advance(run, core.Stopped(at=self._clock()))
         finally:
@@ -175,6 +194,11 @@ class ScrubDriver:
         key = (run.record.disk_key, run.record.path)
         if self._runs.get(key) is run:
             del self._runs[key]
+        self._claims.let_go(Kind.SCRUB, lease_key(run.record), run.epoch)
+
+    def _require(self, run: _Run) -> None:
+        """LeaseLostError unless the run is still this control plane's; before each effect."""
+        self._claims.require(Kind.SCRUB, lease_key(run.record), run.epoch)
 
     async def _drive(self, run: _Run) -> None:
         """Advances one scrub until it ends."""
@@ -189,11 +213,29 @@ class ScrubDriver:
                 # A peer's failure is an event; this one is the store's: the disk was deleted.
                 _log.info("scrub is gone", disk=run.record.disk, error=error.message)
                 break
+            except LeaseLostError as error:
+                _log.warning("scrub left", error=error.message)
+                break
             except Exception:  # noqa: BLE001 - a scrub is never dropped by a failure
                 _log.exception("scrub stumbled", disk=run.record.disk, path=run.record.path)
-                await asyncio.sleep(UNEXPECTED_SECONDS * self._pace)
+                await self._look_again(run)
                 event = Resumed(at=self._clock())
         self._forget(run)
+
+    async def _look_again(self, run: _Run) -> None:
+        """Waits, then reads what is stored: a commit that failed may have been one after all."""
+        while True:
+            await asyncio.sleep(UNEXPECTED_SECONDS * self._pace)
+            try:
+                async with run.lock:
+                    stored = await self._store.scrubs(run.record.disk_key)
+                    found = [each for each in stored if each.path == run.record.path]
+                    run.record = found[0] if found else run.record
+                self._disk_changed(run.record.disk_key)
+            except StairwellError as error:
+                _log.warning("the store is not there yet", error=error.message)
+            else:
+                return
 
     async def _advance(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         """Takes one step and stores it. A caller that is cancelled leaves a whole step behind."""
@@ -202,14 +244,15 @@ class ScrubDriver:
     async def _step(self, run: _Run, event: Event) -> tuple[Effect, ...]:
         async with run.lock:
             before = run.record
+            event = replace(event, at=max(event.at, before.updated_at))
             record, effects = core.step(before, event)
             if isinstance(event, core.Dropped):
-                await self._store.drop_parent(record, event.original, event.recorded)
+                await self._store.drop_parent(record, event.original, event.recorded, run.epoch)
             elif replace(record, updated_at=before.updated_at) == before:
                 # Nothing but the time has changed.
                 return effects
             else:
-                await self._store.save_scrub(record)
+                await self._store.save_scrub(record, run.epoch)
             run.record = record
         self._disk_changed(record.disk_key)
         if record.state is not before.state:
@@ -238,6 +281,8 @@ class ScrubDriver:
         """The event of the work, or the one its failure means."""
         try:
             return await work
+        except LeaseLostError:
+            raise
         except StairwellError as error:
             if error.reason in _FINAL:
                 return GaveUp(at=self._clock(), error=error.message)
@@ -274,6 +319,7 @@ class ScrubDriver:
         """Asks for the copy. Never cut short, and under the lock: a stop must come after it."""
         async with run.lock:
             record = run.record
+            self._require(run)
             return await self._vmmd.start_scrub(
                 record.instance_id, record.disk, record.path, record.bytes_per_second_max
             )
@@ -302,6 +348,8 @@ class ScrubDriver:
             event = core.Dropped(at=self._clock(), original=disk.construction, recorded=wanted)
             try:
                 await self._advance(run, event)
+            except LeaseLostError:
+                raise
             except ConflictError as error:
                 if error.reason != "RECORDED_VCR_CHANGED":
                     return Blocked(at=self._clock(), on=error.message)

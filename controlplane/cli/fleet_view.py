@@ -52,11 +52,11 @@ def downstairs_view(one: pb.Downstairs) -> RenderableType:
             ("role", word(_role(one))),
             ("host", one.host),
             ("failure domain", one.failure_domain or f"none said; host {one.host} stands for it"),
-            ("agent", one.agent),
+            ("made by", one.agent),
             ("set aside for", one.reserved_volume_id and f"volume {one.reserved_volume_id}"),
             ("region", one.region_id),
             ("volume", one.volume_id),
-            ("size", f"{_size(one)}, extents: {one.extent_count}, blocks: {one.block_size}"),
+            ("size", f"{_size(one)}: {one.extent_count} extents, {one.block_size}-byte blocks"),
             ("stored", format_bytes(one.stored_bytes)),
             ("free", format_bytes(one.free_bytes) if one.HasField("free_bytes") else "not said"),
             ("health", word(_health(one))),
@@ -64,6 +64,22 @@ def downstairs_view(one: pb.Downstairs) -> RenderableType:
             ("used by", ", ".join(one.disks)),
         ]
     )  # fmt: skip
+
+
+def agents_table(agents: Sequence[pb.Agent]) -> RenderableType:
+    """Known agents."""
+    if not agents:
+        return "no agents known; register one with `stairwell fleet agent HOST:PORT`"
+    table = new_table(
+        "AGENT", "HOST", "DOMAIN", "FREE", "PORTS", "MAKING", "TROUBLE",
+        right=["FREE", "PORTS", "MAKING"],
+    )  # fmt: skip
+    for one in agents:
+        table.add_row(
+            one.address, one.host, one.failure_domain or "-", format_bytes(one.free_bytes),
+            str(one.ports_free), str(one.makings), one.trouble,
+        )  # fmt: skip
+    return table
 
 
 def policy_view(policy: pb.FleetPolicy, faulted: Sequence[pb.FaultedMember] = ()) -> RenderableType:
@@ -121,12 +137,23 @@ def drain_view(drain: pb.Drain) -> RenderableType:
             )  # fmt: skip
         parts += ["", moved]
     if drain.left:
-        left = new_table("LEFT", "SLOT", "MEMBER", "WAITS FOR")
-        for one in drain.left:
-            waits = one.waits_for or "nothing: it is next"
-            left.add_row(one.disk, _slot(one.region_path, one.slot), one.target, waits)
-        parts += ["", left]
+        parts += ["", _left_table(drain)]
     return Group(*parts)
+
+
+def drain_plan(drain: pb.Drain) -> RenderableType:
+    """What a drain would move, that was not begun."""
+    if not drain.left:
+        return f"nothing to move: no disk uses {drain.target}"
+    return Group(f"a drain of {drain.target} would move {len(drain.left)}:", _left_table(drain))
+
+
+def _left_table(drain: pb.Drain) -> RenderableType:
+    left = new_table("LEFT", "SLOT", "MEMBER", "WAITS FOR")
+    for one in drain.left:
+        waits = one.waits_for or "nothing: it is next"
+        left.add_row(one.disk, _slot(one.region_path, one.slot), one.target, waits)
+    return left
 
 
 def drain_line(drain: pb.Drain) -> str:
@@ -171,9 +198,10 @@ def start_view(answer: StartReplacementResponse) -> RenderableType:
     what = "already asked for" if answer.already else "started"
     if not answer.HasField("replacement"):
         what = "would be started"
+    new = answer.new_target or "a new region"
     head = (
         f"{what}: {answer.region_path or 'region'} slot {answer.slot} {answer.old_target} ->"
-        f" {answer.new_target}, generation {answer.to_generation}"
+        f" {new}, generation {answer.to_generation}"
     )
     lines: list[RenderableType] = [head]
     if answer.HasField("replacement"):
@@ -185,6 +213,8 @@ def start_view(answer: StartReplacementResponse) -> RenderableType:
 def placement_view(placement: Placement) -> RenderableType | None:
     """How a spare was found; None when there is nothing to say."""
     lines: list[RenderableType] = [f"warning: {each}" for each in placement.warnings]
+    if placement.made_by:
+        lines.append(f"no spare fits: the region is made by the agent at {placement.made_by}")
     if placement.rejections:
         table = new_table("NOT TAKEN", "HOST", "WHY")
         for one in placement.rejections:

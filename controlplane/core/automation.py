@@ -54,12 +54,13 @@ class MemberSeen:
 @dataclass(frozen=True, slots=True)
 class DiskSeen:
     """One disk. `members` is None while its machine does not answer; `newest` is its newest
-    replacement."""
+    replacement that was not cancelled, `last` the last one that was begun unasked."""
 
     disk_key: UUID
     disk: str
     members: tuple[MemberSeen, ...] | None
     newest: Replacement | None = None
+    last: Replacement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +163,11 @@ def _reasons(
         yield f"replacement {newest.id} of its disk is running, in state {newest.state}"
     if here.presence is Presence.RETURNING:
         yield "it is connected again and on its way back"
-    if newest is not None and _ended_badly(newest, member):
+    last = disk.last
+    if last is not None and _ended_badly(last, member):
         yield (
-            f"replacement {newest.id} of this slot was automatic and is {newest.state}:"
-            f" {newest.last_error or 'no reason was given'}; an operator has to look"
+            f"replacement {last.id} of this slot was automatic and is {last.state}"
+            f"{': ' * bool(last.last_error)}{last.last_error}; an operator has to look"
         )
     if policy.maintenance:
         yield "the fleet's maintenance switch is on"
@@ -180,10 +182,12 @@ def _reasons(
         yield held[key_of(member)]
 
 
-def _ended_badly(newest: Replacement, member: FaultedMember) -> bool:
-    return (
-        newest.asked_by == ASKED_BY
-        and newest.state.ended
-        and newest.state is not State.DONE
-        and (newest.region_path, newest.slot) == (member.region_path, member.slot)
-    )
+def _ended_badly(last: Replacement, member: FaultedMember) -> bool:
+    """Whether the last automatic replacement was of this very member and was not carried out: the
+    one it brought is gone too, or the member it was for is the one that is still gone."""
+    if (last.region_path, last.slot) != (member.region_path, member.slot):
+        return False
+    if last.state not in (State.FAILED, State.CANCELLED):
+        return False
+    still_gone = last.old_target == member.target and last.created_at >= member.since
+    return still_gone or (last.state is State.FAILED and last.new_target == member.target)

@@ -98,19 +98,45 @@ def members_left(
     ]
 
 
+def departing(
+    drain: Drain, running: Iterable[Replacement], places: Mapping[str, Place]
+) -> list[Member]:
+    """Members there that a running replacement of somebody else is moving away: they are recorded
+    elsewhere already, and serve until their successors are whole."""
+    return [
+        Member(each.disk_key, each.disk, each.region_path, each.slot, each.old_target)
+        for each in running
+        if each.asked_by != drain.asked_by
+        and drain.covers(places.get(each.old_target) or default_place(each.old_target))
+    ]
+
+
+def recorded(disks: Iterable[DiskRecord]) -> dict[Key, str]:
+    """The address in each slot."""
+    return {
+        (disk.key, path, slot): address
+        for disk in disks
+        for path, region in regions(disk.construction)
+        for slot, address in enumerate(region.options.targets)
+    }
+
+
 def plan(
     left: Iterable[Member],
     moves: Iterable[Replacement],
     running: Collection[Replacement],
+    now: Mapping[Key, str],
     policy: FleetPolicy,
     held: Mapping[Key, str],
 ) -> Plan:
     """The next step. `moves` are the replacements that this drain has begun, oldest first, and
-    `running` all of the fleet that have not ended; `held` says of members why an attempt to move
-    them did not begin."""
+    `running` all of the fleet that have not ended; `now` is what is recorded in each slot; `held`
+    says of members why an attempt to move them did not begin."""
     newest = {(each.disk_key, each.region_path, each.slot): each for each in moves}
     unfinished = {
-        key: each for key, each in newest.items() if each.state is not ReplacementState.DONE
+        key: each
+        for key, each in newest.items()
+        if not each.state.ended or _unresolved(each, now.get(key))
     }
     shown: list[Member] = []
     begin: Member | None = None
@@ -132,6 +158,14 @@ def plan(
                 )
             )  # fmt: skip
     return Plan(begin, tuple(shown), not shown and not unfinished)
+
+
+def _unresolved(move: Replacement, target: str | None) -> bool:
+    """Whether a move that has ended left its slot as it should not be; `target` is what is recorded
+    there now. Another replacement of the slot, or the end of the disk, resolves it."""
+    if move.state is ReplacementState.CANCELLED:
+        return target == move.old_target
+    return move.state is ReplacementState.FAILED and target == move.new_target
 
 
 def _reasons(
@@ -161,6 +195,8 @@ def _reasons(
 
 
 def _ended_badly(move: Replacement) -> str:
+    if move.state is ReplacementState.CANCELLED:
+        return f"replacement {move.id} of it was cancelled; replace it by hand, or drain anew"
     return (
         f"replacement {move.id} is {move.state}: {move.last_error or 'no reason was given'}; retry"
         " it, or replace the slot by hand"

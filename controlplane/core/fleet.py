@@ -75,6 +75,27 @@ class FleetEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """What an agent says its host has to give."""
+
+    host: str
+    failure_domain: str
+    free_bytes: int
+    ports_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """A region asked of an agent for a replacement, whose id it has. `address` is empty until the
+    agent has said where it will be."""
+
+    replacement_id: UUID
+    agent: str
+    created_at: float
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FleetPolicy:
     """What may be done unasked. `grace_seconds` is how long a member has to be faulted before it is
     replaced, `at_once_max` how many replacements may run in the fleet. All repairs of replacements

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from controlplane.core.fleet import Health, Place
+from controlplane.core.fleet import AgentFacts, Health, Place
 from controlplane.core.preflight import RegionFacts
 from controlplane.core.records import Role
 from stairlib.model.cipher import describe_cipher
@@ -24,6 +24,11 @@ from stairlib.model.errors import StateError
 
 # Rejections kept and shown. A larger fleet keeps those of the first addresses.
 REJECTIONS_MAX = 200
+# Reasons that go along with an error for programs; the text has them all.
+_METADATA_MAX = 16
+
+# A reason for programs, and the same in words.
+Objection = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,13 @@ class Rejection:
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What came of it. `chosen` is empty when nothing fits; `named` says that the caller named it,
-    and `warnings` what the rules have against that."""
+    and `warnings` what the rules have against that; `made_by` is the agent that makes it."""
 
     chosen: str = ""
     named: bool = False
     warnings: tuple[str, ...] = ()
     rejections: tuple[Rejection, ...] = ()
+    made_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,48 @@ def place(vacancy: Vacancy, candidates: Iterable[Candidate], load: Collection[Pl
     return Placement(best.place.address, rejections=tuple(rejections[:REJECTIONS_MAX]))
 
 
+def maker(
+    vacancy: Vacancy, agents: Iterable[tuple[Place, AgentFacts | str]], load: Collection[Place]
+) -> Placement:
+    """The agent that is to make a region, as `made_by`, by the rules of spares; each agent comes
+    with what it says, or with why it does not."""
+    rejections: list[Rejection] = []
+    fitting: list[tuple[bool, int, int, int, str]] = []
+    domains = Counter(each.domain for each in load)
+    hosts = Counter(each.host for each in load)
+    for here, facts in sorted(agents, key=lambda each: each[0].address):
+        why = next(_agent_objections(vacancy, here, facts), None)
+        if why is not None:
+            rejections.append(_rejection(here, *why))
+            continue
+        assert isinstance(facts, AgentFacts)
+        small = facts.free_bytes < vacancy.region.geometry.total_bytes
+        crowd = domains[here.domain], hosts[here.host]
+        fitting.append((small, *crowd, -facts.free_bytes, here.address))
+    best = min(fitting, default=None)
+    return Placement(rejections=tuple(rejections), made_by=best[-1] if best is not None else "")
+
+
+def _agent_objections(
+    vacancy: Vacancy, here: Place, facts: AgentFacts | str
+) -> Iterator[Objection]:
+    """What speaks against having an agent make a region."""
+    yield from _drained(vacancy, here)
+    yield from _apart(vacancy, here)
+    if isinstance(facts, str):
+        yield "AGENT_AWAY", facts
+        return
+    if vacancy.region.options.read_only:
+        yield "READ_ONLY_SET", "a member of a read-only set has to be a clone; clone it by hand"
+    if vacancy.cipher is None:
+        yield "CIPHER", "no member answers that would say how the regions of the set are encrypted"
+    if not facts.ports_free:
+        yield "NO_PORTS", "its agent has no port left"
+    if facts.free_bytes < vacancy.stored_bytes:
+        needed = vacancy.stored_bytes
+        yield "NO_SPACE", f"{facts.free_bytes} bytes are free there, and {needed} are needed"
+
+
 def named(vacancy: Vacancy, candidate: Candidate) -> Placement:
     """The placement of a downstairs that the caller named: whatever the preflight does not refuse
     is left to the caller, and said."""
@@ -113,23 +161,18 @@ def no_spare(disk: str, region_path: str, slot: int, found: Placement) -> StateE
     """The refusal when nothing fits, with each candidate and its reason."""
     where = f"slot {slot} of {region_path or 'the region'} of disk {disk!r}"
     what = f"no downstairs of the fleet can take {where}"
-    listed = "; ".join(f"{each.address}: {each.detail}" for each in found.rejections)
+    # A line for each: there may be many.
+    listed = "".join(f"\n  {each.address}: {each.detail};" for each in found.rejections)
     advice = "register one that fits with `stairwell fleet register HOST:PORT --host HOST`"
     if not listed:
-        return StateError(f"{what}: none is registered; {advice}", reason="NO_SPARE", disk=disk)
+        return StateError(f"{what}: there is no spare; {advice}", reason="NO_SPARE", disk=disk)
     return StateError(
-        f"{what}: {listed}; {advice}",
+        f"{what}:{listed}\n{advice}",
         reason="NO_SPARE",
         disk=disk,
         slot=str(slot),
         **{f"rejected[{each.address}]": each.reason for each in found.rejections[:_METADATA_MAX]},
     )
-
-
-# Reasons that go along with an error for programs; the text has them all.
-_METADATA_MAX = 16
-
-Objection = tuple[str, str]
 
 
 def _objections(vacancy: Vacancy, candidate: Candidate) -> Iterator[Objection]:
@@ -143,15 +186,19 @@ def _objections(vacancy: Vacancy, candidate: Candidate) -> Iterator[Objection]:
         yield "IN_USE", f"it is a member of volume {candidate.volume_id}"
     if candidate.role is Role.RETIRED:
         yield "RETIRED", f"it was a member of volume {candidate.volume_id}; create its region anew"
-    if candidate.role is not Role.SPARE:
-        yield f"{candidate.role}", f"it is recorded as {candidate.role.lower()}"
+    if candidate.role is Role.LEFTOVER:
+        yield "LEFTOVER", "a replacement that was undone wrote to it; create its region anew"
     if here.reserved_for not in (None, vacancy.volume_id):
         yield "RESERVED", f"it is set aside for volume {here.reserved_for}"
+    yield from _drained(vacancy, here)
+    yield from _apart(vacancy, here)
+    yield from _unfit(vacancy, candidate)
+
+
+def _drained(vacancy: Vacancy, here: Place) -> Iterator[Objection]:
     for name in (here.address, here.host):
         if name in vacancy.drained:
             yield "DRAINED", f"{name} is drained; `stairwell fleet drain-cancel {name}` ends that"
-    yield from _apart(vacancy, here)
-    yield from _unfit(vacancy, candidate)
 
 
 def _apart(vacancy: Vacancy, here: Place) -> Iterator[Objection]:

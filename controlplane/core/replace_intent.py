@@ -59,8 +59,12 @@ def locate(disk: DiskRecord, wish: Wish) -> Found:
 def wanted(disk: DiskRecord, found: Found, new_target: str) -> Construction:
     """The recorded request with `new_target` in the slot, and its region's generation raised."""
     changed = with_target(disk.construction, found.region_path, found.slot, new_target)
-    higher = min(found.region.generation + 1, GENERATION_MAX)
-    return _with_region_generation(changed, "", found.region_path, higher)
+    return _with_region_generation(changed, "", found.region_path, raised(found))
+
+
+def raised(found: Found) -> int:
+    """The generation that the region gets."""
+    return min(found.region.generation + 1, GENERATION_MAX)
 
 
 def is_same(newest: Replacement, wish: Wish) -> bool:
@@ -139,7 +143,7 @@ def _with_region_generation(
 
 def _wrong(field: str, text: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"which member is meant is not clear: {field} {text}",
+        f"which member is meant is not clear: {field}: {text}",
         (FieldViolation(field, text, "UNCLEAR_MEMBER"),),
         reason="UNCLEAR_MEMBER",
     )

@@ -251,6 +251,19 @@ def step(record: Replacement, event: Event) -> tuple[Replacement, tuple[Effect, 
     return changed, effects
 
 
+def passed(seen: Replacement, now: Replacement) -> list[Replacement]:
+    """The record at each line of its log after those of `seen` and before the last one of `now`.
+
+    Who watches is told of every transition, also of those that came too quickly to be read alone.
+    """
+    last = seen.transitions[-1].number if seen.transitions else -1
+    return [
+        replace(now, state=line.state, updated_at=line.at, transitions=now.transitions[: index + 1])
+        for index, line in enumerate(now.transitions[:-1])
+        if line.number > last
+    ]
+
+
 def _given_up(record: Replacement, event: Event) -> str:
     """Why there is no further attempt after this event; empty when there is one."""
     match event:

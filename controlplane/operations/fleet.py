@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from controlplane.core.drain import Drain
 from controlplane.core.fleet import (
+    AgentFacts,
     FaultedMember,
     FleetEntry,
     FleetPolicy,
@@ -21,10 +22,16 @@ from controlplane.core.fleet import (
 )
 from controlplane.core.records import DiskRecord, DownstairsRecord, Role, targets
 from controlplane.fleet_watcher import FleetWatcher
+from controlplane.peers.agent import Agents
 from controlplane.peers.downstairs import Fleet
 from controlplane.store.base import Store
 from stairlib.model.construction import canonical_address
-from stairlib.model.errors import FieldViolation, InvalidRequestError, UnavailableError
+from stairlib.model.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    StairwellError,
+    UnavailableError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +41,12 @@ class RegisterWish:
     address: str
     host: str | None = None
     failure_domain: str | None = None
-    agent: str | None = None
     reserved_for: str | None = None
 
     @property
     def says_where(self) -> bool:
         """Whether it says anything but the address."""
-        return (self.host, self.failure_domain, self.agent, self.reserved_for) != (None,) * 4
+        return (self.host, self.failure_domain, self.reserved_for) != (None,) * 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,16 @@ class DownstairsView:
     drain: Drain | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """One agent: where it stands, what it says or why it does not, and how many regions were made
+    there for replacements that have not ended."""
+
+    place: Place
+    facts: AgentFacts | str
+    makings: int = 0
+
+
 class FleetBook:
     """See the module. `changed` is called when the policy or the fleet is not what it was."""
 
@@ -71,12 +87,14 @@ class FleetBook:
         self,
         store: Store,
         fleet: Fleet,
+        agents: Agents,
         watcher: FleetWatcher,
         *,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._fleet = fleet
+        self._agents = agents
         self._watcher = watcher
         self._changed = changed
         self._policy_lock = asyncio.Lock()
@@ -113,8 +131,6 @@ class FleetBook:
             place = replace(place, host=wish.host or default_place(address).host)
         if wish.failure_domain is not None:
             place = replace(place, failure_domain=wish.failure_domain)
-        if wish.agent is not None:
-            place = replace(place, agent=_address(wish.agent, "agent") if wish.agent else "")
         if wish.reserved_for is not None:
             place = replace(place, reserved_for=await self._volume(wish.reserved_for))
         return checked_place(place)
@@ -146,6 +162,42 @@ class FleetBook:
             )
             for each in entries
         ]
+
+    async def register_agent(
+        self, address: str, host: str | None, failure_domain: str | None
+    ) -> AgentView:
+        """Asks an agent what its host has to give and records it."""
+        canonical = _address(address, "address")
+        facts = await self._agents.facts(canonical)
+        known = {each.address: each for each in await self._store.agents()}
+        place = known.get(canonical) or Place(canonical, facts.host, facts.failure_domain)
+        if host is not None:
+            place = replace(place, host=host or facts.host)
+        if failure_domain is not None:
+            place = replace(place, failure_domain=failure_domain)
+        await self._store.put_agent(checked_place(place))
+        self._changed()
+        return AgentView(place, facts)
+
+    async def deregister_agent(self, address: str) -> None:
+        """Forgets one; NotFoundError when it is not known."""
+        await self._store.forget_agent(_address(address, "address"))
+
+    async def agents(self) -> list[AgentView]:
+        """All, as they are now."""
+        found = await self._store.agents()
+        makings = Counter(each.agent for each in await self._store.makings())
+        told = await asyncio.gather(*(self._agent_facts(each) for each in found))
+        return [
+            AgentView(place, facts, makings[place.address])
+            for place, facts in zip(found, told, strict=True)
+        ]
+
+    async def _agent_facts(self, place: Place) -> AgentFacts | str:
+        try:
+            return await self._agents.facts(place.address)
+        except StairwellError as error:
+            return error.message
 
     async def policy(self) -> tuple[FleetPolicy, list[FaultedMember]]:
         """The policy in force, and the members found faulted."""

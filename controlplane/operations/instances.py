@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from controlplane.core.instance_check import DiskRequest, check_instance
+from controlplane.core.leases import Kind
 from controlplane.core.records import Desired, DiskRecord, InstanceRecord, InstanceState
 from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
@@ -17,6 +18,7 @@ from controlplane.machines import INSTANCES_MAX, MachineFollower
 from controlplane.peers.vmmd import Vmmd
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
+from controlplane.words import Body, Words
 from stairlib.model.errors import (
     AlreadyExistsError,
     FieldViolation,
@@ -40,6 +42,8 @@ _REQUESTS: dict[Desired, machine_pb.MachineRequestedState.ValueType] = {
 }
 # Names listed in a message that asks for one of them.
 _NAMES_SHOWN = 10
+_SET_STATE = "set_state"
+_DELETE = "delete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Instances:
         follower: MachineFollower,
         driver: ReplacementDriver,
         scrubs: ScrubDriver,
+        words: Words,
         detached: Detached,
         news: Feed[InstanceRecord],
         clock: Callable[[], float] = time.time,
@@ -75,6 +80,9 @@ class Instances:
         self._follower = follower
         self._driver = driver
         self._scrubs = scrubs
+        self._words = words
+        words.serve(Kind.INSTANCE, _SET_STATE, self._set_state_here)
+        words.serve(Kind.INSTANCE, _DELETE, self._delete_here)
         self._detached = detached
         self._news = news
         self._clock = clock
@@ -88,12 +96,13 @@ class Instances:
         if len(await self._store.list_instances(limit=INSTANCES_MAX)) >= INSTANCES_MAX:
             raise LimitError(f"there are {INSTANCES_MAX} instances already; delete one first")
         try:
-            await self._store.add_instance(instance, disks)
+            lease = await self._store.add_instance(instance, disks)
         except AlreadyExistsError:
             known = await self._created_before(wish)
             if known is None:
                 raise
             return known
+        self._follower.own(lease)
         generations = {
             disk.volume_id: await self._store.next_generation(
                 disk.volume_id, disk.recorded_generation
@@ -157,6 +166,7 @@ class Instances:
 
     async def _take_back(self, instance: InstanceRecord) -> None:
         """Forgets an instance whose machine could not be made, and what there may be of it."""
+        await self._follower.unfollow(instance.id)
         await self._store.forget_instance(instance.id)
         try:
             await self._vmmd.delete_machine(instance.id)
@@ -210,6 +220,15 @@ class Instances:
                 instance=instance.name,
                 state=instance.state,
             )
+        body = {"desired": desired and desired.value}
+        if not await self._words.tell(Kind.INSTANCE, str(instance.id), _SET_STATE, body):
+            await self._set_state_here(str(instance.id), body)
+        return await self._store.instance(str(instance.id))
+
+    async def _set_state_here(self, key: str, body: Body) -> None:
+        """The word of whoever follows the instance."""
+        instance = await self._store.instance(key)
+        desired = Desired(body["desired"]) if body["desired"] else None
         request = _REQUESTS[desired] if desired else machine_pb.MACHINE_REQUESTED_STATE_REBOOT
         try:
             machine = await self._vmmd.set_machine_state(instance.id, request)
@@ -223,7 +242,6 @@ class Instances:
         if desired is not None:
             await self._store.set_desired(instance.id, desired)
         await self._follower.saw(machine)
-        return await self._store.instance(str(instance.id))
 
     async def watch(self, name: str) -> AsyncGenerator[InstanceRecord, None]:
         """The present state, then each later one; ends with the instance."""
@@ -251,6 +269,12 @@ class Instances:
         await self._detached.run(self._delete(await self._store.instance(name)))
 
     async def _delete(self, instance: InstanceRecord) -> None:
+        if not await self._words.tell(Kind.INSTANCE, str(instance.id), _DELETE, {}):
+            await self._delete_here(str(instance.id), {})
+
+    async def _delete_here(self, key: str, _body: Body) -> None:
+        """The word of whoever follows the instance: nobody makes the machine again meanwhile."""
+        instance = await self._store.instance(key)
         try:
             await self._vmmd.delete_machine(instance.id)
         except NotFoundError:

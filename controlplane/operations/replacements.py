@@ -10,19 +10,25 @@ from enum import StrEnum
 from uuid import UUID
 
 from controlplane.core import replacement as core
+from controlplane.core.leases import Kind
 from controlplane.core.repair_shares import RepairWish, WishChange
-from controlplane.core.replacement import Event, Replacement, State
+from controlplane.core.replacement import Event, Replacement, State, passed
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
 from controlplane.repair_limiter import RepairLimiter
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
+from controlplane.words import Body, Words
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
 from stairlib.rpc.paging import bad_token, page_size, position, token
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 _TRACE_ID_DIGITS = 32
+_SET_LIMIT = "set_limit"
+_TELL = "tell"
+# What is said of a word that the state does not take; the answer tells the state instead.
+_NOT_TAKEN = frozenset({core.IllegalTransitionError.reason, "REPLACEMENT_ENDED"})
 # How long the answer to a cancellation waits for what becomes of it.
 CANCEL_SECONDS = 5.0
 _UNDOING = (State.CANCELLING, State.UNDO)
@@ -63,11 +69,15 @@ class Replacements:
         self,
         store: Store,
         driver: ReplacementDriver,
+        words: Words,
         traces: TraceKeeper,
         news: Feed[Replacement],
         limiter: RepairLimiter,
     ) -> None:
         self._store = store
+        self._words = words
+        words.serve(Kind.REPLACEMENT, _SET_LIMIT, self._set_limit_here)
+        words.serve(Kind.REPLACEMENT, _TELL, self._tell_here)
         self._driver = driver
         self._traces = traces
         self._news = news
@@ -106,6 +116,8 @@ class Replacements:
             async for changed in news:
                 if changed.updated_at < record.updated_at:
                     continue
+                for each in passed(record, changed):
+                    yield each
                 record = changed
                 yield record
                 if record.state.ended:
@@ -148,10 +160,14 @@ class Replacements:
 
     async def _tell(self, record: Replacement, word: type[Event], done: str) -> Replacement:
         """Says a word to a running replacement; StateError when it takes none such."""
+        changed: Replacement | None = None
+        key, body = str(record.id), {"word": word.__name__}
         try:
-            changed = await self._driver.tell(record.id, word)
-        except core.IllegalTransitionError:
-            changed = None
+            if await self._words.tell(Kind.REPLACEMENT, key, _TELL, body):
+                changed = await self._find(record.id)
+        except StateError as error:
+            if error.reason not in _NOT_TAKEN:
+                raise
         if changed is None:
             record = await self._find(record.id)
             advice = "it can be retried" if record.state is State.FAILED else "watch it"
@@ -165,6 +181,11 @@ class Replacements:
                 state=record.state,
             )
         return changed
+
+    async def _tell_here(self, key: str, body: Body) -> None:
+        word = next(each for each in core.EVENTS if each.__name__ == body["word"])
+        if await self._driver.tell(UUID(key), word) is None:
+            raise StateError(f"replacement {key} is not running", reason="REPLACEMENT_ENDED")
 
     async def retry(self, replacement_id: UUID) -> Replacement:
         """Starts a failed one again where it failed; StateError for any other one."""
@@ -223,14 +244,20 @@ class Replacements:
             found = await self._store.disk(disk)
             record = await self._store.newest_replacement(found.key)
         wish, told = await self._limiter.change(found, change)
-        running = self._driver.running(record.id) if record is not None else None
-        if running is not None and running.bytes_per_second_max != wish.bytes_per_second_max:
-            running = await self._driver.set_limit(running.id, wish.bytes_per_second_max)
-        return LimitsSet(wish, told, running)
+        if record is None or record.state.ended:
+            return LimitsSet(wish, told, None)
+        if record.bytes_per_second_max != wish.bytes_per_second_max:
+            # Noted by whoever drives it; one that has ended meanwhile needs it no more.
+            body = {"bytes_per_second_max": wish.bytes_per_second_max}
+            await self._words.tell(Kind.REPLACEMENT, str(record.id), _SET_LIMIT, body)
+        return LimitsSet(wish, told, await self._find(record.id))
 
     def rate_of(self, record: Replacement) -> volume_pb.RepairRate | None:
         """As `RepairLimiter.rate_of`."""
         return self._limiter.rate_of(record)
+
+    async def _set_limit_here(self, key: str, body: Body) -> None:
+        await self._driver.set_limit(UUID(key), body["bytes_per_second_max"])
 
     async def trace(self, text: str) -> tuple[str, list[telemetry_pb.Span]]:
         """(trace id, spans) by replacement id or trace id."""

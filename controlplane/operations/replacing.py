@@ -31,6 +31,7 @@ from controlplane.store.base import Store
 from stairlib.model.construction import Construction, RegionOptions
 from stairlib.model.construction_diff import ChangedTarget
 from stairlib.model.errors import (
+    ConflictError,
     FieldViolation,
     InvalidRequestError,
     StairwellError,
@@ -39,6 +40,9 @@ from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, current_trace_id, traceparent
 
 _log = get_logger(__name__)
+
+# What the store says of a request that was judged by what another one has changed since.
+_OVERTAKEN = "RECORDED_VCR_CHANGED"
 
 
 class Result(StrEnum):
@@ -53,7 +57,8 @@ class Result(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ReplaceWish:
     """A wish to replace. `field` is where the request holds the construction; `asked_by` and
-    `placement` are kept with a replacement that was not begun by sending one."""
+    `placement` are kept with a replacement that was not begun by sending one, and which has the id
+    `replacement_id` if it is given."""
 
     name: str
     id: str
@@ -63,6 +68,7 @@ class ReplaceWish:
     validate_only: bool
     asked_by: str = ""
     placement: Placement | None = None
+    replacement_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,13 @@ class Replacing:
     async def _replace(self, wish: ReplaceWish) -> ReplaceAnswer:
         disk = await self._find(wish)
         async with self._locks.setdefault(disk.key, asyncio.Lock()):
+            try:
+                disk = await self._store.disk(str(disk.volume_id))
+                return await self._judged(disk, wish)
+            except ConflictError as error:
+                if error.reason != _OVERTAKEN:
+                    raise
+            # Another control plane was quicker: what is recorded now decides once more.
             disk = await self._store.disk(str(disk.volume_id))
             return await self._judged(disk, wish)
 
@@ -169,8 +182,8 @@ class Replacing:
         with self._step("record", disk, record):
             record, _ = core.step(record, core.Recorded(at=self._clock()))
             record = replace(record, target_was=known.role.value if known is not None else "")
-            await self._store.begin_replacement(record)
-        self._driver.begin(record)
+            lease = await self._store.begin_replacement(record)
+        self._driver.begin(record, lease)
         for address, region_id in region_ids.items():
             await self._store.note_region(address, region_id)
         _log.info(
@@ -189,7 +202,7 @@ class Replacing:
         after = region_at(wish.wanted, changed.region_path)
         now = self._clock()
         return Replacement(
-            id=uuid4(),
+            id=wish.replacement_id or uuid4(),
             disk_key=disk.key,
             disk=disk.name,
             instance_id=disk.instance_id,

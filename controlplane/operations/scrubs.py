@@ -10,6 +10,7 @@ from uuid import UUID
 from weakref import WeakValueDictionary
 
 from controlplane.core import scrub as core
+from controlplane.core.leases import Kind
 from controlplane.core.parents import volume_words, without_parent
 from controlplane.core.records import DiskRecord
 from controlplane.core.repair_shares import RATE_MAX
@@ -17,10 +18,16 @@ from controlplane.core.scrub import Scrub, State
 from controlplane.detached import Detached
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
+from controlplane.store.sql_leases import SEPARATOR
+from controlplane.store.sql_scrubs import lease_key
+from controlplane.words import Body, Words
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
 from stairlib.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
+
+_SET_LIMIT = "set_limit"
+_HALT = "halt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +46,15 @@ class Scrubs:
         self,
         store: Store,
         driver: ScrubDriver,
+        words: Words,
         detached: Detached,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._driver = driver
+        self._words = words
+        words.serve(Kind.SCRUB, _SET_LIMIT, self._set_limit_here)
+        words.serve(Kind.SCRUB, _HALT, self._halt_here)
         self._detached = detached
         self._clock = clock
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
@@ -65,7 +76,7 @@ class Scrubs:
             if known is not None and not known.state.ended:
                 if known.bytes_per_second_max == wish.bytes_per_second_max:
                     return known
-                return await self._driver.set_limit(known, wish.bytes_per_second_max)
+                return await self._limited(disk, known, wish.bytes_per_second_max)
             if known is not None and known.state is State.DONE:
                 # The parent was dropped with it, and a volume never gains one.
                 return known
@@ -100,8 +111,7 @@ class Scrubs:
             )  # fmt: skip
         else:
             record, _ = core.step(known, core.Started(at=now, bytes_per_second_max=limit))
-        await self._store.begin_scrub(record)
-        self._driver.begin(record)
+        self._driver.begin(record, await self._store.begin_scrub(record))
         _log.info("scrub recorded", disk=disk.name, path=wish.path)
         return record
 
@@ -117,7 +127,7 @@ class Scrubs:
                 text = f"{volume_words(path)} of disk {disk.name!r} has had no scrub"
                 raise NotFoundError("scrub", path, text)
             if not known.state.ended:
-                known = await self._driver.halt(known)
+                known = await self._halted(disk, known)
             if known.state is State.DONE:
                 raise StateError(
                     f"the scrub of {volume_words(path)} of disk {disk.name!r} is done and its"
@@ -127,6 +137,33 @@ class Scrubs:
                     path=path,
                 )
             return known
+
+    async def _limited(self, disk: DiskRecord, known: Scrub, limit: int) -> Scrub:
+        """Has the one who drives it change the rate."""
+        body = {"bytes_per_second_max": limit}
+        if not await self._words.tell(Kind.SCRUB, lease_key(known), _SET_LIMIT, body):
+            return await self._driver.set_limit(known, limit)
+        return await self._newest(disk, known.path) or known
+
+    async def _halted(self, disk: DiskRecord, known: Scrub) -> Scrub:
+        """Has the one who drives it end it."""
+        # When nobody drives it any more, it has ended by itself meanwhile.
+        await self._words.tell(Kind.SCRUB, lease_key(known), _HALT, {})
+        return await self._newest(disk, known.path) or known
+
+    async def _set_limit_here(self, key: str, body: Body) -> None:
+        await self._driver.set_limit(await self._at(key), body["bytes_per_second_max"])
+
+    async def _halt_here(self, key: str, _body: Body) -> None:
+        await self._driver.halt(await self._at(key))
+
+    async def _at(self, key: str) -> Scrub:
+        """The stored scrub of a lease's key."""
+        disk_key, _, path = key.partition(SEPARATOR)
+        found = [each for each in await self._store.scrubs(UUID(disk_key)) if each.path == path]
+        if not found:
+            raise NotFoundError("scrub", path)
+        return found[0]
 
     async def _newest(self, disk: DiskRecord, path: str) -> Scrub | None:
         """The volume's newest scrub as it is now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from uuid import UUID
+from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from controlplane.core import replace_intent
@@ -31,6 +31,7 @@ from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.fleet_watcher import FleetWatcher
 from controlplane.operations.replacing import ReplaceAnswer, ReplaceWish, Replacing, Result
+from controlplane.region_making import RegionMaking
 from controlplane.store.base import Store
 from stairlib.model.construction import canonical_address
 from stairlib.model.errors import (
@@ -68,11 +69,13 @@ class Starting:
         self,
         store: Store,
         watcher: FleetWatcher,
+        making: RegionMaking,
         driver: ReplacementDriver,
         replacing: Replacing,
         detached: Detached,
     ) -> None:
         self._store = store
+        self._making = making
         self._watcher = watcher
         self._driver = driver
         self._replacing = replacing
@@ -148,14 +151,42 @@ class Starting:
     async def _to_spare(
         self, disk: DiskRecord, found: Found, validate_only: bool, asked_by: str
     ) -> StartAnswer:
+        """By the best spare, or by a region that is made where none fits."""
+        replacement_id = uuid4()
+        self._making.hold(replacement_id)
+        try:
+            return await self._tried(disk, found, validate_only, asked_by, replacement_id)
+        finally:
+            self._making.let_go(replacement_id)
+
+    async def _tried(
+        self,
+        disk: DiskRecord,
+        found: Found,
+        validate_only: bool,
+        asked_by: str,
+        replacement_id: UUID,
+    ) -> StartAnswer:
         """Tries the best spare, and the next when that one turns out to be taken or away."""
         refused: dict[str, Rejection] = {}
+        made_by = ""
         for _ in range(CHOICES_MAX):
             placement = await self._chosen(disk, found, refused)
+            if not placement.chosen and not made_by:
+                placement = await self._maker(disk, found, placement)
+                made_by = placement.made_by
+                if made_by and validate_only:
+                    return _answer(found, placement, ReplaceAnswer(Result.STARTED))
+                if made_by:
+                    await self._make(disk, found, placement, replacement_id)
+                    placement = await self._chosen(disk, found, refused)
             if not placement.chosen:
-                raise no_spare(disk.name, found.region_path, found.slot, placement)
+                break
+            placement = replace(placement, made_by=made_by)
             try:
-                return await self._send(disk, found, placement, validate_only, asked_by)
+                return await self._send(
+                    disk, found, placement, validate_only, asked_by, replacement_id
+                )
             except (StateError, UnavailableError) as error:
                 if not error.reason.startswith(_OF_THE_TARGET):
                     raise
@@ -165,6 +196,27 @@ class Starting:
                     where.address, where.host, where.failure_domain, error.reason, error.message
                 )
         raise no_spare(disk.name, found.region_path, found.slot, placement)
+
+    async def _maker(self, disk: DiskRecord, found: Found, none: Placement) -> Placement:
+        """The agent that is to make a region, with what speaks against everything else."""
+        entries = await self._store.fleet()
+        vacancy = await self._vacancy(disk, found, entries)
+        chosen = await self._making.choose(vacancy, await self._load(entries))
+        return replace(chosen, rejections=(*none.rejections, *chosen.rejections))
+
+    async def _make(
+        self, disk: DiskRecord, found: Found, placement: Placement, replacement_id: UUID
+    ) -> None:
+        vacancy = await self._vacancy(disk, found, await self._store.fleet())
+        try:
+            await self._making.make(replacement_id, placement.made_by, vacancy)
+        except StateError as error:
+            agent = placement.made_by
+            failed = Rejection(agent, agent, "", error.reason, error.message)
+            rejections = (*placement.rejections, failed)
+            raise no_spare(
+                disk.name, found.region_path, found.slot, replace(placement, rejections=rejections)
+            ) from error
 
     async def _chosen(
         self, disk: DiskRecord, found: Found, refused: dict[str, Rejection]
@@ -177,7 +229,8 @@ class Starting:
         candidates = []
         for entry in entries:
             address = entry.record.address
-            if address in refused:
+            # Members serve somebody: they are no candidates, and need no reason.
+            if address in refused or entry.record.role is Role.MEMBER:
                 continue
             candidates.append(_candidate(entry, looks.get(address)))
         placement = place(vacancy, candidates, await self._load(entries))
@@ -221,6 +274,7 @@ class Starting:
         placement: Placement,
         validate_only: bool,
         asked_by: str,
+        replacement_id: UUID | None = None,
     ) -> StartAnswer:
         """By the way of every construction request."""
         wanted = replace_intent.wanted(disk, found, placement.chosen)
@@ -233,6 +287,7 @@ class Starting:
             validate_only=validate_only,
             asked_by=asked_by,
             placement=placement,
+            replacement_id=replacement_id,
         )
         try:
             answer = await self._replacing.replace(wish)
@@ -288,7 +343,7 @@ def _answer(found: Found, placement: Placement, answer: ReplaceAnswer) -> StartA
     return StartAnswer(
         found=found,
         new_target=placement.chosen,
-        to_generation=found.region.generation + 1,
+        to_generation=replace_intent.raised(found),
         placement=placement,
         replacement=answer.replacement,
         already=answer.result in (Result.STARTED_ALREADY, Result.COMPLETED_ALREADY),

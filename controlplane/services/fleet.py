@@ -11,6 +11,7 @@ from controlplane.answers import AnswerBook
 from controlplane.operations.drains import Drains
 from controlplane.operations.fleet import FleetBook
 from controlplane.services.fleet_mapping import (
+    agent_message,
     downstairs_message,
     drain_message,
     faulted_message,
@@ -63,6 +64,40 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         del context
         views = await self._fleet.listed(look=request.look)
         return pb.ListDownstairsResponse(downstairs=[downstairs_message(each) for each in views])
+
+    async def RegisterAgent(
+        self,
+        request: pb.RegisterAgentRequest,
+        context: grpc.aio.ServicerContext[pb.RegisterAgentRequest, pb.RegisterAgentResponse],
+    ) -> pb.RegisterAgentResponse:
+        """Records an agent that may be asked for regions."""
+        del context
+        view = await self._fleet.register_agent(
+            request.address,
+            request.host if request.HasField("host") else None,
+            request.failure_domain if request.HasField("failure_domain") else None,
+        )
+        return pb.RegisterAgentResponse(agent=agent_message(view))
+
+    async def DeregisterAgent(
+        self,
+        request: pb.DeregisterAgentRequest,
+        context: grpc.aio.ServicerContext[pb.DeregisterAgentRequest, pb.DeregisterAgentResponse],
+    ) -> pb.DeregisterAgentResponse:
+        """Forgets one."""
+        del context
+        await self._fleet.deregister_agent(request.address)
+        return pb.DeregisterAgentResponse()
+
+    async def ListAgents(
+        self,
+        request: pb.ListAgentsRequest,
+        context: grpc.aio.ServicerContext[pb.ListAgentsRequest, pb.ListAgentsResponse],
+    ) -> pb.ListAgentsResponse:
+        """All agents, as they are now."""
+        del request, context
+        views = await self._fleet.agents()
+        return pb.ListAgentsResponse(agents=[agent_message(each) for each in views])
 
     async def GetFleetPolicy(
         self,

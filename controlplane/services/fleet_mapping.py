@@ -12,7 +12,7 @@ from controlplane.core.fleet import FaultedMember, FleetPolicy
 from controlplane.core.placement import Placement
 from controlplane.core.replace_intent import Wish
 from controlplane.core.replacement import Replacement
-from controlplane.operations.fleet import DownstairsView, PolicyWish, RegisterWish
+from controlplane.operations.fleet import AgentView, DownstairsView, PolicyWish, RegisterWish
 from controlplane.operations.starting import StartAnswer
 from stairlib.wire.durations import duration, seconds_of
 from stairwell.controlplane.v1 import fleet_service_pb2 as pb
@@ -31,7 +31,7 @@ def timestamp(at: float | None) -> Timestamp | None:
 def register_wish(request: pb.RegisterDownstairsRequest) -> RegisterWish:
     """The wish of a request; fields that are not set are None."""
 
-    def given(name: Literal["host", "failure_domain", "agent", "reserved_for"]) -> str | None:
+    def given(name: Literal["host", "failure_domain", "reserved_for"]) -> str | None:
         value: str = getattr(request, name)
         return value if request.HasField(name) else None
 
@@ -39,7 +39,6 @@ def register_wish(request: pb.RegisterDownstairsRequest) -> RegisterWish:
         address=request.address,
         host=given("host"),
         failure_domain=given("failure_domain"),
-        agent=given("agent"),
         reserved_for=given("reserved_for"),
     )
 
@@ -99,6 +98,22 @@ def downstairs_message(view: DownstairsView) -> pb.Downstairs:
                 read_only=look.read_only,
             )
         )
+    return message
+
+
+def agent_message(view: AgentView) -> pb.Agent:
+    """An agent for clients."""
+    message = pb.Agent(
+        address=view.place.address,
+        host=view.place.host,
+        failure_domain=view.place.failure_domain,
+        makings=view.makings,
+    )
+    if isinstance(view.facts, str):
+        message.trouble = view.facts
+    else:
+        message.free_bytes = view.facts.free_bytes
+        message.ports_free = view.facts.ports_free
     return message
 
 
@@ -166,6 +181,7 @@ def placement_message(placement: Placement) -> replacement_pb.Placement:
     """A placement for clients."""
     return replacement_pb.Placement(
         chosen=placement.chosen,
+        made_by=placement.made_by,
         named=placement.named,
         warnings=placement.warnings,
         rejections=[

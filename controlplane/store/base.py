@@ -1,20 +1,21 @@
 """What the control plane asks of its store, whatever keeps it.
 
 Every method is one transaction: after it returned, its change survives a crash; when it raised,
-nothing changed. Methods are called from one event loop and run one after another in the order of
-the calls. Names of instances and of disks are unique, and so are volume ids; a writable target
-address is a member of one volume at most.
+nothing changed, unless it is an UnavailableError: then it may have been at the commit that the
+database went away, and the caller looks before it goes on. Other control planes may use the same
+store: what one task drives is changed under the epoch of its lease, and LeaseLostError says that
+the lease is not held any more. Names of instances and of disks are unique, and so are volume ids; a
+writable target address is a member of one volume at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from controlplane.core.drain import Drain
-from controlplane.core.fleet import FaultedMember, FleetEntry, FleetPolicy, Look, Place
+from controlplane.core.leases import Kind, Lease
 from controlplane.core.records import (
     Desired,
     DiskRecord,
@@ -25,6 +26,7 @@ from controlplane.core.records import (
 from controlplane.core.repair_shares import RepairWish
 from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
+from controlplane.store.fleet_base import FleetCareStore
 from stairlib.model.construction import Construction
 
 
@@ -45,11 +47,22 @@ class StoredAnswer:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a user says to the task of a record; `body` is a JSON object."""
+
+    id: str
+    kind: Kind
+    key: str
+    word: str
+    body: str
+
+
 class InstanceStore(Protocol):
     """Instances with their disks."""
 
-    async def add_instance(self, instance: InstanceRecord, disks: Sequence[DiskRecord]) -> None:
-        """Records both, and the disks' targets as members.
+    async def add_instance(self, instance: InstanceRecord, disks: Sequence[DiskRecord]) -> Lease:
+        """Records both, and the disks' targets as members; the caller drives the instance.
 
         AlreadyExistsError for a name, id or volume that is taken; StateError (TARGET_IN_USE) for a
         target that is a member of another volume.
@@ -77,7 +90,7 @@ class InstanceStore(Protocol):
         ...
 
     async def set_instance_state(
-        self, instance_id: UUID, state: InstanceState, reason: str
+        self, instance_id: UUID, state: InstanceState, reason: str, epoch: int
     ) -> InstanceRecord | None:
         """The record with a risen generation, or None when nothing changed or it is gone."""
         ...
@@ -118,15 +131,16 @@ class DiskStore(Protocol):
 class ReplacementStore(Protocol):
     """Replacements with their logs."""
 
-    async def begin_replacement(self, record: Replacement) -> None:
+    async def begin_replacement(self, record: Replacement) -> Lease:
         """A replacement's first row, the disk's new request and its new member, or nothing.
 
-        ConflictError unless the recorded request is `record.original` and no replacement of the
-        disk is running; StateError (TARGET_IN_USE) when the new target serves another volume.
+        The caller drives it. ConflictError unless the recorded request is `record.original`
+        (RECORDED_VCR_CHANGED) and no replacement of the disk is running (REPLACEMENT_RUNNING);
+        StateError (TARGET_IN_USE) when the new target serves another volume.
         """
         ...
 
-    async def save_replacement(self, record: Replacement) -> None:
+    async def save_replacement(self, record: Replacement, epoch: int) -> None:
         """The present state, the log lines that are not yet stored, and with them the recorded
         request, where it is another one in this state; a cancelled one gives its target back.
 
@@ -135,15 +149,15 @@ class ReplacementStore(Protocol):
         """
         ...
 
-    async def retry_replacement(self, record: Replacement) -> None:
-        """Saves one that has failed and is to go on.
+    async def retry_replacement(self, record: Replacement) -> Lease:
+        """Saves one that has failed and is to go on; the caller drives it from now on.
 
         ConflictError when the recorded request is not `record.recorded` any more
         (RECORDED_VCR_CHANGED), or another replacement of the disk runs.
         """
         ...
 
-    async def retire_member(self, record: Replacement) -> None:
+    async def retire_member(self, record: Replacement, epoch: int) -> None:
         """The old target is retired, the new one a member, unless they are shared. Idempotent."""
         ...
 
@@ -176,19 +190,20 @@ class ReplacementStore(Protocol):
 class ScrubStore(Protocol):
     """The newest scrub of each volume that had one, by disk and path."""
 
-    async def begin_scrub(self, record: Scrub) -> None:
-        """Records it in the place of an earlier one of the volume.
+    async def begin_scrub(self, record: Scrub) -> Lease:
+        """Records it in the place of an earlier one of the volume; the caller drives it.
 
-        NotFoundError when there is no such disk any more.
+        ConflictError (SCRUB_RUNNING) when the earlier one has not ended; NotFoundError when there
+        is no such disk any more.
         """
         ...
 
-    async def save_scrub(self, record: Scrub) -> None:
+    async def save_scrub(self, record: Scrub, epoch: int) -> None:
         """The present state; NotFoundError when it went with its disk."""
         ...
 
     async def drop_parent(
-        self, record: Scrub, original: Construction, wanted: Construction
+        self, record: Scrub, original: Construction, wanted: Construction, epoch: int
     ) -> None:
         """The disk's new request and the scrub that is done with it, or nothing.
 
@@ -226,69 +241,6 @@ class FleetStore(Protocol):
         """The region a known downstairs turned out to serve."""
         ...
 
-    async def register_downstairs(self, record: DownstairsRecord, place: Place) -> DownstairsRecord:
-        """As `put_downstairs`, with where it stands."""
-        ...
-
-    async def deregister_downstairs(self, address: str) -> None:
-        """Forgets it. NotFoundError when it is not known, StateError (DOWNSTAIRS_IN_USE) while a
-        disk or a replacement names it."""
-        ...
-
-    async def fleet(self) -> list[FleetEntry]:
-        """All downstairs with where they stand and how they are, in the order of addresses."""
-        ...
-
-    async def places(self) -> dict[str, Place]:
-        """Where those stand of which somebody said so, by address."""
-        ...
-
-    async def save_looks(self, looks: Iterable[Look]) -> None:
-        """The newest look at each; those at unknown addresses are dropped. A look without
-        `seen_at` leaves the earlier one."""
-        ...
-
-    async def fleet_policy(self) -> FleetPolicy:
-        """The policy in force."""
-        ...
-
-    async def set_fleet_policy(self, policy: FleetPolicy) -> None:
-        """The whole policy."""
-        ...
-
-    async def faulted_members(self) -> list[FaultedMember]:
-        """The members found faulted, longest first."""
-        ...
-
-    async def set_faulted_members(self, members: Iterable[FaultedMember]) -> None:
-        """All of them, in the place of those before."""
-        ...
-
-    async def begin_drain(self, drain: Drain) -> Drain:
-        """Records a drain, or finds the one of its target that was not cancelled, running again."""
-        ...
-
-    async def end_drain(self, drain: Drain) -> bool:
-        """Stores the end (DONE or CANCELLED) of one that runs, or the cancellation of one that is
-        done; False when it has ended otherwise meanwhile."""
-        ...
-
-    async def drain(self, name: str) -> Drain:
-        """By id, or the newest of a target; NotFoundError when there is none."""
-        ...
-
-    async def list_drains(self) -> list[Drain]:
-        """The newest hundred, newest first."""
-        ...
-
-    async def holding_drains(self) -> list[Drain]:
-        """Those that keep something out of use, oldest first."""
-        ...
-
-    async def replacements_asked_by(self, asked_by: str) -> list[Replacement]:
-        """The replacements somebody has begun, oldest first."""
-        ...
-
 
 class TraceStore(Protocol):
     """Spans of replacements' traces, and the answers to request ids."""
@@ -307,8 +259,61 @@ class TraceStore(Protocol):
 
     async def save_answer(
         self, method: str, request_id: str, answer: StoredAnswer, at: float
-    ) -> None:
-        """Keeps the answer; the oldest ones make room."""
+    ) -> StoredAnswer:
+        """Keeps the answer, unless there is one; the one that stands. The oldest make room."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """Who drives what, and what users say to it."""
+
+    @property
+    def lease_seconds(self) -> float | None:
+        """How long a lease lasts without renewal; None where one control plane has the store."""
+        ...
+
+    async def claim_leases(self, limit: int) -> list[Lease]:
+        """Takes up to `limit` leases of each kind that nobody holds."""
+        ...
+
+    async def renew_leases(self) -> list[Lease]:
+        """Renews those that this control plane holds and that have not ended; all that it has."""
+        ...
+
+    async def release_leases(self, leases: Iterable[Lease]) -> None:
+        """Lets them go: others may take them at once."""
+        ...
+
+    async def is_driven(self, kind: Kind, key: str) -> bool:
+        """Whether there is such a record, and it has not ended."""
+        ...
+
+    async def add_wish(self, wish: Wish) -> None:
+        """Keeps a wish for whoever drives the record."""
+        ...
+
+    async def open_wishes(self) -> list[Wish]:
+        """Those without an answer, oldest first."""
+        ...
+
+    async def answer_wish(self, wish: Wish, answer: str) -> None:
+        """What came of it, for the one who waits; nothing when he has taken it back."""
+        ...
+
+    async def wish_answer(self, wish_id: str) -> str | None:
+        """The answer, if there is one."""
+        ...
+
+    async def take_back_wish(self, wish_id: str) -> str | None:
+        """Forgets a wish; its answer, if there was one."""
+        ...
+
+    def listen(self, hear: Callable[[str, str], None]) -> None:
+        """Has `hear(kind, key)` called, on the event loop, for what other control planes change.
+
+        An empty kind means that anything may have changed; other kinds are those of `Kind`,
+        "disk", "wish", "answer" and "lease". Where nobody else can be there, it is never called.
+        """
         ...
 
 
@@ -329,9 +334,17 @@ class RepairLimitStore(Protocol):
 
 
 class Store(
-    InstanceStore, DiskStore, ReplacementStore, ScrubStore, FleetStore, RepairLimitStore,
-    TraceStore, Protocol,
-):  # fmt: skip
+    InstanceStore,
+    DiskStore,
+    ReplacementStore,
+    ScrubStore,
+    FleetStore,
+    FleetCareStore,
+    RepairLimitStore,
+    TraceStore,
+    LeaseStore,
+    Protocol,
+):
     """All of it."""
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import RowMapping
 
 from controlplane.core.drain import Drain, State
-from controlplane.core.fleet import FaultedMember, FleetPolicy, Health, Look, Place
+from controlplane.core.fleet import FaultedMember, FleetPolicy, Health, Look, Making, Place
 from controlplane.core.placement import Placement, Rejection
 
 Row = RowMapping
@@ -36,6 +36,35 @@ def place_of(row: Row) -> Place:
         agent=row["agent"],
         reserved_for=row["reserved_for"] and UUID(row["reserved_for"]),
     )
+
+
+def agent_row(agent: Place) -> dict[str, Any]:
+    """The row of an agent: where it listens and stands."""
+    return {
+        "address": agent.address,
+        "host": agent.host,
+        "failure_domain": agent.failure_domain,
+    }
+
+
+def agent_of(row: Row) -> Place:
+    """The agent of a row."""
+    return Place(row["address"], row["host"], row["failure_domain"])
+
+
+def making_row(making: Making) -> dict[str, Any]:
+    """The row of a making."""
+    return {
+        "replacement_id": str(making.replacement_id),
+        "agent": making.agent,
+        "address": making.address,
+        "created_at": making.created_at,
+    }
+
+
+def making_of(row: Row) -> Making:
+    """The making of a row."""
+    return Making(UUID(row["replacement_id"]), row["agent"], row["created_at"], row["address"])
 
 
 def look_row(look: Look) -> dict[str, Any]:
@@ -153,6 +182,7 @@ def placement_of(text: str) -> Placement | None:
     return Placement(
         chosen=found["chosen"],
         named=found["named"],
+        made_by=found["made_by"],
         warnings=tuple(found["warnings"]),
         rejections=tuple(Rejection(**each) for each in found["rejections"]),
     )

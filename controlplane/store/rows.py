@@ -164,9 +164,9 @@ def replacement_row(record: Replacement, sealer: Sealer) -> dict[str, Any]:
         "traceparent": record.traceparent,
         "trace_id": record.trace_id,
         "created_at": record.created_at,
+        "target_was": record.target_was,
         "asked_by": record.asked_by,
         "placement": placement_text(record.placement),
-        "target_was": record.target_was,
         **construction_columns(record.original, sealer, "original_construction", "original_sealed"),
         **construction_columns(
             record.replacement, sealer, "replacement_construction", "replacement_sealed"

@@ -2,9 +2,14 @@
 
 A construction request sits in two columns: `…construction` is the JSON with its secrets hidden, for
 eyes and tools; `…sealed` is the whole JSON encrypted, only where something was hidden.
+
+What one task drives carries its lease: `lease_epoch` rises with each new owner, `lease_until` is on
+the database's clock and null where one control plane has the store for itself.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -31,11 +36,25 @@ metadata = MetaData(
     }
 )
 
+
+def _name(length: int) -> String:
+    """A text in the order of its letters' numbers, whatever order the database was made with."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+def _lease() -> tuple[Column[Any], ...]:
+    return (
+        Column("lease_owner", String(64), nullable=True),
+        Column("lease_epoch", BigInteger, nullable=False, server_default="0"),
+        Column("lease_until", Float, nullable=True),
+    )
+
+
 instances = Table(
     "instances",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column("name", String(63), nullable=False, unique=True),
+    Column("name", _name(63), nullable=False, unique=True),
     Column("state", String(16), nullable=False),
     Column("state_generation", BigInteger, nullable=False),
     Column("desired", String(16), nullable=False),
@@ -46,13 +65,14 @@ instances = Table(
     Column("confirmed", Boolean, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("activate_with_two_after", Float, nullable=False, server_default="0"),
+    *_lease(),
 )
 
 disks = Table(
     "disks",
     metadata,
     Column("key", String(36), primary_key=True),
-    Column("name", String(63), nullable=False, unique=True),
+    Column("name", _name(63), nullable=False, unique=True),
     Column("device", String(16), nullable=False),
     Column("instance_id", String(36), ForeignKey("instances.id"), nullable=False, index=True),
     Column("slot", Integer, nullable=False),
@@ -76,7 +96,7 @@ generations = Table(
 fleet = Table(
     "fleet",
     metadata,
-    Column("address", String(300), primary_key=True),
+    Column("address", _name(300), primary_key=True),
     Column("role", String(16), nullable=False),
     Column("region_id", String(36), nullable=True),
     Column("volume_id", String(36), nullable=True),
@@ -109,6 +129,26 @@ fleet_looks = Table(
     Column("free_bytes", BigInteger, nullable=True),
     Column("read_only", Boolean, nullable=False),
     Column("region_id", String(36), nullable=True),
+)
+
+# Agents that may be asked for regions.
+fleet_agents = Table(
+    "fleet_agents",
+    metadata,
+    Column("address", String(300), primary_key=True),
+    Column("host", String(253), nullable=False),
+    Column("failure_domain", String(253), nullable=False),
+)
+
+# Regions asked of agents for replacements: from before the asking until the replacement is done, or
+# the region is gone again. The region has the replacement's id.
+makings = Table(
+    "makings",
+    metadata,
+    Column("replacement_id", String(36), primary_key=True),
+    Column("agent", String(300), nullable=False),
+    Column("address", String(300), nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 
 # One row, with the key 1; none before the policy was first changed.
@@ -196,15 +236,16 @@ replacements = Table(
     Column("last_error", Text, nullable=False),
     Column("failed_in", String(16), nullable=True),
     Column("bytes_per_second_max", BigInteger, nullable=False),
-    # Who began it, and how its target was found (JSON); empty for a request that was sent.
-    Column("asked_by", String(64), nullable=False, server_default="", index=True),
-    Column("placement", Text, nullable=False, server_default=""),
     Column("paused_in", String(16), nullable=True),
     Column("blocked_since", Float, nullable=True),
     Column("restarts", Integer, nullable=False, server_default="0"),
     Column("mended", Integer, nullable=False, server_default="0"),
     Column("mending", Integer, nullable=True),
     Column("target_was", String(16), nullable=False, server_default=""),
+    # Who began it, and how its target was found (JSON); empty for a request that was sent.
+    Column("asked_by", String(64), nullable=False, server_default="", index=True),
+    Column("placement", Text, nullable=False, server_default=""),
+    *_lease(),
     Index(
         "uq_replacements_running",
         "disk_key",
@@ -246,6 +287,7 @@ scrubs = Table(
     Column("blocked_on", Text, nullable=False),
     Column("last_error", Text, nullable=False),
     Column("recorded_generation", String(20), nullable=False),
+    *_lease(),
 )
 
 spans = Table(
@@ -264,4 +306,25 @@ requests = Table(
     Column("digest", LargeBinary, nullable=False),
     Column("answer", LargeBinary, nullable=False),
     Column("at", Float, nullable=False, index=True),
+)
+
+# What users say to a task that another control plane drives; `answer` is null until it was heard.
+wishes = Table(
+    "wishes",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("word", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("answer", Text, nullable=True),
+)
+
+# What the store knows of itself.
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
 )

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Select, delete, insert, select, update
 
+from controlplane.core.leases import Kind
 from controlplane.core.preflight import in_use
 from controlplane.core.records import (
     Desired,
@@ -19,20 +20,23 @@ from controlplane.core.records import (
     claims,
     generation,
 )
-from controlplane.store import rows
+from controlplane.store import rows, sql_leases
 from controlplane.store.schema import disks, fleet, generations, instances, scrubs
 from controlplane.store.sealing import Sealer
+from controlplane.store.sql_leases import Owner
 from stairlib.model.construction import Construction
 from stairlib.model.errors import AlreadyExistsError, ConflictError, NotFoundError
 
 
 def add_instance(
-    connection: Connection, sealer: Sealer, instance: InstanceRecord, added: Sequence[DiskRecord]
-) -> None:
+    connection: Connection, sealer: Sealer, owner: Owner, instance: InstanceRecord,
+    added: Sequence[DiskRecord],
+) -> None:  # fmt: skip
     """See `InstanceStore.add_instance`."""
     _refuse_taken(connection, instances.c.name == instance.name, "instance", instance.name)
     _refuse_taken(connection, instances.c.id == str(instance.id), "instance", str(instance.id))
-    connection.execute(insert(instances).values(rows.instance_row(instance)))
+    row = rows.instance_row(instance) | sql_leases.columns(connection, owner)
+    connection.execute(insert(instances).values(row))
     for index, disk in enumerate(added):
         _refuse_taken(connection, disks.c.name == disk.name, "disk", disk.name)
         volume = str(disk.volume_id)
@@ -59,7 +63,7 @@ def _refuse_taken(
 def add_members(connection: Connection, disk: DiskRecord, prefix: str) -> None:
     """Makes the disk's targets members of its volume; StateError when one serves another."""
     for path, address, region in claims(disk.construction):
-        known = downstairs(connection, address)
+        known = downstairs(connection, address, lock=True)
         refuse_member(connection, known, disk.volume_id, address, f"{prefix}{path}")
         put_member(
             connection,
@@ -91,8 +95,10 @@ def refuse_member(
 
 def put_member(connection: Connection, record: DownstairsRecord) -> None:
     """Adds or overwrites the row of an address."""
-    connection.execute(delete(fleet).where(fleet.c.address == record.address))
-    connection.execute(insert(fleet).values(rows.downstairs_row(record)))
+    row = rows.downstairs_row(record)
+    present = update(fleet).where(fleet.c.address == record.address).values(row)
+    if not connection.execute(present).rowcount:
+        connection.execute(insert(fleet).values(row))
 
 
 def confirm_instance(connection: Connection, instance_id: UUID, handed: Mapping[UUID, int]) -> None:
@@ -107,7 +113,7 @@ def confirm_instance(connection: Connection, instance_id: UUID, handed: Mapping[
 def forget_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -> None:
     """See `InstanceStore.forget_instance`."""
     for address in _members(connection, sealer, instance_id):
-        known = downstairs(connection, address)
+        known = downstairs(connection, address, lock=True)
         assert known is not None
         connection.execute(delete(fleet).where(fleet.c.address == address))
         if known.region_id is not None:
@@ -126,7 +132,12 @@ def delete_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -
 
 
 def _members(connection: Connection, sealer: Sealer, instance_id: UUID) -> list[str]:
-    """The addresses that are members of the instance's volumes."""
+    """The addresses that are members of the instance's volumes.
+
+    Its disks are locked: no replacement gives them another member until they are gone.
+    """
+    locked = select(disks.c.key).where(disks.c.instance_id == str(instance_id))
+    connection.execute(locked.with_for_update())
     found = list_disks(connection, sealer, instance_id, "", 0)
     volumes = [str(disk.volume_id) for disk in found]
     query = select(fleet.c.address).where(
@@ -160,16 +171,21 @@ def list_instances(connection: Connection, after: str, limit: int) -> list[Insta
 
 
 def set_instance_state(
-    connection: Connection, instance_id: UUID, state: InstanceState, reason: str
-) -> InstanceRecord | None:
+    connection: Connection, owner: Owner, instance_id: UUID, state: InstanceState, reason: str,
+    epoch: int,
+) -> InstanceRecord | None:  # fmt: skip
     """See `InstanceStore.set_instance_state`."""
-    same = (instances.c.state == state.value) & (instances.c.reason == reason)
-    changed = connection.execute(
-        update(instances)
-        .where(instances.c.id == str(instance_id), ~same)
-        .values(state=state.value, reason=reason, state_generation=instances.c.state_generation + 1)
-    )
-    return instance(connection, str(instance_id)) if changed.rowcount else None
+    query = select(instances.c.state, instances.c.reason).where(instances.c.id == str(instance_id))
+    row = connection.execute(query.with_for_update()).first()
+    if row is None or (row.state, row.reason) == (state.value, reason):
+        return None
+    values = {
+        "state": state.value,
+        "reason": reason,
+        "state_generation": instances.c.state_generation + 1,
+    }
+    sql_leases.fenced(connection, owner, Kind.INSTANCE, str(instance_id), epoch, values)
+    return instance(connection, str(instance_id))
 
 
 def set_desired(connection: Connection, instance_id: UUID, desired: Desired) -> None:
@@ -192,14 +208,16 @@ def hand_out_generation(connection: Connection, volume: UUID, at_least: int) -> 
 
 
 def _handed(connection: Connection, volume: UUID) -> int:
-    """The highest generation handed out for a volume, -1 when none was."""
+    """The highest generation handed out for a volume, -1 when none was. Its row is locked."""
     query = select(generations.c.generation).where(generations.c.volume_id == str(volume))
-    return int(connection.execute(query).scalar() or -1)
+    return int(connection.execute(query.with_for_update()).scalar() or -1)
 
 
 def _put_generation(connection: Connection, volume: UUID, number: int) -> None:
-    connection.execute(delete(generations).where(generations.c.volume_id == str(volume)))
-    connection.execute(insert(generations).values(volume_id=str(volume), generation=str(number)))
+    present = update(generations).where(generations.c.volume_id == str(volume))
+    if not connection.execute(present.values(generation=str(number))).rowcount:
+        row = {"volume_id": str(volume), "generation": str(number)}
+        connection.execute(insert(generations).values(row))
 
 
 def _disks() -> Select[tuple[object, ...]]:
@@ -245,8 +263,12 @@ def record_construction(
 def require_recorded(
     connection: Connection, sealer: Sealer, disk_key: UUID, expected: Construction
 ) -> None:
-    """ConflictError unless `expected` is what is recorded for the disk."""
-    row = connection.execute(_disks().where(disks.c.key == str(disk_key))).mappings().first()
+    """ConflictError unless `expected` is what is recorded for the disk.
+
+    The disk is locked: what is found here is so until the transaction ends.
+    """
+    query = _disks().where(disks.c.key == str(disk_key)).with_for_update(of=disks)
+    row = connection.execute(query).mappings().first()
     present = rows.disk_of(row, sealer) if row is not None else None
     if present is None or present.construction != expected:
         raise ConflictError(
@@ -257,9 +279,19 @@ def require_recorded(
         )
 
 
-def downstairs(connection: Connection, address: str) -> DownstairsRecord | None:
-    """See `FleetStore.downstairs`."""
+def lock_disk(connection: Connection, disk_key: UUID) -> None:
+    """Others that decide about the disk wait until this transaction has ended."""
+    query = select(disks.c.key).where(disks.c.key == str(disk_key))
+    connection.execute(query.with_for_update())
+
+
+def downstairs(
+    connection: Connection, address: str, *, lock: bool = False
+) -> DownstairsRecord | None:
+    """See `FleetStore.downstairs`; `lock` keeps others from changing it meanwhile."""
     query = select(fleet).where(fleet.c.address == address)
+    if lock:
+        query = query.with_for_update()
     row = connection.execute(query).mappings().first()
     return rows.downstairs_of(row) if row is not None else None
 
@@ -272,7 +304,7 @@ def list_downstairs(connection: Connection) -> list[DownstairsRecord]:
 
 def put_downstairs(connection: Connection, record: DownstairsRecord) -> DownstairsRecord:
     """See `FleetStore.put_downstairs`."""
-    known = downstairs(connection, record.address)
+    known = downstairs(connection, record.address, lock=True)
     if known is not None:
         # A used daemon that serves another region now was made anew: it is a spare.
         used = known.role in (Role.RETIRED, Role.LEFTOVER)

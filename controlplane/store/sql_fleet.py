@@ -15,6 +15,7 @@ from controlplane.core.fleet import (
     FleetEntry,
     FleetPolicy,
     Look,
+    Making,
     Place,
     default_place,
 )
@@ -25,9 +26,11 @@ from controlplane.store.schema import (
     drains,
     faulted_members,
     fleet,
+    fleet_agents,
     fleet_looks,
     fleet_places,
     fleet_policy,
+    makings,
     replacements,
 )
 from controlplane.store.sealing import Sealer
@@ -38,7 +41,7 @@ DRAINS_MAX = 100
 
 
 def register(connection: Connection, record: DownstairsRecord, place: Place) -> DownstairsRecord:
-    """See `FleetStore.register_downstairs`."""
+    """See `FleetCareStore.register_downstairs`."""
     stored = sql_disks.put_downstairs(connection, record)
     connection.execute(delete(fleet_places).where(fleet_places.c.address == place.address))
     connection.execute(insert(fleet_places).values(fleet_rows.place_row(place)))
@@ -46,10 +49,19 @@ def register(connection: Connection, record: DownstairsRecord, place: Place) -> 
 
 
 def deregister(connection: Connection, sealer: Sealer, address: str) -> None:
-    """See `FleetStore.deregister_downstairs`."""
+    """See `FleetCareStore.deregister_downstairs`."""
     known = sql_disks.downstairs(connection, address)
     if known is None:
         raise NotFoundError("downstairs", address)
+    for running in sql_replacements.running(connection, sealer):
+        if address in (running.old_target, running.new_target):
+            raise StateError(
+                f"replacement {running.id} of disk {running.disk!r} has to do with {address}; wait"
+                " for its end",
+                reason="DOWNSTAIRS_IN_USE",
+                address=address,
+                replacement=str(running.id),
+            )
     users = [
         disk.name
         for disk in sql_disks.list_disks(connection, sealer, None, "", 0)
@@ -63,21 +75,12 @@ def deregister(connection: Connection, sealer: Sealer, address: str) -> None:
             reason="DOWNSTAIRS_IN_USE",
             address=address,
         )
-    for running in sql_replacements.running(connection, sealer):
-        if address in (running.old_target, running.new_target):
-            raise StateError(
-                f"replacement {running.id} of disk {running.disk!r} has to do with {address}; wait"
-                " for its end",
-                reason="DOWNSTAIRS_IN_USE",
-                address=address,
-                replacement=str(running.id),
-            )
     for table in (fleet, fleet_places, fleet_looks):
         connection.execute(delete(table).where(table.c.address == address))
 
 
 def entries(connection: Connection) -> list[FleetEntry]:
-    """See `FleetStore.fleet`."""
+    """See `FleetCareStore.fleet`."""
     places = places_by_address(connection)
     looks = {
         row["address"]: fleet_rows.look_of(row)
@@ -94,13 +97,13 @@ def entries(connection: Connection) -> list[FleetEntry]:
 
 
 def places_by_address(connection: Connection) -> dict[str, Place]:
-    """See `FleetStore.places`."""
+    """See `FleetCareStore.places`."""
     found = connection.execute(select(fleet_places)).mappings()
     return {row["address"]: fleet_rows.place_of(row) for row in found}
 
 
 def save_looks(connection: Connection, looks: Iterable[Look]) -> None:
-    """See `FleetStore.save_looks`."""
+    """See `FleetCareStore.save_looks`."""
     known = set(connection.execute(select(fleet.c.address)).scalars())
     for look in looks:
         if look.address not in known:
@@ -114,21 +117,57 @@ def save_looks(connection: Connection, looks: Iterable[Look]) -> None:
         connection.execute(insert(fleet_looks).values(row))
 
 
+def put_agent(connection: Connection, agent: Place) -> None:
+    """See `FleetCareStore.put_agent`."""
+    connection.execute(delete(fleet_agents).where(fleet_agents.c.address == agent.address))
+    connection.execute(insert(fleet_agents).values(fleet_rows.agent_row(agent)))
+
+
+def forget_agent(connection: Connection, address: str) -> None:
+    """See `FleetCareStore.forget_agent`."""
+    gone = connection.execute(delete(fleet_agents).where(fleet_agents.c.address == address))
+    if not gone.rowcount:
+        raise NotFoundError("agent", address)
+
+
+def agents(connection: Connection) -> list[Place]:
+    """See `FleetCareStore.agents`."""
+    query = select(fleet_agents).order_by(fleet_agents.c.address)
+    return [fleet_rows.agent_of(row) for row in connection.execute(query).mappings()]
+
+
+def save_making(connection: Connection, making: Making) -> None:
+    """See `FleetCareStore.save_making`."""
+    forget_making(connection, making.replacement_id)
+    connection.execute(insert(makings).values(fleet_rows.making_row(making)))
+
+
+def forget_making(connection: Connection, replacement_id: UUID) -> None:
+    """See `FleetCareStore.forget_making`."""
+    connection.execute(delete(makings).where(makings.c.replacement_id == str(replacement_id)))
+
+
+def list_makings(connection: Connection) -> list[Making]:
+    """See `FleetCareStore.makings`."""
+    query = select(makings).order_by(makings.c.created_at)
+    return [fleet_rows.making_of(row) for row in connection.execute(query).mappings()]
+
+
 def policy(connection: Connection) -> FleetPolicy:
-    """See `FleetStore.fleet_policy`."""
+    """See `FleetCareStore.fleet_policy`."""
     row = connection.execute(select(fleet_policy)).mappings().first()
     return fleet_rows.policy_of(row) if row is not None else FleetPolicy()
 
 
 def set_policy(connection: Connection, wanted: FleetPolicy) -> None:
-    """See `FleetStore.set_fleet_policy`."""
+    """See `FleetCareStore.set_fleet_policy`."""
     connection.execute(delete(fleet_policy))
     row = {"key": _POLICY_KEY, **fleet_rows.policy_row(wanted)}
     connection.execute(insert(fleet_policy).values(row))
 
 
 def faulted(connection: Connection) -> list[FaultedMember]:
-    """See `FleetStore.faulted_members`."""
+    """See `FleetCareStore.faulted_members`."""
     query = select(faulted_members).order_by(
         faulted_members.c.since, faulted_members.c.disk, faulted_members.c.region_path,
         faulted_members.c.slot,
@@ -137,7 +176,7 @@ def faulted(connection: Connection) -> list[FaultedMember]:
 
 
 def set_faulted(connection: Connection, members: Iterable[FaultedMember]) -> None:
-    """See `FleetStore.set_faulted_members`."""
+    """See `FleetCareStore.set_faulted_members`."""
     connection.execute(delete(faulted_members))
     found = [fleet_rows.faulted_row(each) for each in members]
     if found:
@@ -145,7 +184,7 @@ def set_faulted(connection: Connection, members: Iterable[FaultedMember]) -> Non
 
 
 def begin_drain(connection: Connection, drain: Drain) -> Drain:
-    """See `FleetStore.begin_drain`."""
+    """See `FleetCareStore.begin_drain`."""
     known = newest_drain(connection, drain.target)
     if known is not None and known.state is State.RUNNING:
         return known
@@ -160,7 +199,7 @@ def begin_drain(connection: Connection, drain: Drain) -> Drain:
 
 
 def end_drain(connection: Connection, drain: Drain) -> bool:
-    """See `FleetStore.end_drain`."""
+    """See `FleetCareStore.end_drain`."""
     before = [State.RUNNING.value]
     if drain.state is State.CANCELLED:
         before.append(State.DONE.value)
@@ -180,7 +219,7 @@ def newest_drain(connection: Connection, target: str) -> Drain | None:
 
 
 def drain(connection: Connection, name: str) -> Drain:
-    """See `FleetStore.drain`."""
+    """See `FleetCareStore.drain`."""
     query = select(drains).where(drains.c.id == name.lower())
     row = connection.execute(query).mappings().first()
     found = fleet_rows.drain_of(row) if row is not None else newest_drain(connection, name)
@@ -190,13 +229,13 @@ def drain(connection: Connection, name: str) -> Drain:
 
 
 def list_drains(connection: Connection) -> list[Drain]:
-    """See `FleetStore.list_drains`."""
+    """See `FleetCareStore.list_drains`."""
     query = select(drains).order_by(drains.c.number.desc()).limit(DRAINS_MAX)
     return [fleet_rows.drain_of(row) for row in connection.execute(query).mappings()]
 
 
 def holding_drains(connection: Connection) -> list[Drain]:
-    """See `FleetStore.holding_drains`."""
+    """See `FleetCareStore.holding_drains`."""
     held = [state.value for state in State if state.holds]
     query = select(drains).where(drains.c.state.in_(held)).order_by(drains.c.number)
     return [fleet_rows.drain_of(row) for row in connection.execute(query).mappings()]
@@ -205,7 +244,21 @@ def holding_drains(connection: Connection) -> list[Drain]:
 def replacements_asked_by(
     connection: Connection, sealer: Sealer, asked_by: str
 ) -> list[Replacement]:
-    """See `FleetStore.replacements_asked_by`."""
+    """See `FleetCareStore.replacements_asked_by`."""
     query = select(replacements.c.id).where(replacements.c.asked_by == asked_by)
     found = connection.execute(query.order_by(replacements.c.number)).scalars().all()
     return [sql_replacements.by_id(connection, sealer, UUID(each)) for each in found]
+
+
+def last_asked_by(
+    connection: Connection, sealer: Sealer, asked_by: str, disk_key: UUID
+) -> Replacement | None:
+    """See `FleetCareStore.last_asked_by`."""
+    query = (
+        select(replacements.c.id)
+        .where(replacements.c.asked_by == asked_by, replacements.c.disk_key == str(disk_key))
+        .order_by(replacements.c.number.desc())
+        .limit(1)
+    )
+    found = connection.execute(query).scalar()
+    return sql_replacements.by_id(connection, sealer, UUID(found)) if found else None

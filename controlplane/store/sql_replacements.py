@@ -10,12 +10,15 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from controlplane.core.leases import Kind
 from controlplane.core.records import DownstairsRecord, Role, region_at
 from controlplane.core.replacement import Replacement, State
-from controlplane.store import rows, sql_disks
+from controlplane.core.scrub import Scrub
+from controlplane.store import rows, sql_disks, sql_leases
 from controlplane.store.base import StoredAnswer, StoredSpan
 from controlplane.store.schema import replacements, requests, spans, transitions
 from controlplane.store.sealing import Sealer
+from controlplane.store.sql_leases import Owner
 from stairlib.model.errors import ConflictError, NotFoundError
 
 # Traces of this many newest replacements are kept: some MiB of spans.
@@ -27,15 +30,16 @@ ANSWERS_MAX = 10_000
 RUNNING = replacements.c.state.not_in([state.value for state in State if state.ended])
 
 
-def begin(connection: Connection, sealer: Sealer, record: Replacement) -> None:
+def begin(connection: Connection, sealer: Sealer, owner: Owner, record: Replacement) -> None:
     """See `ReplacementStore.begin_replacement`."""
     assert record.state is State.APPLY, "what was not recorded is not stored"
     sql_disks.record_construction(
         connection, sealer, record.disk_key, record.original, record.replacement
     )
+    refuse_running(connection, record)
     region = region_at(record.replacement, record.region_path)
     if not region.options.read_only:
-        known = sql_disks.downstairs(connection, record.new_target)
+        known = sql_disks.downstairs(connection, record.new_target, lock=True)
         sql_disks.refuse_member(
             connection, known, record.volume_id, record.new_target, f"vcr.{record.path}"
         )
@@ -50,15 +54,37 @@ def begin(connection: Connection, sealer: Sealer, record: Replacement) -> None:
                 encrypted=region.encrypted,
             ),
         )
+    row = rows.replacement_row(record, sealer) | sql_leases.columns(connection, owner)
     try:
-        connection.execute(insert(replacements).values(rows.replacement_row(record, sealer)))
+        connection.execute(insert(replacements).values(row))
     except IntegrityError as error:
         raise _another_runs(record) from error
     _add_log(connection, record)
     _drop_old_traces(connection)
 
 
+def refuse_running(connection: Connection, record: Replacement | Scrub) -> None:
+    """ConflictError while a replacement of the record's disk is running.
+
+    The disk has to be locked; then none begins before the transaction ends.
+    """
+    query = select(replacements.c.id, replacements.c.state).where(
+        replacements.c.disk_key == str(record.disk_key), RUNNING
+    )
+    running = connection.execute(query).first()
+    if running is not None:
+        raise ConflictError(
+            f"replacement {running.id} of disk {record.disk!r} is running, in state"
+            f" {running.state}; wait for its end",
+            reason="REPLACEMENT_RUNNING",
+            replacement=running.id,
+            state=running.state,
+            disk=record.disk,
+        )
+
+
 def _another_runs(record: Replacement) -> ConflictError:
+    """What the unique key says, should a rule above have let a second one through."""
     return ConflictError(
         f"another replacement of disk {record.disk!r} is running",
         reason="REPLACEMENT_RUNNING",
@@ -66,33 +92,59 @@ def _another_runs(record: Replacement) -> ConflictError:
     )
 
 
-def retry(connection: Connection, sealer: Sealer, record: Replacement) -> None:
-    """See `ReplacementStore.retry_replacement`."""
+def retry(connection: Connection, sealer: Sealer, owner: Owner, record: Replacement) -> int:
+    """See `ReplacementStore.retry_replacement`; the epoch of the lease."""
     sql_disks.require_recorded(connection, sealer, record.disk_key, record.recorded)
+    refuse_running(connection, record)
+    before = _before(connection, record)
+    taken = sql_leases.taken_columns(connection, owner, replacements)
     try:
-        save(connection, sealer, record)
+        epoch = connection.execute(
+            update(replacements)
+            .where(replacements.c.id == str(record.id), ~RUNNING)
+            .values(rows.replacement_state_columns(record) | taken)
+            .returning(replacements.c.lease_epoch)
+        ).scalar_one_or_none()
     except IntegrityError as error:
         raise _another_runs(record) from error
-
-
-def save(connection: Connection, sealer: Sealer, record: Replacement) -> None:
-    """See `ReplacementStore.save_replacement`."""
-    mine = replacements.c.id == str(record.id)
-    query = select(replacements.c.state, replacements.c.failed_in).where(mine)
-    before = connection.execute(query).first()
-    if before is None:
+    if epoch is None:
         raise NotFoundError("replacement", str(record.id))
-    failed_in = State(before.failed_in) if before.failed_in else None
-    was = replace(record, state=State(before.state), failed_in=failed_in)
-    if was.undone is not record.undone:
+    _follow(connection, sealer, before, record)
+    return int(epoch)
+
+
+def save(
+    connection: Connection, sealer: Sealer, owner: Owner, record: Replacement, epoch: int
+) -> None:
+    """See `ReplacementStore.save_replacement`."""
+    before = _before(connection, record)
+    values = rows.replacement_state_columns(record)
+    sql_leases.fenced(connection, owner, Kind.REPLACEMENT, str(record.id), epoch, values)
+    _follow(connection, sealer, before, record)
+
+
+def _before(connection: Connection, record: Replacement) -> Replacement:
+    """The record in the state that is stored, with its row locked."""
+    query = select(replacements.c.state, replacements.c.failed_in).where(
+        replacements.c.id == str(record.id)
+    )
+    row = connection.execute(query.with_for_update()).first()
+    if row is None:
+        raise NotFoundError("replacement", str(record.id))
+    failed_in = State(row.failed_in) if row.failed_in else None
+    return replace(record, state=State(row.state), failed_in=failed_in)
+
+
+def _follow(
+    connection: Connection, sealer: Sealer, before: Replacement, record: Replacement
+) -> None:
+    """What changes with a replacement's state: the recorded request, its target's role, its log."""
+    if before.undone is not record.undone:
         sql_disks.record_construction(
-            connection, sealer, record.disk_key, was.recorded, record.recorded
+            connection, sealer, record.disk_key, before.recorded, record.recorded
         )
     if record.state is State.CANCELLED:
         _give_back(connection, record)
-    connection.execute(
-        update(replacements).where(mine).values(rows.replacement_state_columns(record))
-    )
     _add_log(connection, record)
 
 
@@ -100,7 +152,7 @@ def _give_back(connection: Connection, record: Replacement) -> None:
     """The new target of one that was undone is what it was; a leftover, if it was let in."""
     if region_at(record.replacement, record.region_path).options.read_only:
         return
-    known = sql_disks.downstairs(connection, record.new_target)
+    known = sql_disks.downstairs(connection, record.new_target, lock=True)
     if known is None or known.volume_id != record.volume_id:
         return
     was = Role(record.target_was) if record.target_was else Role.SPARE
@@ -131,8 +183,11 @@ def _drop_old_traces(connection: Connection) -> None:
     connection.execute(delete(spans).where(spans.c.trace_id.in_(old)))
 
 
-def retire_member(connection: Connection, record: Replacement) -> None:
+def retire_member(connection: Connection, owner: Owner, record: Replacement, epoch: int) -> None:
     """See `ReplacementStore.retire_member`."""
+    # Changes nothing, and holds the row: nobody takes the lease before this has ended.
+    same = {"updated_at": replacements.c.updated_at}
+    sql_leases.fenced(connection, owner, Kind.REPLACEMENT, str(record.id), epoch, same)
     if region_at(record.replacement, record.region_path).options.read_only:
         # Others may read from the old one, and the new one is nobody's own.
         return
@@ -240,8 +295,11 @@ def answer(connection: Connection, method: str, request_id: str) -> StoredAnswer
 
 def save_answer(
     connection: Connection, method: str, request_id: str, given: StoredAnswer, at: float
-) -> None:
+) -> StoredAnswer:
     """See `TraceStore.save_answer`."""
+    known = answer(connection, method, request_id)
+    if known is not None:
+        return known
     connection.execute(
         insert(requests).values(
             method=method, request_id=request_id, digest=given.digest, answer=given.body, at=at
@@ -251,3 +309,4 @@ def save_answer(
         select(requests.c.at).order_by(requests.c.at.desc()).offset(ANSWERS_MAX).limit(1)
     ).scalar_subquery()
     connection.execute(delete(requests).where(requests.c.at <= oldest_kept))
+    return given

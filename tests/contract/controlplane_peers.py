@@ -394,6 +394,8 @@ class ScriptedDownstairs(region_grpc.RegionServiceServicer):
         )
         self.address = ""
         self.asked = 0
+        # Called before each answer.
+        self.on_asked: Callable[[], None] = lambda: None
         for name, value in changes.items():
             setattr(self.region, name, value)
 
@@ -403,6 +405,7 @@ class ScriptedDownstairs(region_grpc.RegionServiceServicer):
 
     async def GetRegion(self, request, context):
         self.asked += 1
+        self.on_asked()
         return region_pb.GetRegionResponse(region=self.region)
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from controlplane.core import replacement as core
 from controlplane.core.replacement import State, step
-from controlplane.store.sqlite import SqliteStore
+from controlplane.store.place import Place
+from controlplane.store.sql_store import SqlStore
 from stairlib.model.errors import StateError, UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -118,11 +119,12 @@ async def move(home: House, state: State) -> None:
         core.Applied(at=1, result="STARTED"), core.Repaired(at=2),
         core.Verified(at=3, extents=128, members=3),
     ]  # fmt: skip
-    store = await SqliteStore.open(home.data)
+    store = await SqlStore.open(Place(home.data))
+    epochs = {each.key: each.epoch for each in await store.claim_leases(9)}
     (record,) = await store.running_replacements()
     while record.state is not state:
         record, _ = step(record, events.pop(0))
-        await store.save_replacement(record)
+        await store.save_replacement(record, epochs[str(record.id)])
     await store.close()
 
 

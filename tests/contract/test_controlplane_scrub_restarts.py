@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from controlplane.core import scrub as core
+from controlplane.core.leases import Kind
 from controlplane.core.parents import without_parent
 from controlplane.core.scrub import step
-from controlplane.store.sqlite import SqliteStore
+from controlplane.store.place import Place
+from controlplane.store.sql_store import SqlStore
 from stairlib.model.errors import StateError, UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
@@ -87,10 +89,11 @@ async def test_a_crash_between_the_copy_and_the_recorded_request(tmp_path: Path)
         await home.start_scrub()
         await told(home)
         await home.control.__aexit__(None, None, None)
-        store = await SqliteStore.open(home.data)
+        store = await SqlStore.open(Place(home.data))
+        epochs = {each.kind: each.epoch for each in await store.claim_leases(9)}
         (record,) = await store.running_scrubs()
         copied, _ = step(record, core.Copied(at=2000.0, bytes_total=GIB_8))
-        await store.save_scrub(copied)
+        await store.save_scrub(copied, epochs[Kind.SCRUB])
         await store.close()
         home.vmmd.failures["GetVolumeInfo"] = [UnavailableError("vmmd is away")] * 100
         asked = home.vmmd.count("StartScrub")
@@ -105,13 +108,15 @@ async def test_a_crash_right_after_the_request_was_recorded(tmp_path: Path) -> N
         await home.start_scrub()
         await told(home)
         await home.control.__aexit__(None, None, None)
-        store = await SqliteStore.open(home.data)
+        store = await SqlStore.open(Place(home.data))
+        epochs = {each.kind: each.epoch for each in await store.claim_leases(9)}
         (record,) = await store.running_scrubs()
         disk = await store.disk("block2")
         wanted = without_parent(disk.construction, "", disk="block2")
         copied, _ = step(record, core.Copied(at=2000.0, bytes_total=GIB_8))
         event = core.Dropped(at=2001.0, original=disk.construction, recorded=wanted)
-        await store.drop_parent(step(copied, event)[0], disk.construction, wanted)
+        done, epoch = step(copied, event)[0], epochs[Kind.SCRUB]
+        await store.drop_parent(done, disk.construction, wanted, epoch)
         await store.close()
         second = await stack.enter_async_context(again(home))
         await check_dropped(second)
@@ -186,10 +191,10 @@ async def test_a_request_recorded_at_the_last_moment_is_kept(tmp_path: Path) -> 
         store, real = home.control.store, home.control.store.drop_parent
         raised = home.over_parent(gen=5)
 
-        async def late(record, original, wanted):
+        async def late(record, original, wanted, epoch):
             store.drop_parent = real
             await home.replace(raised)
-            await real(record, original, wanted)
+            await real(record, original, wanted, epoch)
 
         store.drop_parent = late
         home.vmmd.quick = True

@@ -268,11 +268,13 @@ def children(pid: int) -> list[int]:
 class Cluster:
     """See the module. Use `started`; everything a test adds goes away with it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
+        """`env` is given to all programs."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.sockets = Path(tempfile.mkdtemp(prefix="sw-"))
         self.env = {"TMPDIR": str(self.sockets), "XDG_RUNTIME_DIR": str(self.sockets)}
+        self.env |= env or {}
         self.programs: list[Program] = []
         (folder / "server.toml").touch()
         self.vmmd = self._daemon("vmmd", ["vmmd", "run", str(folder / "server.toml")])

@@ -37,6 +37,8 @@ def add_to(app: typer.Typer) -> None:
     command(group, "list")(list_all)
     command(group, "register")(register)
     command(group, "deregister")(deregister)
+    command(group, "agent")(agent)
+    command(group, "agents")(agents)
     command(group, "policy")(policy)
     command(group, "drain")(drain)
     command(group, "drains")(drains)
@@ -78,9 +80,6 @@ async def register(
         str | None,
         typer.Option("--domain", help='What fails together: a rack, a site. "" for the host.'),
     ] = None,
-    agent: Annotated[
-        str | None, typer.Option("--agent", metavar="HOST:PORT", help="Its host's agent.")
-    ] = None,
     reserve: Annotated[
         str | None,
         typer.Option("--reserve", metavar="DISK", help='Set it aside for a disk; "" for none.'),
@@ -94,7 +93,7 @@ async def register(
     response = await session.call(
         session.fleet.RegisterDownstairs,
         pb.RegisterDownstairsRequest(
-            address=address, host=host, failure_domain=domain, agent=agent, reserved_for=reserve
+            address=address, host=host, failure_domain=domain, reserved_for=reserve
         ),
         pb.RegisterDownstairsResponse,
     )
@@ -109,6 +108,49 @@ async def deregister(session: Session, address: Address) -> None:
         pb.DeregisterDownstairsResponse,
     )
     session.show({"address": address}, f"{address} is forgotten")
+
+
+async def agent(
+    session: Session,
+    address: Address,
+    host: Annotated[
+        str | None, typer.Option("--host", help="The host it is on; its own word when left out.")
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="What fails together; its own word likewise.")
+    ] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget it; what it has made stays.")
+    ] = False,
+) -> None:
+    """Record the agent of a host (`downstaird agent`), so that it may be asked for regions.
+
+    Where no spare fits a replacement, the agent that fits best makes a region for it. What was made
+    for a replacement that came to nothing is destroyed again.
+    """
+    if forget:
+        await session.call(
+            session.fleet.DeregisterAgent,
+            pb.DeregisterAgentRequest(address=address),
+            pb.DeregisterAgentResponse,
+        )
+        session.show({"address": address}, f"the agent at {address} is forgotten")
+        return
+    response = await session.call(
+        session.fleet.RegisterAgent,
+        pb.RegisterAgentRequest(address=address, host=host, failure_domain=domain),
+        pb.RegisterAgentResponse,
+    )
+    session.show(plain(response.agent), fleet_view.agents_table([response.agent]))
+
+
+async def agents(session: Session) -> None:
+    """Show the agents that may be asked for regions, as they are now."""
+    response = await session.call(
+        session.fleet.ListAgents, pb.ListAgentsRequest(), pb.ListAgentsResponse
+    )
+    found = list(response.agents)
+    session.show({"agents": [plain(one) for one in found]}, fleet_view.agents_table(found))
 
 
 async def policy(
@@ -191,7 +233,8 @@ async def drain(
         session.fleet.DrainDownstairs, request, pb.DrainDownstairsResponse
     )
     if dry_run or no_wait:
-        session.show(plain(response.drain), fleet_view.drain_view(response.drain))
+        view = fleet_view.drain_plan if dry_run else fleet_view.drain_view
+        session.show(plain(response.drain), view(response.drain))
         return 0
     last = await _followed(session, response.drain.id)
     if session.is_json:

@@ -181,7 +181,7 @@ class RegionSet:
 
     def send_mutation(self, record: Mutation, only: Sequence[Member] = ()) -> None:
         """To every member that streams, or to some of these; held for those away, which are given
-        up when it gets too much."""
+        up when it gets too much, unless the guest's writes need them: then it waits for them."""
         if only:
             self.log.append(record, only)
             self.effects.append(SendFrame(tuple(m.link for m in only), record.buffers))
@@ -191,10 +191,19 @@ class RegionSet:
             self.effects.append(SendFrame(self.links, record.buffers))
         if len(self.links) != len(self.receivers):
             for member in [m for m in self.receivers if m.held]:
-                if member.jobs > limits.OFFLINE_JOBS_MAX or member.bytes > limits.OFFLINE_BYTES_MAX:
+                much = (
+                    member.jobs > limits.OFFLINE_JOBS_MAX or member.bytes > limits.OFFLINE_BYTES_MAX
+                )
+                if much and self._spared(member):
                     self.fault(
                         member, f"away with {member.jobs} jobs, {member.bytes} bytes held for it"
                     )
+
+    def _spared(self, member: Member) -> bool:
+        """Whether what the guest writes becomes durable without the member. One that is being
+        filled does not count: it may be lost again before it is whole."""
+        others = (m for m in self.members if m is not member)
+        return sum(m.state is SlotState.ACTIVE for m in others) >= limits.WRITES_NEEDED
 
     def mutate(
         self, ops: Sequence[tuple[int, int, int]], contexts: ContextArray | None, payload: Bytes

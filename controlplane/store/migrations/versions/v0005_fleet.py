@@ -7,16 +7,20 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0004"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-_TABLES = ("fleet_places", "fleet_looks", "fleet_policy", "faulted_members", "drains")
+_TABLES = (
+    "fleet_places", "fleet_looks", "fleet_agents", "makings", "fleet_policy", "faulted_members",
+    "drains",
+)  # fmt: skip
 
 
 def upgrade() -> None:
     """To this version."""
     _add_places()
+    _add_agents()
     op.create_table(
         "fleet_policy",
         sa.Column("key", sa.Integer(), autoincrement=False, nullable=False),
@@ -82,6 +86,24 @@ def _add_places() -> None:
         sa.Column("read_only", sa.Boolean(), nullable=False),
         sa.Column("region_id", sa.String(length=36), nullable=True),
         sa.PrimaryKeyConstraint("address", name=op.f("pk_fleet_looks")),
+    )
+
+
+def _add_agents() -> None:
+    op.create_table(
+        "fleet_agents",
+        sa.Column("address", sa.String(length=300), nullable=False),
+        sa.Column("host", sa.String(length=253), nullable=False),
+        sa.Column("failure_domain", sa.String(length=253), nullable=False),
+        sa.PrimaryKeyConstraint("address", name=op.f("pk_fleet_agents")),
+    )
+    op.create_table(
+        "makings",
+        sa.Column("replacement_id", sa.String(length=36), nullable=False),
+        sa.Column("agent", sa.String(length=300), nullable=False),
+        sa.Column("address", sa.String(length=300), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("replacement_id", name=op.f("pk_makings")),
     )
 
 

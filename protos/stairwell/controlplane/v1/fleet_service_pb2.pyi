@@ -131,7 +131,7 @@ class Downstairs(_message.Message):
     """
     failure_domain: _builtins.str
     agent: _builtins.str
-    """Where the agent of its host listens; empty without one."""
+    """The agent that made its region for a replacement; empty for any other."""
     reserved_volume_id: _builtins.str
     """The volume it is set aside for; empty for any."""
     health: Global___DownstairsHealth.ValueType
@@ -193,12 +193,10 @@ class RegisterDownstairsRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
-    AGENT_FIELD_NUMBER: _builtins.int
     RESERVED_FOR_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     host: _builtins.str
     failure_domain: _builtins.str
-    agent: _builtins.str
     reserved_for: _builtins.str
     """A disk's name or a volume's UUID that it is set aside for; empty sets it aside for nobody."""
     def __init__(
@@ -207,23 +205,18 @@ class RegisterDownstairsRequest(_message.Message):
         address: _builtins.str = ...,
         host: _builtins.str | None = ...,
         failure_domain: _builtins.str | None = ...,
-        agent: _builtins.str | None = ...,
         reserved_for: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_agent", b"_agent", "_failure_domain", b"_failure_domain", "_host", b"_host", "_reserved_for", b"_reserved_for", "agent", b"agent", "failure_domain", b"failure_domain", "host", b"host", "reserved_for", b"reserved_for"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "_reserved_for", b"_reserved_for", "failure_domain", b"failure_domain", "host", b"host", "reserved_for", b"reserved_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent", b"_agent", "_failure_domain", b"_failure_domain", "_host", b"_host", "_reserved_for", b"_reserved_for", "address", b"address", "agent", b"agent", "failure_domain", b"failure_domain", "host", b"host", "reserved_for", b"reserved_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "_reserved_for", b"_reserved_for", "address", b"address", "failure_domain", b"failure_domain", "host", b"host", "reserved_for", b"reserved_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__agent: _TypeAlias = _typing.Literal["agent"]  # noqa: Y015
-    _WhichOneofArgType__agent: _TypeAlias = _typing.Literal["_agent", b"_agent"]  # noqa: Y015
     _WhichOneofReturnType__failure_domain: _TypeAlias = _typing.Literal["failure_domain"]  # noqa: Y015
     _WhichOneofArgType__failure_domain: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain"]  # noqa: Y015
     _WhichOneofReturnType__host: _TypeAlias = _typing.Literal["host"]  # noqa: Y015
     _WhichOneofArgType__host: _TypeAlias = _typing.Literal["_host", b"_host"]  # noqa: Y015
     _WhichOneofReturnType__reserved_for: _TypeAlias = _typing.Literal["reserved_for"]  # noqa: Y015
     _WhichOneofArgType__reserved_for: _TypeAlias = _typing.Literal["_reserved_for", b"_reserved_for"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__agent) -> _WhichOneofReturnType__agent | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_domain) -> _WhichOneofReturnType__failure_domain | None: ...
     @_typing.overload
@@ -326,6 +319,166 @@ class ListDownstairsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDownstairsResponse: _TypeAlias = ListDownstairsResponse  # noqa: Y015
+
+@_typing.final
+class Agent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    MAKINGS_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    PORTS_FREE_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    host: _builtins.str
+    failure_domain: _builtins.str
+    makings: _builtins.int
+    """Regions that were made there for replacements that have not ended."""
+    free_bytes: _builtins.int
+    """What it says now; see trouble when it does not."""
+    ports_free: _builtins.int
+    trouble: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        host: _builtins.str = ...,
+        failure_domain: _builtins.str = ...,
+        makings: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        ports_free: _builtins.int = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "failure_domain", b"failure_domain", "free_bytes", b"free_bytes", "host", b"host", "makings", b"makings", "ports_free", b"ports_free", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class RegisterAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    host: _builtins.str
+    failure_domain: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        host: _builtins.str | None = ...,
+        failure_domain: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "failure_domain", b"failure_domain", "host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "address", b"address", "failure_domain", b"failure_domain", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__failure_domain: _TypeAlias = _typing.Literal["failure_domain"]  # noqa: Y015
+    _WhichOneofArgType__failure_domain: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain"]  # noqa: Y015
+    _WhichOneofReturnType__host: _TypeAlias = _typing.Literal["host"]  # noqa: Y015
+    _WhichOneofArgType__host: _TypeAlias = _typing.Literal["_host", b"_host"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_domain) -> _WhichOneofReturnType__failure_domain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host) -> _WhichOneofReturnType__host | None: ...
+
+Global___RegisterAgentRequest: _TypeAlias = RegisterAgentRequest  # noqa: Y015
+
+@_typing.final
+class RegisterAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent(self) -> Global___Agent: ...
+    def __init__(
+        self,
+        *,
+        agent: Global___Agent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterAgentResponse: _TypeAlias = RegisterAgentResponse  # noqa: Y015
+
+@_typing.final
+class DeregisterAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterAgentRequest: _TypeAlias = DeregisterAgentRequest  # noqa: Y015
+
+@_typing.final
+class DeregisterAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterAgentResponse: _TypeAlias = DeregisterAgentResponse  # noqa: Y015
+
+@_typing.final
+class ListAgentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgentsRequest: _TypeAlias = ListAgentsRequest  # noqa: Y015
+
+@_typing.final
+class ListAgentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agent]: ...
+    def __init__(
+        self,
+        *,
+        agents: _abc.Iterable[Global___Agent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgentsResponse: _TypeAlias = ListAgentsResponse  # noqa: Y015
 
 @_typing.final
 class FleetPolicy(_message.Message):

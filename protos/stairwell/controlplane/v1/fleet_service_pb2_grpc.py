@@ -51,6 +51,21 @@ class FleetServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsResponse.FromString,
                 _registered_method=True)
+        self.RegisterAgent = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/RegisterAgent',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentResponse.FromString,
+                _registered_method=True)
+        self.DeregisterAgent = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/DeregisterAgent',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentResponse.FromString,
+                _registered_method=True)
+        self.ListAgents = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/ListAgents',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsResponse.FromString,
+                _registered_method=True)
         self.GetFleetPolicy = channel.unary_unary(
                 '/stairwell.controlplane.v1.FleetService/GetFleetPolicy',
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetFleetPolicyRequest.SerializeToString,
@@ -109,6 +124,27 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDownstairs(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterAgent(self, request, context):
+        """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+        agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeregisterAgent(self, request, context):
+        """Forgets one; regions that it made are not touched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAgents(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +217,21 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ListDownstairs,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsResponse.SerializeToString,
+            ),
+            'RegisterAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterAgent,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentResponse.SerializeToString,
+            ),
+            'DeregisterAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeregisterAgent,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentResponse.SerializeToString,
+            ),
+            'ListAgents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAgents,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsResponse.SerializeToString,
             ),
             'GetFleetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFleetPolicy,
@@ -301,6 +352,87 @@ class FleetService:
             '/stairwell.controlplane.v1.FleetService/ListDownstairs',
             stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/RegisterAgent',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeregisterAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/DeregisterAgent',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAgents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/ListAgents',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,13 @@ class FleetServiceStub:
     DeregisterDownstairs: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterDownstairsRequest, _fleet_service_pb2.DeregisterDownstairsResponse]
     """Forgets one that no volume uses."""
     ListDownstairs: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.ListDownstairsRequest, _fleet_service_pb2.ListDownstairsResponse]
+    RegisterAgent: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterAgentRequest, _fleet_service_pb2.RegisterAgentResponse]
+    """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+    agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+    """
+    DeregisterAgent: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterAgentRequest, _fleet_service_pb2.DeregisterAgentResponse]
+    """Forgets one; regions that it made are not touched."""
+    ListAgents: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.ListAgentsRequest, _fleet_service_pb2.ListAgentsResponse]
     GetFleetPolicy: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.GetFleetPolicyRequest, _fleet_service_pb2.GetFleetPolicyResponse]
     """What the control plane may do by itself, and the members it has found faulted."""
     SetFleetPolicy: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.SetFleetPolicyRequest, _fleet_service_pb2.SetFleetPolicyResponse]
@@ -74,6 +81,13 @@ class FleetServiceAsyncStub(FleetServiceStub):
     DeregisterDownstairs: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterDownstairsRequest, _fleet_service_pb2.DeregisterDownstairsResponse]  # type: ignore[assignment]
     """Forgets one that no volume uses."""
     ListDownstairs: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.ListDownstairsRequest, _fleet_service_pb2.ListDownstairsResponse]  # type: ignore[assignment]
+    RegisterAgent: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterAgentRequest, _fleet_service_pb2.RegisterAgentResponse]  # type: ignore[assignment]
+    """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+    agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+    """
+    DeregisterAgent: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterAgentRequest, _fleet_service_pb2.DeregisterAgentResponse]  # type: ignore[assignment]
+    """Forgets one; regions that it made are not touched."""
+    ListAgents: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.ListAgentsRequest, _fleet_service_pb2.ListAgentsResponse]  # type: ignore[assignment]
     GetFleetPolicy: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.GetFleetPolicyRequest, _fleet_service_pb2.GetFleetPolicyResponse]  # type: ignore[assignment]
     """What the control plane may do by itself, and the members it has found faulted."""
     SetFleetPolicy: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.SetFleetPolicyRequest, _fleet_service_pb2.SetFleetPolicyResponse]  # type: ignore[assignment]
@@ -121,6 +135,31 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_service_pb2.ListDownstairsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.ListDownstairsResponse, _abc.Awaitable[_fleet_service_pb2.ListDownstairsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RegisterAgent(
+        self,
+        request: _fleet_service_pb2.RegisterAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.RegisterAgentResponse, _abc.Awaitable[_fleet_service_pb2.RegisterAgentResponse]]:
+        """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+        agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+        """
+
+    @_abc_1.abstractmethod
+    def DeregisterAgent(
+        self,
+        request: _fleet_service_pb2.DeregisterAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.DeregisterAgentResponse, _abc.Awaitable[_fleet_service_pb2.DeregisterAgentResponse]]:
+        """Forgets one; regions that it made are not touched."""
+
+    @_abc_1.abstractmethod
+    def ListAgents(
+        self,
+        request: _fleet_service_pb2.ListAgentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.ListAgentsResponse, _abc.Awaitable[_fleet_service_pb2.ListAgentsResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetFleetPolicy(

@@ -127,14 +127,14 @@ class Replacement(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     TRANSITIONS_FIELD_NUMBER: _builtins.int
     REPAIR_BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
-    ASKED_BY_FIELD_NUMBER: _builtins.int
-    PLACEMENT_FIELD_NUMBER: _builtins.int
-    REPAIR_RATE_FIELD_NUMBER: _builtins.int
     PAUSED_IN_FIELD_NUMBER: _builtins.int
     FAILED_IN_FIELD_NUMBER: _builtins.int
     BLOCKED_SINCE_TIME_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     MENDED_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    REPAIR_RATE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -160,10 +160,6 @@ class Replacement(_message.Message):
     attempt: _builtins.int
     trace_id: _builtins.str
     repair_bytes_per_second_max: _builtins.int
-    asked_by: _builtins.str
-    """Who began it: empty for a construction request that was sent, else "operator", "automatic" or
-    "drain " with the drain's id.
-    """
     paused_in: Global___ReplacementState.ValueType
     """The state a paused one goes on in, and the one a failed one is tried again in."""
     failed_in: Global___ReplacementState.ValueType
@@ -171,6 +167,10 @@ class Replacement(_message.Message):
     """Repairs begun anew for want of progress, since it last got further than ever before."""
     mended: _builtins.int
     """How often a member that differed was filled again."""
+    asked_by: _builtins.str
+    """Who began it: empty for a construction request that was sent, else "operator", "automatic" or
+    "drain " with the drain's id.
+    """
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -180,16 +180,16 @@ class Replacement(_message.Message):
     @_builtins.property
     def transitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transition]: ...
     @_builtins.property
+    def blocked_since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it waits for what blocked_on names."""
+
+    @_builtins.property
     def placement(self) -> Global___Placement:
         """How its new target was found; absent for a construction request that was sent."""
 
     @_builtins.property
     def repair_rate(self) -> _volume_service_pb2.RepairRate:
         """How fast its repair may go and why, as the machine last told; absent once it has ended."""
-
-    @_builtins.property
-    def blocked_since_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when it waits for what blocked_on names."""
 
     def __init__(
         self,
@@ -220,14 +220,14 @@ class Replacement(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         transitions: _abc.Iterable[Global___Transition] | None = ...,
         repair_bytes_per_second_max: _builtins.int = ...,
-        asked_by: _builtins.str = ...,
-        placement: Global___Placement | None = ...,
-        repair_rate: _volume_service_pb2.RepairRate | None = ...,
         paused_in: Global___ReplacementState.ValueType = ...,
         failed_in: Global___ReplacementState.ValueType = ...,
         blocked_since_time: _timestamp_pb2.Timestamp | None = ...,
         restarts: _builtins.int = ...,
         mended: _builtins.int = ...,
+        asked_by: _builtins.str = ...,
+        placement: Global___Placement | None = ...,
+        repair_rate: _volume_service_pb2.RepairRate | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_since_time", b"blocked_since_time", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "placement", b"placement", "repair_rate", b"repair_rate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -247,10 +247,13 @@ class Placement(_message.Message):
     NAMED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
+    MADE_BY_FIELD_NUMBER: _builtins.int
     chosen: _builtins.str
     """Empty when none fits."""
     named: _builtins.bool
     """Whether the caller named it."""
+    made_by: _builtins.str
+    """The agent that makes, or made, the region, where no spare fits."""
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What speaks against the one that was named, and was left to the caller."""
@@ -264,10 +267,11 @@ class Placement(_message.Message):
         named: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         rejections: _abc.Iterable[Global___PlacementRejection] | None = ...,
+        made_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "named", b"named", "rejections", b"rejections", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "made_by", b"made_by", "named", b"named", "rejections", b"rejections", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

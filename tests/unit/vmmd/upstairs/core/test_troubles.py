@@ -302,6 +302,34 @@ def test_a_member_away_is_given_up_by_bytes(world, monkeypatch):
     assert "bytes held" in slot(world, 1).last_error
 
 
+def test_a_member_away_is_not_given_up_while_writes_need_it(world, monkeypatch):
+    """The third is being filled: the guest waits, and nothing fails when both are well again."""
+    monkeypatch.setattr(limits, "OFFLINE_JOBS_MAX", 20)
+    monkeypatch.setattr(limits, "ADMITTED_JOBS_MAX", 30)
+    world.crash("d2:1")
+    assert world.run_until(
+        lambda: slot(world, 2).mode is SlotMode.FAULTED, limits.OFFLINE_SECONDS_MAX + 2
+    )
+    load(world)
+    settle(world)
+    world.start("d2:1")
+    assert world.run_until(lambda: slot(world, 2).state is SlotState.LIVE_REPAIR, 30)
+    world.crash("d1:1")
+    assert world.run_until(lambda: slot(world, 1).mode is SlotMode.OFFLINE, 5)
+    world.submit([world.write(block, 1) for block in range(0, 4 * EXTENTS, 2)])
+    world.submit([world.flush()])
+    world.break_links("d2:1")
+    world.run_until(lambda: False, 5)
+    assert slot(world, 1).mode is SlotMode.OFFLINE
+    assert world.in_flight, "the flush waits"
+    world.start("d1:1")
+    settle(world)
+    assert world.run_until(world.healthy, 30)
+    assert not [name for name in world.counts if "OK" not in name], world.counts
+    assert slot(world, 1).repairs_completed == 0
+    assert nothing_is_owed(world)
+
+
 def test_a_member_away_is_given_up_by_time(world):
     world.crash("d1:1")
     assert world.run_until(lambda: slot(world, 1).mode is SlotMode.OFFLINE, 5)

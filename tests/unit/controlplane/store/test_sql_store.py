@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,7 +13,8 @@ from controlplane.core.records import Desired, DownstairsRecord, InstanceState, 
 from controlplane.core.replacement import Replacement, State, step
 from controlplane.store import sql_replacements
 from controlplane.store.base import StoredAnswer, StoredSpan
-from controlplane.store.sqlite import SqliteStore
+from controlplane.store.place import Place
+from controlplane.store.sql_store import SqlStore
 from stairlib.model.errors import AlreadyExistsError, ConflictError, NotFoundError, StateError
 from tests.unit.controlplane.core.records_made import (
     DISK_KEY,
@@ -33,13 +32,6 @@ from tests.unit.controlplane.core.records_made import (
 NEW = "127.0.0.1:8840"
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    opened = await SqliteStore.open(tmp_path)
-    yield opened
-    await opened.close()
-
-
 def begun(**changes: object) -> Replacement:
     record = replacement(**changes)
     for event in (core.Validated(at=1001), core.Preflighted(at=1002), core.Recorded(at=1003)):
@@ -47,11 +39,11 @@ def begun(**changes: object) -> Replacement:
     return record
 
 
-async def roles(store: SqliteStore) -> dict[str, str]:
+async def roles(store: SqlStore) -> dict[str, str]:
     return {each.address: each.role.value for each in await store.list_downstairs()}
 
 
-async def test_an_instance_with_its_disk_and_members(store: SqliteStore) -> None:
+async def test_an_instance_with_its_disk_and_members(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     assert await store.instance("crub") == instance()
     assert await store.instance(str(INSTANCE)) == instance()
@@ -65,17 +57,17 @@ async def test_an_instance_with_its_disk_and_members(store: SqliteStore) -> None
         await store.disk("x")
 
 
-async def test_it_is_there_after_a_restart(tmp_path: Path) -> None:
-    first = await SqliteStore.open(tmp_path)
+async def test_it_is_there_after_a_restart(place: Place) -> None:
+    first = await SqlStore.open(place)
     secret = disk(construction=volume(region(key="k" * 44, flush_timeout=0.25)))
     await first.add_instance(instance(), [secret])
     await first.close()
-    second = await SqliteStore.open(tmp_path)
+    second = await SqlStore.open(place)
     assert await second.disk("block2") == secret
     await second.close()
 
 
-async def test_what_is_taken_is_refused_whole(store: SqliteStore) -> None:
+async def test_what_is_taken_is_refused_whole(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     other = instance(id=UUID(int=11), name="other")
     fresh = disk(key=uuid4(), name="block3", instance_id=other.id)
@@ -96,7 +88,7 @@ async def test_what_is_taken_is_refused_whole(store: SqliteStore) -> None:
     assert await roles(store) == dict.fromkeys(TARGETS, "MEMBER")
 
 
-async def test_forgotten_as_if_it_had_never_been(store: SqliteStore) -> None:
+async def test_forgotten_as_if_it_had_never_been(store: SqlStore) -> None:
     spare = DownstairsRecord(TARGETS[0], Role.SPARE, UUID(int=5), None, GEOMETRY)
     await store.put_downstairs(spare)
     await store.add_instance(instance(), [disk()])
@@ -105,7 +97,7 @@ async def test_forgotten_as_if_it_had_never_been(store: SqliteStore) -> None:
     assert await store.list_downstairs() == [spare]
 
 
-async def test_deleted_leaves_retired_members_and_generations(store: SqliteStore) -> None:
+async def test_deleted_leaves_retired_members_and_generations(store: SqlStore) -> None:
     await store.add_instance(instance(confirmed=False), [disk()])
     await store.confirm_instance(INSTANCE, {VOLUME: 4})
     assert (await store.instance("crub")).confirmed
@@ -116,18 +108,18 @@ async def test_deleted_leaves_retired_members_and_generations(store: SqliteStore
     assert await roles(store) == dict.fromkeys(TARGETS, "MEMBER")
 
 
-async def test_states_rise_and_repeat_nothing(store: SqliteStore) -> None:
+async def test_states_rise_and_repeat_nothing(store: SqlStore) -> None:
     await store.add_instance(instance(), [])
-    assert await store.set_instance_state(INSTANCE, InstanceState.RUNNING, "") is None
-    changed = await store.set_instance_state(INSTANCE, InstanceState.FAILED, "why")
+    assert await store.set_instance_state(INSTANCE, InstanceState.RUNNING, "", 1) is None
+    changed = await store.set_instance_state(INSTANCE, InstanceState.FAILED, "why", 1)
     assert changed is not None
     assert (changed.state_generation, changed.reason) == (4, "why")
-    assert await store.set_instance_state(uuid4(), InstanceState.FAILED, "") is None
+    assert await store.set_instance_state(uuid4(), InstanceState.FAILED, "", 1) is None
     await store.set_desired(INSTANCE, Desired.STOPPED)
     assert (await store.instance("crub")).desired is Desired.STOPPED
 
 
-async def test_generations_are_handed_out_once_and_use_all_of_64_bits(store: SqliteStore) -> None:
+async def test_generations_are_handed_out_once_and_use_all_of_64_bits(store: SqlStore) -> None:
     assert await store.next_generation(VOLUME, 3) == 3
     assert [await store.hand_out_generation(VOLUME, 3) for _ in range(3)] == [3, 4, 5]
     assert await store.hand_out_generation(VOLUME, 9) == 9
@@ -135,7 +127,7 @@ async def test_generations_are_handed_out_once_and_use_all_of_64_bits(store: Sql
     assert await store.hand_out_generation(UUID(int=8), 0) == (1 << 64) - 1
 
 
-async def test_a_replacement_from_its_first_row_to_its_end(store: SqliteStore) -> None:
+async def test_a_replacement_from_its_first_row_to_its_end(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     record = begun()
     await store.begin_replacement(record)
@@ -150,19 +142,19 @@ async def test_a_replacement_from_its_first_row_to_its_end(store: SqliteStore) -
         core.Verified(at=1008, extents=128, members=3),
     ):  # fmt: skip
         record, _ = step(record, event)
-        await store.save_replacement(record)
+        await store.save_replacement(record, 1)
         assert await store.replacement(record.id) == record
     for _ in range(2):
-        await store.retire_member(record)
+        await store.retire_member(record, 1)
     assert (await roles(store))[TARGETS[2]] == "RETIRED"
     record, _ = step(record, core.Retired(at=1009))
-    await store.save_replacement(record)
+    await store.save_replacement(record, 1)
     assert await store.running_replacements() == []
     assert await store.newest_replacement(DISK_KEY) == record
     assert await store.replacement_of_trace(record.trace_id) == record
 
 
-async def test_beginning_is_all_or_nothing(store: SqliteStore) -> None:
+async def test_beginning_is_all_or_nothing(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     other = instance(id=UUID(int=11), name="other")
     construction = volume(region((NEW, "a:2", "a:3")), id=uuid4())
@@ -177,18 +169,18 @@ async def test_beginning_is_all_or_nothing(store: SqliteStore) -> None:
         await store.replacement(begun().id)
 
 
-async def test_only_one_of_two_that_start_from_the_same_request(store: SqliteStore) -> None:
+async def test_only_one_of_two_that_start_from_the_same_request(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     outcomes = await asyncio.gather(
         *(store.begin_replacement(begun(number=number)) for number in (21, 22)),
         return_exceptions=True,
     )
-    assert outcomes[0] is None
-    assert isinstance(outcomes[1], ConflictError)
-    assert outcomes[1].reason == "RECORDED_VCR_CHANGED"
+    (lost,) = [each for each in outcomes if isinstance(each, ConflictError)]
+    assert lost.reason == "RECORDED_VCR_CHANGED"
+    assert len(await store.running_replacements()) == 1
 
 
-async def test_one_running_replacement_of_a_disk(store: SqliteStore) -> None:
+async def test_one_running_replacement_of_a_disk(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     first = begun()
     await store.begin_replacement(first)
@@ -199,19 +191,20 @@ async def test_one_running_replacement_of_a_disk(store: SqliteStore) -> None:
     with pytest.raises(ConflictError) as caught:
         await store.begin_replacement(second)
     assert caught.value.reason == "REPLACEMENT_RUNNING"
+    assert caught.value.metadata["replacement"] == str(first.id)
     assert (await store.disk("block2")).construction == first.replacement
     failed, _ = step(first, core.GaveUp(at=1, error="no"))
-    await store.save_replacement(failed)
+    await store.save_replacement(failed, 1)
     await store.begin_replacement(second)
     assert await store.newest_replacement(DISK_KEY) == second
 
 
-async def test_pages_of_replacements_newest_first(store: SqliteStore) -> None:
+async def test_pages_of_replacements_newest_first(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     record = begun()
     await store.begin_replacement(record)
     done, _ = step(record, core.GaveUp(at=1, error="no"))
-    await store.save_replacement(done)
+    await store.save_replacement(done, 1)
     second = begun(number=8, original=record.replacement)
     await store.begin_replacement(second)
     ((number, newest),) = await store.list_replacements(limit=1)
@@ -222,7 +215,7 @@ async def test_pages_of_replacements_newest_first(store: SqliteStore) -> None:
     assert await store.list_replacements(disk="x", limit=9) == []
 
 
-async def test_a_recorded_request_is_compared_before_it_is_set(store: SqliteStore) -> None:
+async def test_a_recorded_request_is_compared_before_it_is_set(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     raised = volume(region(gen=9))
     await store.record_construction(DISK_KEY, volume(), raised)
@@ -233,12 +226,12 @@ async def test_a_recorded_request_is_compared_before_it_is_set(store: SqliteStor
         await store.record_construction(uuid4(), raised, volume())
 
 
-async def test_saving_what_is_not_there(store: SqliteStore) -> None:
+async def test_saving_what_is_not_there(store: SqlStore) -> None:
     with pytest.raises(NotFoundError):
-        await store.save_replacement(begun(state=State.VALIDATE))
+        await store.save_replacement(begun(state=State.VALIDATE), 1)
 
 
-async def test_registering_does_not_change_a_role(store: SqliteStore) -> None:
+async def test_registering_does_not_change_a_role(store: SqlStore) -> None:
     await store.add_instance(instance(), [disk()])
     said = DownstairsRecord(TARGETS[0], Role.SPARE, UUID(int=5), None, GEOMETRY)
     member = await store.put_downstairs(said)
@@ -251,7 +244,7 @@ async def test_registering_does_not_change_a_role(store: SqliteStore) -> None:
     assert (renewed.role, renewed.volume_id) == (Role.SPARE, None)
 
 
-async def test_read_only_members_belong_to_nobody(store: SqliteStore) -> None:
+async def test_read_only_members_belong_to_nobody(store: SqlStore) -> None:
     parent = volume(region(("p:1", "p:2", "p:3"), read_only=True), id=uuid4())
     for number in (1, 2):
         mine = region((f"m{number}:1", f"m{number}:2", f"m{number}:3"))
@@ -265,7 +258,7 @@ async def test_read_only_members_belong_to_nobody(store: SqliteStore) -> None:
     assert len(await store.list_disks(limit=0)) == 2
 
 
-async def test_spans_and_answers(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_spans_and_answers(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     spans = [StoredSpan("t", f"s{number}", b"x") for number in range(3)]
     await store.save_spans(spans[:2])
     await store.save_spans(spans)
