@@ -413,7 +413,7 @@ class Driver:
                 self._world.checks_of_control.started(machine.host, record)
             reply(_outcome(answer))
 
-        machine.replace(original, record.replacement, answered)
+        machine.replace(original, record.replacement, str(record.id), answered)
 
     def _repair(self) -> None:
         self._seen = None

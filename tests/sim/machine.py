@@ -24,10 +24,12 @@ from vmmd.block.backend import Completion, Done, Request
 from vmmd.block.repair_governor import RepairRate
 from vmmd.block.volume import VolumeCounters, VolumeStatus
 from vmmd.core.repair_rate import RateReason, RepairPolicy
+from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.codec import Encryption
+from vmmd.upstairs.core.events import ReplaceResult
 from vmmd.upstairs.core.region_set import UpstairsConfig
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs
@@ -240,6 +242,7 @@ class Machine:
         # Over a parent: what the guest's requests go through, and the parent's own set.
         self.layers: Layers | None = None
         self.below: Machine | None = None
+        self._fence = ReplacementFence()
         self._asked: dict[object, Callable[[events.Answer], None]] = {}
         self._keys = 0
         self.generation = spec.generation
@@ -423,19 +426,24 @@ class Machine:
         self,
         original: Construction,
         replacement: Construction,
+        replacement_id: str,
         then: Callable[[events.Answer], None],
     ) -> None:
         """What VolumeService.ReplaceVcr does: the one changed target is handed to the core."""
         try:
             changed = changed_target(original, replacement)
+            assert changed is not None
+            self._fence.check(changed.region_path, changed.generation, replacement_id)
         except StairwellError as error:
+            self.world.reached[f"machine told to replace {error.reason}"] += 1
             then(events.Answer(None, error=error))
             return
-        assert changed is not None
         old, new = changed.old, changed.new
         kinds = situation(self, old)
 
         def answered(answer: events.Answer) -> None:
+            if answer.error is None and answer.value.result is not ReplaceResult.MISSING:
+                self._fence.begun(changed.region_path, changed.generation, replacement_id)
             said = answer.value.result.name if answer.error is None else answer.error.reason
             self.world.reached.replaced(kinds, said)
             then(answer)

@@ -16,7 +16,7 @@ from typing import cast
 from uuid import UUID
 
 from stairlib.model.construction import PARENT, Construction, in_parent, join_path, volume_id
-from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, StateError
+from stairlib.model.errors import NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import (
@@ -34,6 +34,7 @@ from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
 from vmmd.core.guest_meter import GuestMeter, kind_of
 from vmmd.core.repair_rate import RepairPolicy
+from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.status import RegionStatus
@@ -133,8 +134,7 @@ class Volume:
         self._peers: dict[str, Peer] = {}
         self._meter = GuestMeter(monotonic())
         self._governor = RepairGovernor(self._regions, self._meter)
-        # Replacements that were undone; a request for one may still be on its way.
-        self._taken_back: set[str] = set()
+        self._fence = ReplacementFence()
         info = self._root.info
         self._info = BackendInfo(
             info.block_size,
@@ -221,15 +221,13 @@ class Volume:
         await _all(region.deactivate() for region in self._regions())
 
     async def replace(
-        self, region_path: str, old: str, new: str, replacement_id: str = ""
+        self, region_path: str, old: str, new: str, replacement_id: str = "", generation: int = 0
     ) -> Replacement:
         """Asks the region at that path; `slot` is -1 when it knows neither address, or is gone.
-        StateError TARGET_IN_USE when `new` is a member of another region of this volume;
-        ConflictError REPLACEMENT_UNDONE when it was taken back before it came."""
-        if replacement_id and replacement_id in self._taken_back:
-            raise ConflictError(
-                f"replacement {replacement_id} was taken back", reason="REPLACEMENT_UNDONE"
-            )
+        `generation` is that of the request it leads to; 0: not told. StateError TARGET_IN_USE when
+        `new` is a member of another region of this volume; refused as `ReplacementFence.check` says
+        when a newer request was carried out before it came."""
+        self._fence.check(region_path, generation, replacement_id)
         region = self._tree.regions.get(region_path)
         if region is None:
             return Replacement(ReplaceResult.MISSING, -1)
@@ -241,14 +239,17 @@ class Volume:
                     reason="TARGET_IN_USE",
                     target=new,
                 )
-        return await region.replace(old, new, replacement_id)
+        outcome = await region.replace(old, new, replacement_id)
+        if outcome.result is not ReplaceResult.MISSING:
+            self._fence.begun(region_path, generation, replacement_id)
+        return outcome
 
     async def take_back(self, region_path: str, old: str, new: str, replacement_id: str) -> bool:
         """Whether `old` was being replaced by `new`: that is over. A request to replace it that is
         still on its way is refused when it comes. Errors as `RegionUpstairs.take_back`."""
         region = self._tree.regions.get(region_path)
         was_applied = region is not None and await region.take_back(old, new)
-        self._taken_back.add(replacement_id)
+        self._fence.taken_back(replacement_id)
         return was_applied
 
     def hold_repair(self, region_path: str, slot: int, *, held: bool) -> None:

@@ -111,7 +111,11 @@ class VolumeServicer(VolumeServiceServicer):
             return pb.ReplaceVcrResponse(result=pb.VCR_REPLACE_RESULT_VCR_MATCHES)
         outcome = await self._host.driver.replace(
             lambda: disk.volume.replace(
-                changed.region_path, changed.old, changed.new, request.replacement_id
+                changed.region_path,
+                changed.old,
+                changed.new,
+                request.replacement_id,
+                changed.generation,
             )
         )
         if outcome.slot < 0:

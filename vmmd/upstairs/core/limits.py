@@ -75,3 +75,5 @@ COPY_ATTEMPTS_MAX = 4
 # One digest op reads the contexts of this many blocks on the daemon's loop, a few milliseconds'
 # work that guest requests wait for.
 DIGEST_BLOCKS_PER_OP = 1 << 16
+# Such ops to one member at a time, while a volume is made equal and serves nobody.
+DIGESTS_AT_ONCE = 8
