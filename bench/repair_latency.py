@@ -18,6 +18,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -230,6 +231,13 @@ async def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, A
     return results
 
 
+async def until_told(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """`measure`; SIGTERM ends it and all it has started."""
+    task = asyncio.ensure_future(measure(options, folder))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def tell(found: dict[str, Any]) -> None:
     quiet, during = found["quiet"], found["during"]
     words = [f"{found['mode']:9}{'flush' if found['flushes'] else 'plain':6}"]
@@ -296,7 +304,7 @@ def main() -> None:
     options = parser.parse_args()
     options.mode = options.mode or ["off", "fixed", "adaptive"]
     with tempfile.TemporaryDirectory(prefix="repair-latency-", dir=options.dir) as name:
-        results = asyncio.run(measure(options, Path(name) / "cluster"))
+        results = asyncio.run(until_told(options, Path(name) / "cluster"))
     rows = summary(results, options.mode)
     if options.output == "json":
         print(json.dumps({"rows": rows, "rounds": results}, indent=1))
