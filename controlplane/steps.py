@@ -126,8 +126,8 @@ def undoable(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
         )
         return core.Kept(at=at, detail=detail)
     detail = (
-        f"the machine has let {record.old_target} go, which was not whole, and {new} is not filled:"
-        f" retry to go on with {new}, or replace it by another downstairs"
+        f"the machine has let {record.old_target} go already, and {new} is not filled: retry to go"
+        f" on with {new}, or replace {new} by another downstairs"
     )
     return core.CannotUndo(at=at, detail=detail)
 

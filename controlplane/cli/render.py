@@ -19,6 +19,8 @@ from controlplane.cli.units import (
 from stairwell.controlplane.v1.disk_service_pb2 import Disk, ReplaceResult, ReplaceVcrResponse
 from stairwell.controlplane.v1.instance_service_pb2 import Instance, InstanceState
 from stairwell.controlplane.v1.replacement_service_pb2 import (
+    CancelOutcome,
+    CancelReplacementResponse,
     Replacement,
     ReplacementState,
     SetRepairLimitsResponse,
@@ -32,7 +34,7 @@ from stairwell.vmmd.v1.volume_service_pb2 import (
 
 # Words that mean good and bad health, for colour on terminals.
 _GOOD = frozenset({"running", "active", "done", "member"})
-_BAD = frozenset({"failed", "faulted", "offline"})
+_BAD = frozenset({"failed", "cancelled", "faulted", "offline"})
 # More differing extents than this say no more than their number does.
 DIFFERENCES_SHOWN = 10
 
@@ -58,6 +60,16 @@ def clock(stamp: Timestamp) -> str:
     if not stamp.seconds:
         return "-"
     return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _when(stamp: Timestamp) -> str:
+    """A moment, or nothing."""
+    return clock(stamp) if stamp.seconds else ""
+
+
+def _state_word(state: int) -> str:
+    """A replacement state's name, or nothing."""
+    return replacement_word(state) if state else ""
 
 
 def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -202,8 +214,14 @@ def replacement_view(replacement: Replacement) -> RenderableType:
         ("generation", f"{replacement.from_generation} -> {replacement.to_generation}"),
         ("progress", progress),
         *_rate_rows(replacement),
+        ("paused in", _state_word(replacement.paused_in)),
+        ("failed in", _state_word(replacement.failed_in)),
         ("blocked on", replacement.blocked_on),
+        ("blocked since", _when(replacement.blocked_since_time)),
         ("last error", replacement.last_error),
+        ("next attempt", _when(replacement.next_attempt_time)),
+        ("begun anew", f"{replacement.restarts} times" if replacement.restarts else ""),
+        ("filled again", f"{replacement.mended} times" if replacement.mended else ""),
         ("attempt", str(replacement.attempt) if replacement.attempt > 1 else ""),
         ("trace", replacement.trace_id),
         ("started", clock(replacement.create_time)),
@@ -256,6 +274,25 @@ def limits_view(response: SetRepairLimitsResponse) -> str:
         lines[0] = f"{response.replacement.id}: {lines[0]}"
     if not response.told:
         lines.append("its machine does not answer or does not run; it is told when it is there")
+    return "\n".join(lines)
+
+
+_CANCELLED = {
+    CancelOutcome.CANCEL_OUTCOME_UNDONE: "undone",
+    CancelOutcome.CANCEL_OUTCOME_FINISHED_FORWARD: "not undone, finished forward",
+    CancelOutcome.CANCEL_OUTCOME_REPLACE_AGAIN: "not undone, stopped",
+    CancelOutcome.CANCEL_OUTCOME_PENDING: "not known yet",
+}
+
+
+def cancelled(response: CancelReplacementResponse) -> str:
+    """What became of a cancelled replacement, why, and what to do."""
+    name = response.replacement.id
+    lines = [f"{name}: {_CANCELLED.get(response.outcome, 'cancelled')}: {response.reason}"]
+    if response.outcome == CancelOutcome.CANCEL_OUTCOME_REPLACE_AGAIN:
+        lines.append(f"`stairwell replacement retry {name}` goes on with it")
+    elif response.outcome != CancelOutcome.CANCEL_OUTCOME_UNDONE:
+        lines.append(f"`stairwell replacement watch {name}` follows it")
     return "\n".join(lines)
 
 

@@ -31,6 +31,12 @@ _TELL = "tell"
 _NOT_TAKEN = frozenset({core.IllegalTransitionError.reason, "REPLACEMENT_ENDED"})
 # How long the answer to a cancellation waits for what becomes of it.
 CANCEL_SECONDS = 5.0
+# What to do instead of a word that one takes no more.
+_ADVICE = {
+    State.DONE: "to go back, replace the slot again",
+    State.CANCELLED: "it was undone; ask for a new one",
+    State.FAILED: "retry or cancel it",
+}
 _UNDOING = (State.CANCELLING, State.UNDO)
 
 
@@ -170,12 +176,9 @@ class Replacements:
                 raise
         if changed is None:
             record = await self._find(record.id)
-            advice = "it can be retried" if record.state is State.FAILED else "watch it"
+            advice = _ADVICE.get(record.state, "watch it")
             raise StateError(
-                f"replacement {record.id} is {record.state} and cannot be {done}"
-                + (
-                    "" if record.state.ended and record.state is not State.FAILED else f"; {advice}"
-                ),
+                f"replacement {record.id} is {record.state} and cannot be {done}: {advice}",
                 reason="REPLACEMENT_ENDED" if record.state.ended else "REPLACEMENT_CANCELLING",
                 replacement=str(record.id),
                 state=record.state,

@@ -47,6 +47,8 @@ class ScriptedVmmd:
     limits_of: dict[str, pb.RepairLimits] = field(default_factory=dict)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
+    # Whether an old member serves until the new one is filled.
+    departs: bool = False
     workloads_running: int = 0
     address: str = ""
 
@@ -105,6 +107,11 @@ class ScriptedVmmd:
             self.volumes[disk].regions.extend(kept)
         await self.tell()
 
+    async def die(self, machine_id: str) -> None:
+        """The machine's process is killed; vmmd makes the next one when it is asked to."""
+        self.machines[machine_id].process_died = True
+        await self.set_machine(machine_id, "FAILED", "its process ended (killed by signal 9)")
+
     async def lose(self, machine_id: str) -> None:
         """As after a restart of vmmd: the machine and all it knew are gone."""
         del self.machines[machine_id]
@@ -122,6 +129,7 @@ class ScriptedVmmd:
     async def finish(self, disk: str, number: int, path: str = FIRST) -> None:
         slot = self.slot(disk, number, path)
         slot.state = pb.SLOT_STATE_ACTIVE
+        slot.departing_address = ""
         slot.ClearField("repair")
         await self.tell()
 
@@ -168,7 +176,8 @@ class Machines(machine_grpc.MachineServiceServicer):
 
     async def EnsureMachine(self, request, context):
         await self.script.heard("EnsureMachine", request)
-        if request.spec.id not in self.script.machines:
+        present = self.script.machines.get(request.spec.id)
+        if present is None or present.process_died:
             self.script.make(request.spec)
             await self.script.tell()
         return machine_pb.EnsureMachineResponse(machine=self.find(request.spec.id))
@@ -241,6 +250,7 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         result = pb.VCR_REPLACE_RESULT_STARTED_ALREADY
         slot = found[0].slots[changed.slot]
         if slot.address != changed.new:
+            slot.departing_address = slot.address if self.script.departs else ""
             slot.address = changed.new
             slot.state = pb.SLOT_STATE_ACTIVE if self.script.quick else (
                 pb.SLOT_STATE_WAIT_CONNECT)  # fmt: skip

@@ -420,7 +420,7 @@ class Machine:
             counters=VolumeCounters(),
             repair_rate=RepairRate(0, RateReason.UNLIMITED, 0.0, 1.0, RepairPolicy()),
         )
-        return volume_message("machine", "disk", volume, "")
+        return volume_message("machine", "disk", volume, nbd_uri="", vhost_user_socket="")
 
     def replace(
         self,
@@ -448,7 +448,7 @@ class Machine:
             self.world.reached.replaced(kinds, said)
             then(answer)
 
-        self.ask(lambda key: events.Replace(key, old, new), answered)
+        self.ask(lambda key: events.Replace(key, old, new, replacement_id), answered)
 
     def verify(self, then: Callable[[events.Answer], None]) -> None:
         """Compares the members; the answer's value is a VerifyResult."""

@@ -248,7 +248,7 @@ class Volume:
         """Whether `old` was being replaced by `new`: that is over. A request to replace it that is
         still on its way is refused when it comes. Errors as `RegionUpstairs.take_back`."""
         region = self._tree.regions.get(region_path)
-        was_applied = region is not None and await region.take_back(old, new)
+        was_applied = region is not None and await region.take_back(old, new, replacement_id)
         self._fence.taken_back(replacement_id)
         return was_applied
 

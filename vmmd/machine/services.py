@@ -55,7 +55,7 @@ class MachineProcessServicer(MachineProcessServiceServicer):
         record = await self._host.configure(
             spec_from_message(request.spec),
             ServerConfig.from_json(request.server_config_json),
-            Path(request.nbd_directory),
+            Path(request.socket_directory),
         )
         return process_pb.ConfigureResponse(machine=record_to_message(record))
 
@@ -84,7 +84,13 @@ class VolumeServicer(VolumeServiceServicer):
 
     def _info(self, disk: Disk) -> pb.VolumeInfo:
         machine_id = self._host.machine.spec.id
-        return volume_message(machine_id, disk.spec.name, disk.volume.status(), disk.export.uri)
+        return volume_message(
+            machine_id,
+            disk.spec.name,
+            disk.volume.status(),
+            nbd_uri=disk.export.uri,
+            vhost_user_socket=disk.vhost_user.path,
+        )
 
     async def GetVolumeInfo(
         self, request: pb.GetVolumeInfoRequest, _context: Context

@@ -14,8 +14,10 @@ from vmmd.upstairs.core.limits import COPIES_IN_FLIGHT_MAX
 from vmmd.upstairs.core.status import RegionStatus, RepairProgress, SlotStatus
 
 
-def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: str) -> pb.VolumeInfo:
-    """The whole volume, region by region."""
+def volume_message(
+    machine_id: str, disk: str, status: VolumeStatus, *, nbd_uri: str, vhost_user_socket: str
+) -> pb.VolumeInfo:
+    """The whole volume, region by region, and where it is exported."""
     counters = status.counters
     return pb.VolumeInfo(
         machine_id=machine_id,
@@ -27,6 +29,7 @@ def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: st
         total_bytes=status.total_bytes,
         regions=[_region(path, region) for path, region in status.regions],
         nbd_uri=nbd_uri,
+        vhost_user_socket=vhost_user_socket,
         sources=[
             pb.SourceInfo(
                 path=source.path,

@@ -1,4 +1,5 @@
-"""`replacement list|get|watch|retry|limit`: the workflows that replace members."""
+"""`replacement list|show|watch|pause|resume|cancel|retry|limit`: the workflows that replace
+members."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from controlplane.cli.command import command
 from controlplane.cli.commands import start
 from controlplane.cli.display import Look, progress_display
 from controlplane.cli.failure import CommandError
-from controlplane.cli.plain import plain
+from controlplane.cli.plain import enum_word, plain
 from controlplane.cli.session import Session
 from controlplane.cli.switch import Switch
 from controlplane.cli.units import parse_size
@@ -37,8 +38,12 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="replacement")
     start.add_to(group)
     command(group, "list")(list_all)
-    command(group, "get")(get)
+    command(group, "show")(show)
+    command(group, "get", hidden=True)(show)
     command(group, "watch")(watch_one)
+    command(group, "pause")(pause)
+    command(group, "resume")(resume)
+    command(group, "cancel")(cancel)
     command(group, "retry")(retry)
     command(group, "limit")(limit)
 
@@ -69,7 +74,7 @@ async def list_all(
     session.show(data, render.replacements_table(found))
 
 
-async def get(session: Session, replacement: Id) -> None:
+async def show(session: Session, replacement: Id) -> None:
     """Show one replacement with its history."""
     response = await session.call(
         session.replacements.GetReplacement,
@@ -80,11 +85,64 @@ async def get(session: Session, replacement: Id) -> None:
 
 
 async def watch_one(session: Session, replacement: Id) -> int:
-    """Follow a replacement until it is done (exit 0) or has failed (exit 1)."""
+    """Follow a replacement until it is done (exit 0), or has failed or was undone (exit 1).
+
+    A paused one is followed on; interrupt the command to leave it.
+    """
     line: Callable[[pb.Replacement], None] | None = None
     if session.is_json:
         line = lambda one: session.line(plain(one), "")  # noqa: E731
     return (await follow(session, replacement, line)).exit_code
+
+
+async def pause(session: Session, replacement: Id) -> None:
+    """Have a replacement stand still: nothing is copied, the guest goes on.
+
+    It lasts over restarts, until `replacement resume` or `replacement cancel`. A member that was
+    let in already keeps getting every write.
+    """
+    response = await session.call(
+        session.replacements.PauseReplacement,
+        pb.PauseReplacementRequest(id=replacement),
+        pb.PauseReplacementResponse,
+    )
+    one = response.replacement
+    session.show(
+        plain(one),
+        f"{one.id} is paused in {render.replacement_word(one.paused_in)}; "
+        f"`stairwell replacement resume {one.id}` has it go on",
+    )
+
+
+async def resume(session: Session, replacement: Id) -> None:
+    """Have a paused replacement go on where it stood."""
+    response = await session.call(
+        session.replacements.ResumeReplacement,
+        pb.ResumeReplacementRequest(id=replacement),
+        pb.ResumeReplacementResponse,
+    )
+    _goes_on(session, response.replacement)
+
+
+async def cancel(session: Session, replacement: Id) -> int:
+    """Undo a replacement while the old member is there; else say what becomes of it.
+
+    Exit 0: it is undone, and the recorded request and its generation are as before. Exit 1: it is
+    not, and the answer says why and what to do. Asked again, the answer is the same.
+    """
+    response = await session.call(
+        session.replacements.CancelReplacement,
+        pb.CancelReplacementRequest(id=replacement),
+        pb.CancelReplacementResponse,
+    )
+    outcome = enum_word(pb.CancelOutcome.DESCRIPTOR, response.outcome)
+    data = {
+        "outcome": outcome,
+        "reason": response.reason,
+        "replacement": plain(response.replacement),
+    }
+    session.show(data, render.cancelled(response))
+    return 0 if response.outcome == pb.CancelOutcome.CANCEL_OUTCOME_UNDONE else 1
 
 
 async def retry(session: Session, replacement: Id) -> None:
@@ -94,7 +152,10 @@ async def retry(session: Session, replacement: Id) -> None:
         pb.RetryReplacementRequest(id=replacement),
         pb.RetryReplacementResponse,
     )
-    one = response.replacement
+    _goes_on(session, response.replacement)
+
+
+def _goes_on(session: Session, one: pb.Replacement) -> None:
     word = render.replacement_word(one.state)
     session.show(
         plain(one),
@@ -203,7 +264,7 @@ async def follow(
             "the control plane ended the watch before the replacement has ended",
             f"follow it again with `stairwell replacement watch {replacement_id}`",
         )
-    if last.state == pb.ReplacementState.REPLACEMENT_STATE_FAILED:
+    if last.state != pb.ReplacementState.REPLACEMENT_STATE_DONE:
         session.note("\n".join([*_failure(last)]))
     elif not quiet:
         for line in watch.closing_lines(last):
@@ -214,8 +275,10 @@ async def follow(
 def _failure(replacement: pb.Replacement) -> list[str]:
     reason = watch.closing_lines(replacement)[0]
     name = replacement.id
+    if replacement.state == pb.ReplacementState.REPLACEMENT_STATE_CANCELLED:
+        return [f"error: replacement {name} {reason}"]
     hint = (
-        f"hint: `stairwell replacement get {name}` shows its steps; when the cause is removed, "
+        f"hint: `stairwell replacement show {name}` shows its steps; when the cause is removed, "
         f"`stairwell replacement retry {name}`"
     )
     return [f"error: replacement {name} {reason}", hint]

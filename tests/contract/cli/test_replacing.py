@@ -236,6 +236,68 @@ def test_repair_limits(plane, client):
     assert "nothing to change" in err
 
 
+def test_pausing_and_resuming(plane, client):
+    plane.answers["PauseReplacement"] = replacement_pb.PauseReplacementResponse(
+        replacement=replacement("PAUSED", paused_in=STATE.REPLACEMENT_STATE_REPAIR)
+    )
+    plane.answers["ResumeReplacement"] = replacement_pb.ResumeReplacementResponse(
+        replacement=replacement("REPAIR")
+    )
+    out = client("replacement", "pause", "r-1")[1]
+    assert "r-1 is paused in repair" in out
+    assert "stairwell replacement resume r-1" in out
+    assert client.json("replacement", "pause", "r-1")["paused_in"] == "repair"
+    assert "goes on in repair" in client("replacement", "resume", "r-1")[1]
+    assert plane.requests("ResumeReplacement")[0].id == "r-1"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "words", "status"),
+    [
+        ("UNDONE", "CANCELLED", ["undone: because"], 0),
+        ("FINISHED_FORWARD", "VERIFY", ["finished forward: because", "watch r-1"], 1),
+        ("REPLACE_AGAIN", "FAILED", ["not undone, stopped: because", "retry r-1"], 1),
+        ("PENDING", "CANCELLING", ["not known yet: because", "watch r-1"], 1),
+    ],
+)
+def test_cancelling_says_what_becomes_of_it(plane, client, outcome, state, words, status):
+    answer = replacement_pb.CancelReplacementResponse(
+        replacement=replacement(state),
+        outcome=replacement_pb.CancelOutcome.Value(f"CANCEL_OUTCOME_{outcome}"),
+        reason="because",
+    )
+    plane.answers["CancelReplacement"] = answer
+    code, out, _ = client("replacement", "cancel", "r-1")
+    assert code == status
+    for each in words:
+        assert each in out
+    code, out, _ = client("--output", "json", "replacement", "cancel", "r-1")
+    assert code == status
+    found = json.loads(out)
+    assert (found["outcome"], found["reason"]) == (outcome.lower(), "because")
+    assert found["replacement"]["state"] == state.lower()
+
+
+def test_what_it_waits_for_and_since_when(plane, client):
+    one = replacement("REPAIR", blocked_on="vmmd is away", restarts=2, mended=1)
+    one.blocked_since_time.FromSeconds(1_700_000_000)
+    plane.answers["GetReplacement"] = replacement_pb.GetReplacementResponse(replacement=one)
+    out = client("replacement", "show", "r-1")[1]
+    for words in ("vmmd is away", "2023-11-14 22:13:20Z", "begun anew", "2 times", "filled again"):
+        assert words in out
+    failed = replacement("FAILED", failed_in=STATE.REPLACEMENT_STATE_VERIFY, last_error="differ")
+    plane.answers["GetReplacement"] = replacement_pb.GetReplacementResponse(replacement=failed)
+    assert "verify" in client("replacement", "show", "r-1")[1]
+
+
+def test_one_that_is_undone_while_it_is_followed(plane, client):
+    plane.answers["WatchReplacement"] = watched(replacement("REPAIR", 5), replacement("CANCELLED"))
+    code, out, err = client("replacement", "watch", "r-1")
+    assert code == 1
+    assert "replacement r-1 was undone: slot 2 of block2 stays 127.0.0.1:8830" in err
+    assert "retry" not in out + err
+
+
 def test_watching_a_replacement_as_json_lines(plane, client):
     plane.answers["WatchReplacement"] = watched(replacement("REPAIR", 5), replacement("FAILED", 5))
     code, out, _ = client("replacement", "watch", "r-1", "--output", "json")

@@ -114,15 +114,18 @@ class Replace:
     key: object
     old: str
     new: str
+    replacement_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeBack:
-    """Answered at once with whether `old` was being replaced by `new`, which is now over."""
+    """Answered at once with whether `old` was being replaced by `new`, which is now over: a
+    `Replace` of that id that comes later is refused."""
 
     key: object
     old: str
     new: str
+    replacement_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,8 @@ class RegionSet:
         self.repair_limits = RepairLimits()
         # Slots to which nothing is copied.
         self.held: set[int] = set()
+        # Replacements that were undone; a request for one may still be on its way.
+        self.taken_back: set[str] = set()
         self.reads: ReadsInFlight
         block_size = config.geometry.block_size
         # How the members' blocks are encrypted, and the owner whose they are; empty when they are

@@ -30,7 +30,7 @@ from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.refusals import Outcome, described, refusal
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.repair_states import RepairPhase
-from vmmd.upstairs.core.replace import decide, take_back
+from vmmd.upstairs.core.replace import decide, refuse_taken_back, take_back
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.returning import told, what_is_missing
@@ -538,13 +538,17 @@ class Upstairs:
         run = self._activation.running
         plan = run.plan if run is not None else None
         interrupted = self._activation.interrupted
-        self._answered(
-            event.key, lambda: decide(self._region, event.old, event.new, plan, interrupted)
-        )
+
+        def replaced() -> events.Replacement:
+            refuse_taken_back(self._region, event.replacement_id)
+            return decide(self._region, event.old, event.new, plan, interrupted)
+
+        self._answered(event.key, replaced)
         self._connect_due()
 
     def _on_take_back(self, event: events.TakeBack) -> None:
-        self._answered(event.key, lambda: take_back(self._region, event.old, event.new))
+        old, new, name = event.old, event.new, event.replacement_id
+        self._answered(event.key, lambda: take_back(self._region, old, new, name))
 
     def _on_hold(self, event: events.HoldRepair) -> None:
         self._region.hold(event.slot, held=event.held)

@@ -241,7 +241,8 @@ class RegionUpstairs:
                 if slot.address == old:
                     self._replace_contexts[slot.slot] = context
             outcome = cast(
-                "Replacement", await self._ask(lambda key: events.Replace(key, old, new))
+                "Replacement",
+                await self._ask(lambda key: events.Replace(key, old, new, replacement_id)),
             )
             span.set_attribute("result", outcome.result.name)
             self._peers.setdefault(new)
@@ -283,10 +284,12 @@ class RegionUpstairs:
                 )
         return report.blocks_read, report.blocks_bad
 
-    async def take_back(self, old: str, new: str) -> bool:
+    async def take_back(self, old: str, new: str, replacement_id: str = "") -> bool:
         """Whether `old` was being replaced by `new`: that is over, `old` stays. ConflictError
         CANNOT_TAKE_BACK when it has left."""
-        return cast("bool", await self._ask(lambda key: events.TakeBack(key, old, new)))
+        return cast(
+            "bool", await self._ask(lambda key: events.TakeBack(key, old, new, replacement_id))
+        )
 
     def hold_repair(self, slot: int, *, held: bool) -> None:
         """Has the repairs of a slot stand still, or go on."""
