@@ -85,12 +85,20 @@ async def begun(volume: Volume) -> replacement_pb.Replacement:
     return found[0]
 
 
+async def waiting(cluster: Cluster) -> list[pb.FaultedMember]:
+    """The members found faulted, as of the last round."""
+    answer = await cluster.call(
+        pb_grpc.FleetServiceStub, "GetFleetPolicy", pb.GetFleetPolicyRequest()
+    )
+    return list(answer.faulted)
+
+
 async def waits(cluster: Cluster, word: str) -> str:
     """What the only faulted member waits for, once it has the word in it."""
 
     async def look() -> str:
-        found = (await cluster.cli("fleet", "policy", "--output", "json")).good().json
-        return found["faulted"][0]["waits_for"] if found["faulted"] else ""
+        found = await waiting(cluster)
+        return found[0].waits_for if found else ""
 
     return await until(look, lambda text: word in text)
 
@@ -118,8 +126,7 @@ async def test_a_member_that_dies_is_replaced_by_itself_and_maintenance_holds(
             await volume.done(record.id)
         await volume.verify()
         await volume.read_back()
-        policy = (await cluster.cli("fleet", "policy", "--output", "json")).good().json
-        assert policy["faulted"] == []
+        await until(lambda: waiting(cluster), lambda found: not found)
         assert len(await cluster.replacements(volume.disk)) == 1
         listed = (await cluster.cli("fleet", "list", "--look")).good().out
         assert volume.downstairs[1].address in listed
