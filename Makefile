@@ -83,6 +83,10 @@ bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/
 fuzz: setup ## Feed the judge of construction requests whatever atheris thinks of (FUZZ_SECONDS=60)
 	@$(BIN)/python tests/fuzz/fuzz_construction.py --seconds $(FUZZ_SECONDS)
 
+.PHONY: bench-repair
+bench-repair: setup ## What a guest feels of a repair: latency before, during and after it, with limits off, fixed and adaptive
+	@$(BIN)/python bench/repair_latency.py
+
 .PHONY: check
 check: setup ## Format, lint, types, stubs current, layering
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -32,6 +32,7 @@ from controlplane.operations.scrubs import Scrubs
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
 from controlplane.relay import Relay
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.services.disks import DiskServicer
 from controlplane.services.fleet import FleetServicer
@@ -126,8 +127,9 @@ class ControlPlane:
         claims = Claims(store)
         words = Words(store, claims)
         traces = TraceKeeper(store, vmmd, tracing)
+        limiter = await stack.enter_async_context(RepairLimiter(store, vmmd, pace=self._pace))
         driver = ReplacementDriver(
-            store, claims, vmmd, traces, replacement_news, detached, tracing,
+            store, claims, vmmd, traces, replacement_news, detached, tracing, limiter,
             disk_changed=disk_changed, pace=self._pace, reached=breakpoints.from_environment(),
         )  # fmt: skip
         scrub_driver = ScrubDriver(
@@ -137,14 +139,13 @@ class ControlPlane:
         stack.push_async_callback(claims.stop)
         for end in (detached.drain, scrub_driver.stop, driver.stop):
             stack.push_async_callback(end)
-        follower = MachineFollower(store, claims, vmmd, instance_news)
-        stack.push_async_callback(follower.stop)
+        follower = MachineFollower(store, claims, vmmd, instance_news, limiter)
         relay = Relay(store, claims, words, instance_news, replacement_news, disk_news)
-        for end in (relay.stop, words.stop, claims.halt):
+        for end in (follower.stop, relay.stop, words.stop, claims.halt):
             stack.push_async_callback(end)
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
-        replacements = Replacements(store, driver, words, traces, replacement_news)
+        replacements = Replacements(store, driver, words, traces, replacement_news, limiter)
         replacing = Replacing(
             store, fleet, driver, replacements, detached, tracing, disk_changed=disk_changed
         )

@@ -36,6 +36,7 @@ from controlplane.corrections import Corrections
 from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.repair_watch import RepairWatch
 from controlplane.steps import (
     as_event,
@@ -84,6 +85,7 @@ class ReplacementDriver:
         news: Feed[Replacement],
         detached: Detached,
         tracing: Tracing,
+        limiter: RepairLimiter,
         *,
         disk_changed: Callable[[UUID], None] = lambda _key: None,
         watch: RepairWatch | None = None,
@@ -101,6 +103,7 @@ class ReplacementDriver:
         self._news = news
         self._detached = detached
         self._tracing = tracing
+        self._limiter = limiter
         self._disk_changed = disk_changed
         self._watch = watch or RepairWatch(vmmd, clock)
         self._corrections = Corrections(store, vmmd, clock, self._require_held)
@@ -175,7 +178,7 @@ class ReplacementDriver:
             return run.record
 
     async def set_limit(self, replacement_id: UUID, bytes_per_second_max: int) -> Replacement:
-        """Stores the limit of a running replacement, then tells the machine."""
+        """Notes the limit that was set with a running replacement."""
         run = self._runs.get(replacement_id)
         if run is None:
             raise StateError(
@@ -185,10 +188,7 @@ class ReplacementDriver:
             )
         event = core.LimitChanged(at=self._clock(), bytes_per_second_max=bytes_per_second_max)
         await self._advance(run, event)
-        record = run.record
-        self._require(run)
-        await self._vmmd.set_repair_limit(record.instance_id, record.disk, bytes_per_second_max)
-        return record
+        return run.record
 
     async def abandon(self, disk_keys: Iterable[UUID], why: str) -> None:
         """Fails the running replacements of disks that go away."""
@@ -378,6 +378,7 @@ class ReplacementDriver:
         # The last chance to learn which region the old member serves.
         for address, region_id in region_ids(info).items():
             await self._store.note_region(address, region_id)
+        await self._limiter.send(record)
         self._require(run)
         answer = await self._vmmd.replace_vcr(
             record.instance_id,
@@ -391,11 +392,7 @@ class ReplacementDriver:
 
     async def _repair(self, run: _Run) -> Event:
         record = run.record
-        if record.bytes_per_second_max:
-            await self._vmmd.set_repair_limit(
-                record.instance_id, record.disk, record.bytes_per_second_max
-            )
-        async with aclosing(self._watch.events(record)) as events:
+        async with self._limiter.repairing(record), aclosing(self._watch.events(record)) as events:
             async for event in events:
                 if not isinstance(event, core.Observed):
                     return event

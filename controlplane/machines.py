@@ -26,6 +26,7 @@ from controlplane.core.replacement import State
 from controlplane.feed import Feed
 from controlplane.machine_spec import machine_spec, state_of
 from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.store.base import Store
 from stairlib.model.errors import (
     AlreadyExistsError,
@@ -53,12 +54,18 @@ class MachineFollower:
     """See the module. `news` gets each record that changed, under the instance's id."""
 
     def __init__(
-        self, store: Store, claims: Claims, vmmd: Vmmd, news: Feed[InstanceRecord]
+        self,
+        store: Store,
+        claims: Claims,
+        vmmd: Vmmd,
+        news: Feed[InstanceRecord],
+        limiter: RepairLimiter,
     ) -> None:
         self._store = store
         self._claims = claims
         self._vmmd = vmmd
         self._news = news
+        self._limiter = limiter
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         # The newest state generation heard of each machine: news of it come on two ways, the
         # stream and the answers to requests, and the older must not overtake the newer.
@@ -133,7 +140,10 @@ class MachineFollower:
             return  # the follower makes it again
         if machine.state_generation >= self._heard.get(instance_id, 0):
             self._heard[instance_id] = machine.state_generation
-            await self._set(instance_id, state_of(machine), machine.reason)
+            state = state_of(machine)
+            await self._set(instance_id, state, machine.reason)
+            if not state.ended:
+                await self._limiter.machine_seen(instance_id)
 
     async def _set(self, instance_id: UUID, state: InstanceState, reason: str) -> None:
         epoch = self._epochs.get(instance_id)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from controlplane.cli import render
 from controlplane.cli.plain import enum_word
 from controlplane.cli.render import clock, fields, new_table, replacement_word, word
-from controlplane.cli.units import format_bytes, format_seconds
+from controlplane.cli.units import format_bytes, format_limit, format_seconds
 from stairlib.wire.durations import seconds_of
 from stairwell.controlplane.v1 import fleet_service_pb2 as pb
 from stairwell.controlplane.v1.replacement_service_pb2 import (
@@ -96,6 +96,7 @@ def policy_view(policy: pb.FleetPolicy, faulted: Sequence[pb.FaultedMember] = ()
             ("grace", format_seconds(seconds_of(policy.grace))),
             ("maintenance", maintenance),
             ("at once", f"{policy.at_once_max} in the fleet, one on a volume"),
+            ("repair rate", format_limit(policy.repair_bytes_per_second)),
         ]
     )
     if not faulted:

@@ -13,6 +13,7 @@ from controlplane.cli.plain import enum_word
 from controlplane.cli.units import (
     format_bytes,
     format_limit,
+    format_rate,
     format_seconds,
 )
 from stairwell.controlplane.v1.disk_service_pb2 import Disk, ReplaceResult, ReplaceVcrResponse
@@ -22,8 +23,11 @@ from stairwell.controlplane.v1.replacement_service_pb2 import (
     CancelReplacementResponse,
     Replacement,
     ReplacementState,
+    SetRepairLimitsResponse,
 )
 from stairwell.vmmd.v1.volume_service_pb2 import (
+    RepairLimits,
+    RepairRateReason,
     VerifyReport,
     VolumeState,
 )
@@ -209,7 +213,7 @@ def replacement_view(replacement: Replacement) -> RenderableType:
         ("change", change),
         ("generation", f"{replacement.from_generation} -> {replacement.to_generation}"),
         ("progress", progress),
-        ("limit", format_limit(replacement.repair_bytes_per_second_max)),
+        *_rate_rows(replacement),
         ("paused in", _state_word(replacement.paused_in)),
         ("failed in", _state_word(replacement.failed_in)),
         ("blocked on", replacement.blocked_on),
@@ -224,6 +228,53 @@ def replacement_view(replacement: Replacement) -> RenderableType:
         ("updated", clock(replacement.update_time)),
     ]
     return Group(fields(rows), "", _transitions(replacement))
+
+
+# Why the rate is what it is; the numbers are those of the enum.
+_RATE_REASONS = {
+    RepairRateReason.REPAIR_RATE_REASON_UNLIMITED: "nothing bounds it",
+    RepairRateReason.REPAIR_RATE_REASON_LIMIT: "the limit that was set",
+    RepairRateReason.REPAIR_RATE_REASON_FLEET_SHARE: "its share of the fleet's rate",
+    RepairRateReason.REPAIR_RATE_REASON_FLOOR: "the floor: the guest is busy",
+    RepairRateReason.REPAIR_RATE_REASON_ADAPTING: "by how the guest fares",
+    RepairRateReason.REPAIR_RATE_REASON_IDLE: "the guest is idle",
+}
+
+
+def _rate_rows(replacement: Replacement) -> list[tuple[str, RenderableType]]:
+    if not replacement.HasField("repair_rate"):
+        return [("limit", format_limit(replacement.repair_bytes_per_second_max))]
+    rate = replacement.repair_rate
+    rows: list[tuple[str, RenderableType]] = [("limits", limits_words(rate.limits))]
+    if rate.reason in _RATE_REASONS:
+        now = f"{format_limit(rate.bytes_per_second_max)}: {_RATE_REASONS[rate.reason]}"
+        rows.append(("in force", now))
+        rows.append(("copying", format_rate(rate.bytes_per_second)))
+    return rows
+
+
+def limits_words(limits: RepairLimits) -> str:
+    """As "50 MiB/s, floor 8 MiB/s, 2 extents at once, adaptive"."""
+    words = [format_limit(limits.bytes_per_second_max)]
+    if limits.fleet_share:
+        words.append(f"fleet share {format_rate(limits.fleet_share)}")
+    if limits.bytes_per_second_min:
+        words.append(f"floor {format_rate(limits.bytes_per_second_min)}")
+    if limits.extents_in_flight_max:
+        words.append(f"{limits.extents_in_flight_max} extents at once")
+    adaptive = limits.adaptive or not limits.HasField("adaptive")
+    words.append("adaptive" if adaptive else "not adaptive")
+    return ", ".join(words)
+
+
+def limits_view(response: SetRepairLimitsResponse) -> str:
+    """What is stored now, and whether the machine has it."""
+    lines = [limits_words(response.limits)]
+    if response.HasField("replacement"):
+        lines[0] = f"{response.replacement.id}: {lines[0]}"
+    if not response.told:
+        lines.append("its machine does not answer or does not run; it is told when it is there")
+    return "\n".join(lines)
 
 
 _CANCELLED = {

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from controlplane.core.preflight import RegionFacts
 from controlplane.core.records import DownstairsRecord
+from controlplane.core.repair_shares import RATE_MAX
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 
 # Ten minutes: longer than a host takes to restart.
@@ -97,12 +98,14 @@ class Making:
 @dataclass(frozen=True, slots=True)
 class FleetPolicy:
     """What may be done unasked. `grace_seconds` is how long a member has to be faulted before it is
-    replaced, `at_once_max` how many replacements may run in the fleet."""
+    replaced, `at_once_max` how many replacements may run in the fleet. All repairs of replacements
+    together copy at most `repair_bytes_per_second`; 0 is no limit."""
 
     automatic: bool = False
     grace_seconds: float = GRACE_SECONDS
     maintenance: bool = False
     at_once_max: int = 1
+    repair_bytes_per_second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,9 @@ def checked_policy(policy: FleetPolicy) -> FleetPolicy:
     if not 1 <= policy.at_once_max <= AT_ONCE_MAX:
         text = f"must be from 1 to {AT_ONCE_MAX}, not {policy.at_once_max}"
         violations.append(FieldViolation("at_once_max", text, "OUT_OF_RANGE"))
+    if not 0 <= policy.repair_bytes_per_second <= RATE_MAX:
+        text = f"must be from 0 to {RATE_MAX}, not {policy.repair_bytes_per_second}"
+        violations.append(FieldViolation("repair_bytes_per_second", text, "OUT_OF_RANGE"))
     _refuse("the fleet's policy", violations)
     return policy
 

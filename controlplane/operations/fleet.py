@@ -57,6 +57,7 @@ class PolicyWish:
     grace_seconds: float | None = None
     maintenance: bool | None = None
     at_once_max: int | None = None
+    repair_bytes_per_second: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ class FleetBook:
             policy = await self._store.fleet_policy()
             changes = {
                 name: value
-                for name in ("automatic", "grace_seconds", "maintenance", "at_once_max")
+                for name in PolicyWish.__slots__
                 if (value := getattr(wish, name)) is not None
             }
             policy = checked_policy(replace(policy, **changes))

@@ -50,6 +50,9 @@ def policy_wish(request: pb.SetFleetPolicyRequest) -> PolicyWish:
         grace_seconds=seconds_of(request.grace) if request.HasField("grace") else None,
         maintenance=request.maintenance if request.HasField("maintenance") else None,
         at_once_max=request.at_once_max if request.HasField("at_once_max") else None,
+        repair_bytes_per_second=request.repair_bytes_per_second
+        if request.HasField("repair_bytes_per_second")
+        else None,
     )
 
 
@@ -121,6 +124,7 @@ def policy_message(policy: FleetPolicy) -> pb.FleetPolicy:
         grace=duration(policy.grace_seconds),
         maintenance=policy.maintenance,
         at_once_max=policy.at_once_max,
+        repair_bytes_per_second=policy.repair_bytes_per_second,
     )
 
 

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from controlplane.core.instance_check import DiskRequest
 from controlplane.core.records import Desired, InstanceRecord
+from controlplane.core.repair_shares import WishChange
 from controlplane.core.replacement import Replacement
 from controlplane.core.scrub import Scrub
 from controlplane.core.scrub import State as ScrubState
@@ -226,6 +227,12 @@ def replacement_message(record: Replacement) -> replacement_pb.Replacement:
     if record.blocked_since is not None:
         message.blocked_since_time.CopyFrom(_time(record.blocked_since))
     return message
+
+
+def wish_change(request: replacement_pb.SetRepairLimitsRequest) -> WishChange:
+    """What is to be changed; fields that are not set are None."""
+    given = {field.name: value for field, value in request.ListFields()}
+    return WishChange(**{name: given.get(name) for name in WishChange.__slots__})
 
 
 def _state(state: str | None) -> replacement_pb.ReplacementState.ValueType:

@@ -20,8 +20,9 @@ from controlplane.core.fleet import (
     Place,
 )
 from controlplane.core.records import DownstairsRecord
+from controlplane.core.repair_shares import RepairWish
 from controlplane.core.replacement import Replacement
-from controlplane.store import sql_fleet
+from controlplane.store import sql_fleet, sql_repair_limits
 from controlplane.store.sealing import Sealer
 
 _T = TypeVar("_T")
@@ -83,6 +84,18 @@ class FleetMethods(ABC):
     async def makings(self) -> list[Making]:
         """See `FleetCareStore`."""
         return await self._run(sql_fleet.list_makings)
+
+    async def repair_wishes(self) -> dict[UUID, RepairWish]:
+        """See `RepairLimitStore`."""
+        return await self._run(sql_repair_limits.wishes)
+
+    async def save_repair_wish(self, volume_id: UUID, wish: RepairWish) -> None:
+        """See `RepairLimitStore`."""
+        await self._run(sql_repair_limits.save_wish, volume_id, wish)
+
+    async def repairs_left(self) -> list[tuple[UUID, int]]:
+        """See `RepairLimitStore`."""
+        return await self._run(sql_repair_limits.left)
 
     async def fleet_policy(self) -> FleetPolicy:
         """See `FleetCareStore`."""

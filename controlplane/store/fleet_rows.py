@@ -104,6 +104,7 @@ def policy_row(policy: FleetPolicy) -> dict[str, Any]:
         "grace_seconds": policy.grace_seconds,
         "maintenance": policy.maintenance,
         "at_once_max": policy.at_once_max,
+        "repair_bytes_per_second": policy.repair_bytes_per_second,
     }
 
 
@@ -114,6 +115,7 @@ def policy_of(row: Row) -> FleetPolicy:
         grace_seconds=row["grace_seconds"],
         maintenance=row["maintenance"],
         at_once_max=row["at_once_max"],
+        repair_bytes_per_second=row["repair_bytes_per_second"],
     )
 
 

@@ -160,6 +160,19 @@ fleet_policy = Table(
     Column("grace_seconds", Float, nullable=False),
     Column("maintenance", Boolean, nullable=False),
     Column("at_once_max", Integer, nullable=False),
+    Column("repair_bytes_per_second", BigInteger, nullable=False, server_default="0"),
+)
+
+# What is wanted of a volume's repairs, where that is not the default. Outlives the disk, as its
+# generation does.
+repair_limits = Table(
+    "repair_limits",
+    metadata,
+    Column("volume_id", String(36), primary_key=True),
+    Column("bytes_per_second_max", BigInteger, nullable=False),
+    Column("bytes_per_second_min", BigInteger, nullable=False),
+    Column("extents_in_flight_max", Integer, nullable=False),
+    Column("adaptive", Boolean, nullable=True),
 )
 
 faulted_members = Table(

@@ -42,7 +42,9 @@ class ScriptedVmmd:
     reports: list[pb.VerifyReport] = field(default_factory=list)
     gates: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, list[StairwellError]] = field(default_factory=dict)
-    limits: list[int] = field(default_factory=list)
+    limits: list[pb.RepairLimits] = field(default_factory=list)
+    # The last of each disk.
+    limits_of: dict[str, pb.RepairLimits] = field(default_factory=dict)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
     # Whether an old member serves until the new one is filled.
@@ -335,8 +337,10 @@ class Volumes(pb_grpc.VolumeServiceServicer):
     async def SetRepairLimits(self, request, context):
         await self.script.heard("SetRepairLimits", request)
         self.script.volume(request)
-        self.script.limits.append(request.bytes_per_second_max)
-        return pb.SetRepairLimitsResponse()
+        self.script.limits.append(request.limits)
+        self.script.limits_of[request.disk] = request.limits
+        await self.script.tell()
+        return pb.SetRepairLimitsResponse(repair_rate=pb.RepairRate(limits=request.limits))
 
 
 class Guests(guest_grpc.GuestServiceServicer):

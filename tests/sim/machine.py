@@ -21,7 +21,9 @@ from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, 
 from tests.sim.reached import situation
 from tests.sim.shown import shown
 from vmmd.block.backend import Completion, Done, Request
+from vmmd.block.repair_governor import RepairRate
 from vmmd.block.volume import VolumeCounters, VolumeStatus
+from vmmd.core.repair_rate import RateReason, RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
@@ -416,6 +418,7 @@ class Machine:
             sources=(),
             scrubs=(),
             counters=VolumeCounters(),
+            repair_rate=RepairRate(0, RateReason.UNLIMITED, 0.0, 1.0, RepairPolicy()),
         )
         return volume_message("machine", "disk", volume, nbd_uri="", vhost_user_socket="")
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from time import monotonic
 from typing import cast
 from uuid import UUID
 
@@ -28,8 +29,11 @@ from vmmd.block.backend import (
     Done,
     Request,
 )
+from vmmd.block.repair_governor import RepairGovernor, RepairRate
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
+from vmmd.core.guest_meter import GuestMeter, kind_of
+from vmmd.core.repair_rate import RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.slot_states import SlotState
@@ -78,6 +82,7 @@ class VolumeStatus:
     sources: tuple[SourceStatus, ...]
     scrubs: tuple[ScrubStatus, ...]
     counters: VolumeCounters
+    repair_rate: RepairRate
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,8 @@ class Volume:
         self._stoppable: set[str] = set()
         self._watchers: set[asyncio.Event] = set()
         self._peers: dict[str, Peer] = {}
+        self._meter = GuestMeter(monotonic())
+        self._governor = RepairGovernor(self._regions, self._meter)
         self._fence = ReplacementFence()
         info = self._root.info
         self._info = BackendInfo(
@@ -170,12 +177,17 @@ class Volume:
                 if not batch:
                     return
 
+        meter, kind, began = self._meter, kind_of(batch), monotonic()
+
         def finished(completions: list[Completion]) -> None:
+            now = monotonic()
+            meter.ended(kind, len(completions), now - began, now)
             for completion in completions:
                 if completion.status is not BlockStatus.OK:
                     self.counters.failed += 1
             done(completions)
 
+        meter.begun(len(batch), began)
         self._root.submit(batch, finished)
 
     def _count(self, batch: Sequence[Request]) -> None:
@@ -196,6 +208,7 @@ class Volume:
 
     async def activate(self, *, timeout_seconds: float | None = None) -> None:
         """Activates every region; returns when all are active, or raises the first one's error."""
+        self._governor.start()
         await _all(region.activate(timeout_seconds=timeout_seconds) for region in self._regions())
         self._active = True
         self._wake()
@@ -306,10 +319,9 @@ class Volume:
             for (path, region), taken in zip(regions.items(), outcomes, strict=True)
         ]
 
-    def set_repair_limit(self, bytes_per_second: int) -> None:
-        """Of each region's repair traffic; 0 is no bound."""
-        for region in self._regions():
-            region.set_repair_limit(bytes_per_second)
+    def set_repair_policy(self, policy: RepairPolicy) -> None:
+        """Bounds the repair traffic of all regions together from now on."""
+        self._governor.set_policy(policy)
 
     # ---- scrubbing
 
@@ -409,6 +421,7 @@ class Volume:
             ),
             scrubs=tuple(scrub.status() for scrub in self._scrubs.values()),
             counters=self.counters,
+            repair_rate=self._governor.status(),
         )
 
     def _state(self, states: list[UpstairsState]) -> UpstairsState:
@@ -470,6 +483,7 @@ class Volume:
         """Lets everything go, flushed or not."""
         await self._stop_scrubs()
         self._closed = True
+        self._governor.close()
         try:
             await self._tree.close()
         finally:

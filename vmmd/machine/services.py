@@ -25,6 +25,8 @@ from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
 from vmmd.machine.machine import Disk
 from vmmd.machine.process import MachineHost
 from vmmd.machine.volume_mapping import (
+    policy_of,
+    rate_message,
     replaced_message,
     scrub_message,
     snapshot_message,
@@ -183,8 +185,9 @@ class VolumeServicer(VolumeServiceServicer):
     async def SetRepairLimits(
         self, request: pb.SetRepairLimitsRequest, _context: Context
     ) -> pb.SetRepairLimitsResponse:
-        self._disk(request.disk).volume.set_repair_limit(request.bytes_per_second_max)
-        return pb.SetRepairLimitsResponse()
+        volume = self._disk(request.disk).volume
+        volume.set_repair_policy(policy_of(request.limits))
+        return pb.SetRepairLimitsResponse(repair_rate=rate_message(volume.status().repair_rate))
 
 
 def changed_target(original: Construction, replacement: Construction) -> ChangedTarget | None:

@@ -3,7 +3,6 @@ and what may be done with them."""
 
 from __future__ import annotations
 
-import enum
 import uuid
 from contextlib import aclosing
 from typing import Annotated
@@ -15,7 +14,8 @@ from controlplane.cli.command import command
 from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import plain
 from controlplane.cli.session import Session
-from controlplane.cli.units import parse_duration
+from controlplane.cli.switch import Switch
+from controlplane.cli.units import parse_duration, parse_size
 from stairlib.wire.durations import duration
 from stairwell.controlplane.v1 import fleet_service_pb2 as pb
 
@@ -25,13 +25,6 @@ DrainName = Annotated[
 ]
 # A look at many that are away takes a few rounds of their deadlines.
 LOOK_SECONDS = 120.0
-
-
-class Switch(enum.StrEnum):
-    """What a switch is set to."""
-
-    ON = "on"
-    OFF = "off"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -177,13 +170,21 @@ async def policy(
         int | None,
         typer.Option("--at-once", metavar="N", min=1, help="Replacements in the fleet at once."),
     ] = None,
+    repair_rate: Annotated[
+        str,
+        typer.Option(
+            "--repair-rate",
+            metavar="RATE",
+            help="What all replacements together may copy in a second, as 200M; 0 for no limit.",
+        ),
+    ] = "",
 ) -> None:
     """Show what may be done unasked, or change it; and the members that wait, each with the reason.
 
     Turn --maintenance on before you restart hosts on purpose, and off again after. What was begun
     before goes on.
     """
-    if (automatic, maintenance, at_once) != (None,) * 3 or grace:
+    if (automatic, maintenance, at_once) != (None,) * 3 or grace or repair_rate:
         request = pb.SetFleetPolicyRequest(at_once_max=at_once)
         if automatic is not None:
             request.automatic = automatic is Switch.ON
@@ -194,6 +195,11 @@ async def policy(
                 request.grace.CopyFrom(duration(parse_duration(grace)))
             except ValueError as error:
                 raise CommandError(f"--grace: {error}") from None
+        if repair_rate:
+            try:
+                request.repair_bytes_per_second = parse_size(repair_rate)
+            except ValueError as error:
+                raise CommandError(f"--repair-rate: {error}") from None
         await session.call(session.fleet.SetFleetPolicy, request, pb.SetFleetPolicyResponse)
     response = await session.call(
         session.fleet.GetFleetPolicy, pb.GetFleetPolicyRequest(), pb.GetFleetPolicyResponse

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -17,7 +18,8 @@ from controlplane.cli.display import Look, progress_display
 from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import enum_word, plain
 from controlplane.cli.session import Session
-from controlplane.cli.units import format_limit, parse_size
+from controlplane.cli.switch import Switch
+from controlplane.cli.units import parse_size
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 
 _LOOK: Look[pb.Replacement] = Look(
@@ -163,23 +165,59 @@ def _goes_on(session: Session, one: pb.Replacement) -> None:
 
 async def limit(
     session: Session,
-    replacement: Id,
-    rate: Annotated[
-        str, typer.Argument(metavar="RATE", help="Bytes a second, as 50MiB; 0 for no limit.")
+    target: Annotated[
+        str, typer.Argument(metavar="ID|DISK", help="A replacement that runs, or a disk.")
     ],
+    rate: Annotated[
+        str,
+        typer.Option("--rate", metavar="RATE", help="At most this a second, as 50M; 0: no limit."),
+    ] = "",
+    floor: Annotated[
+        str,
+        typer.Option("--floor", metavar="RATE", help="At least this, adaptive; 0: the default."),
+    ] = "",
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            "--in-flight", metavar="N", min=0, help="Extents copied at once, to 16; 0: the default."
+        ),
+    ] = None,
+    adaptive: Annotated[
+        Switch | None,
+        typer.Option("--adaptive", help="Whether repairs give way to the guest (on by default)."),
+    ] = None,
 ) -> None:
-    """Change how fast a running repair may copy."""
+    """Change how fast a disk's repairs may copy; a running one obeys at once.
+
+    What is not given stays as it is; it is kept until it is changed. The fleet's own limit is
+    `stairwell fleet policy --repair-rate`.
+    """
+    request = pb.SetRepairLimitsRequest(extents_in_flight_max=in_flight)
+    if adaptive is not None:
+        request.adaptive = adaptive is Switch.ON
+    if rate:
+        request.bytes_per_second_max = _size("--rate", rate)
+    if floor:
+        request.bytes_per_second_min = _size("--floor", floor)
+    if request == pb.SetRepairLimitsRequest():
+        raise CommandError(
+            "nothing to change", "give --rate, --floor, --in-flight or --adaptive; see --help"
+        )
     try:
-        bytes_per_second = parse_size(rate)
-    except ValueError as error:
-        raise CommandError(f"RATE: {error}") from None
+        request.id = str(UUID(target))
+    except ValueError:
+        request.disk = target
     response = await session.call(
-        session.replacements.SetRepairLimits,
-        pb.SetRepairLimitsRequest(id=replacement, bytes_per_second_max=bytes_per_second),
-        pb.SetRepairLimitsResponse,
+        session.replacements.SetRepairLimits, request, pb.SetRepairLimitsResponse
     )
-    one = response.replacement
-    session.show(plain(one), f"{one.id}: {format_limit(one.repair_bytes_per_second_max)}")
+    session.show(plain(response), render.limits_view(response))
+
+
+def _size(option: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}") from None
 
 
 # ----- following

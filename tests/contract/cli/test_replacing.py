@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
 import pytest
@@ -197,18 +198,42 @@ def test_replacements(plane, client):
     plane.answers["RetryReplacement"] = replacement_pb.RetryReplacementResponse(
         replacement=replacement("REPAIR")
     )
-    plane.answers["SetRepairLimits"] = replacement_pb.SetRepairLimitsResponse(
-        replacement=replacement("REPAIR", repair_bytes_per_second_max=50 << 20)
-    )
     assert client.json("replacement", "list", "-d", "block2")["replacements"][0]["id"] == "r-1"
     assert plane.requests("ListReplacements")[0].disk == "block2"
     assert "full" in client("replacement", "get", "r-1")[1]
     assert "goes on in repair" in client("replacement", "retry", "r-1")[1]
-    assert "50 MiB/s" in client("replacement", "limit", "r-1", "50MiB")[1]
-    assert plane.requests("SetRepairLimits")[0].bytes_per_second_max == 50 << 20
-    code, _, err = client("replacement", "limit", "r-1", "fast")
+
+
+def test_repair_limits(plane, client):
+    plane.answers["SetRepairLimits"] = replacement_pb.SetRepairLimitsResponse(
+        replacement=replacement("REPAIR"), limits={"bytes_per_second_max": 50 << 20}, told=True
+    )
+    one = str(uuid.uuid4())
+    said = client("replacement", "limit", one, "--rate", "50M", "--in-flight", "2")[1]
+    assert "50 MiB/s" in said
+    assert "does not answer" not in said
+    asked = plane.requests("SetRepairLimits")[0]
+    assert (asked.id, asked.disk) == (one, "")
+    assert (asked.bytes_per_second_max, asked.extents_in_flight_max) == (50 << 20, 2)
+    assert not asked.HasField("adaptive"), "what was not said is not changed"
+    plane.answers["SetRepairLimits"] = replacement_pb.SetRepairLimitsResponse(
+        limits={"adaptive": False}
+    )
+    said = client("replacement", "limit", "block2", "--rate", "0", "--adaptive", "off")[1]
+    assert "no limit, not adaptive" in said
+    assert "does not answer" in said
+    asked = plane.requests("SetRepairLimits")[1]
+    assert (asked.id, asked.disk) == ("", "block2")
+    assert asked.HasField("bytes_per_second_max")
+    assert not asked.bytes_per_second_max
+    assert asked.HasField("adaptive")
+    assert not asked.adaptive
+    code, _, err = client("replacement", "limit", "block2", "--rate", "fast")
     assert code == 1
-    assert "'fast' is not a size" in err
+    assert "--rate: 'fast' is not a size" in err
+    code, _, err = client("replacement", "limit", "block2")
+    assert code == 1
+    assert "nothing to change" in err
 
 
 def test_pausing_and_resuming(plane, client):

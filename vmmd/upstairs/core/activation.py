@@ -36,7 +36,6 @@ class Activation:
         self._region = region
         self.running: Reconciliation | None = None
         self.failure: StairwellError | None = None
-        self.limit = 0
         # What a reconciliation was doing that ended badly, until the members are compared anew.
         self.interrupted: ReconcilePlan | None = None
         # The generation of a reconciliation that this activation began: copies that are whole get
@@ -148,13 +147,13 @@ class Activation:
     def _start(self, work: ReconcilePlan) -> bool:
         if not work.empty:
             self._begun_with = self._region.generation
-            self.running = Reconciliation(self._region, work, self.limit)
+            self.running = Reconciliation(self._region, work)
             return False
         for member in work.members:
             if member.state is SlotState.LIVE_REPAIR_READY:
                 # The table knows no way from there but through a comparison, which has just been
                 # made.
-                self.running = Reconciliation(self._region, work, self.limit)
+                self.running = Reconciliation(self._region, work)
                 return False
         self._serve(work.members)
         return True

@@ -60,8 +60,13 @@ DEACTIVATE_SECONDS_MAX = 10.0
 # one that is there: long for an answer on a network that works, short for a person.
 READ_ONLY_OTHERS_SECONDS = 1.0
 
-# Extents of one member that are being copied at once.
+# Extents of one set that are being copied at once, unless a repair limit says otherwise.
 COPIES_IN_FLIGHT = 4
+# The most that a repair limit may say: each holds a chunk of 256 KiB at the member that is filled.
+COPIES_IN_FLIGHT_MAX = 16
+# Between two questions to a member that is filled, of how much it has received: progress within an
+# extent, and the rate that the repair really has.
+REPAIR_LOOK_SECONDS = 0.2
 # Bytes per second of a repair that is held: copies that are under way stand still.
 HELD_BYTES_PER_SECOND = 1
 # A copy is asked of other sources after a failure; after this many the repair is given up and begun

@@ -257,7 +257,7 @@ def _best_rows(keys: tuple[npt.NDArray[np.unsignedinteger], ...]) -> npt.NDArray
 class Reconciliation:
     """One run over a plan; `error` is set once and ends it, `done` when all members are equal."""
 
-    def __init__(self, region: RegionSet, work: ReconcilePlan, limit: int) -> None:
+    def __init__(self, region: RegionSet, work: ReconcilePlan) -> None:
         self._region = region
         self._plan = work
         self.error = ""
@@ -265,7 +265,6 @@ class Reconciliation:
         self._flush: Mutation | None = None
         self._jobs: list[ControlJob] = []
         self.copies: dict[int, ExtentCopies] = {}
-        self.limit = limit
         self._writers: list[Member] = []
         for member in work.members:
             member.move(SlotMove.RECONCILE)
@@ -283,6 +282,7 @@ class Reconciliation:
             for member, extents in zip(work.members, work.extents, strict=True)
             if len(extents) or _dirty(member)
         ]
+        filled = sum(1 for extents in work.extents if len(extents))
         for member, extents in zip(work.members, work.extents, strict=True):
             if len(extents):
                 generations, flushes = work.stamps
@@ -290,10 +290,8 @@ class Reconciliation:
                 blob = marks.tobytes()
                 self._jobs.append(region.send_control(member, OpKind.REPAIR_BEGIN, blob=blob))
                 self.copies[member.index] = ExtentCopies(
-                    region, member, extents.tolist(), self._source_of
+                    region, member, extents.tolist(), self._source_of, filled
                 )
-                if self.limit:
-                    region.send_control(member, OpKind.REPAIR_LIMIT, number=self.limit)
 
     @property
     def done(self) -> bool:

@@ -37,6 +37,7 @@ from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import Replacement, SessionInfo
 from vmmd.upstairs.core.region_set import UpstairsConfig
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs
@@ -298,11 +299,14 @@ class RegionUpstairs:
         """Takes the member of a slot out of service and fills it anew; errors as `fill_again`."""
         await self._ask(lambda key: events.RepairMember(key, slot, whole, reason))
 
-    def set_repair_limit(self, bytes_per_second: int) -> None:
-        """Bounds repair traffic from now on; 0 is no bound."""
-        if bytes_per_second < 0:
-            raise InvalidRequestError("a repair limit is 0 (none) or bytes per second")
-        self._feed(events.SetRepairLimit(bytes_per_second))
+    def set_repair_limits(self, limits: RepairLimits) -> None:
+        """Bounds repair traffic from now on."""
+        self._feed(events.SetRepairLimit(limits))
+
+    @property
+    def filling(self) -> tuple[int, int]:
+        """As `Upstairs.filling`."""
+        return self._core.filling
 
     def status(self) -> RegionStatus:
         """The status now."""

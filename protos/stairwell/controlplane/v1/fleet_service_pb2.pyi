@@ -488,12 +488,15 @@ class FleetPolicy(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
     AT_ONCE_MAX_FIELD_NUMBER: _builtins.int
+    REPAIR_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     automatic: _builtins.bool
     """Whether members that are faulted for longer than the grace time are replaced by spares unasked."""
     maintenance: _builtins.bool
     """Holds whatever would be begun unasked, drains included."""
     at_once_max: _builtins.int
     """Replacements that may run in the whole fleet when one more is begun unasked."""
+    repair_bytes_per_second: _builtins.int
+    """Of all repairs of replacements together, divided among those that run; zero means no limit."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -503,10 +506,11 @@ class FleetPolicy(_message.Message):
         grace: _duration_pb2.Duration | None = ...,
         maintenance: _builtins.bool = ...,
         at_once_max: _builtins.int = ...,
+        repair_bytes_per_second: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance", "repair_bytes_per_second", b"repair_bytes_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,9 +605,11 @@ class SetFleetPolicyRequest(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
     AT_ONCE_MAX_FIELD_NUMBER: _builtins.int
+    REPAIR_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     automatic: _builtins.bool
     maintenance: _builtins.bool
     at_once_max: _builtins.int
+    repair_bytes_per_second: _builtins.int
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -613,10 +619,11 @@ class SetFleetPolicyRequest(_message.Message):
         grace: _duration_pb2.Duration | None = ...,
         maintenance: _builtins.bool | None = ...,
         at_once_max: _builtins.int | None = ...,
+        repair_bytes_per_second: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_maintenance", b"_maintenance", "at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_maintenance", b"_maintenance", "_repair_bytes_per_second", b"_repair_bytes_per_second", "at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance", "repair_bytes_per_second", b"repair_bytes_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_maintenance", b"_maintenance", "at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_maintenance", b"_maintenance", "_repair_bytes_per_second", b"_repair_bytes_per_second", "at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance", "repair_bytes_per_second", b"repair_bytes_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__at_once_max: _TypeAlias = _typing.Literal["at_once_max"]  # noqa: Y015
     _WhichOneofArgType__at_once_max: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max"]  # noqa: Y015
@@ -624,12 +631,16 @@ class SetFleetPolicyRequest(_message.Message):
     _WhichOneofArgType__automatic: _TypeAlias = _typing.Literal["_automatic", b"_automatic"]  # noqa: Y015
     _WhichOneofReturnType__maintenance: _TypeAlias = _typing.Literal["maintenance"]  # noqa: Y015
     _WhichOneofArgType__maintenance: _TypeAlias = _typing.Literal["_maintenance", b"_maintenance"]  # noqa: Y015
+    _WhichOneofReturnType__repair_bytes_per_second: _TypeAlias = _typing.Literal["repair_bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__repair_bytes_per_second: _TypeAlias = _typing.Literal["_repair_bytes_per_second", b"_repair_bytes_per_second"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__at_once_max) -> _WhichOneofReturnType__at_once_max | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__automatic) -> _WhichOneofReturnType__automatic | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__maintenance) -> _WhichOneofReturnType__maintenance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repair_bytes_per_second) -> _WhichOneofReturnType__repair_bytes_per_second | None: ...
 
 Global___SetFleetPolicyRequest: _TypeAlias = SetFleetPolicyRequest  # noqa: Y015
 

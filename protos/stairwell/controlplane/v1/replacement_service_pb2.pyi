@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from stairwell.telemetry.v1 import trace_service_pb2 as _trace_service_pb2
+from stairwell.vmmd.v1 import volume_service_pb2 as _volume_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -133,6 +134,7 @@ class Replacement(_message.Message):
     MENDED_FIELD_NUMBER: _builtins.int
     ASKED_BY_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    REPAIR_RATE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -185,6 +187,10 @@ class Replacement(_message.Message):
     def placement(self) -> Global___Placement:
         """How its new target was found; absent for a construction request that was sent."""
 
+    @_builtins.property
+    def repair_rate(self) -> _volume_service_pb2.RepairRate:
+        """How fast its repair may go and why, as the machine last told; absent once it has ended."""
+
     def __init__(
         self,
         *,
@@ -221,10 +227,11 @@ class Replacement(_message.Message):
         mended: _builtins.int = ...,
         asked_by: _builtins.str = ...,
         placement: Global___Placement | None = ...,
+        repair_rate: _volume_service_pb2.RepairRate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_since_time", b"blocked_since_time", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "placement", b"placement", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_since_time", b"blocked_since_time", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "placement", b"placement", "repair_rate", b"repair_rate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_by", b"asked_by", "attempt", b"attempt", "blocked_on", b"blocked_on", "blocked_since_time", b"blocked_since_time", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "failed_in", b"failed_in", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "mended", b"mended", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "paused_in", b"paused_in", "placement", b"placement", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "restarts", b"restarts", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_by", b"asked_by", "attempt", b"attempt", "blocked_on", b"blocked_on", "blocked_since_time", b"blocked_since_time", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "failed_in", b"failed_in", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "mended", b"mended", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "paused_in", b"paused_in", "placement", b"placement", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "repair_rate", b"repair_rate", "restarts", b"restarts", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -718,23 +725,57 @@ Global___RetryReplacementResponse: _TypeAlias = RetryReplacementResponse  # noqa
 
 @_typing.final
 class SetRepairLimitsRequest(_message.Message):
+    """The fields that are left out stay as they are."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_MIN_FIELD_NUMBER: _builtins.int
+    EXTENTS_IN_FLIGHT_MAX_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """A replacement that has not ended; or a disk, by name or volume UUID, instead."""
     bytes_per_second_max: _builtins.int
+    """Of all repairs of the disk together; zero means no limit."""
+    disk: _builtins.str
+    bytes_per_second_min: _builtins.int
+    """Adaptive repairs are not slower than this, unless a limit is lower; zero means the default."""
+    extents_in_flight_max: _builtins.int
+    """1 to 16; zero means the default."""
+    adaptive: _builtins.bool
+    """Follow the guest: slow while it is busy, fast while it is not."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
-        bytes_per_second_max: _builtins.int = ...,
+        bytes_per_second_max: _builtins.int | None = ...,
+        disk: _builtins.str = ...,
+        bytes_per_second_min: _builtins.int | None = ...,
+        extents_in_flight_max: _builtins.int | None = ...,
+        adaptive: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_bytes_per_second_max", b"_bytes_per_second_max", "_bytes_per_second_min", b"_bytes_per_second_min", "_extents_in_flight_max", b"_extents_in_flight_max", "adaptive", b"adaptive", "bytes_per_second_max", b"bytes_per_second_max", "bytes_per_second_min", b"bytes_per_second_min", "extents_in_flight_max", b"extents_in_flight_max"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second_max", b"bytes_per_second_max", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_bytes_per_second_max", b"_bytes_per_second_max", "_bytes_per_second_min", b"_bytes_per_second_min", "_extents_in_flight_max", b"_extents_in_flight_max", "adaptive", b"adaptive", "bytes_per_second_max", b"bytes_per_second_max", "bytes_per_second_min", b"bytes_per_second_min", "disk", b"disk", "extents_in_flight_max", b"extents_in_flight_max", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__adaptive: _TypeAlias = _typing.Literal["adaptive"]  # noqa: Y015
+    _WhichOneofArgType__adaptive: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive"]  # noqa: Y015
+    _WhichOneofReturnType__bytes_per_second_max: _TypeAlias = _typing.Literal["bytes_per_second_max"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second_max: _TypeAlias = _typing.Literal["_bytes_per_second_max", b"_bytes_per_second_max"]  # noqa: Y015
+    _WhichOneofReturnType__bytes_per_second_min: _TypeAlias = _typing.Literal["bytes_per_second_min"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second_min: _TypeAlias = _typing.Literal["_bytes_per_second_min", b"_bytes_per_second_min"]  # noqa: Y015
+    _WhichOneofReturnType__extents_in_flight_max: _TypeAlias = _typing.Literal["extents_in_flight_max"]  # noqa: Y015
+    _WhichOneofArgType__extents_in_flight_max: _TypeAlias = _typing.Literal["_extents_in_flight_max", b"_extents_in_flight_max"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive) -> _WhichOneofReturnType__adaptive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second_max) -> _WhichOneofReturnType__bytes_per_second_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second_min) -> _WhichOneofReturnType__bytes_per_second_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extents_in_flight_max) -> _WhichOneofReturnType__extents_in_flight_max | None: ...
 
 Global___SetRepairLimitsRequest: _TypeAlias = SetRepairLimitsRequest  # noqa: Y015
 
@@ -743,16 +784,28 @@ class SetRepairLimitsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLACEMENT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    told: _builtins.bool
+    """Whether the machine has them; else it is told as soon as it is there."""
     @_builtins.property
-    def replacement(self) -> Global___Replacement: ...
+    def replacement(self) -> Global___Replacement:
+        """The one that runs; absent when none does."""
+
+    @_builtins.property
+    def limits(self) -> _volume_service_pb2.RepairLimits:
+        """As they are stored now."""
+
     def __init__(
         self,
         *,
         replacement: Global___Replacement | None = ...,
+        limits: _volume_service_pb2.RepairLimits | None = ...,
+        told: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "replacement", b"replacement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "replacement", b"replacement", "told", b"told"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

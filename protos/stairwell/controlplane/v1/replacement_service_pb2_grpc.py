@@ -149,7 +149,7 @@ class ReplacementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetRepairLimits(self, request, context):
-        """Changes the rate of a running repair; zero means no limit.
+        """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

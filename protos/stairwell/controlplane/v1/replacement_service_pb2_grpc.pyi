@@ -54,7 +54,7 @@ class ReplacementServiceStub:
     RetryReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]
-    """Changes the rate of a running repair; zero means no limit."""
+    """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed."""
     GetReplacementTrace: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementTraceRequest, _replacement_service_pb2.GetReplacementTraceResponse]
     """The spans of the replacement's trace, from every daemon it touched."""
 
@@ -84,7 +84,7 @@ class ReplacementServiceAsyncStub(ReplacementServiceStub):
     RetryReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]  # type: ignore[assignment]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
-    """Changes the rate of a running repair; zero means no limit."""
+    """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed."""
     GetReplacementTrace: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementTraceRequest, _replacement_service_pb2.GetReplacementTraceResponse]  # type: ignore[assignment]
     """The spans of the replacement's trace, from every daemon it touched."""
 
@@ -165,7 +165,7 @@ class ReplacementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _replacement_service_pb2.SetRepairLimitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replacement_service_pb2.SetRepairLimitsResponse, _abc.Awaitable[_replacement_service_pb2.SetRepairLimitsResponse]]:
-        """Changes the rate of a running repair; zero means no limit."""
+        """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed."""
 
     @_abc_1.abstractmethod
     def GetReplacementTrace(

@@ -110,7 +110,7 @@ def test_a_later_repair_that_can_tell_nothing_keeps_what_an_earlier_one_told():
     target.stamps = ExtentStamps(stamps[:, 0], stamps[:, 1], np.array(flags, dtype=np.uint8))
     generations = np.ones(6, dtype=np.uint64)
     flushes = np.array([8, 8, 7, 8, 8, 8], dtype=np.uint64)
-    made = LiveRepair(region, target, 0)._marks(np.arange(6), generations, flushes)
+    made = LiveRepair(region, target)._marks(np.arange(6), generations, flushes)
     assert made[["told", "generation", "flush"]].tolist() == [
         (1, 1, 4),
         (0, 1, 8),  # the source is older than that: it may not be demanded
