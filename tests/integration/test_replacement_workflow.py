@@ -211,20 +211,19 @@ async def test_before_the_machine_runs_and_while_it_starts(cluster: Cluster) -> 
 
 
 async def test_the_machine_s_process_dies_in_the_middle(volume: Volume) -> None:
-    """The instance has failed, and so has the replacement, with the reason; what was flushed is on
-    the members, and the instance made again with what is recorded has three equal ones."""
+    """The machine is made again, with what is recorded; the replacement goes on there."""
     identity = await halfway(volume)
     vcr = (await volume.info()).vcr
-    os.kill(machine_pid(volume), signal.SIGKILL)
-    failed = await in_state(volume, identity, FAILED)
-    assert volume.instance in failed.last_error
-    await volume.delete()
-    await volume.create([*volume.targets[:2], volume.spare.address], 2)
-    await volume.run()
+    dead = machine_pid(volume)
+    os.kill(dead, signal.SIGKILL)
+    await volume.done(identity)
+    await volume.reach(instance_pb.INSTANCE_STATE_RUNNING)
+    assert machine_pid(volume) != dead
     await volume.settled()
     await volume.verify()
     targets = list((await volume.info()).vcr.sub_volumes[0].opts.target)
     assert targets == list(vcr.sub_volumes[0].opts.target)
+    assert volume.spare.address in targets
 
 
 async def test_two_operators_at_once(volume: Volume) -> None:
