@@ -67,6 +67,10 @@ torture-storage: setup ## Cut the power under regions; kill, cut off and fill th
 	@$(BIN)/python -m tests.crashes --seconds $(DURATION) --seed $(SEED)
 	@STAIRWELL_TORTURE_SECONDS=$(DURATION) STAIRWELL_TORTURE_SEED=$(SEED) $(BIN)/python -m pytest tests/torture_storage -ra $(TEST_FLAGS)
 
+.PHONY: test-guest
+test-guest: setup ## Boot a real Linux on replicated disks (needs qemu-system-x86 and apt; says so where they are absent)
+	@$(BIN)/python -m pytest tests/guest -ra $(TEST_FLAGS)
+
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
 	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
@@ -82,6 +86,10 @@ fuzz: setup ## Feed the judge of construction requests whatever atheris thinks o
 .PHONY: bench-replacements
 bench-replacements: setup ## Many replacements in one control plane: time of an answer, lost transitions, memory, idle watchers
 	@$(BIN)/python -m bench.replacements
+
+.PHONY: bench-repair
+bench-repair: setup ## What a guest feels of a repair: latency before, during and after it, with limits off, fixed and adaptive
+	@$(BIN)/python bench/repair_latency.py
 
 .PHONY: check
 check: setup ## Format, lint, types, stubs current, layering

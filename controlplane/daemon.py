@@ -24,10 +24,10 @@ from controlplane.core.replacement_log import renews
 from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
+from controlplane.fleet_care import FleetCare
 from controlplane.machines import MachineFollower
 from controlplane.metrics import WorkflowMetrics
 from controlplane.operations.disks import Disks
-from controlplane.operations.fleet import FleetBook
 from controlplane.operations.instances import Instances
 from controlplane.operations.replacements import Replacements
 from controlplane.operations.replacing import Replacing
@@ -35,6 +35,7 @@ from controlplane.operations.scrubs import Scrubs
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
 from controlplane.relay import Relay
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.services.disks import DiskServicer
 from controlplane.services.fleet import FleetServicer
@@ -158,24 +159,22 @@ class ControlPlane:
         claims = Claims(store)
         words = Words(store, claims)
         traces = TraceKeeper(store, vmmd, tracing, shared=store.lease_seconds is not None)
+        limiter = await stack.enter_async_context(RepairLimiter(store, vmmd, pace=self._pace))
         # Last, once nothing drives any more: others take over at once.
         stack.push_async_callback(claims.stop)
         stack.push_async_callback(traces.close)
         driver, scrub_driver = self._workflows(
-            stack, store, claims, vmmd, detached, traces, tracing, news
+            stack, store, claims, vmmd, detached, traces, tracing, limiter, news
         )
-        stack.push_async_callback(detached.drain)
-        stack.push_async_callback(scrub_driver.stop)
-        stack.push_async_callback(driver.stop)
-        follower = MachineFollower(store, claims, vmmd, news.instances)
-        stack.push_async_callback(follower.stop)
+        for end in (detached.drain, scrub_driver.stop, driver.stop):
+            stack.push_async_callback(end)
+        follower = MachineFollower(store, claims, vmmd, news.instances, limiter)
         relay = Relay(store, claims, words, news.instances, news.replacements, news.disks)
-        stack.push_async_callback(relay.stop)
-        stack.push_async_callback(words.stop)
-        stack.push_async_callback(claims.halt)
+        for end in (follower.stop, relay.stop, words.stop, claims.halt):
+            stack.push_async_callback(end)
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
-        replacements = Replacements(store, driver, words, traces, news.replacements)
+        replacements = Replacements(store, driver, words, traces, news.replacements, limiter)
         replacing = Replacing(
             store, fleet, driver, replacements, detached, tracing, disk_changed=news.disk_changed
         )
@@ -183,20 +182,24 @@ class ControlPlane:
             store, vmmd, follower, driver, scrub_driver, words, detached, news.instances
         )
         disks = Disks(store, vmmd, scrub_driver, news.disks)
+        care = FleetCare(
+            store, vmmd, fleet, driver, replacing, detached, tracing,
+            tls=self._downstairs_tls, pace=self._pace,
+        )  # fmt: skip
+        stack.push_async_callback(care.stop)
         scrubs = Scrubs(store, scrub_driver, words, detached)
-        await claims.start()
-        words.start()
-        relay.start()
+        await _begin(claims, words, relay, care)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
             DiskServicer(disks, replacing, scrubs, answers),
-            ReplacementServicer(replacements),
-            FleetServicer(FleetBook(store, fleet)),
+            ReplacementServicer(replacements, care.starting, answers),
+            FleetServicer(care.book, care.drains, answers),
             TraceServicer(tracing, vmmd.channels),
         )
         stack.push_async_callback(detached.drain)
         self._server = await self._served(stack, services, tracing)
         stack.callback(news.close)
+        stack.callback(care.news.close)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
 
     async def _served(
@@ -217,6 +220,7 @@ class ControlPlane:
         detached: Detached,
         traces: TraceKeeper,
         tracing: Tracing,
+        limiter: RepairLimiter,
         news: _News,
     ) -> tuple[ReplacementDriver, ScrubDriver]:
         """The drivers, not started, and the metrics that read from them."""
@@ -225,7 +229,7 @@ class ControlPlane:
         self.metrics_address = metrics.address
         counted = WorkflowMetrics(metrics)
         driver = ReplacementDriver(
-            store, claims, vmmd, traces, news.replacements, detached, Chronicle(tracing),
+            store, claims, vmmd, traces, news.replacements, detached, Chronicle(tracing), limiter,
             metrics=counted, disk_changed=news.disk_changed, pace=self._pace,
             reached=breakpoints.from_environment(),
         )  # fmt: skip
@@ -237,6 +241,14 @@ class ControlPlane:
             replacements=driver.records, scrubs=scrub_driver.records, watchers=news.watchers
         )
         return driver, scrub_driver
+
+
+async def _begin(claims: Claims, words: Words, relay: Relay, care: FleetCare) -> None:
+    """Takes up what was left, then hears of others, and only then begins anything unasked."""
+    await claims.start()
+    words.start()
+    relay.start()
+    care.start()
 
 
 def _services(

@@ -37,6 +37,7 @@ from controlplane.detached import Detached
 from controlplane.feed import Feed
 from controlplane.metrics import WorkflowMetrics
 from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.repair_watch import RepairWatch
 from controlplane.steps import (
     as_event,
@@ -85,6 +86,7 @@ class ReplacementDriver:
         news: Feed[Replacement],
         detached: Detached,
         chronicle: Chronicle,
+        limiter: RepairLimiter,
         *,
         metrics: WorkflowMetrics | None = None,
         disk_changed: Callable[[UUID], None] = lambda _key: None,
@@ -103,6 +105,7 @@ class ReplacementDriver:
         self._news = news
         self._detached = detached
         self._chronicle = chronicle
+        self._limiter = limiter
         self._metrics = metrics or WorkflowMetrics(Metrics("controlplane", ""))
         self._disk_changed = disk_changed
         self._watch = watch or RepairWatch(vmmd, clock)
@@ -199,7 +202,7 @@ class ReplacementDriver:
             return run.record
 
     async def set_limit(self, replacement_id: UUID, bytes_per_second_max: int) -> Replacement:
-        """Stores the limit of a running replacement, then tells the machine."""
+        """Notes the limit that was set with a running replacement."""
         run = self._runs.get(replacement_id)
         if run is None:
             raise StateError(
@@ -209,10 +212,7 @@ class ReplacementDriver:
             )
         event = core.LimitChanged(at=self._clock(), bytes_per_second_max=bytes_per_second_max)
         await self._advance(run, event)
-        record = run.record
-        self._require(run)
-        await self._vmmd.set_repair_limit(record.instance_id, record.disk, bytes_per_second_max)
-        return record
+        return run.record
 
     async def abandon(self, disk_keys: Iterable[UUID], why: str) -> None:
         """Fails the running replacements of disks that go away."""
@@ -449,6 +449,7 @@ class ReplacementDriver:
         # The last chance to learn which region the old member serves.
         for address, region_id in region_ids(info).items():
             await self._store.note_region(address, region_id)
+        await self._limiter.send(record)
         self._require(run)
         answer = await self._vmmd.replace_vcr(
             record.instance_id,
@@ -462,11 +463,7 @@ class ReplacementDriver:
 
     async def _repair(self, run: _Run) -> Event:
         record = run.record
-        if record.bytes_per_second_max:
-            await self._vmmd.set_repair_limit(
-                record.instance_id, record.disk, record.bytes_per_second_max
-            )
-        async with aclosing(self._watch.events(record)) as events:
+        async with self._limiter.repairing(record), aclosing(self._watch.events(record)) as events:
             async for event in events:
                 if not isinstance(event, core.Observed):
                     return event

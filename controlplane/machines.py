@@ -2,8 +2,9 @@
 
 vmmd keeps nothing over its own restart; the control plane does. So an instance whose machine vmmd
 does not know is given a new one (with raised generations, so that its volumes may be activated
-again) and brought to the state the user asked for. To the guest that is a power cut. A machine that
-ended (FAILED, DESTROYED) is not made again.
+again) and brought to the state the user asked for. So is one whose process died: to a guest of its
+own that is a power cut, to one whose hypervisor comes back to its disks it is a pause. A machine
+that keeps dying, or that ended for a reason of its own (FAILED, DESTROYED), is not made again.
 
 One task for each instance that has not ended and whose lease this control plane holds: no other one
 makes the machine again, or tells its states. While vmmd is away the last known state stays, and
@@ -13,6 +14,7 @@ the reason says so.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import aclosing
 from contextvars import Context
 from uuid import UUID
@@ -24,6 +26,7 @@ from controlplane.core.replacement import State
 from controlplane.feed import Feed
 from controlplane.machine_spec import machine_spec, state_of
 from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.store.base import Store
 from stairlib.model.errors import (
     AlreadyExistsError,
@@ -40,6 +43,9 @@ _log = get_logger(__name__)
 # Between looks at a vmmd that is away, and at one that ends a watch at once.
 RETRY_FIRST_SECONDS = 0.1
 RETRY_MAX_SECONDS = 2.0
+# A machine whose process dies more often than this in so many seconds is left as FAILED.
+DEATHS_MAX = 5
+DEATHS_SECONDS = 600.0
 # More than any host runs; each is a task and a stream.
 INSTANCES_MAX = 1000
 
@@ -48,16 +54,24 @@ class MachineFollower:
     """See the module. `news` gets each record that changed, under the instance's id."""
 
     def __init__(
-        self, store: Store, claims: Claims, vmmd: Vmmd, news: Feed[InstanceRecord]
+        self,
+        store: Store,
+        claims: Claims,
+        vmmd: Vmmd,
+        news: Feed[InstanceRecord],
+        limiter: RepairLimiter,
     ) -> None:
         self._store = store
         self._claims = claims
         self._vmmd = vmmd
         self._news = news
+        self._limiter = limiter
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         # The newest state generation heard of each machine: news of it come on two ways, the
         # stream and the answers to requests, and the older must not overtake the newer.
         self._heard: dict[UUID, int] = {}
+        # When the process of each machine died of late.
+        self._deaths: dict[UUID, deque[float]] = {}
         self._epochs: dict[UUID, int] = {}
         claims.serve(Kind.INSTANCE, Driver(self._take, self._drop))
 
@@ -109,6 +123,7 @@ class MachineFollower:
 
     def _forget(self, instance_id: UUID) -> None:
         self._heard.pop(instance_id, None)
+        self._deaths.pop(instance_id, None)
         epoch = self._epochs.pop(instance_id, None)
         if epoch is not None:
             self._claims.let_go(Kind.INSTANCE, str(instance_id), epoch)
@@ -121,9 +136,14 @@ class MachineFollower:
     async def saw(self, machine: pb.Machine) -> None:
         """Takes over what vmmd says of a machine, unless something newer was heard."""
         instance_id = UUID(machine.id)
+        if machine.process_died and self._may_live_again(instance_id):
+            return  # the follower makes it again
         if machine.state_generation >= self._heard.get(instance_id, 0):
             self._heard[instance_id] = machine.state_generation
-            await self._set(instance_id, state_of(machine), machine.reason)
+            state = state_of(machine)
+            await self._set(instance_id, state, machine.reason)
+            if not state.ended:
+                await self._limiter.machine_seen(instance_id)
 
     async def _set(self, instance_id: UUID, state: InstanceState, reason: str) -> None:
         epoch = self._epochs.get(instance_id)
@@ -164,9 +184,10 @@ class MachineFollower:
         try:
             machine = await self._vmmd.get_machine(instance_id)
         except NotFoundError:
-            self._heard.pop(instance_id, None)
-            await self._make_again(instance_id)
+            await self._make_again(instance_id, "vmmd has restarted")
             return True
+        if machine.process_died:
+            return await self._died(instance_id, machine)
         await self._confirm(instance_id)
         await self.saw(machine)
         heard = False
@@ -174,8 +195,29 @@ class MachineFollower:
         async with aclosing(watched) as machines:
             async for machine in machines:
                 heard = True
+                if machine.process_died:
+                    return await self._died(instance_id, machine)
                 await self.saw(machine)
         return heard
+
+    async def _died(self, instance_id: UUID, machine: pb.Machine) -> bool:
+        """The machine's process has died: it is made again, unless that happens all the time."""
+        deaths = self._deaths.setdefault(instance_id, deque())
+        now = asyncio.get_running_loop().time()
+        deaths.append(now)
+        while deaths[0] < now - DEATHS_SECONDS:
+            deaths.popleft()
+        if not self._may_live_again(instance_id):
+            why = f"{machine.reason}, {len(deaths)} times in {DEATHS_SECONDS:.0f} s: not made again"
+            await self._set(instance_id, InstanceState.FAILED, why)
+            return False
+        await self._set(instance_id, InstanceState.STARTING, f"{machine.reason}; made again")
+        await self._make_again(instance_id, machine.reason)
+        return True
+
+    def _may_live_again(self, instance_id: UUID) -> bool:
+        """Whether a machine that died is still to be made again."""
+        return len(self._deaths.get(instance_id, ())) <= DEATHS_MAX
 
     async def _confirm(self, instance_id: UUID) -> None:
         """Notes that the machine exists, once: it may have been made just before a crash."""
@@ -191,11 +233,12 @@ class MachineFollower:
         }
         await self._store.confirm_instance(instance_id, handed)
 
-    async def _make_again(self, instance_id: UUID) -> None:
-        """Makes a machine that vmmd does not know, unless it was on its way out."""
+    async def _make_again(self, instance_id: UUID, why_lost: str) -> None:
+        """Makes a machine that vmmd does not have, unless it was on its way out."""
+        self._heard.pop(instance_id, None)
         instance = await self._store.instance(str(instance_id))
         if instance.desired is Desired.STOPPED:
-            await self._set(instance_id, InstanceState.DESTROYED, "vmmd has restarted meanwhile")
+            await self._set(instance_id, InstanceState.DESTROYED, f"{why_lost} meanwhile")
             return
         disks = await self._store.list_disks(instance_id=instance_id, limit=0)
         generations = {
@@ -218,7 +261,7 @@ class MachineFollower:
         except (UnavailableError, AlreadyExistsError, LimitError, LeaseLostError):
             raise
         except StairwellError as error:
-            why = f"vmmd has restarted and cannot make the machine again: {error.message}"
+            why = f"{why_lost}, and vmmd cannot make the machine again: {error.message}"
             await self._set(instance_id, InstanceState.FAILED, why)
             return
         await self._store.confirm_instance(instance_id, generations)

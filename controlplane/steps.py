@@ -37,7 +37,8 @@ def as_event(error: StairwellError, at: float, instance_ended: str) -> Event:
         return core.GaveUp(at=at, error=f"{instance_ended}: {error.message}")
     if isinstance(error, UnavailableError) and error.reason != "DEADLINE_EXCEEDED":
         return core.Blocked(at=at, on=error.message)
-    if isinstance(error, NotFoundError) and error.reason == "MACHINE_NOT_FOUND":
+    lost = ("MACHINE_NOT_FOUND", "MACHINE_ENDED")
+    if isinstance(error, NotFoundError | StateError) and error.reason in lost:
         return core.Blocked(at=at, on=f"{error.message}; waiting until the machine is made")
     if isinstance(error, InvalidRequestError | UnsupportedError | RefusedError):
         return core.GaveUp(at=at, error=error.message)
@@ -126,8 +127,8 @@ def undoable(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
         )
         return core.Kept(at=at, detail=detail)
     detail = (
-        f"the machine has let {record.old_target} go, which was not whole, and {new} is not filled:"
-        f" retry to go on with {new}, or replace it by another downstairs"
+        f"the machine has let {record.old_target} go already, and {new} is not filled: retry to go"
+        f" on with {new}, or replace {new} by another downstairs"
     )
     return core.CannotUndo(at=at, detail=detail)
 

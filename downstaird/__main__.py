@@ -71,7 +71,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "info":
         from downstaird.commands.info import info
 
-        return info(options.data, output=options.output)
+        return info(options.data, output=options.output, since=options.since)
     if options.command == "dump":
         return _dump(options)
     if options.command == "export":

@@ -91,7 +91,21 @@ def _add_looking(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "The region must not be in service; RegionService/GetRegion answers for one that is.",
     )
     _add_directory(info)
+    info.add_argument(
+        "--since",
+        type=_flush,
+        metavar="GENERATION:FLUSH",
+        help="also list the extents written after that flush, such as a snapshot's",
+    )
     _add_output(info)
+
+
+def _flush(text: str) -> tuple[int, int]:
+    """A flush as it is typed."""
+    generation, colon, number = text.partition(":")
+    if not (colon and generation.isdecimal() and number.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not GENERATION:FLUSH, as in 3:17")
+    return int(generation), int(number)
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
@@ -417,5 +431,9 @@ def _add_faults(run: argparse.ArgumentParser) -> None:
             help=f"fail a {kind} with this probability (one in four where none is given)",
         )
     faults.add_argument(
-        "--latency", type=float, default=0.0, metavar="MS", help="hold back every request this long"
+        "--latency",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="hold back each frame of a volume's session this long (calls by hand are not)",
     )

@@ -175,7 +175,7 @@ class Conversation:
         elif isinstance(effect, CopyExtent):
             self._copier.start(effect)
         elif isinstance(effect, LimitRepair):
-            self._copier.set_rate(effect.bytes_per_second)
+            self._copier.set_limits(effect.bytes_per_second, effect.copies)
 
     def _work_done(self, effect: RunWork, error: StairwellError | None) -> None:
         if self._session is not None and not self._session.ended:

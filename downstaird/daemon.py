@@ -61,7 +61,7 @@ class Daemon:
                 Service(
                     region_service.SERVICE_NAME,
                     lambda server: region_grpc.add_RegionServiceServicer_to_server(
-                        RegionServicer(self.host, version), server
+                        RegionServicer(self.host, version, options.directory), server
                     ),
                 ),
                 Service(

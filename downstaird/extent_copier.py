@@ -11,6 +11,8 @@ deadline, only one for silence; nothing is merged after the session ended."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,7 +21,7 @@ import numpy as np
 from opentelemetry.trace import Span
 
 from downstaird.core.engine import Engine
-from downstaird.core.rate_limit import Rests, Stride, TokenBucket
+from downstaird.core.rate_limit import Rests, Stride, TokenBucket, allowed
 from downstaird.core.repair_plan import (
     CHUNK_BYTES_MAX,
     STEP_BYTES,
@@ -29,6 +31,7 @@ from downstaird.core.repair_plan import (
     checksum,
     compare,
     contexts_of,
+    first_steps,
     steps,
 )
 from downstaird.core.session import CopyExtent, Counters
@@ -46,12 +49,13 @@ from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 
 _log = get_logger(__name__)
 
-# Enough to hide the round trips of comparing extents that are equal already; each holds one chunk.
-COPIES_AT_A_TIME = 4
+# More than an upstairs asks for unless it is told to; each holds one chunk.
+COPIES_AT_A_TIME = 16
+# With a limit, no more is asked of the source at a time than all copies may take in so many
+# seconds: what it has sent was read, and waits here for its turn.
+ASK_SECONDS = 0.25
 # A source under load answers late, a dead one never: this long without a byte ends a copy.
 IDLE_SECONDS = 15.0
-# A wait for the rate limit looks again this often, so that a raised limit is felt soon.
-RATE_LOOK_SECONDS = 0.25
 # Sources of one session: as many members as a set can have, with room for a replacement.
 CHANNELS_MAX = 8
 
@@ -99,7 +103,13 @@ class ExtentCopier:
         self._session = session
         self._changed = changed
         self._slots = asyncio.Semaphore(COPIES_AT_A_TIME)
+        self._numbers = itertools.count()
+        self._running: set[int] = set()
+        self._running_max = 0
         self._bucket = TokenBucket()
+        # Who is in it is the next to move a chunk: the copies take turns, in the order they came.
+        self._gate = asyncio.Lock()
+        self._news = asyncio.Event()
         self._rests = Rests()
         self._stride = Stride(STEP_BYTES, CHUNK_BYTES_MAX, session.counters.guest_frames)
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -110,9 +120,13 @@ class ExtentCopier:
         self._block_size = geometry.block_size
         self._blocks_per_extent = geometry.blocks_per_extent
 
-    def set_rate(self, bytes_per_second: int) -> None:
-        """Bounds all copies together; 0 is no bound."""
-        self._bucket.set_rate(bytes_per_second, self._loop.time())
+    def set_limits(self, bytes_per_second: int, copies: int = 0) -> None:
+        """Bounds all copies together, and how many go on at once, from the next chunk on; 0 is no
+        bound."""
+        if (bytes_per_second, copies) != (self._bucket.bytes_per_second, self._running_max):
+            self._bucket.set_rate(bytes_per_second, self._loop.time())
+            self._running_max = copies
+            self._tell()
 
     def start(self, effect: CopyExtent) -> None:
         """Copies the extent in a task. The session bounds how many there are."""
@@ -132,7 +146,7 @@ class ExtentCopier:
     async def _copy(self, effect: CopyExtent) -> None:
         try:
             async with self._slots:
-                stamp, copied = await self._traced(effect)
+                stamp, copied = await self._numbered(effect)
         except StairwellError as error:
             _log.warning(
                 "extent not copied",
@@ -150,17 +164,26 @@ class ExtentCopier:
             self._session.copy_done(effect, stamp, copied)
         self._changed()
 
-    async def _traced(self, effect: CopyExtent) -> tuple[tuple[int, int], int]:
+    async def _numbered(self, effect: CopyExtent) -> tuple[tuple[int, int], int]:
+        number = next(self._numbers)
+        self._running.add(number)
+        try:
+            return await self._traced(effect, number)
+        finally:
+            self._running.discard(number)
+            self._tell()
+
+    async def _traced(self, effect: CopyExtent, number: int) -> tuple[tuple[int, int], int]:
         tracer = self._host.tracing.tracer
         with tracer.start_as_current_span(
             "repair.copy_extent",
             context=context_from(effect.source.traceparent),
             attributes={"extent": effect.extent, "source": effect.source.address},
         ) as span:
-            return await self._transfer(effect.extent, effect.source, span)
+            return await self._transfer(effect.extent, effect.source, number, span)
 
     async def _transfer(
-        self, extent: int, source: CopySource, span: Span
+        self, extent: int, source: CopySource, number: int, span: Span
     ) -> tuple[tuple[int, int], int]:
         """Makes the extent as the source's. The stamp the source had before, and the bytes
         merged."""
@@ -183,9 +206,11 @@ class ExtentCopier:
             await self._clear(base, difference.clear)
             if difference.fetch:
                 wanted = [Run(first + run.first, run.count) for run in difference.fetch]
-                window = await self._fetch(source, extent, wanted)
-                received += window[0]
-                copied += window[1]
+                cut = steps(wanted, self._block_size)
+                while asked := first_steps(cut, self._ask_bytes(), self._block_size):
+                    window = await self._fetch(source, extent, number, asked)
+                    received += window[0]
+                    copied += window[1]
         span.set_attribute("bytes", received)
         span.set_attribute("bytes_merged", copied)
         assert stamp is not None
@@ -244,6 +269,7 @@ class ExtentCopier:
         self,
         source: CopySource,
         extent: int,
+        number: int,
         wanted: list[Run],
     ) -> tuple[int, int]:
         """Streams and merges blocks. Bytes received, and bytes the engine took."""
@@ -270,31 +296,35 @@ class ExtentCopier:
             while (raw := await self._next_chunk(call, source)) is not None:
                 chunk, contexts = self._checked(raw, extent, source)
                 received += len(chunk.data)
-                copied += await self._merge(base, chunk, contexts)
+                copied += await self._merge(number, base, chunk, contexts)
             if received != sum(run.count for run in wanted) * self._block_size:
                 raise _damaged(source, extent, "did not send all that was asked for")
             return received, copied
         finally:
             call.cancel()
 
-    async def _merge(self, base: int, chunk: Chunk, contexts: ContextArray) -> int:
-        """Gives one chunk to the engine, in small steps while the guest is at work. Bytes that it
-        took."""
+    async def _merge(self, number: int, base: int, chunk: Chunk, contexts: ContextArray) -> int:
+        """Gives one chunk to the engine, in small steps while the guest is at work or the rate is
+        limited. Bytes that it took."""
         copied = done = 0
         size = self._block_size
         view = memoryview(chunk.data)
         for run in steps([Run(chunk.first_block, len(contexts))], size, self._step_bytes):
-            began = self._loop.time()
             part = view[done * size : (done + run.count) * size]
+            await self._turn(number, len(part))
+            began = self._loop.time()
             copied += self._engine.repair_merge(
                 base + run.first, contexts[done : done + run.count], part
             )
             done += run.count
-            await self._pace(len(part), self._loop.time() - began)
+            counters, now = self._session.counters, self._loop.time()
+            counters.moved_bytes += len(part)
+            self._rests.worked(now - began, counters.guest_frames, now)
         return copied
 
     def _step_bytes(self) -> int:
-        return self._stride.bytes(self._session.counters.guest_frames)
+        step = self._stride.bytes(self._session.counters.guest_frames)
+        return STEP_BYTES if self._bucket.bytes_per_second else step
 
     async def _next_chunk(
         self,
@@ -345,19 +375,38 @@ class ExtentCopier:
             )
         return chunk, contexts
 
-    async def _pace(self, count: int, seconds: float) -> None:
-        """Waits before the next chunk; this one had `count` bytes and took so many seconds."""
-        now = self._loop.time()
-        self._bucket.take(count, now)
-        self._rests.worked(seconds, self._session.counters.guest_frames, now)
-        wait = self._wait()
-        while wait > 0:
-            await asyncio.sleep(min(wait, RATE_LOOK_SECONDS))
+    def _ask_bytes(self) -> int:
+        """How much a copy is to ask its source for now."""
+        rate = self._bucket.bytes_per_second
+        if not rate:
+            return self._blocks_per_extent * self._block_size
+        return int(rate * ASK_SECONDS / max(1, len(self._running)))
+
+    async def _turn(self, number: int, count: int) -> None:
+        """Waits until this copy may take a chunk of `count` bytes, and counts them."""
+        while number not in allowed(self._running, self._running_max):
+            await self._told(None)
+        async with self._gate:
             wait = self._wait()
+            while wait > 0:
+                await self._told(wait)
+                wait = self._wait()
+            self._bucket.take(count, self._loop.time())
 
     def _wait(self) -> float:
         now = self._loop.time()
         return max(self._bucket.wait(now), self._rests.wait(now))
+
+    async def _told(self, seconds: float | None) -> None:
+        """Waits so long, or until the limits or the copies that run are others."""
+        news = self._news
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await news.wait()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def _channel(self, source: CopySource) -> grpc.aio.Channel:
         """One channel to each source, for the whole session."""

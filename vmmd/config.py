@@ -38,6 +38,7 @@ class Arguments:
     address: str
     log_level: str
     log_format: str
+    runtime_directory: Path | None
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -69,8 +70,18 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         choices=["auto", "text", "json"],
         help="auto is text on a terminal, JSON elsewhere",
     )
+    run.add_argument(
+        "--runtime-directory",
+        type=Path,
+        metavar="DIR",
+        help="for the sockets of machines and their disks (default: a new temporary one). Give "
+        "one, of at most 40 characters, where a hypervisor has to find its disks again after vmmd "
+        "was restarted",
+    )
     given = parser.parse_args(argv)
-    return Arguments(given.config, given.address, given.log_level, given.log_format)
+    return Arguments(
+        given.config, given.address, given.log_level, given.log_format, given.runtime_directory
+    )
 
 
 def load_server_config(path: Path) -> ServerConfig:

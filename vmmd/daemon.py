@@ -28,7 +28,7 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         log.warning(
             "no such file: machines go without this device", block_dev=name, path=block.path
         )
-    machines = Machines(config, tracing, arguments.log_level)
+    machines = Machines(config, tracing, arguments.log_level, arguments.runtime_directory)
     server = RpcServer(
         arguments.address,
         [

@@ -75,6 +75,7 @@ def machine_with_state(record: MachineRecord, published: Published) -> pb.Machin
         process_id=record.process_id,
         engine=record.engine,
         disks=record.disks,
+        process_died=published.process_died,
     )
 
 

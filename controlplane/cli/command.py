@@ -46,11 +46,14 @@ _SHARED: dict[str, Any] = {
 }
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Body[...]], Body[...]]:
-    """Registers the coroutine as subcommand `name`; its docstring is the help."""
+def command(
+    app: typer.Typer, name: str, *, hidden: bool = False
+) -> Callable[[Body[...]], Body[...]]:
+    """Registers the coroutine as subcommand `name`; its docstring is the help. A hidden one is an
+    older name that goes on working."""
 
     def register(body: Body[...]) -> Body[...]:
-        app.command(name)(_entry(body))
+        app.command(name, hidden=hidden)(_entry(body))
         return body
 
     return register

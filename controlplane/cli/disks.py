@@ -59,6 +59,7 @@ def _disk_fields(disk: Disk) -> Table:
             ("reason", volume.reason),
             ("size", size),
             ("nbd_uri", volume.nbd_uri),
+            ("vhost_user_socket", volume.vhost_user_socket),
             ("served", served),
         ]
         if counters.read_mismatches:
@@ -119,10 +120,12 @@ def mode_word(slot: SlotInfo) -> str:
 
 
 def repair_words(slot: SlotInfo) -> str:
-    """How far a repair is, else what the slot last suffered, else "-"."""
+    """How far a repair is, else what the slot last suffered, else "-"; held while nothing is to be
+    copied to the slot."""
+    held = "held: " * slot.repair_held
     if slot.HasField("repair"):
-        return repair_progress(slot.repair)
-    return slot.last_error or "-"
+        return held + repair_progress(slot.repair)
+    return held + (slot.last_error or "-")
 
 
 def repair_progress(repair: RepairProgress) -> str:

@@ -13,20 +13,28 @@ from controlplane.cli.plain import enum_word
 from controlplane.cli.units import (
     format_bytes,
     format_limit,
+    format_rate,
     format_seconds,
 )
 from stairwell.controlplane.v1.disk_service_pb2 import Disk, ReplaceResult, ReplaceVcrResponse
-from stairwell.controlplane.v1.fleet_service_pb2 import Downstairs, DownstairsRole
 from stairwell.controlplane.v1.instance_service_pb2 import Instance, InstanceState
-from stairwell.controlplane.v1.replacement_service_pb2 import Replacement, ReplacementState
+from stairwell.controlplane.v1.replacement_service_pb2 import (
+    CancelOutcome,
+    CancelReplacementResponse,
+    Replacement,
+    ReplacementState,
+    SetRepairLimitsResponse,
+)
 from stairwell.vmmd.v1.volume_service_pb2 import (
+    RepairLimits,
+    RepairRateReason,
     VerifyReport,
     VolumeState,
 )
 
 # Words that mean good and bad health, for colour on terminals.
 _GOOD = frozenset({"running", "active", "done", "member"})
-_BAD = frozenset({"failed", "faulted", "offline"})
+_BAD = frozenset({"failed", "cancelled", "faulted", "offline"})
 # More differing extents than this say no more than their number does.
 DIFFERENCES_SHOWN = 10
 
@@ -52,6 +60,16 @@ def clock(stamp: Timestamp) -> str:
     if not stamp.seconds:
         return "-"
     return stamp.ToDatetime().strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _when(stamp: Timestamp) -> str:
+    """A moment, or nothing."""
+    return clock(stamp) if stamp.seconds else ""
+
+
+def _state_word(state: int) -> str:
+    """A replacement state's name, or nothing."""
+    return replacement_word(state) if state else ""
 
 
 def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -195,15 +213,87 @@ def replacement_view(replacement: Replacement) -> RenderableType:
         ("change", change),
         ("generation", f"{replacement.from_generation} -> {replacement.to_generation}"),
         ("progress", progress),
-        ("limit", format_limit(replacement.repair_bytes_per_second_max)),
+        *_rate_rows(replacement),
+        ("paused in", _state_word(replacement.paused_in)),
+        ("failed in", _state_word(replacement.failed_in)),
         ("blocked on", replacement.blocked_on),
+        ("blocked since", _when(replacement.blocked_since_time)),
         ("last error", replacement.last_error),
+        ("next attempt", _when(replacement.next_attempt_time)),
+        ("begun anew", f"{replacement.restarts} times" if replacement.restarts else ""),
+        ("filled again", f"{replacement.mended} times" if replacement.mended else ""),
         ("attempt", str(replacement.attempt) if replacement.attempt > 1 else ""),
         ("trace", replacement.trace_id),
         ("started", clock(replacement.create_time)),
         ("updated", clock(replacement.update_time)),
     ]
     return Group(fields(rows), "", _transitions(replacement))
+
+
+# Why the rate is what it is; the numbers are those of the enum.
+_RATE_REASONS = {
+    RepairRateReason.REPAIR_RATE_REASON_UNLIMITED: "nothing bounds it",
+    RepairRateReason.REPAIR_RATE_REASON_LIMIT: "the limit that was set",
+    RepairRateReason.REPAIR_RATE_REASON_FLEET_SHARE: "its share of the fleet's rate",
+    RepairRateReason.REPAIR_RATE_REASON_FLOOR: "the floor: the guest is busy",
+    RepairRateReason.REPAIR_RATE_REASON_ADAPTING: "by how the guest fares",
+    RepairRateReason.REPAIR_RATE_REASON_IDLE: "the guest is idle",
+}
+
+
+def _rate_rows(replacement: Replacement) -> list[tuple[str, RenderableType]]:
+    if not replacement.HasField("repair_rate"):
+        return [("limit", format_limit(replacement.repair_bytes_per_second_max))]
+    rate = replacement.repair_rate
+    rows: list[tuple[str, RenderableType]] = [("limits", limits_words(rate.limits))]
+    if rate.reason in _RATE_REASONS:
+        now = f"{format_limit(rate.bytes_per_second_max)}: {_RATE_REASONS[rate.reason]}"
+        rows.append(("in force", now))
+        rows.append(("copying", format_rate(rate.bytes_per_second)))
+    return rows
+
+
+def limits_words(limits: RepairLimits) -> str:
+    """As "50 MiB/s, floor 8 MiB/s, 2 extents at once, adaptive"."""
+    words = [format_limit(limits.bytes_per_second_max)]
+    if limits.fleet_share:
+        words.append(f"fleet share {format_rate(limits.fleet_share)}")
+    if limits.bytes_per_second_min:
+        words.append(f"floor {format_rate(limits.bytes_per_second_min)}")
+    if limits.extents_in_flight_max:
+        words.append(f"{limits.extents_in_flight_max} extents at once")
+    adaptive = limits.adaptive or not limits.HasField("adaptive")
+    words.append("adaptive" if adaptive else "not adaptive")
+    return ", ".join(words)
+
+
+def limits_view(response: SetRepairLimitsResponse) -> str:
+    """What is stored now, and whether the machine has it."""
+    lines = [limits_words(response.limits)]
+    if response.HasField("replacement"):
+        lines[0] = f"{response.replacement.id}: {lines[0]}"
+    if not response.told:
+        lines.append("its machine does not answer or does not run; it is told when it is there")
+    return "\n".join(lines)
+
+
+_CANCELLED = {
+    CancelOutcome.CANCEL_OUTCOME_UNDONE: "undone",
+    CancelOutcome.CANCEL_OUTCOME_FINISHED_FORWARD: "not undone, finished forward",
+    CancelOutcome.CANCEL_OUTCOME_REPLACE_AGAIN: "not undone, stopped",
+    CancelOutcome.CANCEL_OUTCOME_PENDING: "not known yet",
+}
+
+
+def cancelled(response: CancelReplacementResponse) -> str:
+    """What became of a cancelled replacement, why, and what to do."""
+    name = response.replacement.id
+    lines = [f"{name}: {_CANCELLED.get(response.outcome, 'cancelled')}: {response.reason}"]
+    if response.outcome == CancelOutcome.CANCEL_OUTCOME_REPLACE_AGAIN:
+        lines.append(f"`stairwell replacement retry {name}` goes on with it")
+    elif response.outcome != CancelOutcome.CANCEL_OUTCOME_UNDONE:
+        lines.append(f"`stairwell replacement watch {name}` follows it")
+    return "\n".join(lines)
 
 
 def member_words(replacement: Replacement) -> str:
@@ -242,27 +332,5 @@ def replacements_table(replacements: Sequence[Replacement]) -> RenderableType:
             one.new_target,
             percent(one.bytes_done, one.bytes_total),
             clock(one.create_time),
-        )
-    return table
-
-
-# ----- the fleet
-
-
-def fleet_table(downstairs: Sequence[Downstairs]) -> RenderableType:
-    """Known downstairs."""
-    if not downstairs:
-        return "no downstairs known; register one with `stairwell fleet register HOST:PORT`"
-    table = new_table("ADDRESS", "ROLE", "SIZE", "BLOCK", "EXTENTS", "REGION", "VOLUME")
-    for one in downstairs:
-        size = one.block_size * one.blocks_per_extent * one.extent_count
-        table.add_row(
-            one.address,
-            word(enum_word(DownstairsRole.DESCRIPTOR, one.role)),
-            format_bytes(size) + (" encrypted" if one.encrypted else ""),
-            str(one.block_size),
-            f"{one.extent_count} x {one.blocks_per_extent}",
-            one.region_id,
-            one.volume_id or "-",
         )
     return table

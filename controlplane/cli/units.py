@@ -61,3 +61,16 @@ def parse_size(text: str) -> int:
     if count > SIZE_MAX:
         raise ValueError(f"{text!r} is above {SIZE_MAX} bytes")
     return count
+
+
+_DURATION = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from "90", "90s", "10m", "1.5h" or "2d"; ValueError with what would be right."""
+    match = _DURATION.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m or 1.5h")
+    number, unit = match.groups()
+    return float(number) * _SECONDS[unit.lower()]

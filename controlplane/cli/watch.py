@@ -18,7 +18,11 @@ BAR_CELLS = 24
 BAR_CELLS_MIN = 6
 
 ENDED = frozenset(
-    {ReplacementState.REPLACEMENT_STATE_DONE, ReplacementState.REPLACEMENT_STATE_FAILED}
+    {
+        ReplacementState.REPLACEMENT_STATE_DONE,
+        ReplacementState.REPLACEMENT_STATE_FAILED,
+        ReplacementState.REPLACEMENT_STATE_CANCELLED,
+    }
 )
 
 
@@ -39,6 +43,8 @@ def progress_line(replacement: Replacement) -> str:
         parts.append(format_rate(replacement.bytes_per_second))
         if replacement.eta_seconds > 0:
             parts.append(f"ETA {format_seconds(replacement.eta_seconds)}")
+    if replacement.restarts:
+        parts.append(f"begun anew {replacement.restarts} times")
     if replacement.attempt > 1:
         parts.append(f"attempt {replacement.attempt}")
     if replacement.blocked_on:
@@ -76,6 +82,8 @@ def closing_lines(replacement: Replacement) -> list[str]:
             f"copied in {seconds}"
         )
         return [done, f"`stairwell trace {replacement.id}` shows where the time went"]
+    if replacement.state == ReplacementState.REPLACEMENT_STATE_CANCELLED:
+        return [f"was undone: {member_words(replacement)} stays {replacement.old_target}"]
     return [f"failed: {replacement.last_error or 'no reason was given'}"]
 
 

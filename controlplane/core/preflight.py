@@ -21,7 +21,7 @@ from stairlib.model.geometry import Geometry
 class RegionFacts:
     """What a downstairs says of its region. Empty ids are None. `cipher` is empty for a region that
     is not encrypted. `key_check` is what the key of its owner is recognised by; empty until that
-    was recorded."""
+    was recorded. `free_bytes` is None when it did not say."""
 
     region_id: UUID
     geometry: Geometry
@@ -32,6 +32,9 @@ class RegionFacts:
     written: bool = False
     cipher: str = ""
     key_check: bytes = dataclasses.field(default=b"", repr=False)
+    stored_bytes: int = 0
+    free_bytes: int | None = None
+    faulted_extents: int = 0
 
 
 def judge(

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from controlplane.core.placement import Placement
 from controlplane.core.progress import Progress, complete, observe, pause
 from controlplane.core.replacement_events import (
     Applied,
@@ -167,6 +168,7 @@ class Replacement:
     epoch; `failed_in` is the state a FAILED one goes back to, `paused_in` the one a PAUSED one goes
     on in. `traceparent` is the user's call. `target_was` is what the fleet knew the new target as,
     empty when it did not.
+    `asked_by` is empty, and `placement` None, for one whose construction request was sent.
     """
 
     id: UUID
@@ -205,6 +207,8 @@ class Replacement:
     target_was: str = ""
     bytes_per_second_max: int = 0
     transitions: tuple[Transition, ...] = ()
+    asked_by: str = ""
+    placement: Placement | None = None
 
     @property
     def undone(self) -> bool:

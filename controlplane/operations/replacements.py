@@ -13,30 +13,37 @@ from uuid import UUID
 
 from controlplane.core import replacement as core
 from controlplane.core.leases import Kind
+from controlplane.core.repair_shares import RepairWish, WishChange
 from controlplane.core.replacement import Event, Replacement, State, Transition
 from controlplane.core.replacement_log import last_number
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
+from controlplane.repair_limiter import RepairLimiter
 from controlplane.store.base import Store
 from controlplane.traces import TraceKeeper
 from controlplane.words import Body, Words
 from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError, StateError
 from stairlib.rpc.paging import bad_token, page_size, position, token
 from stairwell.telemetry.v1 import trace_service_pb2 as telemetry_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 
 # A record, and the lines of its log that are new to who watches.
 Told: TypeAlias = tuple[Replacement, tuple[Transition, ...]]
 
 # Lines of a log in one message.
 TOLD_MAX = 200
-# What the store and the wire agree on; far above any network.
-LIMIT_MAX = (1 << 63) - 1
 _SET_LIMIT = "set_limit"
 _TELL = "tell"
 # What is said of a word that the state does not take; the answer tells the state instead.
 _NOT_TAKEN = frozenset({core.IllegalTransitionError.reason, "REPLACEMENT_ENDED"})
 # How long the answer to a cancellation waits for what becomes of it.
 CANCEL_SECONDS = 5.0
+# What to do instead of a word that one takes no more.
+_ADVICE = {
+    State.DONE: "to go back, replace the slot again",
+    State.CANCELLED: "it was undone; ask for a new one",
+    State.FAILED: "retry or cancel it",
+}
 _UNDOING = (State.CANCELLING, State.UNDO)
 
 
@@ -58,6 +65,16 @@ class Cancelled:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class LimitsSet:
+    """What is wanted of a disk's repairs now, whether the machine knows it, and the replacement
+    that runs."""
+
+    wish: RepairWish
+    told: bool
+    running: Replacement | None
+
+
 class Replacements:
     """See the module."""
 
@@ -68,6 +85,7 @@ class Replacements:
         words: Words,
         traces: TraceKeeper,
         news: Feed[Replacement],
+        limiter: RepairLimiter,
     ) -> None:
         self._store = store
         self._words = words
@@ -76,6 +94,7 @@ class Replacements:
         self._driver = driver
         self._traces = traces
         self._news = news
+        self._limiter = limiter
 
     async def get(self, text: str) -> Replacement:
         """By id; with the latest progress while it runs."""
@@ -186,12 +205,9 @@ class Replacements:
                 raise
         if changed is None:
             record = await self._find(record.id)
-            advice = "it can be retried" if record.state is State.FAILED else "watch it"
+            advice = _ADVICE.get(record.state, "watch it")
             raise StateError(
-                f"replacement {record.id} is {record.state} and cannot be {done}"
-                + (
-                    "" if record.state.ended and record.state is not State.FAILED else f"; {advice}"
-                ),
+                f"replacement {record.id} is {record.state} and cannot be {done}: {advice}",
                 reason="REPLACEMENT_ENDED" if record.state.ended else "REPLACEMENT_CANCELLING",
                 replacement=str(record.id),
                 state=record.state,
@@ -240,20 +256,37 @@ class Replacements:
         """The same, by the id as the user wrote it."""
         return await self.retry(_id(text))
 
-    async def set_limit(self, text: str, bytes_per_second_max: int) -> Replacement:
-        """Changes the rate of a running repair; zero means no limit."""
-        replacement_id = _id(text)
-        if bytes_per_second_max > LIMIT_MAX:
-            why = f"is above {LIMIT_MAX}; use 0 for no limit"
-            raise InvalidRequestError(
-                f"the limit {why}", (FieldViolation("bytes_per_second_max", why, "TOO_LARGE"),)
-            )
-        await self._find(replacement_id)
-        body = {"bytes_per_second_max": bytes_per_second_max}
-        if not await self._words.tell(Kind.REPLACEMENT, str(replacement_id), _SET_LIMIT, body):
-            # Nobody drives it any more: the driver says so.
-            return await self._driver.set_limit(replacement_id, bytes_per_second_max)
-        return await self._find(replacement_id)
+    async def set_limits(self, text: str, disk: str, change: WishChange) -> LimitsSet:
+        """Bounds the repairs of a disk, or of the disk of a replacement that has not ended."""
+        if bool(text) == bool(disk):
+            why = "name a replacement or a disk, and not both"
+            raise InvalidRequestError(why, (FieldViolation("id", why, "ONE_OF"),))
+        record: Replacement | None
+        if text:
+            record = await self._find(_id(text))
+            if record.state.ended:
+                raise StateError(
+                    f"replacement {record.id} is {record.state}: there is no repair to limit; name"
+                    f" the disk, {record.disk!r}, to limit its later ones",
+                    reason="REPLACEMENT_ENDED",
+                    replacement=str(record.id),
+                )
+            found = await self._store.disk(str(record.volume_id))
+        else:
+            found = await self._store.disk(disk)
+            record = await self._store.newest_replacement(found.key)
+        wish, told = await self._limiter.change(found, change)
+        if record is None or record.state.ended:
+            return LimitsSet(wish, told, None)
+        if record.bytes_per_second_max != wish.bytes_per_second_max:
+            # Noted by whoever drives it; one that has ended meanwhile needs it no more.
+            body = {"bytes_per_second_max": wish.bytes_per_second_max}
+            await self._words.tell(Kind.REPLACEMENT, str(record.id), _SET_LIMIT, body)
+        return LimitsSet(wish, told, await self._find(record.id))
+
+    def rate_of(self, record: Replacement) -> volume_pb.RepairRate | None:
+        """As `RepairLimiter.rate_of`."""
+        return self._limiter.rate_of(record)
 
     async def _set_limit_here(self, key: str, body: Body) -> None:
         await self._driver.set_limit(UUID(key), body["bytes_per_second_max"])

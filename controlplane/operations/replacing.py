@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from controlplane.chronicle import trace_id_of
 from controlplane.core import replacement as core
+from controlplane.core.placement import Placement
 from controlplane.core.preflight import RegionFacts, in_use, judge
 from controlplane.core.progress import Progress
 from controlplane.core.records import DiskRecord, Role, region_at, targets
@@ -56,7 +57,9 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceWish:
-    """A wish to replace. `field` is where the request holds the construction."""
+    """A wish to replace. `field` is where the request holds the construction; `asked_by` and
+    `placement` are kept with a replacement that was not begun by sending one, and which has the id
+    `replacement_id` if it is given."""
 
     name: str
     id: str
@@ -64,6 +67,9 @@ class ReplaceWish:
     wanted: Construction
     field: str
     validate_only: bool
+    asked_by: str = ""
+    placement: Placement | None = None
+    replacement_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +172,7 @@ class Replacing:
         self, disk: DiskRecord, wish: ReplaceWish, changed: ChangedTarget
     ) -> ReplaceAnswer:
         """A new replacement, through its first three states."""
-        record = self._draft(disk, wish.wanted, changed)
+        record = self._draft(disk, wish, changed)
         record, _ = core.step(record, core.Validated(at=self._clock()))
         with self._step("preflight", disk, record):
             region_ids = await self._preflight(disk, wish, changed)
@@ -191,12 +197,12 @@ class Replacing:
         )
         return ReplaceAnswer(Result.STARTED, record, changed)
 
-    def _draft(self, disk: DiskRecord, wanted: Construction, changed: ChangedTarget) -> Replacement:
+    def _draft(self, disk: DiskRecord, wish: ReplaceWish, changed: ChangedTarget) -> Replacement:
         """The replacement before its first step."""
         before = region_at(disk.construction, changed.region_path)
-        after = region_at(wanted, changed.region_path)
+        after = region_at(wish.wanted, changed.region_path)
         now = self._clock()
-        identity = uuid4()
+        identity = wish.replacement_id or uuid4()
         return Replacement(
             id=identity,
             disk_key=disk.key,
@@ -211,7 +217,7 @@ class Replacing:
             from_generation=before.generation,
             to_generation=after.generation,
             original=disk.construction,
-            replacement=wanted,
+            replacement=wish.wanted,
             traceparent=traceparent() or "",
             trace_id=trace_id_of(identity),
             created_at=now,
@@ -219,6 +225,8 @@ class Replacing:
             progress=Progress(
                 bytes_total=after.geometry.total_bytes, extents_total=after.geometry.extent_count
             ),
+            asked_by=wish.asked_by,
+            placement=wish.placement,
         )
 
     async def _preflight(

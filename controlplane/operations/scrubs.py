@@ -13,9 +13,9 @@ from controlplane.core import scrub as core
 from controlplane.core.leases import Kind
 from controlplane.core.parents import volume_words, without_parent
 from controlplane.core.records import DiskRecord
+from controlplane.core.repair_shares import RATE_MAX
 from controlplane.core.scrub import Scrub, State
 from controlplane.detached import Detached
-from controlplane.operations.replacements import LIMIT_MAX
 from controlplane.scrub_driver import ScrubDriver
 from controlplane.store.base import Store
 from controlplane.store.sql_leases import SEPARATOR
@@ -61,8 +61,8 @@ class Scrubs:
 
     async def start(self, wish: ScrubWish) -> Scrub:
         """The scrub, begun now or running or done before; every refusal changes nothing."""
-        if wish.bytes_per_second_max > LIMIT_MAX:
-            why = f"is above {LIMIT_MAX}; use 0 for no limit"
+        if wish.bytes_per_second_max > RATE_MAX:
+            why = f"is above {RATE_MAX}; use 0 for no limit"
             raise InvalidRequestError(
                 f"the limit {why}", (FieldViolation("bytes_per_second_max", why, "TOO_LARGE"),)
             )

@@ -123,6 +123,9 @@ def _facts(region: pb.Region) -> RegionFacts:
         written=region.written,
         cipher=region.cipher,
         key_check=region.key_check,
+        stored_bytes=region.stored_bytes,
+        free_bytes=region.free_bytes if region.HasField("free_bytes") else None,
+        faulted_extents=region.faulted_extents,
     )
 
 

@@ -57,6 +57,8 @@ class Vmmd:
         # mypy-protobuf types a stub by its channel; these are asynchronous.
         self._machines: Any = machine_grpc.MachineServiceStub(self._channel)
         self._volumes: Any = volume_grpc.VolumeServiceStub(self._channel)
+        # What was last told of each disk's repairs, by machine and disk.
+        self.rates: dict[tuple[UUID, str], volume_pb.RepairRate] = {}
         self._guests: Any = guest_grpc.GuestServiceStub(self._channel)
 
     async def close(self) -> None:
@@ -105,6 +107,8 @@ class Vmmd:
         request = machine_pb.DeleteMachineRequest(id=str(machine_id))
         with translated(self.peer):
             await self._machines.DeleteMachine(request, timeout=DELETE_SECONDS)
+        for key in [each for each in self.rates if each[0] == machine_id]:
+            del self.rates[key]
 
     async def get_volume_info(
         self, machine_id: UUID, disk: str, *, seconds: float = ASK_SECONDS
@@ -113,7 +117,13 @@ class Vmmd:
         request = volume_pb.GetVolumeInfoRequest(machine_id=str(machine_id), disk=disk)
         with translated(self.peer):
             answer = await self._volumes.GetVolumeInfo(request, timeout=seconds)
-        info: volume_pb.VolumeInfo = answer.volume
+        return self._noted(machine_id, disk, answer.volume)
+
+    def _noted(
+        self, machine_id: UUID, disk: str, info: volume_pb.VolumeInfo
+    ) -> volume_pb.VolumeInfo:
+        if info.HasField("repair_rate"):
+            self.rates[machine_id, disk] = info.repair_rate
         return info
 
     def watch_volume(
@@ -128,7 +138,11 @@ class Vmmd:
         request = volume_pb.WatchVolumeRequest(
             machine_id=str(machine_id), disk=disk, repair=repair, interval=duration(interval)
         )
-        return self._stream(self._volumes.WatchVolume, request, lambda answer: answer.volume)
+        return self._stream(
+            self._volumes.WatchVolume,
+            request,
+            lambda answer: self._noted(machine_id, disk, answer.volume),
+        )
 
     async def replace_vcr(
         self, machine_id: UUID, disk: str, *, original: Construction, replacement: Construction,
@@ -238,15 +252,17 @@ class Vmmd:
         with translated(self.peer):
             await self._volumes.TakeBackReplacement(request, timeout=REPLACE_SECONDS)
 
-    async def set_repair_limit(
-        self, machine_id: UUID, disk: str, bytes_per_second_max: int
+    async def set_repair_limits(
+        self, machine_id: UUID, disk: str, limits: volume_pb.RepairLimits
     ) -> None:
-        """Bounds the rate of repairs of a volume; zero means no limit."""
+        """Bounds the repairs of a volume."""
         request = volume_pb.SetRepairLimitsRequest(
-            machine_id=str(machine_id), disk=disk, bytes_per_second_max=bytes_per_second_max
+            machine_id=str(machine_id), disk=disk, limits=limits
         )
         with translated(self.peer):
-            await self._volumes.SetRepairLimits(request, timeout=ASK_SECONDS)
+            answer = await self._volumes.SetRepairLimits(request, timeout=ASK_SECONDS)
+        if answer.HasField("repair_rate"):
+            self.rates[machine_id, disk] = answer.repair_rate
 
     def run_workload(
         self, machine_id: UUID, workload: guest_pb.Workload

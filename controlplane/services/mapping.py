@@ -8,18 +8,19 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from controlplane.core.instance_check import DiskRequest
-from controlplane.core.records import Desired, DownstairsRecord, InstanceRecord
+from controlplane.core.records import Desired, InstanceRecord
+from controlplane.core.repair_shares import WishChange
 from controlplane.core.replacement import Replacement, Transition
 from controlplane.core.scrub import Scrub
 from controlplane.core.scrub import State as ScrubState
 from controlplane.operations.disks import DiskView
 from controlplane.operations.instances import CreateInstance
 from controlplane.operations.replacing import ReplaceAnswer, ReplaceWish
+from controlplane.services.fleet_mapping import placement_message
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire.construction import Parsed, parse_json, parse_message, to_message
 from stairlib.wire.durations import duration, seconds_of
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
-from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 
@@ -75,11 +76,11 @@ def desired_state(request: instance_pb.SetInstanceStateRequest) -> Desired | Non
     return _DESIRED[request.state]
 
 
-def disk_name(name: str) -> str:
-    """The disk a request is about; InvalidRequestError when it names none."""
+def disk_name(name: str, field: str = "name") -> str:
+    """The disk a request is about; InvalidRequestError when it names none in `field`."""
     if not name:
         text = "is missing; must be the name of a disk or the UUID of its volume"
-        raise InvalidRequestError(f"name {text}", (FieldViolation("name", text, "REQUIRED"),))
+        raise InvalidRequestError(f"{field} {text}", (FieldViolation(field, text, "REQUIRED"),))
     return name
 
 
@@ -214,6 +215,9 @@ def replacement_message(record: Replacement) -> replacement_pb.Replacement:
         restarts=record.restarts,
         mended=record.mended,
     )
+    message.asked_by = record.asked_by
+    if record.placement is not None:
+        message.placement.CopyFrom(placement_message(record.placement))
     if record.next_attempt_at is not None:
         message.next_attempt_time.CopyFrom(_time(record.next_attempt_at))
     if record.blocked_since is not None:
@@ -232,20 +236,10 @@ def transition_message(transition: Transition) -> replacement_pb.Transition:
     )
 
 
-def downstairs_message(record: DownstairsRecord) -> fleet_pb.Downstairs:
-    """A downstairs for clients."""
-    message = fleet_pb.Downstairs(
-        address=record.address,
-        region_id=_text(record.region_id),
-        role=fleet_pb.DownstairsRole.Value(f"DOWNSTAIRS_ROLE_{record.role}"),
-        volume_id=_text(record.volume_id),
-        encrypted=record.encrypted,
-    )
-    if record.geometry is not None:
-        message.block_size = record.geometry.block_size
-        message.blocks_per_extent = record.geometry.blocks_per_extent
-        message.extent_count = record.geometry.extent_count
-    return message
+def wish_change(request: replacement_pb.SetRepairLimitsRequest) -> WishChange:
+    """What is to be changed; fields that are not set are None."""
+    given = {field.name: value for field, value in request.ListFields()}
+    return WishChange(**{name: given.get(name) for name in WishChange.__slots__})
 
 
 def _state(state: str | None) -> replacement_pb.ReplacementState.ValueType:

@@ -7,8 +7,18 @@ from contextlib import aclosing
 
 import grpc.aio
 
+from controlplane.answers import AnswerBook
+from controlplane.core.replacement import Replacement
 from controlplane.operations.replacements import Replacements
-from controlplane.services.mapping import replacement_message, transition_message
+from controlplane.operations.starting import Starting
+from controlplane.repair_limiter import limits_message
+from controlplane.services.fleet_mapping import start_answer, start_wish
+from controlplane.services.mapping import (
+    disk_name,
+    replacement_message,
+    transition_message,
+    wish_change,
+)
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as pb_grpc
 
@@ -16,8 +26,31 @@ from stairwell.controlplane.v1 import replacement_service_pb2_grpc as pb_grpc
 class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
     """Replacements over gRPC."""
 
-    def __init__(self, replacements: Replacements) -> None:
+    def __init__(self, replacements: Replacements, starting: Starting, answers: AnswerBook) -> None:
         self._replacements = replacements
+        self._starting = starting
+        self._answers = answers
+
+    async def StartReplacement(
+        self,
+        request: pb.StartReplacementRequest,
+        context: grpc.aio.ServicerContext[pb.StartReplacementRequest, pb.StartReplacementResponse],
+    ) -> pb.StartReplacementResponse:
+        """Replaces the member in a slot, by a spare if none is named."""
+        del context
+
+        async def start() -> pb.StartReplacementResponse:
+            answer = await self._starting.start(
+                disk_name(request.disk, "disk"),
+                start_wish(request),
+                validate_only=request.validate_only,
+            )
+            record = answer.replacement
+            return start_answer(answer, replacement_message(record) if record else None)
+
+        return await self._answers.once(
+            "StartReplacement", request.request_id, request, pb.StartReplacementResponse, start
+        )
 
     async def GetReplacement(
         self,
@@ -27,7 +60,7 @@ class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
         """One replacement."""
         del context
         record = await self._replacements.get(request.id)
-        return pb.GetReplacementResponse(replacement=replacement_message(record))
+        return pb.GetReplacementResponse(replacement=self._message(record))
 
     async def ListReplacements(
         self,
@@ -40,7 +73,7 @@ class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
             request.disk, request.page_size, request.page_token
         )
         return pb.ListReplacementsResponse(
-            replacements=[replacement_message(each) for each in found], next_page_token=token
+            replacements=[self._message(each) for each in found], next_page_token=token
         )
 
     async def WatchReplacement(
@@ -54,7 +87,7 @@ class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
         async with aclosing(self._replacements.watch(request.id, after)) as news:
             async for record, told in news:
                 yield pb.WatchReplacementResponse(
-                    replacement=replacement_message(record),
+                    replacement=self._message(record),
                     transitions=map(transition_message, told),
                 )
 
@@ -111,10 +144,26 @@ class ReplacementServicer(pb_grpc.ReplacementServiceServicer):
         request: pb.SetRepairLimitsRequest,
         context: grpc.aio.ServicerContext[pb.SetRepairLimitsRequest, pb.SetRepairLimitsResponse],
     ) -> pb.SetRepairLimitsResponse:
-        """Changes the rate of a running repair."""
+        """Bounds the repairs of a disk."""
         del context
-        record = await self._replacements.set_limit(request.id, request.bytes_per_second_max)
-        return pb.SetRepairLimitsResponse(replacement=replacement_message(record))
+        done = await self._replacements.set_limits(
+            request.id,
+            disk_name(request.disk, "disk") if request.disk else "",
+            wish_change(request),
+        )
+        return pb.SetRepairLimitsResponse(
+            replacement=self._message(done.running) if done.running is not None else None,
+            limits=limits_message(done.wish, 0),
+            told=done.told,
+        )
+
+    def _message(self, record: Replacement) -> pb.Replacement:
+        """With the rate of its repair."""
+        message = replacement_message(record)
+        rate = self._replacements.rate_of(record)
+        if rate is not None:
+            message.repair_rate.CopyFrom(rate)
+        return message
 
     async def GetReplacementTrace(
         self,

@@ -23,8 +23,10 @@ from controlplane.core.records import (
     InstanceRecord,
     InstanceState,
 )
+from controlplane.core.repair_shares import RepairWish
 from controlplane.core.replacement import Replacement, Transition
 from controlplane.core.scrub import Scrub
+from controlplane.store.fleet_base import FleetCareStore
 from stairlib.model.construction import Construction
 
 
@@ -328,12 +330,30 @@ class LeaseStore(Protocol):
         ...
 
 
+class RepairLimitStore(Protocol):
+    """What is wanted of the repairs of volumes."""
+
+    async def repair_wishes(self) -> dict[UUID, RepairWish]:
+        """By volume; of those for which anything was set."""
+        ...
+
+    async def save_repair_wish(self, volume_id: UUID, wish: RepairWish) -> None:
+        """In the place of the one before."""
+        ...
+
+    async def repairs_left(self) -> list[tuple[UUID, int]]:
+        """(volume, bytes left) of every replacement that is being applied or repairs."""
+        ...
+
+
 class Store(
     InstanceStore,
     DiskStore,
     ReplacementStore,
     ScrubStore,
     FleetStore,
+    FleetCareStore,
+    RepairLimitStore,
     TraceStore,
     LeaseStore,
     Protocol,

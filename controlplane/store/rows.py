@@ -20,6 +20,7 @@ from controlplane.core.records import (
 from controlplane.core.replacement import Replacement, State, Transition
 from controlplane.core.scrub import Scrub
 from controlplane.core.scrub import State as ScrubState
+from controlplane.store.fleet_rows import placement_of, placement_text
 from controlplane.store.sealing import Sealer
 from stairlib.model.construction import Construction
 from stairlib.model.geometry import Geometry
@@ -164,6 +165,8 @@ def replacement_row(record: Replacement, sealer: Sealer) -> dict[str, Any]:
         "trace_id": record.trace_id,
         "created_at": record.created_at,
         "target_was": record.target_was,
+        "asked_by": record.asked_by,
+        "placement": placement_text(record.placement),
         **construction_columns(record.original, sealer, "original_construction", "original_sealed"),
         **construction_columns(
             record.replacement, sealer, "replacement_construction", "replacement_sealed"
@@ -273,6 +276,8 @@ def replacement_of(row: Row, log: Sequence[Row], sealer: Sealer) -> Replacement:
         mending=row["mending"],
         target_was=row["target_was"],
         transitions=tuple(map(transition_of, log)),
+        asked_by=row["asked_by"],
+        placement=placement_of(row["placement"]),
     )
 
 

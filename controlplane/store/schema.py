@@ -107,6 +107,99 @@ fleet = Table(
     Column("encrypted", Boolean, nullable=False),
 )
 
+# Where downstairs stand, and how they were when last looked at. Outlives a change of role.
+fleet_places = Table(
+    "fleet_places",
+    metadata,
+    Column("address", String(300), primary_key=True),
+    Column("host", String(253), nullable=False),
+    Column("failure_domain", String(253), nullable=False),
+    Column("agent", String(300), nullable=False),
+    Column("reserved_for", String(36), nullable=True),
+)
+
+fleet_looks = Table(
+    "fleet_looks",
+    metadata,
+    Column("address", String(300), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("health", String(16), nullable=False),
+    Column("trouble", Text, nullable=False),
+    Column("seen_at", Float, nullable=True),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("free_bytes", BigInteger, nullable=True),
+    Column("read_only", Boolean, nullable=False),
+    Column("region_id", String(36), nullable=True),
+)
+
+# Agents that may be asked for regions.
+fleet_agents = Table(
+    "fleet_agents",
+    metadata,
+    Column("address", String(300), primary_key=True),
+    Column("host", String(253), nullable=False),
+    Column("failure_domain", String(253), nullable=False),
+)
+
+# Regions asked of agents for replacements: from before the asking until the replacement is done, or
+# the region is gone again. The region has the replacement's id.
+makings = Table(
+    "makings",
+    metadata,
+    Column("replacement_id", String(36), primary_key=True),
+    Column("agent", String(300), nullable=False),
+    Column("address", String(300), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+# One row, with the key 1; none before the policy was first changed.
+fleet_policy = Table(
+    "fleet_policy",
+    metadata,
+    Column("key", Integer, primary_key=True, autoincrement=False),
+    Column("automatic", Boolean, nullable=False),
+    Column("grace_seconds", Float, nullable=False),
+    Column("maintenance", Boolean, nullable=False),
+    Column("at_once_max", Integer, nullable=False),
+    Column("repair_bytes_per_second", BigInteger, nullable=False, server_default="0"),
+)
+
+# What is wanted of a volume's repairs, where that is not the default. Outlives the disk, as its
+# generation does.
+repair_limits = Table(
+    "repair_limits",
+    metadata,
+    Column("volume_id", String(36), primary_key=True),
+    Column("bytes_per_second_max", BigInteger, nullable=False),
+    Column("bytes_per_second_min", BigInteger, nullable=False),
+    Column("extents_in_flight_max", Integer, nullable=False),
+    Column("adaptive", Boolean, nullable=True),
+)
+
+faulted_members = Table(
+    "faulted_members",
+    metadata,
+    Column("disk_key", String(36), primary_key=True),
+    Column("region_path", Text, primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("disk", String(63), nullable=False),
+    Column("target", String(300), nullable=False),
+    Column("since", Float, nullable=False),
+    Column("trouble", Text, nullable=False),
+    Column("waits_for", Text, nullable=False),
+)
+
+drains = Table(
+    "drains",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("target", String(300), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
 replacements = Table(
     "replacements",
     metadata,
@@ -150,6 +243,9 @@ replacements = Table(
     Column("mended", Integer, nullable=False, server_default="0"),
     Column("mending", Integer, nullable=True),
     Column("target_was", String(16), nullable=False, server_default=""),
+    # Who began it, and how its target was found (JSON); empty for a request that was sent.
+    Column("asked_by", String(64), nullable=False, server_default="", index=True),
+    Column("placement", Text, nullable=False, server_default=""),
     *_lease(),
     Index(
         "uq_replacements_running",

@@ -36,6 +36,7 @@ from controlplane.core.scrub import Scrub
 from controlplane.store import failures, sql_disks, sql_leases, sql_replacements, sql_scrubs
 from controlplane.store.base import StoredAnswer, StoredSpan, Wish
 from controlplane.store.batching import Batches
+from controlplane.store.fleet_methods import FleetMethods
 from controlplane.store.opening import Opened, open_place
 from controlplane.store.place import Place
 from controlplane.store.postgres import WORKERS, Listener, Notice, notify
@@ -55,7 +56,7 @@ def steady() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class SqlStore:
+class SqlStore(FleetMethods):
     """A `Store` in a directory or a database. Make one with `open`."""
 
     def __init__(self, opened: Opened, thread: ThreadPoolExecutor) -> None:

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
+from downstaird.core.changes import changes_since
 from downstaird.core.engine import Engine
 from downstaird.regions import opened
 from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
 
 
-def info(directory: Path, *, output: str) -> int:
-    """Prints it, for people or as JSON."""
+def info(directory: Path, *, output: str, since: tuple[int, int] | None = None) -> int:
+    """Prints it, for people or as JSON; with `since`, (generation, flush), also what was written
+    after that flush."""
     with opened(directory) as engine:
         facts = _facts(engine)
+        if since is not None:
+            facts |= _changes(engine, since)
     if output == "json":
         print(json.dumps(facts, indent=2))
         return 0
@@ -24,6 +28,19 @@ def info(directory: Path, *, output: str) -> int:
         shown = "none" if value is None else value
         print(f"{name.replace('_', ' '):<{width}}  {shown}")
     return 0
+
+
+def _changes(engine: Engine, since: tuple[int, int]) -> dict[str, str | int | bool | None]:
+    found = changes_since(engine.extent_states(), *since)
+    geometry = engine.definition.geometry
+    runs = (
+        f"{first}-{first + count - 1}" if count > 1 else str(first) for first, count in found.runs
+    )
+    return {
+        "changed_extents": found.extents,
+        "changed_bytes_max": found.extents * geometry.blocks_per_extent * geometry.block_size,
+        "changed": " ".join(runs) or None,
+    }
 
 
 def _facts(engine: Engine) -> dict[str, str | int | bool | None]:

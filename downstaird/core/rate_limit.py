@@ -3,6 +3,8 @@ time comes in as an argument."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # What may pass at once after a pause: long enough that the timer's grain does not lower the rate.
 BURST_SECONDS = 0.1
 # While the guest is at work, a step of repair is followed by a rest of this many times what it
@@ -38,6 +40,13 @@ class TokenBucket:
     def wait(self, now: float) -> float:
         """Seconds until more may be moved, at the present rate."""
         return max(0.0, self._free_at - now) if self._rate else 0.0
+
+
+def allowed(running: Iterable[int], limit: int) -> set[int]:
+    """Which of the copies that have begun may go on: the `limit` ones that began first, by number;
+    all when it is 0. A copy beyond a lowered limit stands still where it is."""
+    order = sorted(running)
+    return set(order[:limit] if limit else order)
 
 
 class Stride:

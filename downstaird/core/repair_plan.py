@@ -144,6 +144,21 @@ def steps(
             first = stop
 
 
+def first_steps(cut: Iterator[Run], count: int, block_size: int) -> list[Run]:
+    """The next steps, of so many bytes together and at least one; those that touch are one run.
+    Empty at the end."""
+    found: list[Run] = []
+    for step in cut:
+        if found and found[-1].first + found[-1].count == step.first:
+            found[-1] = Run(found[-1].first, found[-1].count + step.count)
+        else:
+            found.append(step)
+        count -= step.count * block_size
+        if count <= 0:
+            break
+    return found
+
+
 def _step_blocks(block_size: int, step_bytes: int = STEP_BYTES) -> int:
     return max(1, step_bytes // block_size)
 

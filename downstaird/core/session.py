@@ -85,8 +85,7 @@ class RunWork:
     work: FlushWork
     kind: int
     jobs: list[int]
-    # Why the snapshot of the first of them is not taken.
-    refused: str = ""
+    refused: str = ""  # why the snapshot of the first of them is not taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +99,10 @@ class CopyExtent:
 
 @dataclass(frozen=True, slots=True)
 class LimitRepair:
-    """The rate of all copies from now on; 0 is none."""
+    """The rate of all copies together, and how many may go on at once, from now on; 0 is none."""
 
     bytes_per_second: int
+    copies: int = 0
 
 
 Effect = RunWork | CopyExtent | LimitRepair
@@ -156,11 +156,11 @@ class Counters:
     """Totals of a session, for its closing log line."""
 
     frames: int = 0
-    # Those that ask for blocks: a repair gives way to them, not to what drives it.
-    guest_frames: int = 0
+    guest_frames: int = 0  # those that ask for blocks: a repair gives way to them alone
     failed: int = 0
     flushes: int = 0
     copied_bytes: int = 0
+    moved_bytes: int = 0  # what copies received, as it comes
 
 
 class Session:
@@ -464,8 +464,8 @@ class Session:
         elif kind == EXTENT_DIGEST:
             reply.array(job, kind, offset, length, self._answering.digests(offset, length))
         elif kind == REPAIR_LIMIT:
-            effects.append(LimitRepair(row[9]))
-            reply.done(job, kind, number=row[9])
+            effects.append(LimitRepair(row[9], length))
+            reply.done(job, kind, self.counters.moved_bytes, length, row[9])
         elif kind == REPAIR_BEGIN:
             marks = self._answering.marks(blob)
             self._open_flush = None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from time import monotonic
 
 import grpc
 
+from downstaird.core.changes import changes_since
 from downstaird.core.verification import Verification
 from downstaird.region_host import RegionHost
 from downstaird.services.mapping import region_message, snapshot_message
@@ -19,11 +22,12 @@ SLICE_SECONDS = 0.002
 
 
 class RegionServicer(region_grpc.RegionServiceServicer):
-    """Answers for one host."""
+    """Answers for one host, whose region is in `directory`."""
 
-    def __init__(self, host: RegionHost, version: str) -> None:
+    def __init__(self, host: RegionHost, version: str, directory: Path) -> None:
         self._host = host
         self._version = version
+        self._directory = directory
 
     async def GetRegion(
         self,
@@ -32,7 +36,30 @@ class RegionServicer(region_grpc.RegionServiceServicer):
     ) -> region_pb.GetRegionResponse:
         """The region as it is now."""
         region = region_message(self._host, self._version, with_key_check=True)
+        free = _free_bytes(self._directory)
+        if free is not None:
+            region.free_bytes = free
         return region_pb.GetRegionResponse(region=region)
+
+    async def ListChanges(
+        self,
+        request: region_pb.ListChangesRequest,
+        _context: grpc.aio.ServicerContext[
+            region_pb.ListChangesRequest, region_pb.ListChangesResponse
+        ],
+    ) -> region_pb.ListChangesResponse:
+        """What was written since a flush."""
+        states = self._host.engine.extent_states()
+        found = changes_since(states, request.generation, request.flush_number)
+        return region_pb.ListChangesResponse(
+            changed=[
+                region_pb.ExtentRange(first_extent=first, extent_count=count)
+                for first, count in found.runs
+            ],
+            extents_changed=found.extents,
+            generation=found.generation,
+            flush_number=found.flush,
+        )
 
     async def ListSnapshots(
         self,
@@ -81,3 +108,12 @@ class RegionServicer(region_grpc.RegionServiceServicer):
                 region_pb.BadBlock(block=bad.block, reason=bad.reason) for bad in check.bad_blocks
             ],
         )
+
+
+def _free_bytes(directory: Path) -> int | None:
+    """What the daemon may still write there; None when the file system does not say."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize

@@ -49,7 +49,8 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChangedTarget:
-    """The one target that changed. `path` leads to it, `region_path` to the region it is of."""
+    """The one target that changed. `path` leads to it, `region_path` to the region it is of, whose
+    generation is `generation` in the replacement."""
 
     path: str
     slot: int
@@ -57,6 +58,7 @@ class ChangedTarget:
     new: str
     region_path: str
     region_id: UUID
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class _Walk:
         )
         self._generations(old, new, path)
         self._options(old.options, new.options, join_path(path, "opts"))
-        self._targets(old.options, new.options, path)
+        self._targets(old.options, new.options, path, new.generation)
         return _RegionPair(path, same=False)
 
     def _generations(self, old: RegionSpec, new: RegionSpec, path: str) -> None:
@@ -218,7 +220,7 @@ class _Walk:
         self._equal(path, "control", old.control, new.control, "CONTROL_CHANGED")
         self._equal(path, "read_only", old.read_only, new.read_only, "READ_ONLY_CHANGED")
 
-    def _targets(self, old: RegionOptions, new: RegionOptions, path: str) -> None:
+    def _targets(self, old: RegionOptions, new: RegionOptions, path: str, generation: int) -> None:
         at = join_path(path, "opts.target")
         counts = (("the original", len(old.targets)), ("the replacement", len(new.targets)))
         wrong = [f"{count} in {who}" for who, count in counts if count != TARGETS_PER_REGION]
@@ -227,7 +229,7 @@ class _Walk:
             self._refuse(at, "TARGET_COUNT", text)
             return
         self.changed += [
-            ChangedTarget(f"{at}[{slot}]", slot, before, after, path, old.id)
+            ChangedTarget(f"{at}[{slot}]", slot, before, after, path, old.id, generation)
             for slot, (before, after) in enumerate(zip(old.targets, new.targets, strict=True))
             if before != after
         ]

@@ -69,7 +69,9 @@ class OpKind(enum.IntEnum):
     REPAIR_BEGIN = 9  # blob = an EXTENT_MARK each; the marks are durable before the reply
     EXTENT_COPY = 10  # offset = extent, blob = CopySource JSON; reply number = bytes copied
     REPAIR_END = 11  # refused while an extent is still marked incomplete
-    REPAIR_LIMIT = 12  # number = bytes per second, 0 = none
+    # number = bytes per second of all copies together, length = copies at once; 0 = none. The reply
+    # repeats them; its offset = bytes that the session's copies have moved so far
+    REPAIR_LIMIT = 12
 
 
 # A FLUSH's `flags`: marks of incomplete extents stay, whatever was copied into them so far. What

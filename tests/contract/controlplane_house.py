@@ -42,7 +42,7 @@ SECONDS = 10.0
 # What a refused request must not change. Spans and answers are no state.
 STATE = (
     schema.instances, schema.disks, schema.generations, schema.fleet, schema.replacements,
-    schema.transitions, schema.scrubs,
+    schema.transitions, schema.scrubs, schema.fleet_places, schema.fleet_policy, schema.drains,
 )  # fmt: skip
 
 

@@ -42,9 +42,13 @@ class ScriptedVmmd:
     reports: list[pb.VerifyReport] = field(default_factory=list)
     gates: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, list[StairwellError]] = field(default_factory=dict)
-    limits: list[int] = field(default_factory=list)
+    limits: list[pb.RepairLimits] = field(default_factory=list)
+    # The last of each disk.
+    limits_of: dict[str, pb.RepairLimits] = field(default_factory=dict)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
+    # Whether an old member serves until the new one is filled.
+    departs: bool = False
     workloads_running: int = 0
     address: str = ""
 
@@ -103,6 +107,11 @@ class ScriptedVmmd:
             self.volumes[disk].regions.extend(kept)
         await self.tell()
 
+    async def die(self, machine_id: str) -> None:
+        """The machine's process is killed; vmmd makes the next one when it is asked to."""
+        self.machines[machine_id].process_died = True
+        await self.set_machine(machine_id, "FAILED", "its process ended (killed by signal 9)")
+
     async def lose(self, machine_id: str) -> None:
         """As after a restart of vmmd: the machine and all it knew are gone."""
         del self.machines[machine_id]
@@ -120,6 +129,7 @@ class ScriptedVmmd:
     async def finish(self, disk: str, number: int, path: str = FIRST) -> None:
         slot = self.slot(disk, number, path)
         slot.state = pb.SLOT_STATE_ACTIVE
+        slot.departing_address = ""
         slot.ClearField("repair")
         await self.tell()
 
@@ -166,7 +176,8 @@ class Machines(machine_grpc.MachineServiceServicer):
 
     async def EnsureMachine(self, request, context):
         await self.script.heard("EnsureMachine", request)
-        if request.spec.id not in self.script.machines:
+        present = self.script.machines.get(request.spec.id)
+        if present is None or present.process_died:
             self.script.make(request.spec)
             await self.script.tell()
         return machine_pb.EnsureMachineResponse(machine=self.find(request.spec.id))
@@ -239,6 +250,7 @@ class Volumes(pb_grpc.VolumeServiceServicer):
         result = pb.VCR_REPLACE_RESULT_STARTED_ALREADY
         slot = found[0].slots[changed.slot]
         if slot.address != changed.new:
+            slot.departing_address = slot.address if self.script.departs else ""
             slot.address = changed.new
             slot.state = pb.SLOT_STATE_ACTIVE if self.script.quick else (
                 pb.SLOT_STATE_WAIT_CONNECT)  # fmt: skip
@@ -325,8 +337,10 @@ class Volumes(pb_grpc.VolumeServiceServicer):
     async def SetRepairLimits(self, request, context):
         await self.script.heard("SetRepairLimits", request)
         self.script.volume(request)
-        self.script.limits.append(request.bytes_per_second_max)
-        return pb.SetRepairLimitsResponse()
+        self.script.limits.append(request.limits)
+        self.script.limits_of[request.disk] = request.limits
+        await self.script.tell()
+        return pb.SetRepairLimitsResponse(repair_rate=pb.RepairRate(limits=request.limits))
 
 
 class Guests(guest_grpc.GuestServiceServicer):
@@ -390,6 +404,8 @@ class ScriptedDownstairs(region_grpc.RegionServiceServicer):
         )
         self.address = ""
         self.asked = 0
+        # Called before each answer.
+        self.on_asked: Callable[[], None] = lambda: None
         for name, value in changes.items():
             setattr(self.region, name, value)
 
@@ -399,6 +415,7 @@ class ScriptedDownstairs(region_grpc.RegionServiceServicer):
 
     async def GetRegion(self, request, context):
         self.asked += 1
+        self.on_asked()
         return region_pb.GetRegionResponse(region=self.region)
 
 

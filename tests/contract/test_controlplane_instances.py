@@ -14,11 +14,13 @@ import grpc
 import pytest
 from google.protobuf import json_format
 
+from controlplane.machines import DEATHS_MAX
 from stairlib.model.errors import StateError, UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as pb
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 from tests.contract.controlplane_house import (
     SECONDS,
     VOLUME,
@@ -84,6 +86,36 @@ async def test_two_copies_do_not_serve_while_a_replacement_is_unfinished(home: H
     await home.wait_replacement(answer.replacement_id, "DONE")
     await home.vmmd.lose(instance.id)
     assert await made_again(home, 3)
+
+
+async def test_a_machine_whose_process_dies_is_made_again_until_it_keeps_dying(home: House) -> None:
+    instance = await home.create()
+    await set_state(home, pb.REQUESTED_STATE_RUN)
+    await home.vmmd.set_machine(instance.id, "RUNNING")
+    await home.wait_instance("RUNNING")
+    for times in range(1, DEATHS_MAX + 1):
+        await home.vmmd.die(instance.id)
+        await home.vmmd.until(lambda times=times: home.vmmd.count("EnsureMachine") == times + 1)
+        await home.vmmd.until(
+            lambda: home.vmmd.machines[instance.id].state == machine_pb.MACHINE_STATE_STARTING
+        )
+        (region,) = home.vmmd.specs[instance.id].disks[0].volume_construction_request.sub_volumes
+        assert region.gen == times + 1, "fenced off from the one before"
+        await home.vmmd.set_machine(instance.id, "RUNNING")
+        await home.wait_instance("RUNNING")
+    await home.vmmd.die(instance.id)
+    failed = await home.wait_instance("FAILED")
+    assert f"signal 9), {DEATHS_MAX + 1} times in 600 s" in failed.reason
+    assert home.vmmd.count("EnsureMachine") == DEATHS_MAX + 1
+
+
+async def test_a_machine_that_dies_while_it_is_stopped_has_ended(home: House) -> None:
+    instance = await home.create_running()
+    await set_state(home, pb.REQUESTED_STATE_STOP)
+    await home.vmmd.die(instance.id)
+    ended = await home.wait_instance("DESTROYED")
+    assert "signal 9" in ended.reason
+    assert home.vmmd.count("EnsureMachine") == 1
 
 
 async def test_run_and_watch(home: House) -> None:

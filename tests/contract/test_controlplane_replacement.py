@@ -219,7 +219,7 @@ async def test_the_repair_limit_reaches_the_machine(home: House) -> None:
         timeout=SECONDS,
     )
     assert changed.replacement.repair_bytes_per_second_max == 1 << 20
-    assert home.vmmd.limits == [1 << 20]
+    assert home.vmmd.limits[-1].bytes_per_second_max == 1 << 20
     listed = await home.replacements.ListReplacements(
         pb.ListReplacementsRequest(disk="block2"), timeout=SECONDS
     )

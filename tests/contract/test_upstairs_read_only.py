@@ -19,6 +19,7 @@ from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
 from tests.contract.guest_calls import one, submit
 from vmmd.block.backend import BlockOp, BlockStatus, Request
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.shell.runner import RegionUpstairs
 
@@ -266,7 +267,7 @@ async def test_unwritten_writes_beside_a_replacement_leave_the_members_equal(mak
         data = bytes(content[at * SIZE : (at + 1) * SIZE])
         assert (await one(upstairs, BlockOp.WRITE, at, 1, data)).status is BlockStatus.OK
     # A second at least, so that the writes meet the repair.
-    upstairs.set_repair_limit(512 << 10)
+    upstairs.set_repair_limits(RepairLimits(512 << 10))
     await upstairs.replace(daemons.addresses[2], daemons.addresses[3])
     await until(lambda: upstairs.status().slots[2].state is SlotState.LIVE_REPAIR)
     busy = 0

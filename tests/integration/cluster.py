@@ -195,8 +195,8 @@ class Program:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
-    def launch(self) -> None:
-        """Starts it; `serving` waits for it."""
+    def launch(self, **env: str) -> None:
+        """Starts it, with more variables for this once; `serving` waits for it."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [str(BIN / self.command[0]), *self.command[1:]],
@@ -204,7 +204,7 @@ class Program:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **self._env},
+                env={**os.environ, **self._env, **env},
             )
 
     async def serving(self) -> None:
@@ -221,9 +221,9 @@ class Program:
 
         await until(look, bool)
 
-    async def start(self) -> None:
+    async def start(self, **env: str) -> None:
         """Starts it and returns when it serves."""
-        self.launch()
+        self.launch(**env)
         await self.serving()
 
     def signal(self, number: int) -> None:

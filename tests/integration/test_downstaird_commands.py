@@ -132,8 +132,16 @@ def test_an_import_after_a_snapshot_has_a_flush_of_its_own(tmp_path, image) -> N
     assert call("snapshot", "create", "-d", region, "monday")[0] == 0
     [facts] = json.loads(call("snapshot", "list", "-d", region, "--output", "json")[1])
     assert call("import", "-d", region, "-i", image)[0] == 0
-    found = json.loads(call("info", "-d", region, "--output", "json")[1])
+    snapshot = f"{facts['generation']}:{facts['flush']}"
+    found = json.loads(call("info", "-d", region, "--since", snapshot, "--output", "json")[1])
     assert found["newest_flush"] == facts["flush"] + 1
+    assert (found["changed_extents"], found["changed"]) == (2, "0-1")
+    now = f"{found['newest_generation']}:{found['newest_flush']}"
+    assert downstaird("info", "-d", region, "--since", now).stdout.split()[-2:] == [
+        b"changed",
+        b"none",
+    ]
+    assert downstaird("info", "-d", region, "--since", "monday").returncode == 2
 
 
 def test_a_region_grows_with_what_is_imported_into_it(tmp_path, image) -> None:

@@ -133,7 +133,7 @@ async def test_one_replacement_at_a_time(volume: Volume) -> None:
     with pytest.raises(ConflictError, match=started.replacement_id) as caught:
         await volume.replace(other)
     assert caught.value.reason == "REPLACEMENT_RUNNING"
-    answer = await volume.cluster.cli("replacement", "limit", started.replacement_id, "0")
+    answer = await volume.cluster.cli("replacement", "limit", started.replacement_id, "--rate", "0")
     answer.good()
     await volume.done(started.replacement_id)
     [only] = await volume.cluster.replacements(volume.disk)

@@ -190,18 +190,24 @@ async def test_a_machine_that_is_killed_loses_nothing_flushed(lasting: Volume) -
     where = await uri(lasting)
     await asyncio.to_thread(write_all, where, flush=True)
     generation = (await lasting.info()).volume.regions[0].generation
-    os.kill(machine_pid(lasting), signal.SIGKILL)
-    failed = await lasting.reach(instance_pb.INSTANCE_STATE_FAILED)
-    assert failed.reason
-    answer = await lasting.cluster.cli("state", "run", lasting.instance)
-    answer.bad(lasting.instance, "FAILED", "delete it and create it again")
-    await lasting.delete()
-    await lasting.create()
-    await lasting.run()
-    await lasting.settled()
-    assert (await lasting.info()).volume.regions[0].generation > generation
-    await asyncio.to_thread(read_all, await uri(lasting))
+    await killed(lasting, generation)
+    # A hypervisor, and whoever uses the export, finds the disk where it was.
+    assert await uri(lasting) == where
+    await asyncio.to_thread(read_all, where)
     await lasting.verify()
+
+
+async def killed(volume: Volume, generation: int) -> None:
+    """Kills the machine's process; returns when the machine that is made again runs."""
+    dead = machine_pid(volume)
+    os.kill(dead, signal.SIGKILL)
+    await until(
+        volume.info,
+        lambda one: any(region.generation > generation for region in one.volume.regions),
+    )
+    await volume.reach(instance_pb.INSTANCE_STATE_RUNNING)
+    await volume.settled()
+    assert machine_pid(volume) != dead
 
 
 async def test_a_machine_killed_under_load_leaves_equal_members(lasting: Volume) -> None:
@@ -210,13 +216,9 @@ async def test_a_machine_killed_under_load_leaves_equal_members(lasting: Volume)
     load = Load(lasting.reports(WorkloadKind.WORKLOAD_KIND_MIXED))
     await load.goes_on()
     faultless(load.last)
-    os.kill(machine_pid(lasting), signal.SIGKILL)
-    await lasting.reach(instance_pb.INSTANCE_STATE_FAILED)
+    generation = (await lasting.info()).volume.regions[0].generation
+    await killed(lasting, generation)
     await load.stop()
-    await lasting.delete()
-    await lasting.create()
-    await lasting.run()
-    await lasting.settled()
     await lasting.verify()
 
 

@@ -73,7 +73,7 @@ class House(Cluster):
         request = volume_pb.SetRepairLimitsRequest(
             machine_id=(await self.get_instance("crub")).id,
             disk="block2",
-            bytes_per_second_max=bytes_per_second,
+            limits=volume_pb.RepairLimits(bytes_per_second_max=bytes_per_second, adaptive=False),
         )
         stub = volume_grpc.VolumeServiceStub
         await self.call(stub, "SetRepairLimits", request, at=self.vmmd.address)
@@ -134,7 +134,7 @@ async def replaced(house: House, file: Path) -> None:
     again = (await house.cli("--output", "json", *words, "--no-wait")).good().json
     assert again["result"] == "started_already"
     assert again["replacement_id"] == name
-    (await house.cli("replacement", "limit", name, "0")).good()
+    (await house.cli("replacement", "limit", name, "--rate", "0")).good()
     followed = (await house.cli("replacement", "watch", name)).good()
     assert "verified" in followed.out
     after = (await house.cli(*words)).good()

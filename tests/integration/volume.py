@@ -161,10 +161,14 @@ class Volume:
         """Waits until the machine has noticed that a member is gone."""
         await until(lambda: self.slot(number), lambda slot: slot.state != SLOT_ACTIVE)
 
-    async def limit(self, bytes_per_second: int) -> None:
-        """Sets the repair rate at the machine, also before there is a repair; 0 lifts it."""
+    async def limit(self, bytes_per_second: int, **more: Any) -> None:
+        """Sets the repair rate at the machine, also before there is a repair; 0 lifts it. `more`
+        are further fields of the limits; the rate is fixed unless they say otherwise."""
+        limits = volume_pb.RepairLimits(
+            **{"bytes_per_second_max": bytes_per_second, "adaptive": False, **more}
+        )
         request = volume_pb.SetRepairLimitsRequest(
-            machine_id=self.instance_id, disk=self.disk, bytes_per_second_max=bytes_per_second
+            machine_id=self.instance_id, disk=self.disk, limits=limits
         )
         stub = volume_grpc.VolumeServiceStub
         await self.cluster.call(stub, "SetRepairLimits", request, at=self.cluster.vmmd.address)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.vmmd.hw.nvme.rig import MEMORY, Rig
 from vmmd.block.backend import BlockOp, BlockStatus, Completion
 from vmmd.hw.nvme import bits, prp
+from vmmd.hw.segments import gather, scatter
 
 ADDRESSES = st.one_of(
     st.integers(0, MEMORY - 1),
@@ -138,8 +139,8 @@ def test_prp_lists_name_exactly_the_pages(
         length = 4096 - offset
     segments = prp.walk(rig.ram, addresses[0] + offset, prp2, length)
     data = bytes(n % 251 for n in range(length))
-    prp.scatter(segments, data)
-    assert prp.gather(segments) == data
+    scatter(segments, data)
+    assert gather(segments) == data
     position = 0
     for number, address in enumerate(addresses):
         start = address + (offset if number == 0 else 0)

@@ -147,10 +147,17 @@ class Checks:
             )
         if (progress.bytes_done == progress.bytes_total) is not (after.state is State.DONE):
             world.fail(f"{progress.bytes_done} of {progress.bytes_total} bytes in {after.state}")
-        if before.state is State.DONE:
-            world.fail(f"a replacement that was done went to {after.state}")
+        if before.state in (State.DONE, State.CANCELLED):
+            world.fail(f"a replacement that was {before.state} went to {after.state}")
+        if after.mended > before.mended:
+            # Nothing here rots unseen: members that differ are a mistake.
+            world.fail(f"a comparison has found a difference: {after.last_error}")
         if after.state is State.FAILED and not after.last_error:
             world.fail("a replacement failed without a reason")
+
+    def undone(self) -> None:
+        """The new member was let go, the old one stays."""
+        self.copies("when a replacement was undone", COPIES_OF_A_FLUSH)
 
     def retired(self, record: Replacement) -> None:
         """The old member is about to be given up."""

@@ -15,16 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.core import replacement as core
 from controlplane.core.preflight import RegionFacts, judge
-from controlplane.core.progress import STALL_SECONDS, Progress
+from controlplane.core.progress import Progress, stall_seconds
 from controlplane.core.records import DiskRecord, InstanceState, region_at, with_generation
 from controlplane.core.replace_decision import Begin, Repeat, decide
 from controlplane.core.replacement import Effect, Event, Replacement, State
 from controlplane.repair_watch import moved
-from controlplane.steps import as_event, is_moving, look, original_as_running, verified
+from controlplane.steps import (
+    as_event,
+    held,
+    is_held,
+    is_moving,
+    limit_of,
+    look,
+    original_as_running,
+    undoable,
+    verified,
+)
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget
 from stairlib.model.errors import NotFoundError, RefusedError, StairwellError, UnavailableError
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from vmmd.upstairs.core import events
 from vmmd.upstairs.core.events import ReplaceResult
 
 if TYPE_CHECKING:
@@ -55,9 +66,14 @@ class Store:
         self.replacements.append(record)
 
     def save(self, record: Replacement) -> None:
-        """The present state of the newest replacement."""
+        """The present state of the replacement begun last, and with it the recorded request where
+        that is another one then."""
         self._commit()
-        assert self.replacements[-1].id == record.id
+        before = self.replacements[-1]
+        assert before.id == record.id
+        if before.undone is not record.undone:
+            assert self.disk.construction == before.recorded
+            self.disk = replace(self.disk, construction=record.recorded)
         self.replacements[-1] = record
 
     def _commit(self) -> None:
@@ -67,8 +83,9 @@ class Store:
 
     @property
     def newest(self) -> Replacement | None:
-        """The replacement begun last."""
-        return self.replacements[-1] if self.replacements else None
+        """The replacement begun last, of those that were not undone."""
+        kept = [each for each in self.replacements if each.state is not State.CANCELLED]
+        return kept[-1] if kept else None
 
     def hand_out_generation(self) -> int:
         """A generation above all handed out before."""
@@ -165,6 +182,15 @@ class Control:
         return newest if newest is not None and not newest.state.ended else None
 
     # ---- what users ask
+
+    def word(self, kind: type[Event]) -> bool:
+        """A user's word to the replacement that runs: whether it was taken."""
+        driver = self._driver
+        if not self.up or driver is None or not core.takes(driver.record, kind):
+            return False
+        if driver.record.state.ended:
+            return False
+        return driver.word(kind(at=self.world.schedule.now))
 
     def request(self, wanted: Construction) -> Replacement | None:
         """ReplaceVcr: the replacement it led to, or None when it was refused (which is noted)."""
@@ -290,17 +316,28 @@ class Driver:
 
     def advance(self, event: Event) -> None:
         """Takes the step, stores it a little later, and then does what it asks."""
-        self._control.later(COMMIT_SECONDS, self._commit, event)
+        self._control.later(COMMIT_SECONDS, self._commit, event, self._turn)
 
-    def _commit(self, event: Event) -> None:
+    def word(self, event: Event) -> bool:
+        """A user's word: what was under way is dropped, and whatever comes of it. False when it
+        could not be stored."""
+        self._turn += 1
+        self._control.note(f"a user says {type(event).__name__}")
+        self._commit(event, self._turn)
+        return self.record.updated_at == event.at
+
+    def _commit(self, event: Event, turn: int) -> None:
+        if turn != self._turn:
+            return
         before = self.record
-        record, effects = core.step(before, event)
+        chance = self._world.words.number()
+        record, effects = core.step(before, replace(event, chance=chance))
         try:
             self._control.store.save(record)
         except StairwellError as error:
             self._control.note(f"replacement stumbled: {error.message}")
             self._turn += 1
-            self._control.later((UNEXPECTED_SECONDS, UNEXPECTED_SECONDS), self._resume)
+            self._control.later((UNEXPECTED_SECONDS, UNEXPECTED_SECONDS), self._resume, self._turn)
             return
         self.record = record
         self._world.checks.replacement_stored(before, record)
@@ -308,11 +345,18 @@ class Driver:
         if record.state is not before.state or record.last_error != before.last_error:
             why = record.last_error or record.blocked_on
             self._control.note(f"replacement is in {record.state}" + (f": {why}" if why else ""))
+        if record.state is State.CANCELLED:
+            self._world.undone(record)
         if not isinstance(event, core.Observed):
-            self._control.later(COMMIT_SECONDS, self._perform, effects)
+            self._control.later(COMMIT_SECONDS, self._perform_unless_told, effects, turn)
 
-    def _resume(self) -> None:
-        self.advance(core.Resumed(at=self._now))
+    def _perform_unless_told(self, effects: tuple[Effect, ...], turn: int) -> None:
+        if turn == self._turn:
+            self._perform(effects)
+
+    def _resume(self, turn: int) -> None:
+        if turn == self._turn:
+            self.advance(core.Resumed(at=self._now))
 
     def _perform(self, effects: tuple[Effect, ...]) -> None:
         (effect,) = effects
@@ -324,6 +368,11 @@ class Driver:
             Effect.WATCH_REPAIR: self._repair,
             Effect.VERIFY_MEMBERS: self._verify,
             Effect.RETIRE_MEMBER: self._retire,
+            Effect.HOLD_REPAIR: lambda: self._watch_held(self._turn),
+            Effect.RESTART_REPAIR: lambda: self._fill_again(whole=False),
+            Effect.MEND_MEMBER: lambda: self._fill_again(whole=True),
+            Effect.ASK_WHETHER_UNDOABLE: self._ask_whether_undoable,
+            Effect.TAKE_BACK: self._take_back,
         }
         work[effect]()
 
@@ -376,9 +425,11 @@ class Driver:
         due = self.record.next_attempt_at
         assert due is not None
         wait = max(0.0, due - self._now)
-        self._control.later((wait, wait), self._retry_due)
+        self._control.later((wait, wait), self._retry_due, self._turn)
 
-    def _retry_due(self) -> None:
+    def _retry_due(self, turn: int) -> None:
+        if turn != self._turn:
+            return
         if not self.record.blocked_on:
             self.advance(core.RetryDue(at=self._now))
             return
@@ -413,7 +464,7 @@ class Driver:
                 self._world.checks_of_control.started(machine.host, record)
             reply(_outcome(answer))
 
-        machine.replace(original, record.replacement, answered)
+        machine.replace(original, record.replacement, str(record.id), answered)
 
     def _repair(self) -> None:
         self._seen = None
@@ -425,6 +476,9 @@ class Driver:
             self._info(self._looked)
 
     def _looked(self, info: pb.VolumeInfo) -> None:
+        if is_held(self.record, info):
+            self._hold(False, lambda: self._watch(self._turn))
+            return
         event = look(self.record, info, self._now)
         if not isinstance(event, core.Observed):
             self.advance(event)
@@ -433,13 +487,83 @@ class Driver:
         if not is_moving(info, self.record):
             self._deadline = None
         elif self._deadline is None or moved(seen, event):
-            self._deadline = self._now + STALL_SECONDS
+            extent = self._world.geometry.extent_bytes
+            self._deadline = self._now + stall_seconds(extent, limit_of(self.record, info))
         elif self._now >= self._deadline:
-            error = f"no progress for {STALL_SECONDS:g} s; {event.blocked_on}"
-            self.advance(core.StepFailed(at=self._now, error=error))
+            detail = f"no progress since long; {event.blocked_on}"
+            self.advance(core.Stalled(at=self._now, detail=detail))
             return
         self.advance(event)
         self._control.later((WATCH_SECONDS, WATCH_SECONDS), self._watch, self._turn)
+
+    # ---- what users ask, and what is put right
+
+    def _hold(self, held: bool, then: Callable[[], None]) -> None:
+        slot = self.record.slot
+
+        def serve(machine: Machine, reply: Callable[[Any], None]) -> None:
+            machine.feed(events.HoldRepair(slot, held))
+            self._world.checks_of_control.held(machine, slot, held=held)
+            reply(True)
+
+        self._call(serve, lambda _answer: then())
+
+    def _watch_held(self, turn: int) -> None:
+        if turn == self._turn:
+            self._info(self._looked_held)
+
+    def _looked_held(self, info: pb.VolumeInfo) -> None:
+        event = held(self.record, info, self._now)
+        if event is None:
+            self._hold(True, lambda: self._watch_held(self._turn))
+            return
+        self.advance(event)
+        if isinstance(event, core.Observed):
+            self._control.later((WATCH_SECONDS, WATCH_SECONDS), self._watch_held, self._turn)
+
+    def _asked(
+        self, make: Callable[[object], events.Event], then: Callable[[Any], None],
+        failed: Callable[[Event], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._call(
+            lambda machine, reply: machine.ask(make, lambda answer: reply(_outcome(answer))),
+            then,
+            failed=failed,
+        )
+
+    def _fill_again(self, *, whole: bool) -> None:
+        record = self.record
+        slot = record.slot if record.mending is None else record.mending
+        self._asked(
+            lambda key: events.RepairMember(key, slot, whole, record.last_error),
+            lambda _answer: self.advance(core.RetryDue(at=self._now)),
+        )
+
+    def _ask_whether_undoable(self) -> None:
+        def known(info: pb.VolumeInfo) -> None:
+            event = undoable(self.record, info, self._now)
+            if not isinstance(event, core.CanUndo) and is_held(self.record, info):
+                self._hold(False, lambda: self.advance(event))
+            else:
+                self.advance(event)
+
+        self._info(known)
+
+    def _take_back(self) -> None:
+        record = self.record
+
+        def refused(event: Event) -> None:
+            # Of what it may be, only one is no failure to reach it.
+            if isinstance(event, core.StepFailed) and "has left slot" in event.error:
+                self._ask_whether_undoable()
+            else:
+                self.advance(event)
+
+        self._asked(
+            lambda key: events.TakeBack(key, record.old_target, record.new_target, str(record.id)),
+            lambda _answer: self.advance(core.Undone(at=self._now)),
+            refused,
+        )
 
     def _verify(self) -> None:
         def verify(machine: Machine, reply: Callable[[Any], None]) -> None:

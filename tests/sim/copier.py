@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # As extent_copier.py has them; importing it here would tie the simulator to gRPC.
 COPIES_AT_A_TIME = 4
 IDLE_SECONDS = 15.0
+RATE_LOOK_SECONDS = 0.25
 # Between two steps of a copy the loop does other things.
 STEP_SECONDS = (0.0, 0.001)
 
@@ -88,6 +89,8 @@ class Copier:
         self._changed = changed
         self.bucket = TokenBucket()
         self.closed = False
+        # Stands still for good, as by a mistake in it: nothing is answered any more.
+        self.stalled = False
         self._waiting: deque[CopyExtent] = deque()
         self._running = 0
 
@@ -101,7 +104,7 @@ class Copier:
         self._next()
 
     def _next(self) -> None:
-        while self._waiting and self._running < COPIES_AT_A_TIME:
+        while self._waiting and self._running < COPIES_AT_A_TIME and not self.stalled:
             self._running += 1
             _Copy(self, self._waiting.popleft()).ask()
 
@@ -179,7 +182,7 @@ class _Copy:
         )
 
     def _over(self) -> bool:
-        return self._copier.closed or self._host.over
+        return self._copier.closed or self._copier.stalled or self._host.over
 
     def _guarded(self, call, *arguments) -> None:
         if self._over():
@@ -224,10 +227,16 @@ class _Copy:
         self._copied += self._host.engine.repair_merge(
             self._base + chunk.first, chunk.contexts, chunk.data
         )
-        now = self._host.daemon.world.schedule.now
-        self._copier.bucket.take(len(chunk.data), now)
-        wait = self._copier.bucket.wait(now)
-        self._host.later((wait, wait + STEP_SECONDS[1]), self._guarded, self._go_on)
+        self._copier.bucket.take(len(chunk.data), self._host.daemon.world.schedule.now)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Goes on when the rate allows it, which is looked at again and again: it may be raised."""
+        wait = self._copier.bucket.wait(self._host.daemon.world.schedule.now)
+        if wait > RATE_LOOK_SECONDS:
+            self._host.later((RATE_LOOK_SECONDS, RATE_LOOK_SECONDS), self._guarded, self._pace)
+        else:
+            self._host.later((wait, wait + STEP_SECONDS[1]), self._guarded, self._go_on)
 
 
 def _source_failed(source: CopySource, error: StairwellError) -> UnavailableError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stairlib.sim.chance import pick
 from tests.sim.mistakes import MISTAKES, Mistakes
 from vmmd.upstairs.core import events
+from vmmd.upstairs.core.repair_limits import RepairLimits
 
 if TYPE_CHECKING:
     from tests.sim.daemon import Daemon
@@ -28,6 +29,7 @@ OLD_STOPPED = 0.4
 # With so many of the faults, something happens to the parent too, if there is one.
 PARENT_SHARE = 0.3
 REPAIR_RATES = (0, 0, 4096, 65536)
+COPIES_IN_FLIGHT = (1, 4, 16)
 
 # How often each comes, beside the others; the names are methods of `Faults`.
 FAULTS = {
@@ -323,7 +325,9 @@ class Faults:
 
     def repair_rate(self) -> bool:
         """Somebody bounds repairs, or frees them."""
-        self.world.machine.feed(events.SetRepairLimit(self.world.chance.choice(REPAIR_RATES)))
+        chance = self.world.chance
+        limits = RepairLimits(chance.choice(REPAIR_RATES), chance.choice(COPIES_IN_FLIGHT))
+        self.world.machine.feed(events.SetRepairLimit(limits))
         return True
 
     def verify(self) -> bool:

@@ -21,11 +21,15 @@ from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, 
 from tests.sim.reached import situation
 from tests.sim.shown import shown
 from vmmd.block.backend import Completion, Done, Request
+from vmmd.block.repair_governor import RepairRate
 from vmmd.block.volume import VolumeCounters, VolumeStatus
+from vmmd.core.repair_rate import RateReason, RepairPolicy
+from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.codec import Encryption
+from vmmd.upstairs.core.events import ReplaceResult
 from vmmd.upstairs.core.region_set import UpstairsConfig
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs
@@ -238,6 +242,7 @@ class Machine:
         # Over a parent: what the guest's requests go through, and the parent's own set.
         self.layers: Layers | None = None
         self.below: Machine | None = None
+        self._fence = ReplacementFence()
         self._asked: dict[object, Callable[[events.Answer], None]] = {}
         self._keys = 0
         self.generation = spec.generation
@@ -413,31 +418,37 @@ class Machine:
             sources=(),
             scrubs=(),
             counters=VolumeCounters(),
+            repair_rate=RepairRate(0, RateReason.UNLIMITED, 0.0, 1.0, RepairPolicy()),
         )
-        return volume_message("machine", "disk", volume, "")
+        return volume_message("machine", "disk", volume, nbd_uri="", vhost_user_socket="")
 
     def replace(
         self,
         original: Construction,
         replacement: Construction,
+        replacement_id: str,
         then: Callable[[events.Answer], None],
     ) -> None:
         """What VolumeService.ReplaceVcr does: the one changed target is handed to the core."""
         try:
             changed = changed_target(original, replacement)
+            assert changed is not None
+            self._fence.check(changed.region_path, changed.generation, replacement_id)
         except StairwellError as error:
+            self.world.reached[f"machine told to replace {error.reason}"] += 1
             then(events.Answer(None, error=error))
             return
-        assert changed is not None
         old, new = changed.old, changed.new
         kinds = situation(self, old)
 
         def answered(answer: events.Answer) -> None:
+            if answer.error is None and answer.value.result is not ReplaceResult.MISSING:
+                self._fence.begun(changed.region_path, changed.generation, replacement_id)
             said = answer.value.result.name if answer.error is None else answer.error.reason
             self.world.reached.replaced(kinds, said)
             then(answer)
 
-        self.ask(lambda key: events.Replace(key, old, new), answered)
+        self.ask(lambda key: events.Replace(key, old, new, replacement_id), answered)
 
     def verify(self, then: Callable[[events.Answer], None]) -> None:
         """Compares the members; the answer's value is a VerifyResult."""

@@ -107,6 +107,7 @@ class Run:
         due = world.guest.requests >= self._replace_at
         if due and (not world.counts["replacements"] or chance.random() < self._again):
             self._replace()
+        world.words.turn()
         luck = chance.random()
         if luck < self._hostility:
             world.faults.strike()
@@ -164,6 +165,7 @@ class Run:
         for daemon in world.hosts.values():
             daemon.start()
         self._retry()
+        self._resume()
         self._late_at = world.schedule.now + 2 * HEAL_SECONDS
         world.schedule.run(PING_SECONDS)
         if not world.schedule.run_until(self._well, HEAL_SECONDS):
@@ -182,6 +184,11 @@ class Run:
         if newest is not None and newest.state is State.FAILED and world.control.up:
             world.control.request(newest.replacement)
         world.schedule.later(RETRY_SECONDS, self._retry)
+
+    def _resume(self) -> None:
+        """Whatever is paused goes on."""
+        self.world.words.resume()
+        self.world.schedule.later(RETRY_SECONDS, self._resume)
 
     def _well(self) -> bool:
         world = self.world

@@ -247,6 +247,11 @@ class Conversation:
         if self._inbox and session.ready:
             self._host.later((0, 0), self._feed)
 
+    def stall(self) -> None:
+        """Its copies stand still for good, as by a mistake in the copier."""
+        if self._copier is not None:
+            self._copier.stalled = True
+
     def _carry_out(self, effect: Effect) -> None:
         assert self._copier is not None
         if isinstance(effect, RunWork):

@@ -29,6 +29,7 @@ from tests.sim.machine import Machine
 from tests.sim.parent import Parent
 from tests.sim.reached import Reached
 from tests.sim.sealing import Sealing
+from tests.sim.words import Words
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.upstairs_states import UpstairsState
@@ -81,6 +82,7 @@ class World:
         if self.parent is not None:
             self.hosts |= {daemon.address: daemon for daemon in self.parent.daemons}
         self.guest = Guest(self)
+        self.words = Words(self, seed)
         self.checks = Checks(self)
         self.checks_of_control = ControlChecks(self)
         self.control = Control(self, self._disk([d.address for d in daemons[:3]]))
@@ -245,6 +247,7 @@ class World:
 
     def _watch(self, machine: Machine) -> None:
         """The machine's published status has changed."""
+        self.checks_of_control.look(machine)
         if machine is not self.machine:
             return
         status = machine.status
@@ -336,14 +339,27 @@ class World:
         if not free or self.request(address, self.chance.choice(spares).address) is None:
             self.replace_later(address, AGAIN_SECONDS)
 
+    def undone(self, record: Replacement) -> None:
+        """The control plane has taken a replacement back; a member that was wounded is replaced
+        later."""
+        self.checks_of_control.undone(record)
+        self.checks.undone()
+        self._make_anew(self.daemons[record.new_target])
+        if self.daemons[record.old_target].host in self.wounds:
+            self.replace_later(record.old_target, AGAIN_SECONDS)
+
     def retired(self, record: Replacement) -> None:
         """The control plane has no more use for the old member: its disk is made blank at once."""
         self.checks.retired(record)
         old = self.daemons[record.old_target]
         if old in self.members():
             self.fail(f"{old.host} was retired and is a member")
-        self.wounds.heal(old.host)
-        if old.service is None or old.service.engine.ownership.owner_id is not None:
-            old.kill(power=False)
-            old.make_region()
-            self.schedule.later(self.chance.uniform(0.1, 2.0), old.start)
+        self._make_anew(old)
+
+    def _make_anew(self, daemon: Daemon) -> None:
+        """One that is nobody's member any more is a blank spare again, whatever had happened."""
+        self.wounds.heal(daemon.host)
+        if daemon.service is None or daemon.service.engine.ownership.owner_id is not None:
+            daemon.kill(power=False)
+            daemon.make_region()
+            self.schedule.later(self.chance.uniform(0.1, 2.0), daemon.start)

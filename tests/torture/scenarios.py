@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable
 
 from tests.torture.tormentor import TormentError, Tormentor
 from vmmd.block.backend import BlockOp
+from vmmd.core.repair_rate import RepairPolicy
 from vmmd.upstairs.core.events import ReplaceResult
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotState
 
 Scenario = Callable[[Tormentor, float], Awaitable[None]]
@@ -56,7 +58,7 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
     await t.activate()
     await t.work(int(300 * scale))
     number = t.rng.randrange(3)
-    t.volume.set_repair_limit(_SLOW_REPAIR)
+    t.volume.set_repair_policy(RepairPolicy(_SLOW_REPAIR, adaptive=False))
     async with t.load():
         t.members.kill(t.places[number])
         await t.given_up(number)
@@ -71,7 +73,7 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
                 await asyncio.sleep(t.rng.uniform(0, 0.5))
                 t.members.thaw(t.places[number])
         await t.members.start(t.places[number])
-        t.volume.set_repair_limit(0)
+        t.volume.set_repair_policy(RepairPolicy(adaptive=False))
         await t.well()
     await t.good()
 
@@ -170,7 +172,7 @@ async def replace_reconcile(t: Tormentor, scale: float) -> None:
     await t.vanish()
     await t.members.start_all()
     upstairs = t.make()
-    upstairs.set_repair_limit(_SLOW_REPAIR)
+    upstairs.set_repair_limits(RepairLimits(_SLOW_REPAIR))
     activation = asyncio.create_task(upstairs.activate(timeout_seconds=90))
     try:
         await t.until(lambda: t.slot(number).state is SlotState.RECONCILE, "a comparison", 5)
@@ -179,7 +181,7 @@ async def replace_reconcile(t: Tormentor, scale: float) -> None:
     else:
         await _replace(t, number, t.spare)
         t.counts["replacements"] += 1
-    upstairs.set_repair_limit(0)
+    upstairs.set_repair_limits(RepairLimits())
     await activation
     t.counts["reconciliations"] += 1
     await t.read_all()

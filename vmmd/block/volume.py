@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from time import monotonic
 from typing import cast
 from uuid import UUID
 
 from opentelemetry.trace import StatusCode
 
 from stairlib.model.construction import PARENT, Construction, in_parent, join_path, volume_id
-from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, StateError
+from stairlib.model.errors import NotFoundError, StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import (
@@ -30,8 +31,12 @@ from vmmd.block.backend import (
     Done,
     Request,
 )
+from vmmd.block.repair_governor import RepairGovernor, RepairRate
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
+from vmmd.core.guest_meter import GuestMeter, kind_of
+from vmmd.core.repair_rate import RepairPolicy
+from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.status import RegionStatus
@@ -79,6 +84,7 @@ class VolumeStatus:
     sources: tuple[SourceStatus, ...]
     scrubs: tuple[ScrubStatus, ...]
     counters: VolumeCounters
+    repair_rate: RepairRate
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +139,9 @@ class Volume:
         self._stoppable: set[str] = set()
         self._watchers: set[asyncio.Event] = set()
         self._peers: dict[str, Peer] = {}
-        # Replacements that were undone; a request for one may still be on its way.
-        self._taken_back: set[str] = set()
+        self._meter = GuestMeter(monotonic())
+        self._governor = RepairGovernor(self._regions, self._meter)
+        self._fence = ReplacementFence()
         info = self._root.info
         self._info = BackendInfo(
             info.block_size,
@@ -177,12 +184,17 @@ class Volume:
                 if not batch:
                     return
 
+        meter, kind, began = self._meter, kind_of(batch), monotonic()
+
         def finished(completions: list[Completion]) -> None:
+            now = monotonic()
+            meter.ended(kind, len(completions), now - began, now)
             for completion in completions:
                 if completion.status is not BlockStatus.OK:
                     self.counters.failed += 1
             done(completions)
 
+        meter.begun(len(batch), began)
         self._root.submit(batch, finished)
 
     def _count(self, batch: Sequence[Request]) -> None:
@@ -203,6 +215,7 @@ class Volume:
 
     async def activate(self, *, timeout_seconds: float | None = None) -> None:
         """Activates every region; returns when all are active, or raises the first one's error."""
+        self._governor.start()
         await _all(region.activate(timeout_seconds=timeout_seconds) for region in self._regions())
         self._active = True
         self._wake()
@@ -215,15 +228,13 @@ class Volume:
         await _all(region.deactivate() for region in self._regions())
 
     async def replace(
-        self, region_path: str, old: str, new: str, replacement_id: str = ""
+        self, region_path: str, old: str, new: str, replacement_id: str = "", generation: int = 0
     ) -> Replacement:
         """Asks the region at that path; `slot` is -1 when it knows neither address, or is gone.
-        StateError TARGET_IN_USE when `new` is a member of another region of this volume;
-        ConflictError REPLACEMENT_UNDONE when it was taken back before it came."""
-        if replacement_id and replacement_id in self._taken_back:
-            raise ConflictError(
-                f"replacement {replacement_id} was taken back", reason="REPLACEMENT_UNDONE"
-            )
+        `generation` is that of the request it leads to; 0: not told. StateError TARGET_IN_USE when
+        `new` is a member of another region of this volume; refused as `ReplacementFence.check` says
+        when a newer request was carried out before it came."""
+        self._fence.check(region_path, generation, replacement_id)
         region = self._tree.regions.get(region_path)
         if region is None:
             return Replacement(ReplaceResult.MISSING, -1)
@@ -235,7 +246,10 @@ class Volume:
                     reason="TARGET_IN_USE",
                     target=new,
                 )
-        return await region.replace(old, new, replacement_id)
+        outcome = await region.replace(old, new, replacement_id)
+        if outcome.result is not ReplaceResult.MISSING:
+            self._fence.begun(region_path, generation, replacement_id)
+        return outcome
 
     def follow_repair(self, region_path: str, slot: int, replacement_id: str) -> None:
         """The repair of a member is told in the trace of the current span from now on. Nothing
@@ -248,8 +262,8 @@ class Volume:
         """Whether `old` was being replaced by `new`: that is over. A request to replace it that is
         still on its way is refused when it comes. Errors as `RegionUpstairs.take_back`."""
         region = self._tree.regions.get(region_path)
-        was_applied = region is not None and await region.take_back(old, new)
-        self._taken_back.add(replacement_id)
+        was_applied = region is not None and await region.take_back(old, new, replacement_id)
+        self._fence.taken_back(replacement_id)
         return was_applied
 
     def hold_repair(self, region_path: str, slot: int, *, held: bool) -> None:
@@ -319,10 +333,13 @@ class Volume:
             for (path, region), taken in zip(regions.items(), outcomes, strict=True)
         ]
 
-    def set_repair_limit(self, bytes_per_second: int) -> None:
-        """Of each region's repair traffic; 0 is no bound."""
-        for region in self._regions():
-            region.set_repair_limit(bytes_per_second)
+    def set_repair_policy(self, policy: RepairPolicy) -> None:
+        """Bounds the repair traffic of all regions together from now on."""
+        limit = policy.bytes_per_second_max
+        if limit != self._governor.status().policy.bytes_per_second_max:
+            for region in self._regions():
+                region.note_limit(limit)
+        self._governor.set_policy(policy)
 
     # ---- scrubbing
 
@@ -433,6 +450,7 @@ class Volume:
             ),
             scrubs=tuple(scrub.status() for scrub in self._scrubs.values()),
             counters=self.counters,
+            repair_rate=self._governor.status(),
         )
 
     def _state(self, states: list[UpstairsState]) -> UpstairsState:
@@ -514,6 +532,7 @@ class Volume:
         """Lets everything go, flushed or not."""
         await self._stop_scrubs()
         self._closed = True
+        self._governor.close()
         try:
             await self._tree.close()
         finally:

@@ -57,11 +57,14 @@ ENDED = frozenset({MachineState.FAILED, MachineState.DESTROYED})
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One published state; `generation` rises by one with each, from 1."""
+    """One published state; `generation` rises by one with each, from 1.
+
+    `process_died`: FAILED since the machine's process ended by itself."""
 
     state: MachineState = MachineState.CREATING
     generation: int = 1
     reason: str = ""
+    process_died: bool = False
 
     def moved(self, to: MachineState, reason: str = "") -> Published:
         """The next published state; StateError when it may not follow this one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from stairlib.model.construction import Construction
@@ -11,6 +12,9 @@ from vmmd.core.pci_path import PciPath
 
 DISKS_MAX = 8
 DEVICES = ("nvme",)
+
+# It names a directory, too.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,9 @@ class MachineSpec:
     def check(self) -> None:
         """InvalidRequestError names every field that cannot be."""
         found = []
-        if not self.id:
-            found.append(FieldViolation("spec.id", "a machine needs an id"))
+        if not _ID.fullmatch(self.id):
+            text = "a machine needs an id: 1 to 64 letters, digits, '.', '_', '-'"
+            found.append(FieldViolation("spec.id", text))
         if len(self.disks) > DISKS_MAX:
             found.append(FieldViolation("spec.disks", f"at most {DISKS_MAX} disks"))
         names: set[str] = set()

@@ -35,6 +35,7 @@ from vmmd.guest.machine_guest import GuestSystem
 from vmmd.guest.memory import GuestRam
 from vmmd.hw.nvme.controller import NvmeController
 from vmmd.hw.pci.topology import PciTopology
+from vmmd.vhost_user.export import VhostUserExport
 
 log = get_logger(__name__)
 
@@ -52,6 +53,7 @@ class Disk:
     volume: Volume
     controller: NvmeController
     export: NbdExport
+    vhost_user: VhostUserExport
 
 
 class Machine:
@@ -98,7 +100,10 @@ class Machine:
         self._topology.attach(disk.pci_path, controller)
         # Named by place, not by name: a disk's name may hold anything.
         export = NbdExport(volume, disk.name, socket=directory / f"nbd-{disk.pci_path}.sock")
-        return Disk(disk, volume, controller, export)
+        vhost_user = VhostUserExport(
+            volume, serial=disk.name, socket=directory / f"vhost-user-{disk.pci_path}.sock"
+        )
+        return Disk(disk, volume, controller, export, vhost_user)
 
     def _build_host_devices(self, config: ServerConfig) -> None:
         blocks = dict(config.block_devices)
@@ -142,6 +147,7 @@ class Machine:
         await self.guest.start()
         for disk in self.disks.values():
             await disk.export.start()
+            await disk.vhost_user.start()
 
     async def reset(self) -> None:
         """A reboot: the devices as after power-on, the volumes untouched."""
@@ -156,6 +162,7 @@ class Machine:
         """Ends everything; what does not end in time is left, and said."""
         for disk in self.disks.values():
             await disk.export.stop()
+            await disk.vhost_user.stop()
         await self.guest.stop()
         await self._pause()
         for _path, device in self._topology.devices():

@@ -26,6 +26,8 @@ from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
 from vmmd.machine.machine import Disk
 from vmmd.machine.process import MachineHost
 from vmmd.machine.volume_mapping import (
+    policy_of,
+    rate_message,
     replaced_message,
     scrub_message,
     snapshot_message,
@@ -54,7 +56,7 @@ class MachineProcessServicer(MachineProcessServiceServicer):
         record = await self._host.configure(
             spec_from_message(request.spec),
             ServerConfig.from_json(request.server_config_json),
-            Path(request.nbd_directory),
+            Path(request.socket_directory),
         )
         return process_pb.ConfigureResponse(machine=record_to_message(record))
 
@@ -83,7 +85,13 @@ class VolumeServicer(VolumeServiceServicer):
 
     def _info(self, disk: Disk) -> pb.VolumeInfo:
         machine_id = self._host.machine.spec.id
-        return volume_message(machine_id, disk.spec.name, disk.volume.status(), disk.export.uri)
+        return volume_message(
+            machine_id,
+            disk.spec.name,
+            disk.volume.status(),
+            nbd_uri=disk.export.uri,
+            vhost_user_socket=disk.vhost_user.path,
+        )
 
     async def GetVolumeInfo(
         self, request: pb.GetVolumeInfoRequest, _context: Context
@@ -114,7 +122,11 @@ class VolumeServicer(VolumeServiceServicer):
             return pb.ReplaceVcrResponse(result=pb.VCR_REPLACE_RESULT_VCR_MATCHES)
         outcome = await self._host.driver.replace(
             lambda: disk.volume.replace(
-                changed.region_path, changed.old, changed.new, request.replacement_id
+                changed.region_path,
+                changed.old,
+                changed.new,
+                request.replacement_id,
+                changed.generation,
             )
         )
         if outcome.slot < 0:
@@ -178,8 +190,9 @@ class VolumeServicer(VolumeServiceServicer):
     async def SetRepairLimits(
         self, request: pb.SetRepairLimitsRequest, _context: Context
     ) -> pb.SetRepairLimitsResponse:
-        self._disk(request.disk).volume.set_repair_limit(request.bytes_per_second_max)
-        return pb.SetRepairLimitsResponse()
+        volume = self._disk(request.disk).volume
+        volume.set_repair_policy(policy_of(request.limits))
+        return pb.SetRepairLimitsResponse(repair_rate=rate_message(volume.status().repair_rate))
 
 
 def changed_target(original: Construction, replacement: Construction) -> ChangedTarget | None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from stairlib.model.construction_diff import ChangedTarget
+from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from vmmd.block.repair_governor import RepairRate
 from vmmd.block.scrub import ScrubStatus
 from vmmd.block.volume import RegionSnapshot, VolumeStatus, VolumeVerification
+from vmmd.core.repair_rate import RepairPolicy
 from vmmd.upstairs.core.events import ReplaceResult
+from vmmd.upstairs.core.limits import COPIES_IN_FLIGHT_MAX
 from vmmd.upstairs.core.status import RegionStatus, RepairProgress, SlotStatus
 
 
-def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: str) -> pb.VolumeInfo:
-    """The whole volume, region by region."""
+def volume_message(
+    machine_id: str, disk: str, status: VolumeStatus, *, nbd_uri: str, vhost_user_socket: str
+) -> pb.VolumeInfo:
+    """The whole volume, region by region, and where it is exported."""
     counters = status.counters
     return pb.VolumeInfo(
         machine_id=machine_id,
@@ -23,6 +29,7 @@ def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: st
         total_bytes=status.total_bytes,
         regions=[_region(path, region) for path, region in status.regions],
         nbd_uri=nbd_uri,
+        vhost_user_socket=vhost_user_socket,
         sources=[
             pb.SourceInfo(
                 path=source.path,
@@ -34,6 +41,7 @@ def volume_message(machine_id: str, disk: str, status: VolumeStatus, nbd_uri: st
             for source in status.sources
         ],
         scrubs=map(scrub_message, status.scrubs),
+        repair_rate=rate_message(status.repair_rate),
         counters=pb.VolumeCounters(
             reads=counters.reads,
             writes=counters.writes,
@@ -68,6 +76,41 @@ def scrub_message(scrub: ScrubStatus) -> pb.ScrubInfo:
         bytes_per_second_max=scrub.bytes_per_second_max,
         elapsed_seconds=scrub.elapsed_seconds,
         reason=scrub.reason,
+    )
+
+
+def rate_message(rate: RepairRate) -> pb.RepairRate:
+    """How fast repairs may go, and what was asked for."""
+    policy = rate.policy
+    return pb.RepairRate(
+        bytes_per_second_max=rate.bytes_per_second,
+        reason=pb.RepairRateReason.ValueType(rate.reason),
+        bytes_per_second=rate.measured,
+        stress=rate.stress,
+        limits=pb.RepairLimits(
+            bytes_per_second_max=policy.bytes_per_second_max,
+            bytes_per_second_min=policy.bytes_per_second_min,
+            extents_in_flight_max=policy.extents_in_flight_max,
+            adaptive=policy.adaptive,
+            fleet_share=policy.fleet_share,
+        ),
+    )
+
+
+def policy_of(limits: pb.RepairLimits) -> RepairPolicy:
+    """What is asked for, the defaults filled in; InvalidRequestError names what is wrong."""
+    default = RepairPolicy()
+    in_flight = limits.extents_in_flight_max or default.extents_in_flight_max
+    if in_flight > COPIES_IN_FLIGHT_MAX:
+        why = f"{in_flight} is above {COPIES_IN_FLIGHT_MAX}: each extent in flight takes memory"
+        field = FieldViolation("limits.extents_in_flight_max", why, "TOO_LARGE")
+        raise InvalidRequestError(f"extents_in_flight_max: {why}", (field,))
+    return RepairPolicy(
+        bytes_per_second_max=limits.bytes_per_second_max,
+        bytes_per_second_min=limits.bytes_per_second_min or default.bytes_per_second_min,
+        extents_in_flight_max=in_flight,
+        adaptive=limits.adaptive if limits.HasField("adaptive") else default.adaptive,
+        fleet_share=limits.fleet_share,
     )
 
 
@@ -114,6 +157,7 @@ def _repair(repair: RepairProgress) -> pb.RepairProgress:
         elapsed_seconds=repair.elapsed_seconds,
         bytes_per_second_max=repair.bytes_per_second_max,
         attempt=repair.attempt,
+        extents_in_flight_max=repair.copies_in_flight_max,
     )
 
 

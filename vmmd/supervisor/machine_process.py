@@ -105,7 +105,7 @@ class MachineProcess:
             request = process_pb.ConfigureRequest(
                 spec=self.spec,
                 server_config_json=server_config_json,
-                nbd_directory=str(self.directory),
+                socket_directory=str(self.directory),
             )
             with translated(f"machine process of {self.spec.name}"):
                 stub = MachineProcessServiceStub(self.channel)
@@ -150,8 +150,9 @@ class MachineProcess:
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             log.error("machine process died", machine=self.spec.id, how=how)
             reason = f"the machine's process ended unexpectedly ({how})"
+            generation = self.published.generation + 1
             await self._publish(
-                Published(MachineState.FAILED, self.published.generation + 1, reason)
+                Published(MachineState.FAILED, generation, reason, process_died=True)
             )
 
     async def _publish(self, published: Published) -> None:

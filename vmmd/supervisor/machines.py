@@ -37,7 +37,14 @@ MACHINES_MAX = 256
 class Machines:
     """Makes, finds, watches and ends machines."""
 
-    def __init__(self, config: ServerConfig, tracing: Tracing, log_level: str) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        tracing: Tracing,
+        log_level: str,
+        directory: Path | None = None,
+    ) -> None:
+        """`directory` is for the machines' sockets; a temporary one of its own where it is None."""
         self._config = config
         self._tracing = tracing
         self._log_level = log_level
@@ -45,7 +52,8 @@ class Machines:
         self._making: dict[str, asyncio.Lock] = {}
         self._closing = False
         # Unix socket paths must stay under 108 bytes, so this is not below a data directory.
-        self._root = Path(tempfile.mkdtemp(prefix="stairwell-vmmd-"))
+        self._root = directory or Path(tempfile.mkdtemp(prefix="stairwell-vmmd-"))
+        self._temporary = directory is None
 
     async def ensure(self, message: pb.MachineSpec) -> MachineRecord:
         """The machine of that id, made if there is none or the last one has ended."""
@@ -70,7 +78,10 @@ class Machines:
             return await self._make(message)
 
     async def _make(self, message: pb.MachineSpec) -> MachineRecord:
-        directory = Path(tempfile.mkdtemp(dir=self._root))
+        # The same one for the same machine: a hypervisor looks for its disks' sockets there again.
+        directory = self._root / message.id
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         process = MachineProcess(message, self._config.engine.value, directory)
         try:
             await process.start(self._config.to_json(), self._tracing, self._log_level)
@@ -164,7 +175,8 @@ class Machines:
             async with process.changed:
                 process.changed.notify_all()
         await asyncio.gather(*(process.stop() for process in self._machines.values()))
-        shutil.rmtree(self._root, ignore_errors=True)
+        if self._temporary:
+            shutil.rmtree(self._root, ignore_errors=True)
 
     def _refuse_when_closing(self) -> None:
         """UnavailableError while the daemon stops."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
 import pytest
@@ -198,18 +199,104 @@ def test_replacements(plane, client):
     plane.answers["RetryReplacement"] = replacement_pb.RetryReplacementResponse(
         replacement=replacement("REPAIR")
     )
-    plane.answers["SetRepairLimits"] = replacement_pb.SetRepairLimitsResponse(
-        replacement=replacement("REPAIR", repair_bytes_per_second_max=50 << 20)
-    )
     assert client.json("replacement", "list", "-d", "block2")["replacements"][0]["id"] == "r-1"
     assert plane.requests("ListReplacements")[0].disk == "block2"
     assert "full" in client("replacement", "get", "r-1")[1]
     assert "goes on in repair" in client("replacement", "retry", "r-1")[1]
-    assert "50 MiB/s" in client("replacement", "limit", "r-1", "50MiB")[1]
-    assert plane.requests("SetRepairLimits")[0].bytes_per_second_max == 50 << 20
-    code, _, err = client("replacement", "limit", "r-1", "fast")
+
+
+def test_repair_limits(plane, client):
+    plane.answers["SetRepairLimits"] = replacement_pb.SetRepairLimitsResponse(
+        replacement=replacement("REPAIR"), limits={"bytes_per_second_max": 50 << 20}, told=True
+    )
+    one = str(uuid.uuid4())
+    said = client("replacement", "limit", one, "--rate", "50M", "--in-flight", "2")[1]
+    assert "50 MiB/s" in said
+    assert "does not answer" not in said
+    asked = plane.requests("SetRepairLimits")[0]
+    assert (asked.id, asked.disk) == (one, "")
+    assert (asked.bytes_per_second_max, asked.extents_in_flight_max) == (50 << 20, 2)
+    assert not asked.HasField("adaptive"), "what was not said is not changed"
+    plane.answers["SetRepairLimits"] = replacement_pb.SetRepairLimitsResponse(
+        limits={"adaptive": False}
+    )
+    said = client("replacement", "limit", "block2", "--rate", "0", "--adaptive", "off")[1]
+    assert "no limit, not adaptive" in said
+    assert "does not answer" in said
+    asked = plane.requests("SetRepairLimits")[1]
+    assert (asked.id, asked.disk) == ("", "block2")
+    assert asked.HasField("bytes_per_second_max")
+    assert not asked.bytes_per_second_max
+    assert asked.HasField("adaptive")
+    assert not asked.adaptive
+    code, _, err = client("replacement", "limit", "block2", "--rate", "fast")
     assert code == 1
-    assert "'fast' is not a size" in err
+    assert "--rate: 'fast' is not a size" in err
+    code, _, err = client("replacement", "limit", "block2")
+    assert code == 1
+    assert "nothing to change" in err
+
+
+def test_pausing_and_resuming(plane, client):
+    plane.answers["PauseReplacement"] = replacement_pb.PauseReplacementResponse(
+        replacement=replacement("PAUSED", paused_in=STATE.REPLACEMENT_STATE_REPAIR)
+    )
+    plane.answers["ResumeReplacement"] = replacement_pb.ResumeReplacementResponse(
+        replacement=replacement("REPAIR")
+    )
+    out = client("replacement", "pause", "r-1")[1]
+    assert "r-1 is paused in repair" in out
+    assert "stairwell replacement resume r-1" in out
+    assert client.json("replacement", "pause", "r-1")["paused_in"] == "repair"
+    assert "goes on in repair" in client("replacement", "resume", "r-1")[1]
+    assert plane.requests("ResumeReplacement")[0].id == "r-1"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "words", "status"),
+    [
+        ("UNDONE", "CANCELLED", ["undone: because"], 0),
+        ("FINISHED_FORWARD", "VERIFY", ["finished forward: because", "watch r-1"], 1),
+        ("REPLACE_AGAIN", "FAILED", ["not undone, stopped: because", "retry r-1"], 1),
+        ("PENDING", "CANCELLING", ["not known yet: because", "watch r-1"], 1),
+    ],
+)
+def test_cancelling_says_what_becomes_of_it(plane, client, outcome, state, words, status):
+    answer = replacement_pb.CancelReplacementResponse(
+        replacement=replacement(state),
+        outcome=replacement_pb.CancelOutcome.Value(f"CANCEL_OUTCOME_{outcome}"),
+        reason="because",
+    )
+    plane.answers["CancelReplacement"] = answer
+    code, out, _ = client("replacement", "cancel", "r-1")
+    assert code == status
+    for each in words:
+        assert each in out
+    code, out, _ = client("--output", "json", "replacement", "cancel", "r-1")
+    assert code == status
+    found = json.loads(out)
+    assert (found["outcome"], found["reason"]) == (outcome.lower(), "because")
+    assert found["replacement"]["state"] == state.lower()
+
+
+def test_what_it_waits_for_and_since_when(plane, client):
+    one = replacement("REPAIR", blocked_on="vmmd is away", restarts=2, mended=1)
+    one.blocked_since_time.FromSeconds(1_700_000_000)
+    plane.answers["GetReplacement"] = replacement_pb.GetReplacementResponse(replacement=one)
+    out = client("replacement", "show", "r-1")[1]
+    for words in ("vmmd is away", "2023-11-14 22:13:20Z", "begun anew", "2 times", "filled again"):
+        assert words in out
+    failed = replacement("FAILED", failed_in=STATE.REPLACEMENT_STATE_VERIFY, last_error="differ")
+    plane.answers["GetReplacement"] = replacement_pb.GetReplacementResponse(replacement=failed)
+    assert "verify" in client("replacement", "show", "r-1")[1]
+
+
+def test_one_that_is_undone_while_it_is_followed(plane, client):
+    plane.answers["WatchReplacement"] = watched(replacement("REPAIR", 5), replacement("CANCELLED"))
+    code, out, err = client("replacement", "watch", "r-1")
+    assert code == 1
+    assert "replacement r-1 was undone: slot 2 of block2 stays 127.0.0.1:8830" in err
+    assert "retry" not in out + err
 
 
 def test_watching_a_replacement_as_json_lines(plane, client):

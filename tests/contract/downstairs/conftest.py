@@ -53,6 +53,8 @@ class Answer:
     text: str
     contexts: np.ndarray | None = None
     data: bytes = b""
+    offset: int = 0
+    length: int = 0
 
 
 class EndedError(Exception):
@@ -115,7 +117,13 @@ class DataClient:
         at = block = 0
         for index, op in enumerate(frame.ops):
             kind, length, status = int(op["kind"]), int(op["length"]), OpStatus(int(op["status"]))
-            answer = Answer(status, int(op["number"]), frame.blob(index).decode())
+            answer = Answer(
+                status,
+                int(op["number"]),
+                frame.blob(index).decode(),
+                offset=int(op["offset"]),
+                length=int(op["length"]),
+            )
             if status is OpStatus.OK:
                 size = {
                     OpKind.READ: self.block_size,

@@ -215,11 +215,13 @@ async def test_a_source_lost_in_the_middle_fails_the_copy_and_another_goes_on(se
     await fill(a, 1)
     await a.flush(1)
     await b.do(begin(), flush(2))
-    await b.one(OpKind.REPAIR_LIMIT, number=512 << 10)
+    # One chunk comes through, and no other.
+    await b.one(OpKind.REPAIR_LIMIT, number=1)
     futures = b.start_ops(*copies(source, upstairs, 1))
     stored = target.daemon.host.engine
-    await eventually(lambda: stored.contexts(0, PER_EXTENT).any())
+    await eventually(lambda: stored.contexts(0, EXTENTS * PER_EXTENT).any())
     await source.daemon.stop()
+    await b.one(OpKind.REPAIR_LIMIT, number=0)
     answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
     # What had left the source already may still have arrived.
     failed = [answer for answer in answers if answer.status is not OpStatus.OK]
@@ -363,6 +365,51 @@ async def test_an_extent_that_is_equal_costs_no_contexts(serve, upstairs):
     other = await asked(0, engine.digest(1))
     assert (other.equal, len(other.runs)) == (False, 1)
     assert (await asked(1, engine.digest(1))).equal
+
+
+async def test_copies_beyond_a_lowered_number_stand_still_and_go_on_later(serve, upstairs):
+    source, target = await serve(), await serve()
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await fill(a, 1, extents=range(4), blocks=192)
+    await b.do(begin(), flush(1))
+    stored = target.daemon.host.engine
+
+    def begun():
+        counts = (stored.contexts(extent * PER_EXTENT, PER_EXTENT) for extent in range(4))
+        return [bool(count.any()) for count in counts]
+
+    # One chunk of 256 KiB every half second, of each in turn.
+    await b.one(OpKind.REPAIR_LIMIT, number=512 << 10)
+    futures = b.start_ops(*copies(source, upstairs, 1, range(4)))
+    await eventually(lambda: begun()[0])
+    await b.one(OpKind.REPAIR_LIMIT, number=0, length=1)
+    first = await asyncio.wait_for(futures[0], 30)
+    assert first.status is OpStatus.OK
+    # They are done in the order in which they began, one after the other.
+    for number, future in enumerate(futures):
+        assert (await asyncio.wait_for(future, 30)).status is OpStatus.OK
+        assert not any(later.done() for later in futures[number + 2 :])
+    answer = await b.one(OpKind.REPAIR_LIMIT, number=7, length=2)
+    # What was received, and what is in force.
+    assert answer.offset == 4 * 192 * BLOCK
+    assert (answer.number, answer.length) == (7, 2)
+
+
+async def test_a_raised_rate_ends_the_wait_under_the_old_one(serve, upstairs):
+    source, target = await serve(), await serve()
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await fill(a, 1, extents=range(4), blocks=192)
+    await b.do(begin(), flush(1))
+    await b.one(OpKind.REPAIR_LIMIT, number=1)
+    futures = b.start_ops(*copies(source, upstairs, 1, range(4)))
+    stored = target.daemon.host.engine
+    await eventually(lambda: stored.contexts(0, EXTENTS * PER_EXTENT).any())
+    # The next chunk would come in three days.
+    done, _ = await asyncio.wait(futures, timeout=0.5)
+    assert not done
+    await b.one(OpKind.REPAIR_LIMIT, number=0)
+    answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
+    assert {answer.status for answer in answers} == {OpStatus.OK}
 
 
 async def test_a_source_that_ends_early_has_not_been_copied(serve, upstairs, monkeypatch):

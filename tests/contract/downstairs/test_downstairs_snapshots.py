@@ -115,3 +115,28 @@ async def test_by_hand(serve) -> None:
         await downstairs.call(flush, block_pb.FlushRequest(snapshot="a b"))
     assert name.value.reason == "SNAPSHOT_NAME"
     assert list(await listed(downstairs)) == ["a"]
+
+
+async def test_what_changed_since_a_snapshot_is_listed(serve, upstairs) -> None:
+    downstairs = await serve()
+    client = await downstairs.session(upstairs)
+    await client.write(0, pattern(1, 8))
+    await snapshot_flush(client, 1, "monday")
+
+    async def changes(generation, number):
+        request = region_pb.ListChangesRequest(generation=generation, flush_number=number)
+        answer = await downstairs.call(downstairs.region.ListChanges, request)
+        return [(each.first_extent, each.extent_count) for each in answer.changed], answer
+
+    (snapshot,) = (await listed(downstairs)).values()
+    since = snapshot.generation, snapshot.flush_number
+    assert (await changes(*since))[0] == []
+    assert (await changes(0, 0))[0] == [(0, 1)]
+    size = downstairs.daemon.host.engine.definition.geometry.blocks_per_extent
+    await client.write(size, pattern(2, 1))
+    found, answer = await changes(*since)
+    assert (found, answer.extents_changed) == ([(1, 1)], 1), "not flushed yet"
+    await client.flush(2)
+    found, answer = await changes(*since)
+    assert (found, answer.generation, answer.flush_number) == ([(1, 1)], 1, 2)
+    assert (await changes(1, 2))[0] == []

@@ -234,3 +234,17 @@ def test_a_region_that_was_let_go_with_its_parent_leaves_nothing_to_replace() ->
     assert not released(record, pb.VolumeInfo(scrubs=[done]))
     done.path = ""
     assert not released(RECORD, pb.VolumeInfo(regions=info().regions, scrubs=[done]))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFoundError("machine", "m"),
+        StateError("machine 'm' has ended (failed)", reason="MACHINE_ENDED"),
+    ],
+)
+def test_a_machine_that_may_be_made_again_is_waited_for(error) -> None:
+    event = as_event(error, 5.0, "")
+    assert isinstance(event, core.Blocked)
+    assert "waiting until the machine is made" in event.on
+    assert isinstance(as_event(error, 5.0, "its instance was deleted"), core.GaveUp)

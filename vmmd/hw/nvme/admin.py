@@ -20,6 +20,7 @@ from vmmd.hw.nvme.queue import (
     CompletionQueue,
     SubmissionQueue,
 )
+from vmmd.hw.segments import scatter
 
 # Besides the admin queue.
 IO_QUEUES_MAX = 15
@@ -159,7 +160,7 @@ def _identify(state: AdminState, entry: Entry) -> int:
             page = identify.descriptors_page(state.identity)
     else:
         raise CommandError(bits.INVALID_FIELD)
-    prp.scatter(prp.walk(state.memory, entry.prp1, entry.prp2, len(page)), page)
+    scatter(prp.walk(state.memory, entry.prp1, entry.prp2, len(page)), page)
     return 0
 
 
@@ -174,7 +175,7 @@ def _get_log_page(state: AdminState, entry: Entry) -> int:
     if offset or length > identify.TRANSFER_BYTES_MAX:
         raise CommandError(bits.INVALID_FIELD)
     buffers = prp.walk(state.memory, entry.prp1, entry.prp2, length)
-    prp.scatter(buffers, page[:length].ljust(length, b"\0"))
+    scatter(buffers, page[:length].ljust(length, b"\0"))
     return 0
 
 

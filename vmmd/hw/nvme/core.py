@@ -25,6 +25,7 @@ from vmmd.hw.nvme.queue import (
     CompletionQueue,
     SubmissionQueue,
 )
+from vmmd.hw.segments import scatter
 
 # What the controller holds of its guest at the backend. More stays in the guest's queues, where it
 # costs nothing. The byte limit may be passed by one burst.
@@ -388,7 +389,7 @@ class NvmeCore:
             if data is None:
                 ongoing.status = bits.INTERNAL_ERROR
             else:
-                prp.scatter(ongoing.segments, data)
+                scatter(ongoing.segments, data)
         if queue.deleted:
             ongoing.rest = None
         further = self._further(ongoing)

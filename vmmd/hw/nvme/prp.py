@@ -47,24 +47,6 @@ def walk(memory: GuestMemory, prp1: int, prp2: int, length: int) -> list[memoryv
     return _joined(memory, prp1, first, pages, rest)
 
 
-def gather(segments: list[memoryview]) -> bytes:
-    """A copy of the guest's buffers, contiguous; later changes by the guest do not reach it."""
-    return bytes(segments[0]) if len(segments) == 1 else b"".join(segments)
-
-
-def scatter(segments: list[memoryview], data: bytes | bytearray | memoryview) -> None:
-    """Copies `data` into the guest's buffers, which together are as long."""
-    if len(segments) == 1:
-        segments[0][:] = data
-        return
-    source = memoryview(data)
-    position = 0
-    for segment in segments:
-        segment[:] = source[position : position + len(segment)]
-        position += len(segment)
-    assert position == len(source)
-
-
 def _view(memory: GuestMemory, address: int, length: int) -> memoryview:
     view = memory.view(address, length)
     if view is None:

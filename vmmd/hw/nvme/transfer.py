@@ -23,6 +23,7 @@ from vmmd.hw.memory import GuestMemory
 from vmmd.hw.nvme import bits, identify, prp
 from vmmd.hw.nvme.admin import CommandError
 from vmmd.hw.nvme.commands import Entry, Ongoing
+from vmmd.hw.segments import gather
 
 _RANGE = struct.Struct("<IIQ")
 
@@ -92,7 +93,7 @@ def _read_or_write(
     ongoing.bytes_held = length
     if writing:
         ongoing.flush_after = not cached or bool(entry.cdw12 & bits.RW_FUA)
-        return [Request(BlockOp.WRITE, ongoing, start, count, prp.gather(segments))]
+        return [Request(BlockOp.WRITE, ongoing, start, count, gather(segments))]
     ongoing.segments = segments
     # FUA on a read asks for what is on the medium; the backend never answers from a cache that
     # could differ from it.
@@ -126,7 +127,7 @@ def _dataset_management(namespace: Namespace, entry: Entry, ongoing: Ongoing) ->
     ranges = (entry.cdw10 & 0xFF) + 1
     buffers = prp.walk(namespace.memory, entry.prp1, entry.prp2, ranges * bits.DSM_RANGE_BYTES)
     wanted = []
-    for _attributes, count, start in _RANGE.iter_unpack(prp.gather(buffers)):
+    for _attributes, count, start in _RANGE.iter_unpack(gather(buffers)):
         _check_range(namespace.info, start, count)
         wanted.append((start, count))
     step = DISCARD_PIECE_BYTES // namespace.info.block_size

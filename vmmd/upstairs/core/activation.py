@@ -36,9 +36,11 @@ class Activation:
         self._region = region
         self.running: Reconciliation | None = None
         self.failure: StairwellError | None = None
-        self.limit = 0
         # What a reconciliation was doing that ended badly, until the members are compared anew.
         self.interrupted: ReconcilePlan | None = None
+        # The generation of a reconciliation that this activation began: copies that are whole get
+        # stamps of it.
+        self._begun_with = 0
         # Since when the same two members are ready, and the third is not.
         self._two: tuple[Member, ...] = ()
         self._two_since = 0.0
@@ -68,6 +70,7 @@ class Activation:
         self.running = None
         self.failure = None
         self.interrupted = None
+        self._begun_with = 0
         self._two = ()
 
     def advance(self) -> bool:
@@ -124,6 +127,9 @@ class Activation:
             if self.failure is not None:
                 return False
             required = work.generation_max + 1
+            if work.generation_max == self._begun_with:
+                # Nobody else can have: the daemons take one session of a generation.
+                required = self._begun_with
             if region.generation < required:
                 self.failure = StateError(
                     f"generation {region.generation} is too low: the extents hold generation "
@@ -140,13 +146,14 @@ class Activation:
 
     def _start(self, work: ReconcilePlan) -> bool:
         if not work.empty:
-            self.running = Reconciliation(self._region, work, self.limit)
+            self._begun_with = self._region.generation
+            self.running = Reconciliation(self._region, work)
             return False
         for member in work.members:
             if member.state is SlotState.LIVE_REPAIR_READY:
                 # The table knows no way from there but through a comparison, which has just been
                 # made.
-                self.running = Reconciliation(self._region, work, self.limit)
+                self.running = Reconciliation(self._region, work)
                 return False
         self._serve(work.members)
         return True

@@ -33,6 +33,7 @@ class ControlJob:
         "length",
         "member",
         "number",
+        "offset",
         "outcome",
         "payload",
         "status",
@@ -51,6 +52,7 @@ class ControlJob:
         self.status = OpStatus.OK
         self.text = ""
         self.number = 0
+        self.offset = 0
         self.payload = b""
 
     def describe(self) -> str:
@@ -84,6 +86,7 @@ class ControlBook:
         op = frame.ops[index]
         job.status = _status(int(op["status"]))
         job.number = int(op["number"])
+        job.offset = int(op["offset"])
         if int(op["blob_bytes"]):
             job.text = frame.text(index)
         job.outcome = Outcome.OK if job.status is OpStatus.OK else Outcome.FAILED

@@ -1,7 +1,8 @@
 """Extent copies into one member: a few in flight, another source when one fails.
 
-Used by live repair and by reconciliation. Who may be the source of an extent is the caller's rule,
-asked anew for every attempt, because sources come and go meanwhile.
+The member obeys the set's limits from its next chunk on, and tells when asked how much it has
+received. Used by live repair and by reconciliation. Who may be the source of an extent is the
+caller's rule, asked anew for every attempt, because sources come and go meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from stairlib.wire.frame import OpKind, OpStatus
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot import Member
 
 # (extent, mask of members that failed as its source) to a member, or None when there is none.
@@ -36,8 +38,17 @@ class ExtentCopies:
     """All copies into `target`. `error` is set once and ends it."""
 
     def __init__(
-        self, region: RegionSet, target: Member, extents: Iterable[int], choose: ChooseSource
+        self,
+        region: RegionSet,
+        target: Member,
+        extents: Iterable[int],
+        choose: ChooseSource,
+        members: int = 1,
+        *,
+        held: bool = False,
     ) -> None:
+        """`members` are filled at the same time as this one, itself included. While it is `held`
+        nothing is copied."""
         self._region = region
         self._target = target
         self._choose = choose
@@ -51,22 +62,95 @@ class ExtentCopies:
         self.started_at = region.now
         self.error = ""
         self.traceparent = ""
+        self._limits = region.repair_limits.share(members)
+        self._look: ControlJob | None = None
+        self._looked_at = region.now
+        self._base: int | None = None
+        self._moved = 0
+        self._partly = 0
         # None is begun meanwhile; those under way stand still by their rate.
-        self.held = False
+        self._held = held
+        self._ask()
 
     @property
     def finished(self) -> bool:
         """Every extent was copied."""
         return self.extents_done == self.extents_total
 
+    @property
+    def limits(self) -> RepairLimits:
+        """What this member was told."""
+        return self._limits
+
+    @property
+    def bytes_moved(self) -> int:
+        """What the member has received or, of extents that are done, had to change."""
+        return max(self._moved, self.bytes_copied)
+
+    @property
+    def bytes_done(self) -> int:
+        """Bytes of the extents that were looked at, with what has come of the others. Never
+        falls."""
+        inside = min(self._moved - self.bytes_copied, len(self._running) * self._extent_bytes)
+        done = self.extents_done * self._extent_bytes
+        self._partly = max(self._partly, done, min(done + inside, self.bytes_total))
+        return self._partly
+
+    @property
+    def bytes_total(self) -> int:
+        """Of all extents."""
+        return self.extents_total * self._extent_bytes
+
+    def limit(self, limits: RepairLimits) -> None:
+        """Obeyed from the next chunk on."""
+        if limits != self._limits:
+            self._limits = limits
+            self._ask()
+
+    def hold(self, held: bool) -> None:
+        """Has the copies stand still, or go on."""
+        if held != self._held:
+            self._held = held
+            self._ask()
+
+    @property
+    def held(self) -> bool:
+        """Whether they stand still."""
+        return self._held
+
+    def look(self) -> None:
+        """Asks how much has been received, when it is time to."""
+        if self._look is not None:
+            self._take_look(self._look)
+        elif self._region.now - self._looked_at >= limits.REPAIR_LOOK_SECONDS:
+            self._ask()
+
+    def _ask(self) -> None:
+        if self._target.streams and not self.finished:
+            self._looked_at = self._region.now
+            rate, copies = self._limits.bytes_per_second, self._limits.copies_in_flight
+            if self._held:
+                rate = limits.HELD_BYTES_PER_SECOND
+            self._look = self._region.send_control(
+                self._target, OpKind.REPAIR_LIMIT, number=rate, length=copies
+            )
+
+    def _take_look(self, job: ControlJob) -> None:
+        if job.outcome is Outcome.PENDING:
+            return
+        self._look = None
+        if job.outcome is Outcome.OK:
+            # The session may have copied before. What it says is shown, and nothing is built on it.
+            self._base = job.offset if self._base is None else self._base
+            self._moved = max(self._moved, min(job.offset - self._base, self.bytes_total))
+
     def advance(self) -> None:
         """Takes what has been answered and asks for more."""
         running, self._running = self._running, []
         for copy in running:
             self._settle(copy)
-        if self.held:
-            return
-        while not self.error and self._waiting and len(self._running) < limits.COPIES_IN_FLIGHT:
+        wanted = 0 if self._held else self._limits.copies_in_flight
+        while not self.error and self._waiting and len(self._running) < wanted:
             extent, tried, attempts = self._waiting.popleft()
             # With every source tried, begin again with the first: the attempts are what is bounded.
             source = self._choose(extent, tried) or self._choose(extent, 0)

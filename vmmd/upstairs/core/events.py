@@ -18,6 +18,7 @@ import numpy.typing as npt
 from stairlib.model.errors import StairwellError
 from stairlib.wire.frame import Bytes, Frame
 from vmmd.block.backend import Completion, Request
+from vmmd.upstairs.core.repair_limits import RepairLimits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,15 +114,18 @@ class Replace:
     key: object
     old: str
     new: str
+    replacement_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeBack:
-    """Answered at once with whether `old` was being replaced by `new`, which is now over."""
+    """Answered at once with whether `old` was being replaced by `new`, which is now over: a
+    `Replace` of that id that comes later is refused."""
 
     key: object
     old: str
     new: str
+    replacement_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +149,9 @@ class RepairMember:
 
 @dataclass(frozen=True, slots=True)
 class SetRepairLimit:
-    """Bytes per second of repair traffic, 0 for no limit; takes effect on running repairs."""
+    """Bounds repair traffic; takes effect on running repairs."""
 
-    bytes_per_second: int
+    limits: RepairLimits
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,13 @@ DEACTIVATE_SECONDS_MAX = 10.0
 # one that is there: long for an answer on a network that works, short for a person.
 READ_ONLY_OTHERS_SECONDS = 1.0
 
-# Extents of one member that are being copied at once.
+# Extents of one set that are being copied at once, unless a repair limit says otherwise.
 COPIES_IN_FLIGHT = 4
+# The most that a repair limit may say: each holds a chunk of 256 KiB at the member that is filled.
+COPIES_IN_FLIGHT_MAX = 16
+# Between two questions to a member that is filled, of how much it has received: progress within an
+# extent, and the rate that the repair really has.
+REPAIR_LOOK_SECONDS = 0.2
 # Bytes per second of a repair that is held: copies that are under way stand still.
 HELD_BYTES_PER_SECOND = 1
 # A copy is asked of other sources after a failure; after this many the repair is given up and begun
@@ -70,3 +75,5 @@ COPY_ATTEMPTS_MAX = 4
 # One digest op reads the contexts of this many blocks on the daemon's loop, a few milliseconds'
 # work that guest requests wait for.
 DIGEST_BLOCKS_PER_OP = 1 << 16
+# Such ops to one member at a time, while a volume is made equal and serves nobody.
+DIGESTS_AT_ONCE = 8

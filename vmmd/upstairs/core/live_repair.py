@@ -31,7 +31,6 @@ import numpy as np
 import numpy.typing as npt
 
 from stairlib.wire.frame import FLAG_TOWARDS, OpKind, extent_marks
-from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.events import RepairEnded, RepairStarted
@@ -45,12 +44,9 @@ from vmmd.upstairs.core.slot_states import SlotMove, SlotState
 class LiveRepair:
     """One attempt to fill one member. `phase` OVER is the end, good or bad."""
 
-    def __init__(
-        self, region: RegionSet, target: Member, limit: int, *, held: bool = False
-    ) -> None:
+    def __init__(self, region: RegionSet, target: Member, *, held: bool = False) -> None:
         self._region = region
         self.target = target
-        self._limit = limit
         self.held = held
         self.phase = RepairPhase.SURVEY
         self.started_at = region.now
@@ -71,23 +67,11 @@ class LiveRepair:
         if self.copies is not None:
             self.copies.traceparent = traceparent
 
-    def set_limit(self, limit: int) -> None:
-        """Bytes per second from now on."""
-        self._limit = limit
-        self._send_limit()
-
     def hold(self, held: bool) -> None:
         """Has the copies stand still, or go on. The member gets every mutation all the same."""
-        if held != self.held:
-            self.held = held
-            if self.copies is not None:
-                self.copies.held = held
-            self._send_limit()
-
-    def _send_limit(self) -> None:
-        if self.target.state is SlotState.LIVE_REPAIR:
-            limit = limits.HELD_BYTES_PER_SECOND if self.held else self._limit
-            self._region.send_control(self.target, OpKind.REPAIR_LIMIT, number=limit)
+        self.held = held
+        if self.copies is not None:
+            self.copies.hold(held)
 
     # ---- steps
 
@@ -162,14 +146,13 @@ class LiveRepair:
         target.move(SlotMove.REPAIR)
         target.synced_job = region.last_job
         region.touch()
-        self.copies = ExtentCopies(region, target, extents.tolist(), self._source_of)
+        self.copies = ExtentCopies(
+            region, target, extents.tolist(), self._source_of, held=self.held
+        )
         self.copies.traceparent = self._traceparent
-        self.copies.held = self.held
         if len(extents):
             blob = self._marks(extents, generations[extents], flushes[extents]).tobytes()
             self._begin = region.send_control(target, OpKind.REPAIR_BEGIN, blob=blob)
-            if self._limit or self.held:
-                self._send_limit()
         self._flush = region.send_flush()
         self._move(RepairMove.SURVEYED)
 

@@ -4,8 +4,10 @@ Per extent the best copy wins: a whole one, then the higher generation, the high
 without a failed write, dirty before clean, the lower slot. A stamp counts for more than a failed
 write: once a write has failed, its daemon lets no flush of that session succeed, so the stamp is of
 one before it, and an older copy lacks what was flushed since. Copies that are not equal to the
-best, and all others of a dirty one, are filled from it:
+best are filled from it; of a dirty one, or one with a failed write, those of the same stamp too,
+unless they turn out to be equal block for block:
 
+ 0. EXTENT_DIGEST of these to all: what is equal is whole, is left as it is, and may be a source;
  1. REPAIR_BEGIN to the destinations: their bad extents are durably marked, so that a crash from
     here on can not make one a source. The mark keeps the stamp of the source: should that one be
     lost before the copy is whole, no older copy may take its place as if nothing had happened;
@@ -22,7 +24,7 @@ that were done are equal by then.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,7 @@ from stairlib.wire.frame import (
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.events import ExtentStamps
+from vmmd.upstairs.core.likeness import Likeness
 from vmmd.upstairs.core.reconcile_states import RECONCILE, ReconcileMove, ReconcilePhase
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.replay import Mutation
@@ -53,14 +56,20 @@ _Stamp = npt.NDArray[np.uint64]
 @dataclass(frozen=True, slots=True, eq=False)
 class ReconcilePlan:
     """`source`: per extent, place in `members`; `stamps`: that copy's generation and flush.
-    `extents`: per member, what it has to be sent."""
+    `extents`: per member, what it has to be sent; of these `doubtful` may be equal all the same."""
 
     members: list[Member]
     source: npt.NDArray[np.int64]
     stamps: tuple[_Stamp, _Stamp]
     extents: list[npt.NDArray[np.int64]]
+    doubtful: list[npt.NDArray[np.int64]]
     generation_max: int
     flush_max: int
+
+    def without(self, equal: list[npt.NDArray[np.int64]]) -> ReconcilePlan:
+        """The same, but that each member is not sent these."""
+        left = [np.setdiff1d(one, same) for one, same in zip(self.extents, equal, strict=True)]
+        return replace(self, extents=left, doubtful=[one[:0] for one in left])
 
     @property
     def empty(self) -> bool:
@@ -146,14 +155,20 @@ def plan(members: list[Member], extent_count: int) -> ReconcilePlan:
     best = (generations[source, columns], flushes[source, columns])
     needs.check(quality[source, columns], best)
     doubtful = (dirty[source, columns] != 0) | (sound[source, columns] == 0)
-    extents = []
+    whole = quality[source, columns] == _WHOLE
+    extents, perhaps = [], []
     for row in range(len(members)):
         differs = doubtful.copy()
         for key in keys:
             differs |= key[row] != key[source, columns]
         differs &= source != row
         extents.append(np.flatnonzero(differs))
-    return ReconcilePlan(members, source, best, extents, int(generations.max()), int(flushes.max()))
+        alike = differs & whole
+        for key in (quality, generations, flushes, dirty):
+            alike &= key[row] == key[source, columns]
+        perhaps.append(np.flatnonzero(alike))
+    newest = int(generations.max()), int(flushes.max())
+    return ReconcilePlan(members, source, best, extents, perhaps, *newest)
 
 
 class _Needs:
@@ -242,24 +257,32 @@ def _best_rows(keys: tuple[npt.NDArray[np.unsignedinteger], ...]) -> npt.NDArray
 class Reconciliation:
     """One run over a plan; `error` is set once and ends it, `done` when all members are equal."""
 
-    def __init__(self, region: RegionSet, work: ReconcilePlan, limit: int) -> None:
+    def __init__(self, region: RegionSet, work: ReconcilePlan) -> None:
         self._region = region
         self._plan = work
         self.error = ""
-        self.phase = ReconcilePhase.BEGIN
+        self.phase = ReconcilePhase.COMPARE
         self._flush: Mutation | None = None
         self._jobs: list[ControlJob] = []
         self.copies: dict[int, ExtentCopies] = {}
+        self._writers: list[Member] = []
+        for member in work.members:
+            member.move(SlotMove.RECONCILE)
+            member.synced_job = region.last_job
+        region.touch()
+        self._likeness = Likeness(region, work.members, work.source, work.doubtful)
+
+    def _begin(self) -> None:
+        region = self._region
+        equal = [self._likeness.equal(row) for row in range(len(self.members))]
+        work = self._plan = self._plan.without(equal)
         # The destinations, and whoever has something unflushed.
         self._writers = [
             member
             for member, extents in zip(work.members, work.extents, strict=True)
             if len(extents) or _dirty(member)
         ]
-        for member in work.members:
-            member.move(SlotMove.RECONCILE)
-            member.synced_job = region.last_job
-        region.touch()
+        filled = sum(1 for extents in work.extents if len(extents))
         for member, extents in zip(work.members, work.extents, strict=True):
             if len(extents):
                 generations, flushes = work.stamps
@@ -267,10 +290,8 @@ class Reconciliation:
                 blob = marks.tobytes()
                 self._jobs.append(region.send_control(member, OpKind.REPAIR_BEGIN, blob=blob))
                 self.copies[member.index] = ExtentCopies(
-                    region, member, extents.tolist(), self._source_of
+                    region, member, extents.tolist(), self._source_of, filled
                 )
-                if limit:
-                    region.send_control(member, OpKind.REPAIR_LIMIT, number=limit)
 
     @property
     def done(self) -> bool:
@@ -306,6 +327,9 @@ class Reconciliation:
             if member.state is not SlotState.RECONCILE:
                 self._fail(f"slot {member.slot} ({member.address}) left: {member.last_error}")
                 return
+        if self.phase is ReconcilePhase.COMPARE and self._likeness.advance():
+            self._begin()
+            self._move(ReconcileMove.COMPARED)
         if self.phase is ReconcilePhase.BEGIN and self._jobs_ok():
             for member, extents in zip(self._plan.members, self._plan.extents, strict=True):
                 if len(extents):

@@ -40,6 +40,7 @@ from vmmd.upstairs.core.events import (
     SlotLeft,
 )
 from vmmd.upstairs.core.flush import FlushBook, judge
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.replay import Mutation, ReplayLog
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.slot_states import SlotMode, SlotMove, SlotState, mode_after_loss
@@ -85,8 +86,11 @@ class RegionSet:
         self.log = ReplayLog()
         self.flushes = FlushBook(config.flush_timeout_seconds)
         self.control = ControlBook()
+        self.repair_limits = RepairLimits()
         # Slots to which nothing is copied.
         self.held: set[int] = set()
+        # Replacements that were undone; a request for one may still be on its way.
+        self.taken_back: set[str] = set()
         self.reads: ReadsInFlight
         block_size = config.geometry.block_size
         # How the members' blocks are encrypted, and the owner whose they are; empty when they are

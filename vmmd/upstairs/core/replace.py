@@ -86,10 +86,25 @@ def decide(
     return Replacement(ReplaceResult.STARTED, leaving.slot)
 
 
-def take_back(region: RegionSet, old: str, new: str) -> bool:
+def refuse_taken_back(region: RegionSet, replacement_id: str) -> None:
+    """ConflictError REPLACEMENT_UNDONE when the replacement was taken back before it came."""
+    if replacement_id in region.taken_back:
+        raise ConflictError(
+            f"replacement {replacement_id} was taken back", reason="REPLACEMENT_UNDONE"
+        )
+
+
+def take_back(region: RegionSet, old: str, new: str, replacement_id: str) -> bool:
     """Ends the replacement of `old` by `new` where `old` still serves: it stays. False when `new`
     is no member; ConflictError CANNOT_TAKE_BACK when `old` has left. A hold of the slot ends too.
     """
+    applied = _let_back(region, old, new)
+    if replacement_id:
+        region.taken_back.add(replacement_id)
+    return applied
+
+
+def _let_back(region: RegionSet, old: str, new: str) -> bool:
     coming = next((m for m in region.slots if m.address == new), None)
     if coming is None:
         for member in region.slots:

@@ -14,7 +14,7 @@ from vmmd.upstairs.core.upstairs_states import UpstairsState
 @dataclass(frozen=True, slots=True)
 class RepairProgress:
     """Of one member's repair. `bytes_done` counts bytes of extents looked at, `bytes_copied` those
-    sent."""
+    sent; `bytes_per_second_max` is the rate in force, 0 for none."""
 
     extents_done: int
     extents_total: int
@@ -25,6 +25,7 @@ class RepairProgress:
     elapsed_seconds: float
     bytes_per_second_max: int
     attempt: int
+    copies_in_flight_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +66,21 @@ class RegionStatus:
     read_only: bool
 
 
-def progress(
-    copies: ExtentCopies, *, now: float, extent_bytes: int, limit: int, attempt: int
-) -> RepairProgress:
+def progress(copies: ExtentCopies, *, now: float, attempt: int) -> RepairProgress:
     """How far the copies are."""
     elapsed = max(0.0, now - copies.started_at)
-    done = copies.extents_done * extent_bytes
+    done = copies.bytes_done
     return RepairProgress(
         extents_done=copies.extents_done,
         extents_total=copies.extents_total,
         bytes_done=done,
-        bytes_total=copies.extents_total * extent_bytes,
-        bytes_copied=copies.bytes_copied,
+        bytes_total=copies.bytes_total,
+        bytes_copied=copies.bytes_moved,
         bytes_per_second=done / elapsed if elapsed else 0.0,
         elapsed_seconds=elapsed,
-        bytes_per_second_max=limit,
+        bytes_per_second_max=copies.limits.bytes_per_second,
         attempt=attempt,
+        copies_in_flight_max=copies.limits.copies_in_flight,
     )
 
 
@@ -89,12 +89,10 @@ def snapshot(
     copies: dict[int, ExtentCopies],
     *,
     now: float,
-    limit: int,
     waiting: int,
     reason: str,
 ) -> RegionStatus:
     """The status at this moment; `copies` by member index."""
-    extent_bytes = region.config.geometry.extent_bytes
     departing = region.departing
     slots = []
     for member in region.slots:
@@ -113,8 +111,6 @@ def snapshot(
                 else progress(
                     running,
                     now=now,
-                    extent_bytes=extent_bytes,
-                    limit=limit,
                     attempt=member.repair_attempts,
                 ),
                 repairs_completed=member.repairs_completed,

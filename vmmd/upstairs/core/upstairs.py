@@ -18,7 +18,6 @@ from stairlib.model.errors import (
     StairwellError,
     StateError,
 )
-from stairlib.wire.frame import OpKind
 from vmmd.block.backend import BlockStatus
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.activation import Activation
@@ -31,7 +30,7 @@ from vmmd.upstairs.core.reads import ReadBook
 from vmmd.upstairs.core.refusals import Outcome, described, refusal
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.repair_states import RepairPhase
-from vmmd.upstairs.core.replace import decide, take_back
+from vmmd.upstairs.core.replace import decide, refuse_taken_back, take_back
 from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.returning import told, what_is_missing
@@ -65,7 +64,6 @@ class Upstairs:
         self._final_flush: Mutation | None = None
         self._deactivate_by = 0.0
         self._leave_after: int | None = None
-        self._limit = 0
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             events.GuestBatch: self._on_guest,
             events.SlotReply: self._on_reply,
@@ -185,7 +183,6 @@ class Upstairs:
             self._region,
             self._copies(),
             now=self._region.now,
-            limit=self._limit,
             waiting=self._guest.waiting,
             reason=self._region.reason or self._activation.waiting,
         )
@@ -201,6 +198,14 @@ class Upstairs:
     def state(self) -> UpstairsState:
         """The upstairs' state."""
         return self._region.state
+
+    @property
+    def filling(self) -> tuple[int, int]:
+        """How many members are being filled, and how many bytes they have received since their
+        fillings began."""
+        running = self._copies().values()
+        moving = sum(not copies.held for copies in running)
+        return moving, sum(copies.bytes_moved for copies in running)
 
     @property
     def repairing(self) -> bool:
@@ -313,6 +318,9 @@ class Upstairs:
                     region.fault(member, f"away for {away:.0f} s: {member.last_error}")
             if region.flushes.due(region.now) and region.links:
                 region.send_flush()
+        if self.repairing:
+            for copies in self._copies().values():
+                copies.look()
         self._connect_due()
 
     def _connect_due(self) -> None:
@@ -358,7 +366,7 @@ class Upstairs:
         # One that is held fills nobody: it comes last.
         for member in sorted(ready, key=lambda m: m.slot in region.held):
             held = member.slot in region.held
-            self._repair = LiveRepair(region, member, self._limit, held=held)
+            self._repair = LiveRepair(region, member, held=held)
             self._repair.advance()
             return
 
@@ -530,13 +538,17 @@ class Upstairs:
         run = self._activation.running
         plan = run.plan if run is not None else None
         interrupted = self._activation.interrupted
-        self._answered(
-            event.key, lambda: decide(self._region, event.old, event.new, plan, interrupted)
-        )
+
+        def replaced() -> events.Replacement:
+            refuse_taken_back(self._region, event.replacement_id)
+            return decide(self._region, event.old, event.new, plan, interrupted)
+
+        self._answered(event.key, replaced)
         self._connect_due()
 
     def _on_take_back(self, event: events.TakeBack) -> None:
-        self._answered(event.key, lambda: take_back(self._region, event.old, event.new))
+        old, new, name = event.old, event.new, event.replacement_id
+        self._answered(event.key, lambda: take_back(self._region, old, new, name))
 
     def _on_hold(self, event: events.HoldRepair) -> None:
         self._region.hold(event.slot, held=event.held)
@@ -558,15 +570,11 @@ class Upstairs:
         self._region.effects.append(answer)
 
     def _on_limit(self, event: events.SetRepairLimit) -> None:
-        self._limit = event.bytes_per_second
-        self._activation.limit = self._limit
-        if self._repair is not None:
-            self._repair.set_limit(self._limit)
-        run = self._activation.running
-        if run is not None:
-            for member in run.members:
-                if member.index in run.copies and member.streams:
-                    self._region.send_control(member, OpKind.REPAIR_LIMIT, number=self._limit)
+        self._region.repair_limits = event.limits
+        running = self._copies().values()
+        moving = sum(not copies.held for copies in running)
+        for copies in running:
+            copies.limit(event.limits.share(moving))
 
     def _on_verify(self, event: events.Verify) -> None:
         if len(self._verifications) >= _VERIFICATIONS_MAX:

@@ -35,6 +35,7 @@ from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import Replacement, SessionInfo
 from vmmd.upstairs.core.region_set import UpstairsConfig
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs
@@ -239,7 +240,8 @@ class RegionUpstairs:
         slot = slots.get(old, slots.get(new, -1))
         with self.spans.replacing(slot, replacement_id, old, new) as span:
             outcome = cast(
-                "Replacement", await self._ask(lambda key: events.Replace(key, old, new))
+                "Replacement",
+                await self._ask(lambda key: events.Replace(key, old, new, replacement_id)),
             )
             span.set_attribute("result", outcome.result.name)
             self._peers.setdefault(new)
@@ -291,10 +293,12 @@ class RegionUpstairs:
                 )
         return report.blocks_read, report.blocks_bad
 
-    async def take_back(self, old: str, new: str) -> bool:
+    async def take_back(self, old: str, new: str, replacement_id: str = "") -> bool:
         """Whether `old` was being replaced by `new`: that is over, `old` stays. ConflictError
         CANNOT_TAKE_BACK when it has left."""
-        return cast("bool", await self._ask(lambda key: events.TakeBack(key, old, new)))
+        return cast(
+            "bool", await self._ask(lambda key: events.TakeBack(key, old, new, replacement_id))
+        )
 
     def hold_repair(self, slot: int, *, held: bool) -> None:
         """Has the repairs of a slot stand still, or go on."""
@@ -304,13 +308,20 @@ class RegionUpstairs:
         """Takes the member of a slot out of service and fills it anew; errors as `fill_again`."""
         await self._ask(lambda key: events.RepairMember(key, slot, whole, reason))
 
-    def set_repair_limit(self, bytes_per_second: int) -> None:
-        """Bounds repair traffic from now on; 0 is no bound."""
-        if bytes_per_second < 0:
-            raise InvalidRequestError("a repair limit is 0 (none) or bytes per second")
+    def set_repair_limits(self, limits: RepairLimits) -> None:
+        """Bounds repair traffic from now on."""
+        self._feed(events.SetRepairLimit(limits))
+
+    def note_limit(self, bytes_per_second_max: int) -> None:
+        """Tells in the trace of each repair that users changed its limit; what is made of that with
+        every look at the guest is told nowhere."""
         for slot in self.status().slots:
-            self.spans.tell(slot.slot, "limit changed", bytes_per_second_max=bytes_per_second)
-        self._feed(events.SetRepairLimit(bytes_per_second))
+            self.spans.tell(slot.slot, "limit changed", bytes_per_second_max=bytes_per_second_max)
+
+    @property
+    def filling(self) -> tuple[int, int]:
+        """As `Upstairs.filling`."""
+        return self._core.filling
 
     def status(self) -> RegionStatus:
         """The status now."""

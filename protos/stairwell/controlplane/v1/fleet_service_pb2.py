@@ -22,27 +22,90 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from stairwell.controlplane.v1 import replacement_service_pb2 as stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-stairwell/controlplane/v1/fleet_service.proto\x12\x19stairwell.controlplane.v1\"\xd4\x01\n\nDownstairs\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tregion_id\x18\x02 \x01(\t\x12\x37\n\x04role\x18\x03 \x01(\x0e\x32).stairwell.controlplane.v1.DownstairsRole\x12\x11\n\tvolume_id\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\x04\x12\x19\n\x11\x62locks_per_extent\x18\x06 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x07 \x01(\r\x12\x11\n\tencrypted\x18\x08 \x01(\x08\",\n\x19RegisterDownstairsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"W\n\x1aRegisterDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x01(\x0b\x32%.stairwell.controlplane.v1.Downstairs\"\x17\n\x15ListDownstairsRequest\"S\n\x16ListDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x03(\x0b\x32%.stairwell.controlplane.v1.Downstairs*\xa3\x01\n\x0e\x44ownstairsRole\x12\x1f\n\x1b\x44OWNSTAIRS_ROLE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44OWNSTAIRS_ROLE_SPARE\x10\x01\x12\x1a\n\x16\x44OWNSTAIRS_ROLE_MEMBER\x10\x02\x12\x1b\n\x17\x44OWNSTAIRS_ROLE_RETIRED\x10\x03\x12\x1c\n\x18\x44OWNSTAIRS_ROLE_LEFTOVER\x10\x04\x32\x89\x02\n\x0c\x46leetService\x12\x81\x01\n\x12RegisterDownstairs\x12\x34.stairwell.controlplane.v1.RegisterDownstairsRequest\x1a\x35.stairwell.controlplane.v1.RegisterDownstairsResponse\x12u\n\x0eListDownstairs\x12\x30.stairwell.controlplane.v1.ListDownstairsRequest\x1a\x31.stairwell.controlplane.v1.ListDownstairsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-stairwell/controlplane/v1/fleet_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x33stairwell/controlplane/v1/replacement_service.proto\"\xc3\x04\n\nDownstairs\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tregion_id\x18\x02 \x01(\t\x12\x37\n\x04role\x18\x03 \x01(\x0e\x32).stairwell.controlplane.v1.DownstairsRole\x12\x11\n\tvolume_id\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\x04\x12\x19\n\x11\x62locks_per_extent\x18\x06 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x07 \x01(\r\x12\x11\n\tencrypted\x18\x08 \x01(\x08\x12\x0c\n\x04host\x18\t \x01(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\n \x01(\t\x12\r\n\x05\x61gent\x18\x0b \x01(\t\x12\x1a\n\x12reserved_volume_id\x18\x0c \x01(\t\x12;\n\x06health\x18\r \x01(\x0e\x32+.stairwell.controlplane.v1.DownstairsHealth\x12\x0f\n\x07trouble\x18\x0e \x01(\t\x12-\n\tlook_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseen_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstored_bytes\x18\x11 \x01(\x04\x12\x17\n\nfree_bytes\x18\x12 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tread_only\x18\x13 \x01(\x08\x12\r\n\x05\x64isks\x18\x14 \x03(\t\x12\x10\n\x08\x64rain_id\x18\x15 \x01(\tB\r\n\x0b_free_bytes\"\xa4\x01\n\x19RegisterDownstairsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\x04host\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0creserved_for\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\x07\n\x05_hostB\x11\n\x0f_failure_domainB\x0f\n\r_reserved_for\"W\n\x1aRegisterDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x01(\x0b\x32%.stairwell.controlplane.v1.Downstairs\".\n\x1b\x44\x65registerDownstairsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x1e\n\x1c\x44\x65registerDownstairsResponse\"%\n\x15ListDownstairsRequest\x12\x0c\n\x04look\x18\x01 \x01(\x08\"S\n\x16ListDownstairsResponse\x12\x39\n\ndownstairs\x18\x01 \x03(\x0b\x32%.stairwell.controlplane.v1.Downstairs\"\x88\x01\n\x05\x41gent\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\t\x12\x0f\n\x07makings\x18\x04 \x01(\r\x12\x12\n\nfree_bytes\x18\x05 \x01(\x04\x12\x12\n\nports_free\x18\x06 \x01(\r\x12\x0f\n\x07trouble\x18\x07 \x01(\t\"s\n\x14RegisterAgentRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\x04host\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05_hostB\x11\n\x0f_failure_domain\"H\n\x15RegisterAgentResponse\x12/\n\x05\x61gent\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Agent\")\n\x16\x44\x65registerAgentRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x19\n\x17\x44\x65registerAgentResponse\"\x13\n\x11ListAgentsRequest\"F\n\x12ListAgentsResponse\x12\x30\n\x06\x61gents\x18\x01 \x03(\x0b\x32 .stairwell.controlplane.v1.Agent\"\x95\x01\n\x0b\x46leetPolicy\x12\x11\n\tautomatic\x18\x01 \x01(\x08\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bmaintenance\x18\x03 \x01(\x08\x12\x13\n\x0b\x61t_once_max\x18\x04 \x01(\r\x12\x1f\n\x17repair_bytes_per_second\x18\x05 \x01(\x04\"\xa4\x01\n\rFaultedMember\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x13\n\x0bregion_path\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\r\x12\x0e\n\x06target\x18\x04 \x01(\t\x12.\n\nsince_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07trouble\x18\x06 \x01(\t\x12\x11\n\twaits_for\x18\x07 \x01(\t\"\x17\n\x15GetFleetPolicyRequest\"\x8b\x01\n\x16GetFleetPolicyResponse\x12\x36\n\x06policy\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.FleetPolicy\x12\x39\n\x07\x66\x61ulted\x18\x02 \x03(\x0b\x32(.stairwell.controlplane.v1.FaultedMember\"\xfd\x01\n\x15SetFleetPolicyRequest\x12\x16\n\tautomatic\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x0bmaintenance\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x0b\x61t_once_max\x18\x04 \x01(\rH\x02\x88\x01\x01\x12$\n\x17repair_bytes_per_second\x18\x05 \x01(\x04H\x03\x88\x01\x01\x42\x0c\n\n_automaticB\x0e\n\x0c_maintenanceB\x0e\n\x0c_at_once_maxB\x1a\n\x18_repair_bytes_per_second\"P\n\x16SetFleetPolicyResponse\x12\x36\n\x06policy\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.FleetPolicy\"\xb8\x01\n\tDrainMove\x12\x16\n\x0ereplacement_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x13\n\x0bregion_path\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12\x12\n\nold_target\x18\x05 \x01(\t\x12\x12\n\nnew_target\x18\x06 \x01(\t\x12:\n\x05state\x18\x07 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\"a\n\x0b\x44rainMember\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x13\n\x0bregion_path\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\r\x12\x0e\n\x06target\x18\x04 \x01(\t\x12\x11\n\twaits_for\x18\x05 \x01(\t\"\xa6\x02\n\x05\x44rain\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.stairwell.controlplane.v1.DrainState\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x05moves\x18\x06 \x03(\x0b\x32$.stairwell.controlplane.v1.DrainMove\x12\x34\n\x04left\x18\x07 \x03(\x0b\x32&.stairwell.controlplane.v1.DrainMember\"S\n\x16\x44rainDownstairsRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"J\n\x17\x44rainDownstairsResponse\x12/\n\x05\x64rain\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Drain\"\x1d\n\x0fGetDrainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x10GetDrainResponse\x12/\n\x05\x64rain\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Drain\"\x13\n\x11ListDrainsRequest\"F\n\x12ListDrainsResponse\x12\x30\n\x06\x64rains\x18\x01 \x03(\x0b\x32 .stairwell.controlplane.v1.Drain\"\x1f\n\x11WatchDrainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"E\n\x12WatchDrainResponse\x12/\n\x05\x64rain\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Drain\" \n\x12\x43\x61ncelDrainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x13\x43\x61ncelDrainResponse\x12/\n\x05\x64rain\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Drain*\xa3\x01\n\x0e\x44ownstairsRole\x12\x1f\n\x1b\x44OWNSTAIRS_ROLE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44OWNSTAIRS_ROLE_SPARE\x10\x01\x12\x1a\n\x16\x44OWNSTAIRS_ROLE_MEMBER\x10\x02\x12\x1b\n\x17\x44OWNSTAIRS_ROLE_RETIRED\x10\x03\x12\x1c\n\x18\x44OWNSTAIRS_ROLE_LEFTOVER\x10\x04*\x8d\x01\n\x10\x44ownstairsHealth\x12!\n\x1d\x44OWNSTAIRS_HEALTH_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44OWNSTAIRS_HEALTH_ANSWERS\x10\x01\x12\x1a\n\x16\x44OWNSTAIRS_HEALTH_AWAY\x10\x02\x12\x1b\n\x17\x44OWNSTAIRS_HEALTH_WRONG\x10\x03*s\n\nDrainState\x12\x1b\n\x17\x44RAIN_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44RAIN_STATE_RUNNING\x10\x01\x12\x14\n\x10\x44RAIN_STATE_DONE\x10\x02\x12\x19\n\x15\x44RAIN_STATE_CANCELLED\x10\x03\x32\xff\x0b\n\x0c\x46leetService\x12\x81\x01\n\x12RegisterDownstairs\x12\x34.stairwell.controlplane.v1.RegisterDownstairsRequest\x1a\x35.stairwell.controlplane.v1.RegisterDownstairsResponse\x12\x87\x01\n\x14\x44\x65registerDownstairs\x12\x36.stairwell.controlplane.v1.DeregisterDownstairsRequest\x1a\x37.stairwell.controlplane.v1.DeregisterDownstairsResponse\x12u\n\x0eListDownstairs\x12\x30.stairwell.controlplane.v1.ListDownstairsRequest\x1a\x31.stairwell.controlplane.v1.ListDownstairsResponse\x12r\n\rRegisterAgent\x12/.stairwell.controlplane.v1.RegisterAgentRequest\x1a\x30.stairwell.controlplane.v1.RegisterAgentResponse\x12x\n\x0f\x44\x65registerAgent\x12\x31.stairwell.controlplane.v1.DeregisterAgentRequest\x1a\x32.stairwell.controlplane.v1.DeregisterAgentResponse\x12i\n\nListAgents\x12,.stairwell.controlplane.v1.ListAgentsRequest\x1a-.stairwell.controlplane.v1.ListAgentsResponse\x12u\n\x0eGetFleetPolicy\x12\x30.stairwell.controlplane.v1.GetFleetPolicyRequest\x1a\x31.stairwell.controlplane.v1.GetFleetPolicyResponse\x12u\n\x0eSetFleetPolicy\x12\x30.stairwell.controlplane.v1.SetFleetPolicyRequest\x1a\x31.stairwell.controlplane.v1.SetFleetPolicyResponse\x12x\n\x0f\x44rainDownstairs\x12\x31.stairwell.controlplane.v1.DrainDownstairsRequest\x1a\x32.stairwell.controlplane.v1.DrainDownstairsResponse\x12\x63\n\x08GetDrain\x12*.stairwell.controlplane.v1.GetDrainRequest\x1a+.stairwell.controlplane.v1.GetDrainResponse\x12i\n\nListDrains\x12,.stairwell.controlplane.v1.ListDrainsRequest\x1a-.stairwell.controlplane.v1.ListDrainsResponse\x12k\n\nWatchDrain\x12,.stairwell.controlplane.v1.WatchDrainRequest\x1a-.stairwell.controlplane.v1.WatchDrainResponse0\x01\x12l\n\x0b\x43\x61ncelDrain\x12-.stairwell.controlplane.v1.CancelDrainRequest\x1a..stairwell.controlplane.v1.CancelDrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.controlplane.v1.fleet_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DOWNSTAIRSROLE']._serialized_start=537
-  _globals['_DOWNSTAIRSROLE']._serialized_end=700
-  _globals['_DOWNSTAIRS']._serialized_start=77
-  _globals['_DOWNSTAIRS']._serialized_end=289
-  _globals['_REGISTERDOWNSTAIRSREQUEST']._serialized_start=291
-  _globals['_REGISTERDOWNSTAIRSREQUEST']._serialized_end=335
-  _globals['_REGISTERDOWNSTAIRSRESPONSE']._serialized_start=337
-  _globals['_REGISTERDOWNSTAIRSRESPONSE']._serialized_end=424
-  _globals['_LISTDOWNSTAIRSREQUEST']._serialized_start=426
-  _globals['_LISTDOWNSTAIRSREQUEST']._serialized_end=449
-  _globals['_LISTDOWNSTAIRSRESPONSE']._serialized_start=451
-  _globals['_LISTDOWNSTAIRSRESPONSE']._serialized_end=534
-  _globals['_FLEETSERVICE']._serialized_start=703
-  _globals['_FLEETSERVICE']._serialized_end=968
+  _globals['_DOWNSTAIRSROLE']._serialized_start=3701
+  _globals['_DOWNSTAIRSROLE']._serialized_end=3864
+  _globals['_DOWNSTAIRSHEALTH']._serialized_start=3867
+  _globals['_DOWNSTAIRSHEALTH']._serialized_end=4008
+  _globals['_DRAINSTATE']._serialized_start=4010
+  _globals['_DRAINSTATE']._serialized_end=4125
+  _globals['_DOWNSTAIRS']._serialized_start=195
+  _globals['_DOWNSTAIRS']._serialized_end=774
+  _globals['_REGISTERDOWNSTAIRSREQUEST']._serialized_start=777
+  _globals['_REGISTERDOWNSTAIRSREQUEST']._serialized_end=941
+  _globals['_REGISTERDOWNSTAIRSRESPONSE']._serialized_start=943
+  _globals['_REGISTERDOWNSTAIRSRESPONSE']._serialized_end=1030
+  _globals['_DEREGISTERDOWNSTAIRSREQUEST']._serialized_start=1032
+  _globals['_DEREGISTERDOWNSTAIRSREQUEST']._serialized_end=1078
+  _globals['_DEREGISTERDOWNSTAIRSRESPONSE']._serialized_start=1080
+  _globals['_DEREGISTERDOWNSTAIRSRESPONSE']._serialized_end=1110
+  _globals['_LISTDOWNSTAIRSREQUEST']._serialized_start=1112
+  _globals['_LISTDOWNSTAIRSREQUEST']._serialized_end=1149
+  _globals['_LISTDOWNSTAIRSRESPONSE']._serialized_start=1151
+  _globals['_LISTDOWNSTAIRSRESPONSE']._serialized_end=1234
+  _globals['_AGENT']._serialized_start=1237
+  _globals['_AGENT']._serialized_end=1373
+  _globals['_REGISTERAGENTREQUEST']._serialized_start=1375
+  _globals['_REGISTERAGENTREQUEST']._serialized_end=1490
+  _globals['_REGISTERAGENTRESPONSE']._serialized_start=1492
+  _globals['_REGISTERAGENTRESPONSE']._serialized_end=1564
+  _globals['_DEREGISTERAGENTREQUEST']._serialized_start=1566
+  _globals['_DEREGISTERAGENTREQUEST']._serialized_end=1607
+  _globals['_DEREGISTERAGENTRESPONSE']._serialized_start=1609
+  _globals['_DEREGISTERAGENTRESPONSE']._serialized_end=1634
+  _globals['_LISTAGENTSREQUEST']._serialized_start=1636
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1655
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1657
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1727
+  _globals['_FLEETPOLICY']._serialized_start=1730
+  _globals['_FLEETPOLICY']._serialized_end=1879
+  _globals['_FAULTEDMEMBER']._serialized_start=1882
+  _globals['_FAULTEDMEMBER']._serialized_end=2046
+  _globals['_GETFLEETPOLICYREQUEST']._serialized_start=2048
+  _globals['_GETFLEETPOLICYREQUEST']._serialized_end=2071
+  _globals['_GETFLEETPOLICYRESPONSE']._serialized_start=2074
+  _globals['_GETFLEETPOLICYRESPONSE']._serialized_end=2213
+  _globals['_SETFLEETPOLICYREQUEST']._serialized_start=2216
+  _globals['_SETFLEETPOLICYREQUEST']._serialized_end=2469
+  _globals['_SETFLEETPOLICYRESPONSE']._serialized_start=2471
+  _globals['_SETFLEETPOLICYRESPONSE']._serialized_end=2551
+  _globals['_DRAINMOVE']._serialized_start=2554
+  _globals['_DRAINMOVE']._serialized_end=2738
+  _globals['_DRAINMEMBER']._serialized_start=2740
+  _globals['_DRAINMEMBER']._serialized_end=2837
+  _globals['_DRAIN']._serialized_start=2840
+  _globals['_DRAIN']._serialized_end=3134
+  _globals['_DRAINDOWNSTAIRSREQUEST']._serialized_start=3136
+  _globals['_DRAINDOWNSTAIRSREQUEST']._serialized_end=3219
+  _globals['_DRAINDOWNSTAIRSRESPONSE']._serialized_start=3221
+  _globals['_DRAINDOWNSTAIRSRESPONSE']._serialized_end=3295
+  _globals['_GETDRAINREQUEST']._serialized_start=3297
+  _globals['_GETDRAINREQUEST']._serialized_end=3326
+  _globals['_GETDRAINRESPONSE']._serialized_start=3328
+  _globals['_GETDRAINRESPONSE']._serialized_end=3395
+  _globals['_LISTDRAINSREQUEST']._serialized_start=3397
+  _globals['_LISTDRAINSREQUEST']._serialized_end=3416
+  _globals['_LISTDRAINSRESPONSE']._serialized_start=3418
+  _globals['_LISTDRAINSRESPONSE']._serialized_end=3488
+  _globals['_WATCHDRAINREQUEST']._serialized_start=3490
+  _globals['_WATCHDRAINREQUEST']._serialized_end=3521
+  _globals['_WATCHDRAINRESPONSE']._serialized_start=3523
+  _globals['_WATCHDRAINRESPONSE']._serialized_end=3592
+  _globals['_CANCELDRAINREQUEST']._serialized_start=3594
+  _globals['_CANCELDRAINREQUEST']._serialized_end=3626
+  _globals['_CANCELDRAINRESPONSE']._serialized_start=3628
+  _globals['_CANCELDRAINRESPONSE']._serialized_end=3698
+  _globals['_FLEETSERVICE']._serialized_start=4128
+  _globals['_FLEETSERVICE']._serialized_end=5663
 # @@protoc_insertion_point(module_scope)

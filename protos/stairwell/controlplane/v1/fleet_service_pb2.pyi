@@ -5,9 +5,12 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from stairwell.controlplane.v1 import replacement_service_pb2 as _replacement_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -42,6 +45,52 @@ DOWNSTAIRS_ROLE_LEFTOVER: DownstairsRole.ValueType  # 4
 """Begun to be filled for a replacement that was undone: not blank, and nobody's."""
 Global___DownstairsRole: _TypeAlias = DownstairsRole  # noqa: Y015
 
+class _DownstairsHealth:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DownstairsHealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DownstairsHealth.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DOWNSTAIRS_HEALTH_UNSPECIFIED: _DownstairsHealth.ValueType  # 0
+    """Nobody has looked yet."""
+    DOWNSTAIRS_HEALTH_ANSWERS: _DownstairsHealth.ValueType  # 1
+    DOWNSTAIRS_HEALTH_AWAY: _DownstairsHealth.ValueType  # 2
+    """See trouble."""
+    DOWNSTAIRS_HEALTH_WRONG: _DownstairsHealth.ValueType  # 3
+    """It answers, and keeps another region than was recorded, or damaged extents."""
+
+class DownstairsHealth(_DownstairsHealth, metaclass=_DownstairsHealthEnumTypeWrapper): ...
+
+DOWNSTAIRS_HEALTH_UNSPECIFIED: DownstairsHealth.ValueType  # 0
+"""Nobody has looked yet."""
+DOWNSTAIRS_HEALTH_ANSWERS: DownstairsHealth.ValueType  # 1
+DOWNSTAIRS_HEALTH_AWAY: DownstairsHealth.ValueType  # 2
+"""See trouble."""
+DOWNSTAIRS_HEALTH_WRONG: DownstairsHealth.ValueType  # 3
+"""It answers, and keeps another region than was recorded, or damaged extents."""
+Global___DownstairsHealth: _TypeAlias = DownstairsHealth  # noqa: Y015
+
+class _DrainState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DrainStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DrainState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRAIN_STATE_UNSPECIFIED: _DrainState.ValueType  # 0
+    DRAIN_STATE_RUNNING: _DrainState.ValueType  # 1
+    DRAIN_STATE_DONE: _DrainState.ValueType  # 2
+    """No recorded request names anything there."""
+    DRAIN_STATE_CANCELLED: _DrainState.ValueType  # 3
+
+class DrainState(_DrainState, metaclass=_DrainStateEnumTypeWrapper): ...
+
+DRAIN_STATE_UNSPECIFIED: DrainState.ValueType  # 0
+DRAIN_STATE_RUNNING: DrainState.ValueType  # 1
+DRAIN_STATE_DONE: DrainState.ValueType  # 2
+"""No recorded request names anything there."""
+DRAIN_STATE_CANCELLED: DrainState.ValueType  # 3
+Global___DrainState: _TypeAlias = DrainState  # noqa: Y015
+
 @_typing.final
 class Downstairs(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -54,6 +103,19 @@ class Downstairs(_message.Message):
     BLOCKS_PER_EXTENT_FIELD_NUMBER: _builtins.int
     EXTENT_COUNT_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    RESERVED_VOLUME_ID_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    LOOK_TIME_FIELD_NUMBER: _builtins.int
+    SEEN_TIME_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    DRAIN_ID_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     region_id: _builtins.str
     role: Global___DownstairsRole.ValueType
@@ -63,6 +125,32 @@ class Downstairs(_message.Message):
     blocks_per_extent: _builtins.int
     extent_count: _builtins.int
     encrypted: _builtins.bool
+    host: _builtins.str
+    """Where it stands: what the operator said, else the host of its address. An empty failure domain means
+    that the host stands for it.
+    """
+    failure_domain: _builtins.str
+    agent: _builtins.str
+    """The agent that made its region for a replacement; empty for any other."""
+    reserved_volume_id: _builtins.str
+    """The volume it is set aside for; empty for any."""
+    health: Global___DownstairsHealth.ValueType
+    """As of the last look."""
+    trouble: _builtins.str
+    stored_bytes: _builtins.int
+    """What its region takes, and what is free on its file system; free_space is absent when it did not say."""
+    free_bytes: _builtins.int
+    read_only: _builtins.bool
+    drain_id: _builtins.str
+    """The drain that keeps it out of use."""
+    @_builtins.property
+    def look_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def seen_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The disks whose recorded request names it."""
+
     def __init__(
         self,
         *,
@@ -74,12 +162,27 @@ class Downstairs(_message.Message):
         blocks_per_extent: _builtins.int = ...,
         extent_count: _builtins.int = ...,
         encrypted: _builtins.bool = ...,
+        host: _builtins.str = ...,
+        failure_domain: _builtins.str = ...,
+        agent: _builtins.str = ...,
+        reserved_volume_id: _builtins.str = ...,
+        health: Global___DownstairsHealth.ValueType = ...,
+        trouble: _builtins.str = ...,
+        look_time: _timestamp_pb2.Timestamp | None = ...,
+        seen_time: _timestamp_pb2.Timestamp | None = ...,
+        stored_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int | None = ...,
+        read_only: _builtins.bool = ...,
+        disks: _abc.Iterable[_builtins.str] | None = ...,
+        drain_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "free_bytes", b"free_bytes", "look_time", b"look_time", "seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_size", b"block_size", "blocks_per_extent", b"blocks_per_extent", "encrypted", b"encrypted", "extent_count", b"extent_count", "region_id", b"region_id", "role", b"role", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "address", b"address", "agent", b"agent", "block_size", b"block_size", "blocks_per_extent", b"blocks_per_extent", "disks", b"disks", "drain_id", b"drain_id", "encrypted", b"encrypted", "extent_count", b"extent_count", "failure_domain", b"failure_domain", "free_bytes", b"free_bytes", "health", b"health", "host", b"host", "look_time", b"look_time", "read_only", b"read_only", "region_id", b"region_id", "reserved_volume_id", b"reserved_volume_id", "role", b"role", "seen_time", b"seen_time", "stored_bytes", b"stored_bytes", "trouble", b"trouble", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
 
 Global___Downstairs: _TypeAlias = Downstairs  # noqa: Y015
 
@@ -88,17 +191,38 @@ class RegisterDownstairsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    RESERVED_FOR_FIELD_NUMBER: _builtins.int
     address: _builtins.str
+    host: _builtins.str
+    failure_domain: _builtins.str
+    reserved_for: _builtins.str
+    """A disk's name or a volume's UUID that it is set aside for; empty sets it aside for nobody."""
     def __init__(
         self,
         *,
         address: _builtins.str = ...,
+        host: _builtins.str | None = ...,
+        failure_domain: _builtins.str | None = ...,
+        reserved_for: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "_reserved_for", b"_reserved_for", "failure_domain", b"failure_domain", "host", b"host", "reserved_for", b"reserved_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "_reserved_for", b"_reserved_for", "address", b"address", "failure_domain", b"failure_domain", "host", b"host", "reserved_for", b"reserved_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__failure_domain: _TypeAlias = _typing.Literal["failure_domain"]  # noqa: Y015
+    _WhichOneofArgType__failure_domain: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain"]  # noqa: Y015
+    _WhichOneofReturnType__host: _TypeAlias = _typing.Literal["host"]  # noqa: Y015
+    _WhichOneofArgType__host: _TypeAlias = _typing.Literal["_host", b"_host"]  # noqa: Y015
+    _WhichOneofReturnType__reserved_for: _TypeAlias = _typing.Literal["reserved_for"]  # noqa: Y015
+    _WhichOneofArgType__reserved_for: _TypeAlias = _typing.Literal["_reserved_for", b"_reserved_for"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_domain) -> _WhichOneofReturnType__failure_domain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host) -> _WhichOneofReturnType__host | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reserved_for) -> _WhichOneofReturnType__reserved_for | None: ...
 
 Global___RegisterDownstairsRequest: _TypeAlias = RegisterDownstairsRequest  # noqa: Y015
 
@@ -123,7 +247,26 @@ class RegisterDownstairsResponse(_message.Message):
 Global___RegisterDownstairsResponse: _TypeAlias = RegisterDownstairsResponse  # noqa: Y015
 
 @_typing.final
-class ListDownstairsRequest(_message.Message):
+class DeregisterDownstairsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterDownstairsRequest: _TypeAlias = DeregisterDownstairsRequest  # noqa: Y015
+
+@_typing.final
+class DeregisterDownstairsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -132,6 +275,26 @@ class ListDownstairsRequest(_message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterDownstairsResponse: _TypeAlias = DeregisterDownstairsResponse  # noqa: Y015
+
+@_typing.final
+class ListDownstairsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOK_FIELD_NUMBER: _builtins.int
+    look: _builtins.bool
+    """Looks at each now, for a few seconds at most, instead of telling what the last look found."""
+    def __init__(
+        self,
+        *,
+        look: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["look", b"look"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,3 +319,664 @@ class ListDownstairsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDownstairsResponse: _TypeAlias = ListDownstairsResponse  # noqa: Y015
+
+@_typing.final
+class Agent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    MAKINGS_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    PORTS_FREE_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    host: _builtins.str
+    failure_domain: _builtins.str
+    makings: _builtins.int
+    """Regions that were made there for replacements that have not ended."""
+    free_bytes: _builtins.int
+    """What it says now; see trouble when it does not."""
+    ports_free: _builtins.int
+    trouble: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        host: _builtins.str = ...,
+        failure_domain: _builtins.str = ...,
+        makings: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        ports_free: _builtins.int = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "failure_domain", b"failure_domain", "free_bytes", b"free_bytes", "host", b"host", "makings", b"makings", "ports_free", b"ports_free", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class RegisterAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    host: _builtins.str
+    failure_domain: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        host: _builtins.str | None = ...,
+        failure_domain: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "failure_domain", b"failure_domain", "host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain", "_host", b"_host", "address", b"address", "failure_domain", b"failure_domain", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__failure_domain: _TypeAlias = _typing.Literal["failure_domain"]  # noqa: Y015
+    _WhichOneofArgType__failure_domain: _TypeAlias = _typing.Literal["_failure_domain", b"_failure_domain"]  # noqa: Y015
+    _WhichOneofReturnType__host: _TypeAlias = _typing.Literal["host"]  # noqa: Y015
+    _WhichOneofArgType__host: _TypeAlias = _typing.Literal["_host", b"_host"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_domain) -> _WhichOneofReturnType__failure_domain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host) -> _WhichOneofReturnType__host | None: ...
+
+Global___RegisterAgentRequest: _TypeAlias = RegisterAgentRequest  # noqa: Y015
+
+@_typing.final
+class RegisterAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent(self) -> Global___Agent: ...
+    def __init__(
+        self,
+        *,
+        agent: Global___Agent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterAgentResponse: _TypeAlias = RegisterAgentResponse  # noqa: Y015
+
+@_typing.final
+class DeregisterAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterAgentRequest: _TypeAlias = DeregisterAgentRequest  # noqa: Y015
+
+@_typing.final
+class DeregisterAgentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterAgentResponse: _TypeAlias = DeregisterAgentResponse  # noqa: Y015
+
+@_typing.final
+class ListAgentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgentsRequest: _TypeAlias = ListAgentsRequest  # noqa: Y015
+
+@_typing.final
+class ListAgentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agent]: ...
+    def __init__(
+        self,
+        *,
+        agents: _abc.Iterable[Global___Agent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAgentsResponse: _TypeAlias = ListAgentsResponse  # noqa: Y015
+
+@_typing.final
+class FleetPolicy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
+    AT_ONCE_MAX_FIELD_NUMBER: _builtins.int
+    REPAIR_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    automatic: _builtins.bool
+    """Whether members that are faulted for longer than the grace time are replaced by spares unasked."""
+    maintenance: _builtins.bool
+    """Holds whatever would be begun unasked, drains included."""
+    at_once_max: _builtins.int
+    """Replacements that may run in the whole fleet when one more is begun unasked."""
+    repair_bytes_per_second: _builtins.int
+    """Of all repairs of replacements together, divided among those that run; zero means no limit."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        automatic: _builtins.bool = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        maintenance: _builtins.bool = ...,
+        at_once_max: _builtins.int = ...,
+        repair_bytes_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance", "repair_bytes_per_second", b"repair_bytes_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetPolicy: _TypeAlias = FleetPolicy  # noqa: Y015
+
+@_typing.final
+class FaultedMember(_message.Message):
+    """A member that does not serve, as found since the policy is automatic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    disk: _builtins.str
+    region_path: _builtins.str
+    slot: _builtins.int
+    target: _builtins.str
+    trouble: _builtins.str
+    """What the machine says of it."""
+    waits_for: _builtins.str
+    """Why it is not being replaced now."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        disk: _builtins.str = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        target: _builtins.str = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        trouble: _builtins.str = ...,
+        waits_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "region_path", b"region_path", "since_time", b"since_time", "slot", b"slot", "target", b"target", "trouble", b"trouble", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FaultedMember: _TypeAlias = FaultedMember  # noqa: Y015
+
+@_typing.final
+class GetFleetPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFleetPolicyRequest: _TypeAlias = GetFleetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetFleetPolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    FAULTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___FleetPolicy: ...
+    @_builtins.property
+    def faulted(self) -> _containers.RepeatedCompositeFieldContainer[Global___FaultedMember]: ...
+    def __init__(
+        self,
+        *,
+        policy: Global___FleetPolicy | None = ...,
+        faulted: _abc.Iterable[Global___FaultedMember] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faulted", b"faulted", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFleetPolicyResponse: _TypeAlias = GetFleetPolicyResponse  # noqa: Y015
+
+@_typing.final
+class SetFleetPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
+    AT_ONCE_MAX_FIELD_NUMBER: _builtins.int
+    REPAIR_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    automatic: _builtins.bool
+    maintenance: _builtins.bool
+    at_once_max: _builtins.int
+    repair_bytes_per_second: _builtins.int
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        automatic: _builtins.bool | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        maintenance: _builtins.bool | None = ...,
+        at_once_max: _builtins.int | None = ...,
+        repair_bytes_per_second: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_maintenance", b"_maintenance", "_repair_bytes_per_second", b"_repair_bytes_per_second", "at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance", "repair_bytes_per_second", b"repair_bytes_per_second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_maintenance", b"_maintenance", "_repair_bytes_per_second", b"_repair_bytes_per_second", "at_once_max", b"at_once_max", "automatic", b"automatic", "grace", b"grace", "maintenance", b"maintenance", "repair_bytes_per_second", b"repair_bytes_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_once_max: _TypeAlias = _typing.Literal["at_once_max"]  # noqa: Y015
+    _WhichOneofArgType__at_once_max: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max"]  # noqa: Y015
+    _WhichOneofReturnType__automatic: _TypeAlias = _typing.Literal["automatic"]  # noqa: Y015
+    _WhichOneofArgType__automatic: _TypeAlias = _typing.Literal["_automatic", b"_automatic"]  # noqa: Y015
+    _WhichOneofReturnType__maintenance: _TypeAlias = _typing.Literal["maintenance"]  # noqa: Y015
+    _WhichOneofArgType__maintenance: _TypeAlias = _typing.Literal["_maintenance", b"_maintenance"]  # noqa: Y015
+    _WhichOneofReturnType__repair_bytes_per_second: _TypeAlias = _typing.Literal["repair_bytes_per_second"]  # noqa: Y015
+    _WhichOneofArgType__repair_bytes_per_second: _TypeAlias = _typing.Literal["_repair_bytes_per_second", b"_repair_bytes_per_second"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_once_max) -> _WhichOneofReturnType__at_once_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__automatic) -> _WhichOneofReturnType__automatic | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maintenance) -> _WhichOneofReturnType__maintenance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repair_bytes_per_second) -> _WhichOneofReturnType__repair_bytes_per_second | None: ...
+
+Global___SetFleetPolicyRequest: _TypeAlias = SetFleetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class SetFleetPolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___FleetPolicy: ...
+    def __init__(
+        self,
+        *,
+        policy: Global___FleetPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetFleetPolicyResponse: _TypeAlias = SetFleetPolicyResponse  # noqa: Y015
+
+@_typing.final
+class DrainMove(_message.Message):
+    """A replacement that a drain has begun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACEMENT_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    OLD_TARGET_FIELD_NUMBER: _builtins.int
+    NEW_TARGET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    replacement_id: _builtins.str
+    disk: _builtins.str
+    region_path: _builtins.str
+    slot: _builtins.int
+    old_target: _builtins.str
+    new_target: _builtins.str
+    state: _replacement_service_pb2.ReplacementState.ValueType
+    def __init__(
+        self,
+        *,
+        replacement_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        old_target: _builtins.str = ...,
+        new_target: _builtins.str = ...,
+        state: _replacement_service_pb2.ReplacementState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "new_target", b"new_target", "old_target", b"old_target", "region_path", b"region_path", "replacement_id", b"replacement_id", "slot", b"slot", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainMove: _TypeAlias = DrainMove  # noqa: Y015
+
+@_typing.final
+class DrainMember(_message.Message):
+    """A member that is still there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    disk: _builtins.str
+    region_path: _builtins.str
+    slot: _builtins.int
+    target: _builtins.str
+    waits_for: _builtins.str
+    """Why it is not being moved now."""
+    def __init__(
+        self,
+        *,
+        disk: _builtins.str = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        target: _builtins.str = ...,
+        waits_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "region_path", b"region_path", "slot", b"slot", "target", b"target", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainMember: _TypeAlias = DrainMember  # noqa: Y015
+
+@_typing.final
+class Drain(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    target: _builtins.str
+    """A host, or one address."""
+    state: Global___DrainState.ValueType
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___DrainMove]: ...
+    @_builtins.property
+    def left(self) -> _containers.RepeatedCompositeFieldContainer[Global___DrainMember]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        target: _builtins.str = ...,
+        state: Global___DrainState.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        moves: _abc.Iterable[Global___DrainMove] | None = ...,
+        left: _abc.Iterable[Global___DrainMember] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "left", b"left", "moves", b"moves", "state", b"state", "target", b"target", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
+
+@_typing.final
+class DrainDownstairsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """A host as ListDownstairs tells it, or one address."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    """Only tells what there is to move."""
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainDownstairsRequest: _TypeAlias = DrainDownstairsRequest  # noqa: Y015
+
+@_typing.final
+class DrainDownstairsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drain(self) -> Global___Drain: ...
+    def __init__(
+        self,
+        *,
+        drain: Global___Drain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainDownstairsResponse: _TypeAlias = DrainDownstairsResponse  # noqa: Y015
+
+@_typing.final
+class GetDrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id of a drain, or its target, which means the newest one of it."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDrainRequest: _TypeAlias = GetDrainRequest  # noqa: Y015
+
+@_typing.final
+class GetDrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drain(self) -> Global___Drain: ...
+    def __init__(
+        self,
+        *,
+        drain: Global___Drain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDrainResponse: _TypeAlias = GetDrainResponse  # noqa: Y015
+
+@_typing.final
+class ListDrainsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDrainsRequest: _TypeAlias = ListDrainsRequest  # noqa: Y015
+
+@_typing.final
+class ListDrainsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drain]:
+        """Newest first; at most a hundred."""
+
+    def __init__(
+        self,
+        *,
+        drains: _abc.Iterable[Global___Drain] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drains", b"drains"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDrainsResponse: _TypeAlias = ListDrainsResponse  # noqa: Y015
+
+@_typing.final
+class WatchDrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchDrainRequest: _TypeAlias = WatchDrainRequest  # noqa: Y015
+
+@_typing.final
+class WatchDrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drain(self) -> Global___Drain: ...
+    def __init__(
+        self,
+        *,
+        drain: Global___Drain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchDrainResponse: _TypeAlias = WatchDrainResponse  # noqa: Y015
+
+@_typing.final
+class CancelDrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelDrainRequest: _TypeAlias = CancelDrainRequest  # noqa: Y015
+
+@_typing.final
+class CancelDrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drain(self) -> Global___Drain: ...
+    def __init__(
+        self,
+        *,
+        drain: Global___Drain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelDrainResponse: _TypeAlias = CancelDrainResponse  # noqa: Y015

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class FleetServiceStub:
-    """The downstairs the control plane knows of: members of volumes, retired ones, and spares.
+    """The downstairs the control plane knows of: members of volumes, retired ones, and spares; what may be
+    done with them unasked, and the emptying of hosts.
     """
 
     def __init__(self, channel):
@@ -40,19 +41,83 @@ class FleetServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterDownstairsRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterDownstairsResponse.FromString,
                 _registered_method=True)
+        self.DeregisterDownstairs = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/DeregisterDownstairs',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterDownstairsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterDownstairsResponse.FromString,
+                _registered_method=True)
         self.ListDownstairs = channel.unary_unary(
                 '/stairwell.controlplane.v1.FleetService/ListDownstairs',
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsResponse.FromString,
                 _registered_method=True)
+        self.RegisterAgent = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/RegisterAgent',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentResponse.FromString,
+                _registered_method=True)
+        self.DeregisterAgent = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/DeregisterAgent',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentResponse.FromString,
+                _registered_method=True)
+        self.ListAgents = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/ListAgents',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsResponse.FromString,
+                _registered_method=True)
+        self.GetFleetPolicy = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/GetFleetPolicy',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetFleetPolicyRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetFleetPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetFleetPolicy = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/SetFleetPolicy',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.SetFleetPolicyRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.SetFleetPolicyResponse.FromString,
+                _registered_method=True)
+        self.DrainDownstairs = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/DrainDownstairs',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DrainDownstairsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DrainDownstairsResponse.FromString,
+                _registered_method=True)
+        self.GetDrain = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/GetDrain',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetDrainRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetDrainResponse.FromString,
+                _registered_method=True)
+        self.ListDrains = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/ListDrains',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDrainsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDrainsResponse.FromString,
+                _registered_method=True)
+        self.WatchDrain = channel.unary_stream(
+                '/stairwell.controlplane.v1.FleetService/WatchDrain',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.WatchDrainRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.WatchDrainResponse.FromString,
+                _registered_method=True)
+        self.CancelDrain = channel.unary_unary(
+                '/stairwell.controlplane.v1.FleetService/CancelDrain',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.CancelDrainRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.CancelDrainResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
-    """The downstairs the control plane knows of: members of volumes, retired ones, and spares.
+    """The downstairs the control plane knows of: members of volumes, retired ones, and spares; what may be
+    done with them unasked, and the emptying of hosts.
     """
 
     def RegisterDownstairs(self, request, context):
-        """Asks the daemon at the address what it is and records it as a spare (or refreshes it).
+        """Asks the daemon at the address what it is and records it as a spare (or refreshes it), with where
+        it stands. Fields that are not set stay as they were.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeregisterDownstairs(self, request, context):
+        """Forgets one that no volume uses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +125,77 @@ class FleetServiceServicer:
 
     def ListDownstairs(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterAgent(self, request, context):
+        """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+        agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeregisterAgent(self, request, context):
+        """Forgets one; regions that it made are not touched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAgents(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFleetPolicy(self, request, context):
+        """What the control plane may do by itself, and the members it has found faulted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetFleetPolicy(self, request, context):
+        """Changes the fields that are set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainDownstairs(self, request, context):
+        """Replaces every member at an address, or on a host, one at a time: each new copy is whole before the
+        old one is let go. Nothing is placed there from then on, until the drain is cancelled. Asked again it
+        answers with the drain there is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDrain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDrains(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDrain(self, request, context):
+        """First the present state, then each change, until the drain has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelDrain(self, request, context):
+        """Begins no further replacement, and takes what was drained into use again. The replacement under way
+        goes on to its end.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -72,10 +208,65 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterDownstairsRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterDownstairsResponse.SerializeToString,
             ),
+            'DeregisterDownstairs': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeregisterDownstairs,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterDownstairsRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterDownstairsResponse.SerializeToString,
+            ),
             'ListDownstairs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDownstairs,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsResponse.SerializeToString,
+            ),
+            'RegisterAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterAgent,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentResponse.SerializeToString,
+            ),
+            'DeregisterAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeregisterAgent,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentResponse.SerializeToString,
+            ),
+            'ListAgents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAgents,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsResponse.SerializeToString,
+            ),
+            'GetFleetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFleetPolicy,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetFleetPolicyRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetFleetPolicyResponse.SerializeToString,
+            ),
+            'SetFleetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetFleetPolicy,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.SetFleetPolicyRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.SetFleetPolicyResponse.SerializeToString,
+            ),
+            'DrainDownstairs': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainDownstairs,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DrainDownstairsRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DrainDownstairsResponse.SerializeToString,
+            ),
+            'GetDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrain,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetDrainRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetDrainResponse.SerializeToString,
+            ),
+            'ListDrains': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDrains,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDrainsRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDrainsResponse.SerializeToString,
+            ),
+            'WatchDrain': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDrain,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.WatchDrainRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.WatchDrainResponse.SerializeToString,
+            ),
+            'CancelDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelDrain,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.CancelDrainRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.CancelDrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,7 +277,8 @@ def add_FleetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FleetService:
-    """The downstairs the control plane knows of: members of volumes, retired ones, and spares.
+    """The downstairs the control plane knows of: members of volumes, retired ones, and spares; what may be
+    done with them unasked, and the emptying of hosts.
     """
 
     @staticmethod
@@ -117,6 +309,33 @@ class FleetService:
             _registered_method=True)
 
     @staticmethod
+    def DeregisterDownstairs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/DeregisterDownstairs',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterDownstairsRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterDownstairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListDownstairs(request,
             target,
             options=(),
@@ -133,6 +352,276 @@ class FleetService:
             '/stairwell.controlplane.v1.FleetService/ListDownstairs',
             stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDownstairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/RegisterAgent',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.RegisterAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeregisterAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/DeregisterAgent',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DeregisterAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAgents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/ListAgents',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListAgentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFleetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/GetFleetPolicy',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetFleetPolicyRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetFleetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetFleetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/SetFleetPolicy',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.SetFleetPolicyRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.SetFleetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainDownstairs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/DrainDownstairs',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DrainDownstairsRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.DrainDownstairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/GetDrain',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetDrainRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.GetDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDrains(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/ListDrains',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDrainsRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.ListDrainsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/WatchDrain',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.WatchDrainRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.WatchDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.FleetService/CancelDrain',
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.CancelDrainRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_fleet__service__pb2.CancelDrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,27 +27,89 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FleetServiceStub:
-    """The downstairs the control plane knows of: members of volumes, retired ones, and spares."""
+    """The downstairs the control plane knows of: members of volumes, retired ones, and spares; what may be
+    done with them unasked, and the emptying of hosts.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
     RegisterDownstairs: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterDownstairsRequest, _fleet_service_pb2.RegisterDownstairsResponse]
-    """Asks the daemon at the address what it is and records it as a spare (or refreshes it)."""
+    """Asks the daemon at the address what it is and records it as a spare (or refreshes it), with where
+    it stands. Fields that are not set stay as they were.
+    """
+    DeregisterDownstairs: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterDownstairsRequest, _fleet_service_pb2.DeregisterDownstairsResponse]
+    """Forgets one that no volume uses."""
     ListDownstairs: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.ListDownstairsRequest, _fleet_service_pb2.ListDownstairsResponse]
+    RegisterAgent: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterAgentRequest, _fleet_service_pb2.RegisterAgentResponse]
+    """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+    agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+    """
+    DeregisterAgent: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterAgentRequest, _fleet_service_pb2.DeregisterAgentResponse]
+    """Forgets one; regions that it made are not touched."""
+    ListAgents: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.ListAgentsRequest, _fleet_service_pb2.ListAgentsResponse]
+    GetFleetPolicy: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.GetFleetPolicyRequest, _fleet_service_pb2.GetFleetPolicyResponse]
+    """What the control plane may do by itself, and the members it has found faulted."""
+    SetFleetPolicy: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.SetFleetPolicyRequest, _fleet_service_pb2.SetFleetPolicyResponse]
+    """Changes the fields that are set."""
+    DrainDownstairs: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.DrainDownstairsRequest, _fleet_service_pb2.DrainDownstairsResponse]
+    """Replaces every member at an address, or on a host, one at a time: each new copy is whole before the
+    old one is let go. Nothing is placed there from then on, until the drain is cancelled. Asked again it
+    answers with the drain there is.
+    """
+    GetDrain: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.GetDrainRequest, _fleet_service_pb2.GetDrainResponse]
+    ListDrains: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.ListDrainsRequest, _fleet_service_pb2.ListDrainsResponse]
+    WatchDrain: _grpc.UnaryStreamMultiCallable[_fleet_service_pb2.WatchDrainRequest, _fleet_service_pb2.WatchDrainResponse]
+    """First the present state, then each change, until the drain has ended."""
+    CancelDrain: _grpc.UnaryUnaryMultiCallable[_fleet_service_pb2.CancelDrainRequest, _fleet_service_pb2.CancelDrainResponse]
+    """Begins no further replacement, and takes what was drained into use again. The replacement under way
+    goes on to its end.
+    """
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
-    """The downstairs the control plane knows of: members of volumes, retired ones, and spares."""
+    """The downstairs the control plane knows of: members of volumes, retired ones, and spares; what may be
+    done with them unasked, and the emptying of hosts.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterDownstairs: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterDownstairsRequest, _fleet_service_pb2.RegisterDownstairsResponse]  # type: ignore[assignment]
-    """Asks the daemon at the address what it is and records it as a spare (or refreshes it)."""
+    """Asks the daemon at the address what it is and records it as a spare (or refreshes it), with where
+    it stands. Fields that are not set stay as they were.
+    """
+    DeregisterDownstairs: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterDownstairsRequest, _fleet_service_pb2.DeregisterDownstairsResponse]  # type: ignore[assignment]
+    """Forgets one that no volume uses."""
     ListDownstairs: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.ListDownstairsRequest, _fleet_service_pb2.ListDownstairsResponse]  # type: ignore[assignment]
+    RegisterAgent: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.RegisterAgentRequest, _fleet_service_pb2.RegisterAgentResponse]  # type: ignore[assignment]
+    """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+    agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+    """
+    DeregisterAgent: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.DeregisterAgentRequest, _fleet_service_pb2.DeregisterAgentResponse]  # type: ignore[assignment]
+    """Forgets one; regions that it made are not touched."""
+    ListAgents: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.ListAgentsRequest, _fleet_service_pb2.ListAgentsResponse]  # type: ignore[assignment]
+    GetFleetPolicy: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.GetFleetPolicyRequest, _fleet_service_pb2.GetFleetPolicyResponse]  # type: ignore[assignment]
+    """What the control plane may do by itself, and the members it has found faulted."""
+    SetFleetPolicy: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.SetFleetPolicyRequest, _fleet_service_pb2.SetFleetPolicyResponse]  # type: ignore[assignment]
+    """Changes the fields that are set."""
+    DrainDownstairs: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.DrainDownstairsRequest, _fleet_service_pb2.DrainDownstairsResponse]  # type: ignore[assignment]
+    """Replaces every member at an address, or on a host, one at a time: each new copy is whole before the
+    old one is let go. Nothing is placed there from then on, until the drain is cancelled. Asked again it
+    answers with the drain there is.
+    """
+    GetDrain: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.GetDrainRequest, _fleet_service_pb2.GetDrainResponse]  # type: ignore[assignment]
+    ListDrains: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.ListDrainsRequest, _fleet_service_pb2.ListDrainsResponse]  # type: ignore[assignment]
+    WatchDrain: _aio.UnaryStreamMultiCallable[_fleet_service_pb2.WatchDrainRequest, _fleet_service_pb2.WatchDrainResponse]  # type: ignore[assignment]
+    """First the present state, then each change, until the drain has ended."""
+    CancelDrain: _aio.UnaryUnaryMultiCallable[_fleet_service_pb2.CancelDrainRequest, _fleet_service_pb2.CancelDrainResponse]  # type: ignore[assignment]
+    """Begins no further replacement, and takes what was drained into use again. The replacement under way
+    goes on to its end.
+    """
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The downstairs the control plane knows of: members of volumes, retired ones, and spares."""
+    """The downstairs the control plane knows of: members of volumes, retired ones, and spares; what may be
+    done with them unasked, and the emptying of hosts.
+    """
 
     @_abc_1.abstractmethod
     def RegisterDownstairs(
@@ -55,7 +117,17 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_service_pb2.RegisterDownstairsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.RegisterDownstairsResponse, _abc.Awaitable[_fleet_service_pb2.RegisterDownstairsResponse]]:
-        """Asks the daemon at the address what it is and records it as a spare (or refreshes it)."""
+        """Asks the daemon at the address what it is and records it as a spare (or refreshes it), with where
+        it stands. Fields that are not set stay as they were.
+        """
+
+    @_abc_1.abstractmethod
+    def DeregisterDownstairs(
+        self,
+        request: _fleet_service_pb2.DeregisterDownstairsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.DeregisterDownstairsResponse, _abc.Awaitable[_fleet_service_pb2.DeregisterDownstairsResponse]]:
+        """Forgets one that no volume uses."""
 
     @_abc_1.abstractmethod
     def ListDownstairs(
@@ -63,5 +135,89 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_service_pb2.ListDownstairsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_service_pb2.ListDownstairsResponse, _abc.Awaitable[_fleet_service_pb2.ListDownstairsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RegisterAgent(
+        self,
+        request: _fleet_service_pb2.RegisterAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.RegisterAgentResponse, _abc.Awaitable[_fleet_service_pb2.RegisterAgentResponse]]:
+        """Asks an agent what its host has to give and records it: where no spare fits, a region is made by the
+        agent that fits best. Fields that are not set are as the agent says, or stay as they were.
+        """
+
+    @_abc_1.abstractmethod
+    def DeregisterAgent(
+        self,
+        request: _fleet_service_pb2.DeregisterAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.DeregisterAgentResponse, _abc.Awaitable[_fleet_service_pb2.DeregisterAgentResponse]]:
+        """Forgets one; regions that it made are not touched."""
+
+    @_abc_1.abstractmethod
+    def ListAgents(
+        self,
+        request: _fleet_service_pb2.ListAgentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.ListAgentsResponse, _abc.Awaitable[_fleet_service_pb2.ListAgentsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetFleetPolicy(
+        self,
+        request: _fleet_service_pb2.GetFleetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.GetFleetPolicyResponse, _abc.Awaitable[_fleet_service_pb2.GetFleetPolicyResponse]]:
+        """What the control plane may do by itself, and the members it has found faulted."""
+
+    @_abc_1.abstractmethod
+    def SetFleetPolicy(
+        self,
+        request: _fleet_service_pb2.SetFleetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.SetFleetPolicyResponse, _abc.Awaitable[_fleet_service_pb2.SetFleetPolicyResponse]]:
+        """Changes the fields that are set."""
+
+    @_abc_1.abstractmethod
+    def DrainDownstairs(
+        self,
+        request: _fleet_service_pb2.DrainDownstairsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.DrainDownstairsResponse, _abc.Awaitable[_fleet_service_pb2.DrainDownstairsResponse]]:
+        """Replaces every member at an address, or on a host, one at a time: each new copy is whole before the
+        old one is let go. Nothing is placed there from then on, until the drain is cancelled. Asked again it
+        answers with the drain there is.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDrain(
+        self,
+        request: _fleet_service_pb2.GetDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.GetDrainResponse, _abc.Awaitable[_fleet_service_pb2.GetDrainResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDrains(
+        self,
+        request: _fleet_service_pb2.ListDrainsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.ListDrainsResponse, _abc.Awaitable[_fleet_service_pb2.ListDrainsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchDrain(
+        self,
+        request: _fleet_service_pb2.WatchDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_fleet_service_pb2.WatchDrainResponse], _abc.AsyncIterator[_fleet_service_pb2.WatchDrainResponse]]:
+        """First the present state, then each change, until the drain has ended."""
+
+    @_abc_1.abstractmethod
+    def CancelDrain(
+        self,
+        request: _fleet_service_pb2.CancelDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_service_pb2.CancelDrainResponse, _abc.Awaitable[_fleet_service_pb2.CancelDrainResponse]]:
+        """Begins no further replacement, and takes what was drained into use again. The replacement under way
+        goes on to its end.
+        """
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

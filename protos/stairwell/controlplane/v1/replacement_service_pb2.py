@@ -24,59 +24,68 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from stairwell.telemetry.v1 import trace_service_pb2 as stairwell_dot_telemetry_dot_v1_dot_trace__service__pb2
+from stairwell.vmmd.v1 import volume_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3stairwell/controlplane/v1/replacement_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*stairwell/telemetry/v1/trace_service.proto\"\xab\x07\n\x0bReplacement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12:\n\x05state\x18\x04 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\x12\x0c\n\x04slot\x18\x06 \x01(\r\x12\x12\n\nold_target\x18\x07 \x01(\t\x12\x12\n\nnew_target\x18\x08 \x01(\t\x12\x17\n\x0f\x66rom_generation\x18\t \x01(\x04\x12\x15\n\rto_generation\x18\n \x01(\x04\x12\x12\n\nbytes_done\x18\x0b \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x0c \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\r \x01(\x04\x12\x14\n\x0c\x65xtents_done\x18\x0e \x01(\r\x12\x15\n\rextents_total\x18\x0f \x01(\r\x12\x18\n\x10\x62ytes_per_second\x18\x10 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x11 \x01(\x01\x12\x12\n\nblocked_on\x18\x12 \x01(\t\x12\x12\n\nlast_error\x18\x13 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x14 \x01(\r\x12\x35\n\x11next_attempt_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x16 \x01(\t\x12/\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x0btransitions\x18\x19 \x03(\x0b\x32%.stairwell.controlplane.v1.Transition\x12#\n\x1brepair_bytes_per_second_max\x18\x1a \x01(\x04\x12>\n\tpaused_in\x18\x1e \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12>\n\tfailed_in\x18\x1f \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12\x36\n\x12\x62locked_since_time\x18  \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08restarts\x18! \x01(\r\x12\x0e\n\x06mended\x18\" \x01(\r\"\xa1\x01\n\nTransition\x12:\n\x05state\x18\x01 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06number\x18\x05 \x01(\r\"#\n\x15GetReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"U\n\x16GetReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"N\n\x17ListReplacementsRequest\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x18ListReplacementsResponse\x12<\n\x0creplacements\x18\x01 \x03(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x17WatchReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x10\x61\x66ter_transition\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_after_transition\"\x93\x01\n\x18WatchReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12:\n\x0btransitions\x18\x02 \x03(\x0b\x32%.stairwell.controlplane.v1.Transition\"%\n\x17PauseReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18PauseReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"&\n\x18ResumeReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"X\n\x19ResumeReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"&\n\x18\x43\x61ncelReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xa3\x01\n\x19\x43\x61ncelReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x39\n\x07outcome\x18\x02 \x01(\x0e\x32(.stairwell.controlplane.v1.CancelOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\"%\n\x17RetryReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18RetryReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"B\n\x16SetRepairLimitsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x02 \x01(\x04\"V\n\x17SetRepairLimitsResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"(\n\x1aGetReplacementTraceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\\\n\x1bGetReplacementTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12+\n\x05spans\x18\x02 \x03(\x0b\x32\x1c.stairwell.telemetry.v1.Span*\xc2\x03\n\x10ReplacementState\x12!\n\x1dREPLACEMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aREPLACEMENT_STATE_VALIDATE\x10\x01\x12\x1f\n\x1bREPLACEMENT_STATE_PREFLIGHT\x10\x02\x12\x1c\n\x18REPLACEMENT_STATE_RECORD\x10\x03\x12\x1b\n\x17REPLACEMENT_STATE_APPLY\x10\x04\x12\x1c\n\x18REPLACEMENT_STATE_REPAIR\x10\x05\x12\x1c\n\x18REPLACEMENT_STATE_VERIFY\x10\x06\x12\x1c\n\x18REPLACEMENT_STATE_RETIRE\x10\x07\x12\x1a\n\x16REPLACEMENT_STATE_DONE\x10\x08\x12\x1c\n\x18REPLACEMENT_STATE_FAILED\x10\t\x12\x1c\n\x18REPLACEMENT_STATE_PAUSED\x10\n\x12 \n\x1cREPLACEMENT_STATE_CANCELLING\x10\x0b\x12\x1a\n\x16REPLACEMENT_STATE_UNDO\x10\x0c\x12\x1f\n\x1bREPLACEMENT_STATE_CANCELLED\x10\r*\xad\x01\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41NCEL_OUTCOME_UNDONE\x10\x01\x12#\n\x1f\x43\x41NCEL_OUTCOME_FINISHED_FORWARD\x10\x02\x12 \n\x1c\x43\x41NCEL_OUTCOME_REPLACE_AGAIN\x10\x03\x12\x1a\n\x16\x43\x41NCEL_OUTCOME_PENDING\x10\x04\x32\x82\t\n\x12ReplacementService\x12u\n\x0eGetReplacement\x12\x30.stairwell.controlplane.v1.GetReplacementRequest\x1a\x31.stairwell.controlplane.v1.GetReplacementResponse\x12{\n\x10ListReplacements\x12\x32.stairwell.controlplane.v1.ListReplacementsRequest\x1a\x33.stairwell.controlplane.v1.ListReplacementsResponse\x12}\n\x10WatchReplacement\x12\x32.stairwell.controlplane.v1.WatchReplacementRequest\x1a\x33.stairwell.controlplane.v1.WatchReplacementResponse0\x01\x12{\n\x10PauseReplacement\x12\x32.stairwell.controlplane.v1.PauseReplacementRequest\x1a\x33.stairwell.controlplane.v1.PauseReplacementResponse\x12~\n\x11ResumeReplacement\x12\x33.stairwell.controlplane.v1.ResumeReplacementRequest\x1a\x34.stairwell.controlplane.v1.ResumeReplacementResponse\x12~\n\x11\x43\x61ncelReplacement\x12\x33.stairwell.controlplane.v1.CancelReplacementRequest\x1a\x34.stairwell.controlplane.v1.CancelReplacementResponse\x12{\n\x10RetryReplacement\x12\x32.stairwell.controlplane.v1.RetryReplacementRequest\x1a\x33.stairwell.controlplane.v1.RetryReplacementResponse\x12x\n\x0fSetRepairLimits\x12\x31.stairwell.controlplane.v1.SetRepairLimitsRequest\x1a\x32.stairwell.controlplane.v1.SetRepairLimitsResponse\x12\x84\x01\n\x13GetReplacementTrace\x12\x35.stairwell.controlplane.v1.GetReplacementTraceRequest\x1a\x36.stairwell.controlplane.v1.GetReplacementTraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3stairwell/controlplane/v1/replacement_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a*stairwell/telemetry/v1/trace_service.proto\x1a&stairwell/vmmd/v1/volume_service.proto\"\xaa\x08\n\x0bReplacement\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x11\n\tvolume_id\x18\x03 \x01(\t\x12:\n\x05state\x18\x04 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12\x13\n\x0bregion_path\x18\x05 \x01(\t\x12\x0c\n\x04slot\x18\x06 \x01(\r\x12\x12\n\nold_target\x18\x07 \x01(\t\x12\x12\n\nnew_target\x18\x08 \x01(\t\x12\x17\n\x0f\x66rom_generation\x18\t \x01(\x04\x12\x15\n\rto_generation\x18\n \x01(\x04\x12\x12\n\nbytes_done\x18\x0b \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x0c \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\r \x01(\x04\x12\x14\n\x0c\x65xtents_done\x18\x0e \x01(\r\x12\x15\n\rextents_total\x18\x0f \x01(\r\x12\x18\n\x10\x62ytes_per_second\x18\x10 \x01(\x01\x12\x13\n\x0b\x65ta_seconds\x18\x11 \x01(\x01\x12\x12\n\nblocked_on\x18\x12 \x01(\t\x12\x12\n\nlast_error\x18\x13 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x14 \x01(\r\x12\x35\n\x11next_attempt_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x16 \x01(\t\x12/\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x0btransitions\x18\x19 \x03(\x0b\x32%.stairwell.controlplane.v1.Transition\x12#\n\x1brepair_bytes_per_second_max\x18\x1a \x01(\x04\x12>\n\tpaused_in\x18\x1e \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12>\n\tfailed_in\x18\x1f \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12\x36\n\x12\x62locked_since_time\x18  \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08restarts\x18! \x01(\r\x12\x0e\n\x06mended\x18\" \x01(\r\x12\x10\n\x08\x61sked_by\x18< \x01(\t\x12\x37\n\tplacement\x18= \x01(\x0b\x32$.stairwell.controlplane.v1.Placement\x12\x32\n\x0brepair_rate\x18\x46 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.RepairRate\"\x90\x01\n\tPlacement\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12\r\n\x05named\x18\x02 \x01(\x08\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x41\n\nrejections\x18\x04 \x03(\x0b\x32-.stairwell.controlplane.v1.PlacementRejection\x12\x0f\n\x07made_by\x18\x05 \x01(\t\"k\n\x12PlacementRejection\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x16\n\x0e\x66\x61ilure_domain\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"\xc0\x01\n\x17StartReplacementRequest\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x11\n\x04slot\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x18\n\x0bregion_path\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x12\n\nnew_target\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x42\x07\n\x05_slotB\x0e\n\x0c_region_path\"\x83\x02\n\x18StartReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\x12\x13\n\x0bregion_path\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12\x12\n\nold_target\x18\x05 \x01(\t\x12\x12\n\nnew_target\x18\x06 \x01(\t\x12\x15\n\rto_generation\x18\x07 \x01(\x04\x12\x37\n\tplacement\x18\x08 \x01(\x0b\x32$.stairwell.controlplane.v1.Placement\"\xa1\x01\n\nTransition\x12:\n\x05state\x18\x01 \x01(\x0e\x32+.stairwell.controlplane.v1.ReplacementState\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0e\n\x06number\x18\x05 \x01(\r\"#\n\x15GetReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"U\n\x16GetReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"N\n\x17ListReplacementsRequest\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x18ListReplacementsResponse\x12<\n\x0creplacements\x18\x01 \x03(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x17WatchReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x10\x61\x66ter_transition\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_after_transition\"\x93\x01\n\x18WatchReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12:\n\x0btransitions\x18\x02 \x03(\x0b\x32%.stairwell.controlplane.v1.Transition\"%\n\x17PauseReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18PauseReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"&\n\x18ResumeReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"X\n\x19ResumeReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"&\n\x18\x43\x61ncelReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xa3\x01\n\x19\x43\x61ncelReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12\x39\n\x07outcome\x18\x02 \x01(\x0e\x32(.stairwell.controlplane.v1.CancelOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\"%\n\x17RetryReplacementRequest\x12\n\n\x02id\x18\x01 \x01(\t\"W\n\x18RetryReplacementResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"\x8c\x02\n\x16SetRepairLimitsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x14\x62ytes_per_second_max\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04\x64isk\x18\x03 \x01(\t\x12!\n\x14\x62ytes_per_second_min\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\"\n\x15\x65xtents_in_flight_max\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x15\n\x08\x61\x64\x61ptive\x18\x06 \x01(\x08H\x03\x88\x01\x01\x42\x17\n\x15_bytes_per_second_maxB\x17\n\x15_bytes_per_second_minB\x18\n\x16_extents_in_flight_maxB\x0b\n\t_adaptive\"\x95\x01\n\x17SetRepairLimitsResponse\x12;\n\x0breplacement\x18\x01 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\x12/\n\x06limits\x18\x02 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.RepairLimits\x12\x0c\n\x04told\x18\x03 \x01(\x08\"(\n\x1aGetReplacementTraceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\\\n\x1bGetReplacementTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12+\n\x05spans\x18\x02 \x03(\x0b\x32\x1c.stairwell.telemetry.v1.Span*\xc2\x03\n\x10ReplacementState\x12!\n\x1dREPLACEMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aREPLACEMENT_STATE_VALIDATE\x10\x01\x12\x1f\n\x1bREPLACEMENT_STATE_PREFLIGHT\x10\x02\x12\x1c\n\x18REPLACEMENT_STATE_RECORD\x10\x03\x12\x1b\n\x17REPLACEMENT_STATE_APPLY\x10\x04\x12\x1c\n\x18REPLACEMENT_STATE_REPAIR\x10\x05\x12\x1c\n\x18REPLACEMENT_STATE_VERIFY\x10\x06\x12\x1c\n\x18REPLACEMENT_STATE_RETIRE\x10\x07\x12\x1a\n\x16REPLACEMENT_STATE_DONE\x10\x08\x12\x1c\n\x18REPLACEMENT_STATE_FAILED\x10\t\x12\x1c\n\x18REPLACEMENT_STATE_PAUSED\x10\n\x12 \n\x1cREPLACEMENT_STATE_CANCELLING\x10\x0b\x12\x1a\n\x16REPLACEMENT_STATE_UNDO\x10\x0c\x12\x1f\n\x1bREPLACEMENT_STATE_CANCELLED\x10\r*\xad\x01\n\rCancelOutcome\x12\x1e\n\x1a\x43\x41NCEL_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41NCEL_OUTCOME_UNDONE\x10\x01\x12#\n\x1f\x43\x41NCEL_OUTCOME_FINISHED_FORWARD\x10\x02\x12 \n\x1c\x43\x41NCEL_OUTCOME_REPLACE_AGAIN\x10\x03\x12\x1a\n\x16\x43\x41NCEL_OUTCOME_PENDING\x10\x04\x32\xff\t\n\x12ReplacementService\x12{\n\x10StartReplacement\x12\x32.stairwell.controlplane.v1.StartReplacementRequest\x1a\x33.stairwell.controlplane.v1.StartReplacementResponse\x12u\n\x0eGetReplacement\x12\x30.stairwell.controlplane.v1.GetReplacementRequest\x1a\x31.stairwell.controlplane.v1.GetReplacementResponse\x12{\n\x10ListReplacements\x12\x32.stairwell.controlplane.v1.ListReplacementsRequest\x1a\x33.stairwell.controlplane.v1.ListReplacementsResponse\x12}\n\x10WatchReplacement\x12\x32.stairwell.controlplane.v1.WatchReplacementRequest\x1a\x33.stairwell.controlplane.v1.WatchReplacementResponse0\x01\x12{\n\x10PauseReplacement\x12\x32.stairwell.controlplane.v1.PauseReplacementRequest\x1a\x33.stairwell.controlplane.v1.PauseReplacementResponse\x12~\n\x11ResumeReplacement\x12\x33.stairwell.controlplane.v1.ResumeReplacementRequest\x1a\x34.stairwell.controlplane.v1.ResumeReplacementResponse\x12~\n\x11\x43\x61ncelReplacement\x12\x33.stairwell.controlplane.v1.CancelReplacementRequest\x1a\x34.stairwell.controlplane.v1.CancelReplacementResponse\x12{\n\x10RetryReplacement\x12\x32.stairwell.controlplane.v1.RetryReplacementRequest\x1a\x33.stairwell.controlplane.v1.RetryReplacementResponse\x12x\n\x0fSetRepairLimits\x12\x31.stairwell.controlplane.v1.SetRepairLimitsRequest\x1a\x32.stairwell.controlplane.v1.SetRepairLimitsResponse\x12\x84\x01\n\x13GetReplacementTrace\x12\x35.stairwell.controlplane.v1.GetReplacementTraceRequest\x1a\x36.stairwell.controlplane.v1.GetReplacementTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.controlplane.v1.replacement_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLACEMENTSTATE']._serialized_start=2710
-  _globals['_REPLACEMENTSTATE']._serialized_end=3160
-  _globals['_CANCELOUTCOME']._serialized_start=3163
-  _globals['_CANCELOUTCOME']._serialized_end=3336
-  _globals['_REPLACEMENT']._serialized_start=160
-  _globals['_REPLACEMENT']._serialized_end=1099
-  _globals['_TRANSITION']._serialized_start=1102
-  _globals['_TRANSITION']._serialized_end=1263
-  _globals['_GETREPLACEMENTREQUEST']._serialized_start=1265
-  _globals['_GETREPLACEMENTREQUEST']._serialized_end=1300
-  _globals['_GETREPLACEMENTRESPONSE']._serialized_start=1302
-  _globals['_GETREPLACEMENTRESPONSE']._serialized_end=1387
-  _globals['_LISTREPLACEMENTSREQUEST']._serialized_start=1389
-  _globals['_LISTREPLACEMENTSREQUEST']._serialized_end=1467
-  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_start=1469
-  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_end=1582
-  _globals['_WATCHREPLACEMENTREQUEST']._serialized_start=1584
-  _globals['_WATCHREPLACEMENTREQUEST']._serialized_end=1673
-  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_start=1676
-  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_end=1823
-  _globals['_PAUSEREPLACEMENTREQUEST']._serialized_start=1825
-  _globals['_PAUSEREPLACEMENTREQUEST']._serialized_end=1862
-  _globals['_PAUSEREPLACEMENTRESPONSE']._serialized_start=1864
-  _globals['_PAUSEREPLACEMENTRESPONSE']._serialized_end=1951
-  _globals['_RESUMEREPLACEMENTREQUEST']._serialized_start=1953
-  _globals['_RESUMEREPLACEMENTREQUEST']._serialized_end=1991
-  _globals['_RESUMEREPLACEMENTRESPONSE']._serialized_start=1993
-  _globals['_RESUMEREPLACEMENTRESPONSE']._serialized_end=2081
-  _globals['_CANCELREPLACEMENTREQUEST']._serialized_start=2083
-  _globals['_CANCELREPLACEMENTREQUEST']._serialized_end=2121
-  _globals['_CANCELREPLACEMENTRESPONSE']._serialized_start=2124
-  _globals['_CANCELREPLACEMENTRESPONSE']._serialized_end=2287
-  _globals['_RETRYREPLACEMENTREQUEST']._serialized_start=2289
-  _globals['_RETRYREPLACEMENTREQUEST']._serialized_end=2326
-  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_start=2328
-  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_end=2415
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=2417
-  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=2483
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=2485
-  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=2571
-  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_start=2573
-  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_end=2613
-  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_start=2615
-  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_end=2707
-  _globals['_REPLACEMENTSERVICE']._serialized_start=3339
-  _globals['_REPLACEMENTSERVICE']._serialized_end=4493
+  _globals['_REPLACEMENTSTATE']._serialized_start=3857
+  _globals['_REPLACEMENTSTATE']._serialized_end=4307
+  _globals['_CANCELOUTCOME']._serialized_start=4310
+  _globals['_CANCELOUTCOME']._serialized_end=4483
+  _globals['_REPLACEMENT']._serialized_start=200
+  _globals['_REPLACEMENT']._serialized_end=1266
+  _globals['_PLACEMENT']._serialized_start=1269
+  _globals['_PLACEMENT']._serialized_end=1413
+  _globals['_PLACEMENTREJECTION']._serialized_start=1415
+  _globals['_PLACEMENTREJECTION']._serialized_end=1522
+  _globals['_STARTREPLACEMENTREQUEST']._serialized_start=1525
+  _globals['_STARTREPLACEMENTREQUEST']._serialized_end=1717
+  _globals['_STARTREPLACEMENTRESPONSE']._serialized_start=1720
+  _globals['_STARTREPLACEMENTRESPONSE']._serialized_end=1979
+  _globals['_TRANSITION']._serialized_start=1982
+  _globals['_TRANSITION']._serialized_end=2143
+  _globals['_GETREPLACEMENTREQUEST']._serialized_start=2145
+  _globals['_GETREPLACEMENTREQUEST']._serialized_end=2180
+  _globals['_GETREPLACEMENTRESPONSE']._serialized_start=2182
+  _globals['_GETREPLACEMENTRESPONSE']._serialized_end=2267
+  _globals['_LISTREPLACEMENTSREQUEST']._serialized_start=2269
+  _globals['_LISTREPLACEMENTSREQUEST']._serialized_end=2347
+  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_start=2349
+  _globals['_LISTREPLACEMENTSRESPONSE']._serialized_end=2462
+  _globals['_WATCHREPLACEMENTREQUEST']._serialized_start=2464
+  _globals['_WATCHREPLACEMENTREQUEST']._serialized_end=2553
+  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_start=2556
+  _globals['_WATCHREPLACEMENTRESPONSE']._serialized_end=2703
+  _globals['_PAUSEREPLACEMENTREQUEST']._serialized_start=2705
+  _globals['_PAUSEREPLACEMENTREQUEST']._serialized_end=2742
+  _globals['_PAUSEREPLACEMENTRESPONSE']._serialized_start=2744
+  _globals['_PAUSEREPLACEMENTRESPONSE']._serialized_end=2831
+  _globals['_RESUMEREPLACEMENTREQUEST']._serialized_start=2833
+  _globals['_RESUMEREPLACEMENTREQUEST']._serialized_end=2871
+  _globals['_RESUMEREPLACEMENTRESPONSE']._serialized_start=2873
+  _globals['_RESUMEREPLACEMENTRESPONSE']._serialized_end=2961
+  _globals['_CANCELREPLACEMENTREQUEST']._serialized_start=2963
+  _globals['_CANCELREPLACEMENTREQUEST']._serialized_end=3001
+  _globals['_CANCELREPLACEMENTRESPONSE']._serialized_start=3004
+  _globals['_CANCELREPLACEMENTRESPONSE']._serialized_end=3167
+  _globals['_RETRYREPLACEMENTREQUEST']._serialized_start=3169
+  _globals['_RETRYREPLACEMENTREQUEST']._serialized_end=3206
+  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_start=3208
+  _globals['_RETRYREPLACEMENTRESPONSE']._serialized_end=3295
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_start=3298
+  _globals['_SETREPAIRLIMITSREQUEST']._serialized_end=3566
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_start=3569
+  _globals['_SETREPAIRLIMITSRESPONSE']._serialized_end=3718
+  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_start=3720
+  _globals['_GETREPLACEMENTTRACEREQUEST']._serialized_end=3760
+  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_start=3762
+  _globals['_GETREPLACEMENTTRACERESPONSE']._serialized_end=3854
+  _globals['_REPLACEMENTSERVICE']._serialized_start=4486
+  _globals['_REPLACEMENTSERVICE']._serialized_end=5765
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from stairwell.telemetry.v1 import trace_service_pb2 as _trace_service_pb2
+from stairwell.vmmd.v1 import volume_service_pb2 as _volume_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -131,6 +132,9 @@ class Replacement(_message.Message):
     BLOCKED_SINCE_TIME_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     MENDED_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    REPAIR_RATE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -163,6 +167,10 @@ class Replacement(_message.Message):
     """Repairs begun anew for want of progress, since it last got further than ever before."""
     mended: _builtins.int
     """How often a member that differed was filled again."""
+    asked_by: _builtins.str
+    """Who began it: empty for a construction request that was sent, else "operator", "automatic" or
+    "drain " with the drain's id.
+    """
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -174,6 +182,14 @@ class Replacement(_message.Message):
     @_builtins.property
     def blocked_since_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it waits for what blocked_on names."""
+
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """How its new target was found; absent for a construction request that was sent."""
+
+    @_builtins.property
+    def repair_rate(self) -> _volume_service_pb2.RepairRate:
+        """How fast its repair may go and why, as the machine last told; absent once it has ended."""
 
     def __init__(
         self,
@@ -209,14 +225,185 @@ class Replacement(_message.Message):
         blocked_since_time: _timestamp_pb2.Timestamp | None = ...,
         restarts: _builtins.int = ...,
         mended: _builtins.int = ...,
+        asked_by: _builtins.str = ...,
+        placement: Global___Placement | None = ...,
+        repair_rate: _volume_service_pb2.RepairRate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_since_time", b"blocked_since_time", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_since_time", b"blocked_since_time", "create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "placement", b"placement", "repair_rate", b"repair_rate", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "blocked_on", b"blocked_on", "blocked_since_time", b"blocked_since_time", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "failed_in", b"failed_in", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "mended", b"mended", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "paused_in", b"paused_in", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "restarts", b"restarts", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_by", b"asked_by", "attempt", b"attempt", "blocked_on", b"blocked_on", "blocked_since_time", b"blocked_since_time", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_total", b"bytes_total", "create_time", b"create_time", "disk", b"disk", "eta_seconds", b"eta_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total", "failed_in", b"failed_in", "from_generation", b"from_generation", "id", b"id", "last_error", b"last_error", "mended", b"mended", "new_target", b"new_target", "next_attempt_time", b"next_attempt_time", "old_target", b"old_target", "paused_in", b"paused_in", "placement", b"placement", "region_path", b"region_path", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "repair_rate", b"repair_rate", "restarts", b"restarts", "slot", b"slot", "state", b"state", "to_generation", b"to_generation", "trace_id", b"trace_id", "transitions", b"transitions", "update_time", b"update_time", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Replacement: _TypeAlias = Replacement  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """How a spare was chosen, or why none was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    REJECTIONS_FIELD_NUMBER: _builtins.int
+    MADE_BY_FIELD_NUMBER: _builtins.int
+    chosen: _builtins.str
+    """Empty when none fits."""
+    named: _builtins.bool
+    """Whether the caller named it."""
+    made_by: _builtins.str
+    """The agent that makes, or made, the region, where no spare fits."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What speaks against the one that was named, and was left to the caller."""
+
+    @_builtins.property
+    def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementRejection]: ...
+    def __init__(
+        self,
+        *,
+        chosen: _builtins.str = ...,
+        named: _builtins.bool = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        rejections: _abc.Iterable[Global___PlacementRejection] | None = ...,
+        made_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "made_by", b"made_by", "named", b"named", "rejections", b"rejections", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class PlacementRejection(_message.Message):
+    """A downstairs that was not taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    FAILURE_DOMAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    host: _builtins.str
+    failure_domain: _builtins.str
+    reason: _builtins.str
+    """As SAME_HOST; NOT_NEEDED for one that fits, but less well."""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        host: _builtins.str = ...,
+        failure_domain: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "failure_domain", b"failure_domain", "host", b"host", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementRejection: _TypeAlias = PlacementRejection  # noqa: Y015
+
+@_typing.final
+class StartReplacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    OLD_TARGET_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    NEW_TARGET_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    disk: _builtins.str
+    """A disk's name, or its volume's UUID."""
+    slot: _builtins.int
+    """Which member goes: its slot, its address, or both."""
+    old_target: _builtins.str
+    region_path: _builtins.str
+    """The region the slot is in, as sub_volumes[0]; may be left out when that is clear."""
+    new_target: _builtins.str
+    """Empty: a spare is chosen."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    """Chooses and judges, and changes nothing."""
+    def __init__(
+        self,
+        *,
+        disk: _builtins.str = ...,
+        slot: _builtins.int | None = ...,
+        old_target: _builtins.str = ...,
+        region_path: _builtins.str | None = ...,
+        new_target: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_region_path", b"_region_path", "_slot", b"_slot", "region_path", b"region_path", "slot", b"slot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_region_path", b"_region_path", "_slot", b"_slot", "disk", b"disk", "new_target", b"new_target", "old_target", b"old_target", "region_path", b"region_path", "request_id", b"request_id", "slot", b"slot", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__region_path: _TypeAlias = _typing.Literal["region_path"]  # noqa: Y015
+    _WhichOneofArgType__region_path: _TypeAlias = _typing.Literal["_region_path", b"_region_path"]  # noqa: Y015
+    _WhichOneofReturnType__slot: _TypeAlias = _typing.Literal["slot"]  # noqa: Y015
+    _WhichOneofArgType__slot: _TypeAlias = _typing.Literal["_slot", b"_slot"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__region_path) -> _WhichOneofReturnType__region_path | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slot) -> _WhichOneofReturnType__slot | None: ...
+
+Global___StartReplacementRequest: _TypeAlias = StartReplacementRequest  # noqa: Y015
+
+@_typing.final
+class StartReplacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    ALREADY_FIELD_NUMBER: _builtins.int
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    OLD_TARGET_FIELD_NUMBER: _builtins.int
+    NEW_TARGET_FIELD_NUMBER: _builtins.int
+    TO_GENERATION_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    already: _builtins.bool
+    """Whether this very replacement was running, or had ended, before the call."""
+    region_path: _builtins.str
+    slot: _builtins.int
+    old_target: _builtins.str
+    new_target: _builtins.str
+    to_generation: _builtins.int
+    @_builtins.property
+    def replacement(self) -> Global___Replacement:
+        """Absent when it was only judged."""
+
+    @_builtins.property
+    def placement(self) -> Global___Placement: ...
+    def __init__(
+        self,
+        *,
+        replacement: Global___Replacement | None = ...,
+        already: _builtins.bool = ...,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        old_target: _builtins.str = ...,
+        new_target: _builtins.str = ...,
+        to_generation: _builtins.int = ...,
+        placement: Global___Placement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "replacement", b"replacement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "new_target", b"new_target", "old_target", b"old_target", "placement", b"placement", "region_path", b"region_path", "replacement", b"replacement", "slot", b"slot", "to_generation", b"to_generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartReplacementResponse: _TypeAlias = StartReplacementResponse  # noqa: Y015
 
 @_typing.final
 class Transition(_message.Message):
@@ -554,23 +741,57 @@ Global___RetryReplacementResponse: _TypeAlias = RetryReplacementResponse  # noqa
 
 @_typing.final
 class SetRepairLimitsRequest(_message.Message):
+    """The fields that are left out stay as they are."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_MIN_FIELD_NUMBER: _builtins.int
+    EXTENTS_IN_FLIGHT_MAX_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """A replacement that has not ended; or a disk, by name or volume UUID, instead."""
     bytes_per_second_max: _builtins.int
+    """Of all repairs of the disk together; zero means no limit."""
+    disk: _builtins.str
+    bytes_per_second_min: _builtins.int
+    """Adaptive repairs are not slower than this, unless a limit is lower; zero means the default."""
+    extents_in_flight_max: _builtins.int
+    """1 to 16; zero means the default."""
+    adaptive: _builtins.bool
+    """Follow the guest: slow while it is busy, fast while it is not."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
-        bytes_per_second_max: _builtins.int = ...,
+        bytes_per_second_max: _builtins.int | None = ...,
+        disk: _builtins.str = ...,
+        bytes_per_second_min: _builtins.int | None = ...,
+        extents_in_flight_max: _builtins.int | None = ...,
+        adaptive: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_bytes_per_second_max", b"_bytes_per_second_max", "_bytes_per_second_min", b"_bytes_per_second_min", "_extents_in_flight_max", b"_extents_in_flight_max", "adaptive", b"adaptive", "bytes_per_second_max", b"bytes_per_second_max", "bytes_per_second_min", b"bytes_per_second_min", "extents_in_flight_max", b"extents_in_flight_max"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second_max", b"bytes_per_second_max", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "_bytes_per_second_max", b"_bytes_per_second_max", "_bytes_per_second_min", b"_bytes_per_second_min", "_extents_in_flight_max", b"_extents_in_flight_max", "adaptive", b"adaptive", "bytes_per_second_max", b"bytes_per_second_max", "bytes_per_second_min", b"bytes_per_second_min", "disk", b"disk", "extents_in_flight_max", b"extents_in_flight_max", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__adaptive: _TypeAlias = _typing.Literal["adaptive"]  # noqa: Y015
+    _WhichOneofArgType__adaptive: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive"]  # noqa: Y015
+    _WhichOneofReturnType__bytes_per_second_max: _TypeAlias = _typing.Literal["bytes_per_second_max"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second_max: _TypeAlias = _typing.Literal["_bytes_per_second_max", b"_bytes_per_second_max"]  # noqa: Y015
+    _WhichOneofReturnType__bytes_per_second_min: _TypeAlias = _typing.Literal["bytes_per_second_min"]  # noqa: Y015
+    _WhichOneofArgType__bytes_per_second_min: _TypeAlias = _typing.Literal["_bytes_per_second_min", b"_bytes_per_second_min"]  # noqa: Y015
+    _WhichOneofReturnType__extents_in_flight_max: _TypeAlias = _typing.Literal["extents_in_flight_max"]  # noqa: Y015
+    _WhichOneofArgType__extents_in_flight_max: _TypeAlias = _typing.Literal["_extents_in_flight_max", b"_extents_in_flight_max"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive) -> _WhichOneofReturnType__adaptive | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second_max) -> _WhichOneofReturnType__bytes_per_second_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_per_second_min) -> _WhichOneofReturnType__bytes_per_second_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__extents_in_flight_max) -> _WhichOneofReturnType__extents_in_flight_max | None: ...
 
 Global___SetRepairLimitsRequest: _TypeAlias = SetRepairLimitsRequest  # noqa: Y015
 
@@ -579,16 +800,28 @@ class SetRepairLimitsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLACEMENT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    told: _builtins.bool
+    """Whether the machine has them; else it is told as soon as it is there."""
     @_builtins.property
-    def replacement(self) -> Global___Replacement: ...
+    def replacement(self) -> Global___Replacement:
+        """The one that runs; absent when none does."""
+
+    @_builtins.property
+    def limits(self) -> _volume_service_pb2.RepairLimits:
+        """As they are stored now."""
+
     def __init__(
         self,
         *,
         replacement: Global___Replacement | None = ...,
+        limits: _volume_service_pb2.RepairLimits | None = ...,
+        told: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "replacement", b"replacement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "replacement", b"replacement", "told", b"told"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,6 +35,11 @@ class ReplacementServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.StartReplacement = channel.unary_unary(
+                '/stairwell.controlplane.v1.ReplacementService/StartReplacement',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.StartReplacementRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.StartReplacementResponse.FromString,
+                _registered_method=True)
         self.GetReplacement = channel.unary_unary(
                 '/stairwell.controlplane.v1.ReplacementService/GetReplacement',
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.GetReplacementRequest.SerializeToString,
@@ -85,6 +90,14 @@ class ReplacementServiceStub:
 class ReplacementServiceServicer:
     """Replacements of a volume's member: durable workflows with a state that is stored before each effect.
     """
+
+    def StartReplacement(self, request, context):
+        """Replaces the member in a slot: by the downstairs that is named, or by a spare that fits best. The new
+        construction request is made from the recorded one, and goes the way of DiskService/ReplaceVcr.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def GetReplacement(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -137,7 +150,7 @@ class ReplacementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetRepairLimits(self, request, context):
-        """Changes the rate of a running repair; zero means no limit.
+        """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,6 +166,11 @@ class ReplacementServiceServicer:
 
 def add_ReplacementServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'StartReplacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartReplacement,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.StartReplacementRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.StartReplacementResponse.SerializeToString,
+            ),
             'GetReplacement': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReplacement,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.GetReplacementRequest.FromString,
@@ -209,6 +227,33 @@ def add_ReplacementServiceServicer_to_server(servicer, server):
 class ReplacementService:
     """Replacements of a volume's member: durable workflows with a state that is stored before each effect.
     """
+
+    @staticmethod
+    def StartReplacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.ReplacementService/StartReplacement',
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.StartReplacementRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2.StartReplacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def GetReplacement(request,

@@ -33,6 +33,10 @@ class ReplacementServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ReplacementServiceAsyncStub: ...
+    StartReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.StartReplacementRequest, _replacement_service_pb2.StartReplacementResponse]
+    """Replaces the member in a slot: by the downstairs that is named, or by a spare that fits best. The new
+    construction request is made from the recorded one, and goes the way of DiskService/ReplaceVcr.
+    """
     GetReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementRequest, _replacement_service_pb2.GetReplacementResponse]
     ListReplacements: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.ListReplacementsRequest, _replacement_service_pb2.ListReplacementsResponse]
     WatchReplacement: _grpc.UnaryStreamMultiCallable[_replacement_service_pb2.WatchReplacementRequest, _replacement_service_pb2.WatchReplacementResponse]
@@ -52,7 +56,7 @@ class ReplacementServiceStub:
     RetryReplacement: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]
-    """Changes the rate of a running repair; zero means no limit."""
+    """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed."""
     GetReplacementTrace: _grpc.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementTraceRequest, _replacement_service_pb2.GetReplacementTraceResponse]
     """The spans of a replacement's trace, or of a scrub's, from every daemon it touched."""
 
@@ -61,6 +65,10 @@ class ReplacementServiceAsyncStub(ReplacementServiceStub):
     """Replacements of a volume's member: durable workflows with a state that is stored before each effect."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    StartReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.StartReplacementRequest, _replacement_service_pb2.StartReplacementResponse]  # type: ignore[assignment]
+    """Replaces the member in a slot: by the downstairs that is named, or by a spare that fits best. The new
+    construction request is made from the recorded one, and goes the way of DiskService/ReplaceVcr.
+    """
     GetReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementRequest, _replacement_service_pb2.GetReplacementResponse]  # type: ignore[assignment]
     ListReplacements: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.ListReplacementsRequest, _replacement_service_pb2.ListReplacementsResponse]  # type: ignore[assignment]
     WatchReplacement: _aio.UnaryStreamMultiCallable[_replacement_service_pb2.WatchReplacementRequest, _replacement_service_pb2.WatchReplacementResponse]  # type: ignore[assignment]
@@ -80,12 +88,22 @@ class ReplacementServiceAsyncStub(ReplacementServiceStub):
     RetryReplacement: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.RetryReplacementRequest, _replacement_service_pb2.RetryReplacementResponse]  # type: ignore[assignment]
     """Tries a failed replacement again from the step that failed."""
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.SetRepairLimitsRequest, _replacement_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
-    """Changes the rate of a running repair; zero means no limit."""
+    """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed."""
     GetReplacementTrace: _aio.UnaryUnaryMultiCallable[_replacement_service_pb2.GetReplacementTraceRequest, _replacement_service_pb2.GetReplacementTraceResponse]  # type: ignore[assignment]
     """The spans of a replacement's trace, or of a scrub's, from every daemon it touched."""
 
 class ReplacementServiceServicer(metaclass=_abc_1.ABCMeta):
     """Replacements of a volume's member: durable workflows with a state that is stored before each effect."""
+
+    @_abc_1.abstractmethod
+    def StartReplacement(
+        self,
+        request: _replacement_service_pb2.StartReplacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_replacement_service_pb2.StartReplacementResponse, _abc.Awaitable[_replacement_service_pb2.StartReplacementResponse]]:
+        """Replaces the member in a slot: by the downstairs that is named, or by a spare that fits best. The new
+        construction request is made from the recorded one, and goes the way of DiskService/ReplaceVcr.
+        """
 
     @_abc_1.abstractmethod
     def GetReplacement(
@@ -153,7 +171,7 @@ class ReplacementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _replacement_service_pb2.SetRepairLimitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_replacement_service_pb2.SetRepairLimitsResponse, _abc.Awaitable[_replacement_service_pb2.SetRepairLimitsResponse]]:
-        """Changes the rate of a running repair; zero means no limit."""
+        """Bounds the repairs of a disk, a running one from its next chunk on. Kept until it is changed."""
 
     @_abc_1.abstractmethod
     def GetReplacementTrace(

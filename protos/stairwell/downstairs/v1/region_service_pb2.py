@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/downstairs/v1/region_service.proto\x12\x17stairwell.downstairs.v1\"I\n\x08Geometry\x12\x12\n\nblock_size\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xtent_size\x18\x02 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x03 \x01(\r\"\xe1\x02\n\x06Region\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x08geometry\x18\x02 \x01(\x0b\x32!.stairwell.downstairs.v1.Geometry\x12\x11\n\tencrypted\x18\x03 \x01(\x08\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x1b\n\x13promoted_generation\x18\x05 \x01(\x04\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x19\n\x11\x61\x63tive_session_id\x18\x07 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x08 \x01(\r\x12\x1a\n\x12incomplete_extents\x18\t \x01(\r\x12\x14\n\x0cstored_bytes\x18\n \x01(\x04\x12\x17\n\x0f\x66\x61ulted_extents\x18\x0b \x01(\r\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x0f\n\x07written\x18\r \x01(\x08\x12\x0e\n\x06\x63ipher\x18\x0e \x01(\t\x12\x11\n\tkey_check\x18\x0f \x01(\x0c\"\x12\n\x10GetRegionRequest\"D\n\x11GetRegionResponse\x12/\n\x06region\x18\x01 \x01(\x0b\x32\x1f.stairwell.downstairs.v1.Region\"\x15\n\x13VerifyRegionRequest\")\n\x08\x42\x61\x64\x42lock\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"v\n\x14VerifyRegionResponse\x12\x13\n\x0b\x62locks_read\x18\x01 \x01(\x04\x12\x12\n\nblocks_bad\x18\x02 \x01(\x04\x12\x35\n\nbad_blocks\x18\x03 \x03(\x0b\x32!.stairwell.downstairs.v1.BadBlock\"\x8f\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x14\n\x0c\x66lush_number\x18\x03 \x01(\x04\x12\x14\n\x0cunique_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07settled\x18\x06 \x01(\x08\x12\x0f\n\x07\x64\x61maged\x18\x07 \x01(\x08\"\x16\n\x14ListSnapshotsRequest\"M\n\x15ListSnapshotsResponse\x12\x34\n\tsnapshots\x18\x01 \x03(\x0b\x32!.stairwell.downstairs.v1.Snapshot\"%\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteSnapshotResponse2\xc3\x03\n\rRegionService\x12\x62\n\tGetRegion\x12).stairwell.downstairs.v1.GetRegionRequest\x1a*.stairwell.downstairs.v1.GetRegionResponse\x12k\n\x0cVerifyRegion\x12,.stairwell.downstairs.v1.VerifyRegionRequest\x1a-.stairwell.downstairs.v1.VerifyRegionResponse\x12n\n\rListSnapshots\x12-.stairwell.downstairs.v1.ListSnapshotsRequest\x1a..stairwell.downstairs.v1.ListSnapshotsResponse\x12q\n\x0e\x44\x65leteSnapshot\x12..stairwell.downstairs.v1.DeleteSnapshotRequest\x1a/.stairwell.downstairs.v1.DeleteSnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/downstairs/v1/region_service.proto\x12\x17stairwell.downstairs.v1\"I\n\x08Geometry\x12\x12\n\nblock_size\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xtent_size\x18\x02 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x03 \x01(\r\"\x89\x03\n\x06Region\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x08geometry\x18\x02 \x01(\x0b\x32!.stairwell.downstairs.v1.Geometry\x12\x11\n\tencrypted\x18\x03 \x01(\x08\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x1b\n\x13promoted_generation\x18\x05 \x01(\x04\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x19\n\x11\x61\x63tive_session_id\x18\x07 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x08 \x01(\r\x12\x1a\n\x12incomplete_extents\x18\t \x01(\r\x12\x14\n\x0cstored_bytes\x18\n \x01(\x04\x12\x17\n\x0f\x66\x61ulted_extents\x18\x0b \x01(\r\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x0f\n\x07written\x18\r \x01(\x08\x12\x0e\n\x06\x63ipher\x18\x0e \x01(\t\x12\x11\n\tkey_check\x18\x0f \x01(\x0c\x12\x17\n\nfree_bytes\x18\x10 \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_free_bytes\"\x12\n\x10GetRegionRequest\"D\n\x11GetRegionResponse\x12/\n\x06region\x18\x01 \x01(\x0b\x32\x1f.stairwell.downstairs.v1.Region\"\x15\n\x13VerifyRegionRequest\">\n\x12ListChangesRequest\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x14\n\x0c\x66lush_number\x18\x02 \x01(\x04\"9\n\x0b\x45xtentRange\x12\x14\n\x0c\x66irst_extent\x18\x01 \x01(\r\x12\x14\n\x0c\x65xtent_count\x18\x02 \x01(\r\"\x8f\x01\n\x13ListChangesResponse\x12\x35\n\x07\x63hanged\x18\x01 \x03(\x0b\x32$.stairwell.downstairs.v1.ExtentRange\x12\x17\n\x0f\x65xtents_changed\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x14\n\x0c\x66lush_number\x18\x04 \x01(\x04\")\n\x08\x42\x61\x64\x42lock\x12\r\n\x05\x62lock\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"v\n\x14VerifyRegionResponse\x12\x13\n\x0b\x62locks_read\x18\x01 \x01(\x04\x12\x12\n\nblocks_bad\x18\x02 \x01(\x04\x12\x35\n\nbad_blocks\x18\x03 \x03(\x0b\x32!.stairwell.downstairs.v1.BadBlock\"\x8f\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x14\n\x0c\x66lush_number\x18\x03 \x01(\x04\x12\x14\n\x0cunique_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07settled\x18\x06 \x01(\x08\x12\x0f\n\x07\x64\x61maged\x18\x07 \x01(\x08\"\x16\n\x14ListSnapshotsRequest\"M\n\x15ListSnapshotsResponse\x12\x34\n\tsnapshots\x18\x01 \x03(\x0b\x32!.stairwell.downstairs.v1.Snapshot\"%\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteSnapshotResponse2\xad\x04\n\rRegionService\x12\x62\n\tGetRegion\x12).stairwell.downstairs.v1.GetRegionRequest\x1a*.stairwell.downstairs.v1.GetRegionResponse\x12k\n\x0cVerifyRegion\x12,.stairwell.downstairs.v1.VerifyRegionRequest\x1a-.stairwell.downstairs.v1.VerifyRegionResponse\x12h\n\x0bListChanges\x12+.stairwell.downstairs.v1.ListChangesRequest\x1a,.stairwell.downstairs.v1.ListChangesResponse\x12n\n\rListSnapshots\x12-.stairwell.downstairs.v1.ListSnapshotsRequest\x1a..stairwell.downstairs.v1.ListSnapshotsResponse\x12q\n\x0e\x44\x65leteSnapshot\x12..stairwell.downstairs.v1.DeleteSnapshotRequest\x1a/.stairwell.downstairs.v1.DeleteSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GEOMETRY']._serialized_start=73
   _globals['_GEOMETRY']._serialized_end=146
   _globals['_REGION']._serialized_start=149
-  _globals['_REGION']._serialized_end=502
-  _globals['_GETREGIONREQUEST']._serialized_start=504
-  _globals['_GETREGIONREQUEST']._serialized_end=522
-  _globals['_GETREGIONRESPONSE']._serialized_start=524
-  _globals['_GETREGIONRESPONSE']._serialized_end=592
-  _globals['_VERIFYREGIONREQUEST']._serialized_start=594
-  _globals['_VERIFYREGIONREQUEST']._serialized_end=615
-  _globals['_BADBLOCK']._serialized_start=617
-  _globals['_BADBLOCK']._serialized_end=658
-  _globals['_VERIFYREGIONRESPONSE']._serialized_start=660
-  _globals['_VERIFYREGIONRESPONSE']._serialized_end=778
-  _globals['_SNAPSHOT']._serialized_start=781
-  _globals['_SNAPSHOT']._serialized_end=924
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=926
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=948
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=950
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1027
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=1029
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=1066
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=1068
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=1092
-  _globals['_REGIONSERVICE']._serialized_start=1095
-  _globals['_REGIONSERVICE']._serialized_end=1546
+  _globals['_REGION']._serialized_end=542
+  _globals['_GETREGIONREQUEST']._serialized_start=544
+  _globals['_GETREGIONREQUEST']._serialized_end=562
+  _globals['_GETREGIONRESPONSE']._serialized_start=564
+  _globals['_GETREGIONRESPONSE']._serialized_end=632
+  _globals['_VERIFYREGIONREQUEST']._serialized_start=634
+  _globals['_VERIFYREGIONREQUEST']._serialized_end=655
+  _globals['_LISTCHANGESREQUEST']._serialized_start=657
+  _globals['_LISTCHANGESREQUEST']._serialized_end=719
+  _globals['_EXTENTRANGE']._serialized_start=721
+  _globals['_EXTENTRANGE']._serialized_end=778
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=781
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=924
+  _globals['_BADBLOCK']._serialized_start=926
+  _globals['_BADBLOCK']._serialized_end=967
+  _globals['_VERIFYREGIONRESPONSE']._serialized_start=969
+  _globals['_VERIFYREGIONRESPONSE']._serialized_end=1087
+  _globals['_SNAPSHOT']._serialized_start=1090
+  _globals['_SNAPSHOT']._serialized_end=1233
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1235
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1257
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1259
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1336
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=1338
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=1375
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=1377
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=1401
+  _globals['_REGIONSERVICE']._serialized_start=1404
+  _globals['_REGIONSERVICE']._serialized_end=1961
 # @@protoc_insertion_point(module_scope)

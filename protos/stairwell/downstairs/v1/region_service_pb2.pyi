@@ -63,6 +63,7 @@ class Region(_message.Message):
     WRITTEN_FIELD_NUMBER: _builtins.int
     CIPHER_FIELD_NUMBER: _builtins.int
     KEY_CHECK_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     encrypted: _builtins.bool
     read_only: _builtins.bool
@@ -87,6 +88,8 @@ class Region(_message.Message):
     """What the key of the region's owner is recognised by, in GetRegion's answer only: clones carry it
     along, and a new member's is compared with the others'. Empty until a promotion has named it.
     """
+    free_bytes: _builtins.int
+    """What is free for it on the file system it is on, in GetRegion's answer only."""
     @_builtins.property
     def geometry(self) -> Global___Geometry: ...
     def __init__(
@@ -107,12 +110,15 @@ class Region(_message.Message):
         written: _builtins.bool = ...,
         cipher: _builtins.str = ...,
         key_check: _builtins.bytes = ...,
+        free_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["geometry", b"geometry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "free_bytes", b"free_bytes", "geometry", b"geometry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_session_id", b"active_session_id", "cipher", b"cipher", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "key_check", b"key_check", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "active_session_id", b"active_session_id", "cipher", b"cipher", "encrypted", b"encrypted", "faulted_extents", b"faulted_extents", "format_version", b"format_version", "free_bytes", b"free_bytes", "geometry", b"geometry", "id", b"id", "incomplete_extents", b"incomplete_extents", "key_check", b"key_check", "owner_id", b"owner_id", "promoted_generation", b"promoted_generation", "read_only", b"read_only", "stored_bytes", b"stored_bytes", "version", b"version", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
 
 Global___Region: _TypeAlias = Region  # noqa: Y015
 
@@ -165,6 +171,84 @@ class VerifyRegionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyRegionRequest: _TypeAlias = VerifyRegionRequest  # noqa: Y015
+
+@_typing.final
+class ListChangesRequest(_message.Message):
+    """A flush as GetRegion's extents, a snapshot or an earlier ListChanges tell it; zeros for the beginning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FLUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    flush_number: _builtins.int
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        flush_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flush_number", b"flush_number", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
+
+@_typing.final
+class ExtentRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_EXTENT_FIELD_NUMBER: _builtins.int
+    EXTENT_COUNT_FIELD_NUMBER: _builtins.int
+    first_extent: _builtins.int
+    extent_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        first_extent: _builtins.int = ...,
+        extent_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extent_count", b"extent_count", "first_extent", b"first_extent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtentRange: _TypeAlias = ExtentRange  # noqa: Y015
+
+@_typing.final
+class ListChangesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGED_FIELD_NUMBER: _builtins.int
+    EXTENTS_CHANGED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FLUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    extents_changed: _builtins.int
+    generation: _builtins.int
+    """The newest flush there is: what to ask with the next time."""
+    flush_number: _builtins.int
+    @_builtins.property
+    def changed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtentRange]:
+        """Ascending; also those not flushed yet, and those in need of repair."""
+
+    def __init__(
+        self,
+        *,
+        changed: _abc.Iterable[Global___ExtentRange] | None = ...,
+        extents_changed: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        flush_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "extents_changed", b"extents_changed", "flush_number", b"flush_number", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015
 
 @_typing.final
 class BadBlock(_message.Message):

@@ -45,6 +45,11 @@ class RegionServiceStub:
                 request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.SerializeToString,
                 response_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.FromString,
                 _registered_method=True)
+        self.ListChanges = channel.unary_unary(
+                '/stairwell.downstairs.v1.RegionService/ListChanges',
+                request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
         self.ListSnapshots = channel.unary_unary(
                 '/stairwell.downstairs.v1.RegionService/ListSnapshots',
                 request_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListSnapshotsRequest.SerializeToString,
@@ -69,6 +74,13 @@ class RegionServiceServicer:
 
     def VerifyRegion(self, request, context):
         """Reads every stored block and checks it against its context.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """The extents that were written since a flush, from their stamps: no block is read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +112,11 @@ def add_RegionServiceServicer_to_server(servicer, server):
                     servicer.VerifyRegion,
                     request_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.FromString,
                     response_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListChangesRequest.FromString,
+                    response_serializer=stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListChangesResponse.SerializeToString,
             ),
             'ListSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSnapshots,
@@ -167,6 +184,33 @@ class RegionService:
             '/stairwell.downstairs.v1.RegionService/VerifyRegion',
             stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionRequest.SerializeToString,
             stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.VerifyRegionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.downstairs.v1.RegionService/ListChanges',
+            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListChangesRequest.SerializeToString,
+            stairwell_dot_downstairs_dot_v1_dot_region__service__pb2.ListChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

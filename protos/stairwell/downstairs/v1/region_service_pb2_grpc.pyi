@@ -36,6 +36,8 @@ class RegionServiceStub:
     GetRegion: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetRegionRequest, _region_service_pb2.GetRegionResponse]
     VerifyRegion: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.VerifyRegionRequest, _region_service_pb2.VerifyRegionResponse]
     """Reads every stored block and checks it against its context."""
+    ListChanges: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.ListChangesRequest, _region_service_pb2.ListChangesResponse]
+    """The extents that were written since a flush, from their stamps: no block is read."""
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.ListSnapshotsRequest, _region_service_pb2.ListSnapshotsResponse]
     """Snapshots are taken by a flush: one of the session, or BlockService/Flush."""
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.DeleteSnapshotRequest, _region_service_pb2.DeleteSnapshotResponse]
@@ -49,6 +51,8 @@ class RegionServiceAsyncStub(RegionServiceStub):
     GetRegion: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetRegionRequest, _region_service_pb2.GetRegionResponse]  # type: ignore[assignment]
     VerifyRegion: _aio.UnaryUnaryMultiCallable[_region_service_pb2.VerifyRegionRequest, _region_service_pb2.VerifyRegionResponse]  # type: ignore[assignment]
     """Reads every stored block and checks it against its context."""
+    ListChanges: _aio.UnaryUnaryMultiCallable[_region_service_pb2.ListChangesRequest, _region_service_pb2.ListChangesResponse]  # type: ignore[assignment]
+    """The extents that were written since a flush, from their stamps: no block is read."""
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_region_service_pb2.ListSnapshotsRequest, _region_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """Snapshots are taken by a flush: one of the session, or BlockService/Flush."""
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_region_service_pb2.DeleteSnapshotRequest, _region_service_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
@@ -71,6 +75,14 @@ class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_region_service_pb2.VerifyRegionResponse, _abc.Awaitable[_region_service_pb2.VerifyRegionResponse]]:
         """Reads every stored block and checks it against its context."""
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _region_service_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_service_pb2.ListChangesResponse, _abc.Awaitable[_region_service_pb2.ListChangesResponse]]:
+        """The extents that were written since a flush, from their stamps: no block is read."""
 
     @_abc_1.abstractmethod
     def ListSnapshots(

@@ -23,10 +23,10 @@ class ConfigureRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     SERVER_CONFIG_JSON_FIELD_NUMBER: _builtins.int
-    NBD_DIRECTORY_FIELD_NUMBER: _builtins.int
+    SOCKET_DIRECTORY_FIELD_NUMBER: _builtins.int
     server_config_json: _builtins.str
     """The host's server.toml as JSON, for its block devices and devices."""
-    nbd_directory: _builtins.str
+    socket_directory: _builtins.str
     """Where the disks' NBD exports listen: a directory for unix sockets."""
     @_builtins.property
     def spec(self) -> _machine_service_pb2.MachineSpec: ...
@@ -35,11 +35,11 @@ class ConfigureRequest(_message.Message):
         *,
         spec: _machine_service_pb2.MachineSpec | None = ...,
         server_config_json: _builtins.str = ...,
-        nbd_directory: _builtins.str = ...,
+        socket_directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nbd_directory", b"nbd_directory", "server_config_json", b"server_config_json", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_config_json", b"server_config_json", "socket_directory", b"socket_directory", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

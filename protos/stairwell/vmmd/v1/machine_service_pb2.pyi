@@ -154,6 +154,7 @@ class Machine(_message.Message):
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
+    PROCESS_DIED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     state: Global___MachineState.ValueType
@@ -163,6 +164,8 @@ class Machine(_message.Message):
     process_id: _builtins.int
     engine: _builtins.str
     """"none" or "qemu"."""
+    process_died: _builtins.bool
+    """With FAILED: its process ended, and nobody had asked it to. The machine may be made again."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -176,10 +179,11 @@ class Machine(_message.Message):
         process_id: _builtins.int = ...,
         engine: _builtins.str = ...,
         disks: _abc.Iterable[_builtins.str] | None = ...,
+        process_died: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "engine", b"engine", "id", b"id", "name", b"name", "process_id", b"process_id", "reason", b"reason", "state", b"state", "state_generation", b"state_generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "engine", b"engine", "id", b"id", "name", b"name", "process_died", b"process_died", "process_id", b"process_id", "reason", b"reason", "state", b"state", "state_generation", b"state_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

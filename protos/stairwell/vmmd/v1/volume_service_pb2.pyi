@@ -115,6 +115,44 @@ VCR_REPLACE_RESULT_COMPLETED_ALREADY: VcrReplaceResult.ValueType  # 3
 VCR_REPLACE_RESULT_VCR_MATCHES: VcrReplaceResult.ValueType  # 4
 Global___VcrReplaceResult: _TypeAlias = VcrReplaceResult  # noqa: Y015
 
+class _RepairRateReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RepairRateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RepairRateReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPAIR_RATE_REASON_UNSPECIFIED: _RepairRateReason.ValueType  # 0
+    REPAIR_RATE_REASON_UNLIMITED: _RepairRateReason.ValueType  # 1
+    """Nothing bounds them."""
+    REPAIR_RATE_REASON_LIMIT: _RepairRateReason.ValueType  # 2
+    """The volume's own limit."""
+    REPAIR_RATE_REASON_FLEET_SHARE: _RepairRateReason.ValueType  # 3
+    """What the fleet's rate leaves to this volume."""
+    REPAIR_RATE_REASON_FLOOR: _RepairRateReason.ValueType  # 4
+    """The guest is busy: the floor."""
+    REPAIR_RATE_REASON_ADAPTING: _RepairRateReason.ValueType  # 5
+    """Between floor and ceiling, by how the guest fares."""
+    REPAIR_RATE_REASON_IDLE: _RepairRateReason.ValueType  # 6
+    """The guest is idle, and there is no ceiling."""
+
+class RepairRateReason(_RepairRateReason, metaclass=_RepairRateReasonEnumTypeWrapper):
+    """Why repairs are as fast as they are."""
+
+REPAIR_RATE_REASON_UNSPECIFIED: RepairRateReason.ValueType  # 0
+REPAIR_RATE_REASON_UNLIMITED: RepairRateReason.ValueType  # 1
+"""Nothing bounds them."""
+REPAIR_RATE_REASON_LIMIT: RepairRateReason.ValueType  # 2
+"""The volume's own limit."""
+REPAIR_RATE_REASON_FLEET_SHARE: RepairRateReason.ValueType  # 3
+"""What the fleet's rate leaves to this volume."""
+REPAIR_RATE_REASON_FLOOR: RepairRateReason.ValueType  # 4
+"""The guest is busy: the floor."""
+REPAIR_RATE_REASON_ADAPTING: RepairRateReason.ValueType  # 5
+"""Between floor and ceiling, by how the guest fares."""
+REPAIR_RATE_REASON_IDLE: RepairRateReason.ValueType  # 6
+"""The guest is idle, and there is no ceiling."""
+Global___RepairRateReason: _TypeAlias = RepairRateReason  # noqa: Y015
+
 class _ScrubState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -151,6 +189,7 @@ class RepairProgress(_message.Message):
     ELAPSED_SECONDS_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    EXTENTS_IN_FLIGHT_MAX_FIELD_NUMBER: _builtins.int
     extents_done: _builtins.int
     extents_total: _builtins.int
     bytes_done: _builtins.int
@@ -160,7 +199,9 @@ class RepairProgress(_message.Message):
     bytes_per_second: _builtins.float
     elapsed_seconds: _builtins.float
     bytes_per_second_max: _builtins.int
+    """Of this member, in force now; zero means none."""
     attempt: _builtins.int
+    extents_in_flight_max: _builtins.int
     def __init__(
         self,
         *,
@@ -173,14 +214,90 @@ class RepairProgress(_message.Message):
         elapsed_seconds: _builtins.float = ...,
         bytes_per_second_max: _builtins.int = ...,
         attempt: _builtins.int = ...,
+        extents_in_flight_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_per_second_max", b"bytes_per_second_max", "bytes_total", b"bytes_total", "elapsed_seconds", b"elapsed_seconds", "extents_done", b"extents_done", "extents_total", b"extents_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_copied", b"bytes_copied", "bytes_done", b"bytes_done", "bytes_per_second", b"bytes_per_second", "bytes_per_second_max", b"bytes_per_second_max", "bytes_total", b"bytes_total", "elapsed_seconds", b"elapsed_seconds", "extents_done", b"extents_done", "extents_in_flight_max", b"extents_in_flight_max", "extents_total", b"extents_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RepairProgress: _TypeAlias = RepairProgress  # noqa: Y015
+
+@_typing.final
+class RepairLimits(_message.Message):
+    """What is wanted of a volume's repairs. Rates in bytes per second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_MIN_FIELD_NUMBER: _builtins.int
+    EXTENTS_IN_FLIGHT_MAX_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
+    FLEET_SHARE_FIELD_NUMBER: _builtins.int
+    bytes_per_second_max: _builtins.int
+    """Zero means none."""
+    bytes_per_second_min: _builtins.int
+    """Adaptive repairs are not slower than this, unless the limit is lower. Zero means the default."""
+    extents_in_flight_max: _builtins.int
+    """1 to 16; zero means the default."""
+    adaptive: _builtins.bool
+    """Follow the guest: slow while it is busy, fast while it is not. Left out, it is."""
+    fleet_share: _builtins.int
+    """Of the fleet's rate; zero means that the fleet has none."""
+    def __init__(
+        self,
+        *,
+        bytes_per_second_max: _builtins.int = ...,
+        bytes_per_second_min: _builtins.int = ...,
+        extents_in_flight_max: _builtins.int = ...,
+        adaptive: _builtins.bool | None = ...,
+        fleet_share: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "adaptive", b"adaptive"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive", "adaptive", b"adaptive", "bytes_per_second_max", b"bytes_per_second_max", "bytes_per_second_min", b"bytes_per_second_min", "extents_in_flight_max", b"extents_in_flight_max", "fleet_share", b"fleet_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adaptive: _TypeAlias = _typing.Literal["adaptive"]  # noqa: Y015
+    _WhichOneofArgType__adaptive: _TypeAlias = _typing.Literal["_adaptive", b"_adaptive"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adaptive) -> _WhichOneofReturnType__adaptive | None: ...
+
+Global___RepairLimits: _TypeAlias = RepairLimits  # noqa: Y015
+
+@_typing.final
+class RepairRate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    STRESS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    bytes_per_second_max: _builtins.int
+    """In force now for all members of the volume together; zero means none."""
+    reason: Global___RepairRateReason.ValueType
+    bytes_per_second: _builtins.float
+    """What repairs have moved in the last second or so."""
+    stress: _builtins.float
+    """How much longer the guest's requests take than usual: 1 is not at all."""
+    @_builtins.property
+    def limits(self) -> Global___RepairLimits: ...
+    def __init__(
+        self,
+        *,
+        bytes_per_second_max: _builtins.int = ...,
+        reason: Global___RepairRateReason.ValueType = ...,
+        bytes_per_second: _builtins.float = ...,
+        stress: _builtins.float = ...,
+        limits: Global___RepairLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "bytes_per_second_max", b"bytes_per_second_max", "limits", b"limits", "reason", b"reason", "stress", b"stress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairRate: _TypeAlias = RepairRate  # noqa: Y015
 
 @_typing.final
 class SlotInfo(_message.Message):
@@ -382,6 +499,8 @@ class VolumeInfo(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     SCRUBS_FIELD_NUMBER: _builtins.int
+    VHOST_USER_SOCKET_FIELD_NUMBER: _builtins.int
+    REPAIR_RATE_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -391,6 +510,8 @@ class VolumeInfo(_message.Message):
     total_bytes: _builtins.int
     nbd_uri: _builtins.str
     """Where the disk's NBD export listens."""
+    vhost_user_socket: _builtins.str
+    """Where a hypervisor finds the disk as a vhost-user block device: a unix socket of this host."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionInfo]: ...
     @_builtins.property
@@ -403,6 +524,8 @@ class VolumeInfo(_message.Message):
     def scrubs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScrubInfo]:
         """The newest scrub of each volume of the tree that had one since the machine was made."""
 
+    @_builtins.property
+    def repair_rate(self) -> Global___RepairRate: ...
     def __init__(
         self,
         *,
@@ -418,10 +541,12 @@ class VolumeInfo(_message.Message):
         counters: Global___VolumeCounters | None = ...,
         sources: _abc.Iterable[Global___SourceInfo] | None = ...,
         scrubs: _abc.Iterable[Global___ScrubInfo] | None = ...,
+        vhost_user_socket: _builtins.str = ...,
+        repair_rate: Global___RepairRate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "repair_rate", b"repair_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "machine_id", b"machine_id", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "scrubs", b"scrubs", "sources", b"sources", "state", b"state", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "machine_id", b"machine_id", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "repair_rate", b"repair_rate", "scrubs", b"scrubs", "sources", b"sources", "state", b"state", "total_bytes", b"total_bytes", "vhost_user_socket", b"vhost_user_socket", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1021,20 +1146,21 @@ class SetRepairLimitsRequest(_message.Message):
 
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
-    BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
-    bytes_per_second_max: _builtins.int
+    @_builtins.property
+    def limits(self) -> Global___RepairLimits: ...
     def __init__(
         self,
         *,
         machine_id: _builtins.str = ...,
         disk: _builtins.str = ...,
-        bytes_per_second_max: _builtins.int = ...,
+        limits: Global___RepairLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second_max", b"bytes_per_second_max", "disk", b"disk", "machine_id", b"machine_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "limits", b"limits", "machine_id", b"machine_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1044,12 +1170,17 @@ Global___SetRepairLimitsRequest: _TypeAlias = SetRepairLimitsRequest  # noqa: Y0
 class SetRepairLimitsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    REPAIR_RATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def repair_rate(self) -> Global___RepairRate: ...
     def __init__(
         self,
+        *,
+        repair_rate: Global___RepairRate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["repair_rate", b"repair_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repair_rate", b"repair_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -173,7 +173,8 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetRepairLimits(self, request, context):
-        """Zero means no limit.
+        """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
+        process: whoever wants them kept sets them again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

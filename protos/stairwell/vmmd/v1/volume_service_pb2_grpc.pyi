@@ -66,7 +66,9 @@ class VolumeServiceStub:
     a ReplaceVcr of that replacement that comes late is refused. Idempotent.
     """
     SetRepairLimits: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.SetRepairLimitsRequest, _volume_service_pb2.SetRepairLimitsResponse]
-    """Zero means no limit."""
+    """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
+    process: whoever wants them kept sets them again.
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -106,7 +108,9 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     a ReplaceVcr of that replacement that comes late is refused. Idempotent.
     """
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.SetRepairLimitsRequest, _volume_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
-    """Zero means no limit."""
+    """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
+    process: whoever wants them kept sets them again.
+    """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     """The replicated volumes of a machine."""
@@ -209,6 +213,8 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_service_pb2.SetRepairLimitsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_service_pb2.SetRepairLimitsResponse, _abc.Awaitable[_volume_service_pb2.SetRepairLimitsResponse]]:
-        """Zero means no limit."""
+        """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
+        process: whoever wants them kept sets them again.
+        """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,7 +6,6 @@ from rich.console import Console
 
 from controlplane.cli import render
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
-from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
@@ -161,19 +160,3 @@ def test_one_replacement_has_its_history():
 def test_many_replacements():
     assert "r1" in text_of(render.replacements_table([replacement()]))
     assert "no replacement" in text_of(render.replacements_table([]))
-
-
-def test_the_fleet():
-    one = fleet_pb.Downstairs(
-        address="[::1]:8810",
-        role=fleet_pb.DownstairsRole.DOWNSTAIRS_ROLE_SPARE,
-        block_size=4096,
-        blocks_per_extent=16384,
-        extent_count=128,
-        region_id="u",
-    )
-    text = text_of(render.fleet_table([one]))
-    assert "[::1]:8810" in text
-    assert "spare" in text
-    assert "8 GiB" in text
-    assert "fleet register" in text_of(render.fleet_table([]))

@@ -36,7 +36,8 @@ class Log:
         self.store, self.record, self.epoch = store, record, epoch
         self.news = Feed[Replacement](renews)
         words = Words(store, Claims(store))
-        self.operations = Replacements(store, Nobody(), words, None, self.news)  # type: ignore[arg-type]
+        nobody: Any = Nobody()
+        self.operations = Replacements(store, nobody, words, nobody, self.news, nobody)
 
     async def take(self, event: core.Event, *, save: bool = True) -> None:
         self.record, _ = step(self.record, event)

@@ -9,6 +9,7 @@ from downstaird.core.rate_limit import (
     Rests,
     Stride,
     TokenBucket,
+    allowed,
 )
 
 
@@ -68,6 +69,14 @@ def test_a_step_that_was_stopped_does_not_stop_the_next():
     rests = Rests()
     rests.worked(30.0, 1, 50.0)
     assert rests.wait(50.0) == pytest.approx(REST_SECONDS_MAX)
+
+
+@pytest.mark.parametrize(
+    ("running", "limit", "may_go_on"),
+    [((4, 2, 9), 0, {2, 4, 9}), ((4, 2, 9), 2, {2, 4}), ((4,), 2, {4}), ((), 1, set())],
+)
+def test_copies_that_began_first_go_on_under_a_lowered_limit(running, limit, may_go_on):
+    assert allowed(running, limit) == may_go_on
 
 
 def test_steps_are_large_only_while_the_guest_is_idle():

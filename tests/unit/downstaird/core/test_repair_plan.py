@@ -12,6 +12,7 @@ from downstaird.core.repair_plan import (
     Run,
     compare,
     contexts_of,
+    first_steps,
     parse_source,
     runs,
     steps,
@@ -142,6 +143,18 @@ def test_ranges_ascend_within_the_extent(parts):
     assert checked_runs([Run(0, 4), Run(4, 6)], 10) == [Run(0, 4), Run(4, 6)]
     with pytest.raises(InvalidRequestError):
         checked_runs([Run(*part) for part in parts], 10)
+
+
+def test_what_is_asked_at_a_time_is_whole_steps_and_all_of_them_in_the_end():
+    block, per_step = 4096, STEP_BYTES // 4096
+    wanted = [Run(0, 3 * per_step), Run(4 * per_step, 5)]
+    cut = steps(wanted, block)
+    assert first_steps(cut, STEP_BYTES + 1, block) == [Run(0, 2 * per_step)]
+    # However little may be asked for, a step is.
+    assert first_steps(cut, 1, block) == [Run(2 * per_step, per_step)]
+    assert first_steps(cut, 1 << 40, block) == [Run(4 * per_step, 5)]
+    assert first_steps(cut, 1, block) == []
+    assert first_steps(steps(wanted, block), 1 << 40, block) == wanted
 
 
 def test_steps_may_change_their_size_on_the_way():

@@ -454,8 +454,8 @@ def test_states_and_digests(peer):
 
 
 def test_the_limit_of_repairs_is_passed_on(peer):
-    peer.send({"job": 1, "kind": OpKind.REPAIR_LIMIT, "number": 1 << 20})
-    assert peer.effects == [LimitRepair(1 << 20)]
+    peer.send({"job": 1, "kind": OpKind.REPAIR_LIMIT, "number": 1 << 20, "length": 3})
+    assert peer.effects == [LimitRepair(1 << 20, 3)]
 
 
 def test_a_read_only_session_changes_nothing(engine):

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from stairlib.model.construction import RegionOptions, RegionSpec, VolumeSpec
-from stairlib.model.errors import NotFoundError, StateError
+from stairlib.model.errors import ConflictError, NotFoundError, StateError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.unit.vmmd.block.stores import SIZE, Store, read, submit, write
@@ -142,6 +142,25 @@ def tracing():
 def region(first_port):
     targets = tuple(f"127.0.0.1:{first_port + number}" for number in range(3))
     return RegionSpec(Geometry(512, 8, 1), RegionOptions(uuid.uuid4(), targets), 1)
+
+
+async def test_a_late_request_does_not_undo_a_newer_one(tracing):
+    """Replaced, and later back again in the same slot: the addresses are those of the first."""
+    spec = region(1000)
+    volume = await Volume.open(spec, tracing=tracing)
+    one, other = "127.0.0.1:1001", "127.0.0.1:1009"
+    assert (await volume.replace("", one, other, "first", 4)).result is ReplaceResult.STARTED
+    assert (await volume.replace("", other, one, "second", 4)).result is ReplaceResult.STARTED
+    with pytest.raises(ConflictError) as refused:
+        await volume.replace("", one, other, "first", 4)
+    assert refused.value.reason == "REPLACEMENT_OVERTAKEN"
+    again = await volume.replace("", other, one, "second", 4)
+    assert again.result in (ReplaceResult.STARTED_ALREADY, ReplaceResult.COMPLETED_ALREADY)
+    with pytest.raises(StateError) as low:
+        await volume.replace("", one, other, "never seen", 3)
+    assert low.value.reason == "GENERATION_TOO_LOW"
+    assert [slot.address for slot in volume.status().regions[0][1].slots][1] == one
+    await volume.close()
 
 
 async def test_a_target_is_replaced_in_the_region_it_is_of(tracing):

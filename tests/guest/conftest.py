@@ -1,0 +1,52 @@
+"""What guests boot, made once and kept for later runs; and the cluster their disks are of.
+
+STAIRWELL_GUEST_IMAGE: where the kernel and the initramfs are kept (~/.cache/stairwell/guest).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.guest.machine import missing
+from tests.integration.cluster import Cluster
+from tests.integration.volume import Volume, fresh_volume
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def image() -> Path:
+    """The directory with vmlinuz and initrd; skips where guests cannot be had."""
+    why = missing()
+    if why:
+        pytest.skip(why)
+    kept = os.environ.get("STAIRWELL_GUEST_IMAGE")
+    directory = Path(kept) if kept else Path.home() / ".cache/stairwell/guest"
+    script = ROOT / "scripts/guest_image.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(directory)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no image for a guest: {done.stderr.strip()}")
+    return directory
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory, image: Path) -> AsyncIterator[Cluster]:
+    del image
+    async with Cluster.started(tmp_path_factory.mktemp("guest") / "cluster") as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
+    """A running disk of 64 MiB with three members and a spare."""
+    async with fresh_volume(cluster) as made:
+        yield made

@@ -1,0 +1,37 @@
+"""The meter of the guest's requests."""
+
+import pytest
+
+from vmmd.block.backend import BlockOp, Request
+from vmmd.core.guest_meter import GuestMeter, kind_of
+
+
+def batch(*ops):
+    return [Request(op, number, 0, 1) for number, op in enumerate(ops)]
+
+
+def test_a_batch_counts_as_its_slowest_kind():
+    write = kind_of(batch(BlockOp.WRITE, BlockOp.DISCARD))
+    read = kind_of(batch(BlockOp.WRITE, BlockOp.READ))
+    flush = kind_of(batch(BlockOp.READ, BlockOp.FLUSH, BlockOp.WRITE))
+    assert len({write, read, flush}) == 3
+    assert kind_of(batch(BlockOp.FLUSH)) == flush
+
+
+def test_what_was_seen_is_told_once():
+    meter = GuestMeter(10.0)
+    meter.begun(2, 10.1)
+    meter.ended(1, 1, 0.2, 10.3)
+    meter.ended(1, 1, 0.4, 10.5)
+    meter.begun(3, 10.9)
+    sample = meter.take(11.0)
+    assert sample.seconds == pytest.approx(1.0)
+    assert sample.busy == pytest.approx(0.5)
+    assert sample.counts == (0, 2, 0)
+    assert sample.waited[1] == pytest.approx(0.6)
+    # What is still in flight is busy in the next interval, too.
+    meter.ended(2, 3, 0.6, 11.5)
+    sample = meter.take(12.0)
+    assert sample.busy == pytest.approx(0.5)
+    assert sample.counts == (0, 0, 3)
+    assert meter.take(13.0).busy == 0.0

@@ -1,0 +1,1 @@
+"""Virtqueues, as devices see them."""

@@ -1,0 +1,1 @@
+"""What vhost-user is made of, without files, sockets and loops."""
