@@ -400,10 +400,10 @@ class Machine:
         self.ask(events.Deactivate, ended)
 
     def activate_again(self, generation: int) -> None:
-        """Somebody tries once more, with another generation, after a failure."""
+        """Somebody tries once more after a failure."""
         self.generation = generation
         self.note(f"activated again, generation {generation}")
-        self.ask(lambda key: events.Activate(key, generation), lambda _answer: None)
+        self.ask(lambda key: events.Activate(key, generation), self.world.note_refusal)
 
     def info(self):
         """The volume as vmmd tells it: protobuf, by the real mapping."""

@@ -221,7 +221,7 @@ class Run:
         world.compare()
         self._await(lambda: world.counts["comparisons"] > compared, "no last comparison")
         machine = world.machine
-        world.deactivate(machine)
+        world.deactivate(machine, last=True)
         self._await(lambda: not machine.alive, "the last deactivation did not end")
         world.checks.equal()
 

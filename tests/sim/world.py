@@ -43,6 +43,8 @@ DELAYS = ((0.0001, 0.001), (0.0005, 0.005), (0.005, 0.05))
 AGAIN_SECONDS = 1.0
 # A set that was put out of service is tried again as often as not, instead of a new machine.
 ACTIVATED_AGAIN = 0.5
+# How often a volume that was let go of is activated with the generation it had.
+GENERATION_FORGOTTEN = 0.3
 # So many of the seeds have a read-only parent.
 PARENTS = 0.15
 # Deactivation ends after 10 s at the latest by its own rule; a message or two more.
@@ -226,12 +228,16 @@ class World:
         self._lost = False
 
         def activated(answer: events.Answer) -> None:
-            if answer.error is not None:
-                self.reached[f"activation refused {answer.error.reason}"] += 1
-            elif wrong_key:
+            self.note_refusal(answer)
+            if answer.error is None and wrong_key:
                 self.fail("a wrong key was accepted")
 
         machine.ask(events.Activate, activated)
+
+    def note_refusal(self, answer: events.Answer) -> None:
+        """Counts an activation that was refused."""
+        if answer.error is not None:
+            self.reached[f"activation refused {answer.error.reason}"] += 1
 
     def make_machine_later(self, seconds: float) -> None:
         """When the control plane gets round to it."""
@@ -279,12 +285,16 @@ class World:
         machine.kill()
         self.make_machine_later(AGAIN_SECONDS)
 
-    def deactivate(self, machine: Machine) -> None:
-        """Lets go of the volume as a stop of the machine does, then makes the machine again."""
+    def deactivate(self, machine: Machine, *, last: bool = False) -> None:
+        """Lets go of the volume as a stop of the machine does, then makes the machine again, or,
+        but for the `last` time, has the same one activate the volume again."""
         machine.note("the volume is deactivated")
         promise = self.guest.promise()
+        over = False
 
         def ended(answer: events.Answer) -> None:
+            nonlocal over
+            over = True
             if machine is not self.machine or not machine.alive:
                 return
             machine.note(f"deactivated: {answer.error or 'all is flushed'}")
@@ -292,12 +302,17 @@ class World:
                 self.fail("requests outlived the deactivation")
             if answer.error is None:
                 promise()
-            machine.kill()
             self.guest.machine_lost()
+            again = not last and machine.below is None
+            if again and self.variety.random() < GENERATION_FORGOTTEN:
+                # Somebody forgets to raise it: refused where anything was flushed with it.
+                machine.activate_again(machine.generation)
+                return
+            machine.kill()
             self.make_machine_later(0.01)
 
         def overdue() -> None:
-            if machine.alive and machine is self.machine:
+            if machine.alive and machine is self.machine and not over:
                 self.fail("a deactivation did not end")
 
         self.schedule.later(DEACTIVATE_SECONDS, overdue)
