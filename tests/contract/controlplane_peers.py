@@ -204,7 +204,8 @@ class Machines(machine_grpc.MachineServiceServicer):
                 if machine.state >= machine_pb.MACHINE_STATE_FAILED:
                     return
             async with self.script.changed:
-                if machine.state_generation == seen:
+                # It may have been lost while the answer was on its way.
+                if machine.state_generation == seen and request.id in self.script.machines:
                     await self.script.changed.wait()
             if request.id not in self.script.machines:
                 raise UnavailableError("the stream was cut: vmmd has restarted")
