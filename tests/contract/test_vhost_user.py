@@ -220,6 +220,33 @@ async def test_what_was_acknowledged_and_not_flushed_is_made_again_by_the_next_p
     os.close(file)
 
 
+async def test_an_orderly_stop_leaves_nothing_to_be_made_again(export, backend, tmp_path) -> None:
+    """Somebody else may have the disk before this hypervisor comes back."""
+    front, disk, area, file = await noted(export)
+    assert await disk.ask(RequestType.OUT, 0, b"old" + bytes(BLOCK - 3)) == (0, b"")
+    await export.stop()
+    assert backend.asked[-1].op is BlockOp.FLUSH
+    front.close()
+    backend.asked.clear()
+    backend.disk.content[:3] = b"new"
+    later = VhostUserExport(backend, serial="one", socket=tmp_path / "later.sock")
+    await later.start()
+    front, disk = await returned(later, disk, area, file)
+    assert (await disk.ask(RequestType.IN, 0, into=BLOCK))[1][:3] == b"new"
+    assert backend.count(BlockOp.WRITE) == 0
+    front.close()
+    await later.stop()
+    os.close(file)
+
+
+async def test_an_area_for_rings_that_run_is_refused(export) -> None:
+    front, _disk, area, file = await noted(export)
+    front.send(Kind.SET_INFLIGHT_FD, wire.inflight_payload(area), [file])
+    assert await front.hung_up()
+    front.close()
+    os.close(file)
+
+
 async def test_a_ring_that_is_stopped_says_where_it_was_though_requests_hang(
     export, backend, monkeypatch
 ) -> None:

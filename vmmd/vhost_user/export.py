@@ -64,6 +64,7 @@ class VhostUserExport:
         self._done: dict[int, list[tuple[int, int]]] = {}
         self._working = False
         self._inode = 0
+        self._journal: ChangeJournal | None = None
         # Set while no hypervisor is there.
         self.disconnected = asyncio.Event()
         self.disconnected.set()
@@ -104,7 +105,8 @@ class VhostUserExport:
         loop.add_reader(listener.fileno(), self._accept)
 
     async def stop(self) -> None:
-        """Stops listening, hangs up, and waits a moment for what is in flight."""
+        """Stops listening, hangs up, and waits a moment for what is in flight; then nothing of what
+        was acknowledged is left to be made again."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
@@ -113,6 +115,7 @@ class VhostUserExport:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self.path).st_ino == self._inode:
                     os.unlink(self.path)
+        journal = self._journal if self._redoing is None else None
         for task in (self._serving, self._redoing):
             if task is not None:
                 task.cancel()
@@ -124,6 +127,19 @@ class VhostUserExport:
                 await idle.wait()
         except TimeoutError:
             _log.warning("vhost-user requests left at stop", count=self._attachment.in_flight)
+        if journal is not None and len(journal):
+            await self._settle(journal)
+
+    async def _settle(self, journal: ChangeJournal) -> None:
+        """Has all changes durable: made again by a later process, they could undo what somebody
+        else wrote meanwhile."""
+        mark = journal.mark()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                if await self._ask(Request(BlockOp.FLUSH, None)) is BlockStatus.OK:
+                    journal.let_go(mark)
+        except TimeoutError:
+            _log.warning("changes left in the journal at stop", socket=self.path)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -151,6 +167,7 @@ class VhostUserExport:
             if self._redoing is not None:
                 self._redoing.cancel()
             self._core.use_journal(NoJournal())
+            self._journal = None
             self.disconnected.set()
             _log.info("hypervisor disconnected", socket=self.path)
 
@@ -169,12 +186,14 @@ class VhostUserExport:
         """As Device.use_journal."""
         for ring in range(self.rings):
             self.forget(ring)
+        self._journal = None
         if area is None:
             self._core.use_journal(NoJournal())
             ready()
             return
         journal = ChangeJournal(area, self._attachment.info.block_size)
         self._core.use_journal(journal)
+        self._journal = journal
         if self._redoing is not None:
             self._redoing.cancel()
         self._redoing = asyncio.create_task(self._redo(journal, ready), name="vhost-user redo")
@@ -216,6 +235,7 @@ class VhostUserExport:
             _log.warning("the volume does not take changes made before a crash", socket=self.path)
             await asyncio.sleep(REDO_SECONDS)
         journal.let_go(mark)
+        self._redoing = None
         ready()
 
     async def _redone(self, changes: Sequence[Change]) -> bool:

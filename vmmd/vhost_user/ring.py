@@ -100,9 +100,9 @@ class Ring:
         )
 
     @property
-    def outstanding(self) -> int:
-        """Chains taken and not given back."""
-        return self._outstanding
+    def running(self) -> bool:
+        """Whether it was started."""
+        return self._ring is not None
 
     def start(self) -> None:
         """Takes up what was in flight, oldest first, then what is offered; ProtocolError when the

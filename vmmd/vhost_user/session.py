@@ -293,6 +293,8 @@ class Session:
         return wire.inflight_payload(wanted._replace(size=size, offset=0)), [file]
 
     def _set_area(self, area: wire.Inflight, files: list[int]) -> None:
+        if any(ring.running for ring in self._rings):
+            raise ProtocolError("an inflight area for rings that run")
         notes = area.rings * ring_bytes(area.entries)
         if len(files) != 1 or area.offset or notes > area.size:
             raise ProtocolError(f"an inflight area of {area.size} bytes for {area.rings} rings")
