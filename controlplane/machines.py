@@ -192,12 +192,16 @@ class MachineFollower:
         await self.saw(machine)
         heard = False
         watched = self._vmmd.watch_machine(instance_id, machine.state_generation)
-        async with aclosing(watched) as machines:
-            async for machine in machines:
-                heard = True
-                if machine.process_died:
-                    return await self._died(instance_id, machine)
-                await self.saw(machine)
+        try:
+            async with aclosing(watched) as machines:
+                async for machine in machines:
+                    heard = True
+                    if machine.process_died:
+                        return await self._died(instance_id, machine)
+                    await self.saw(machine)
+        except NotFoundError:
+            # Lost since it was asked for: the next look finds none, and has it made again.
+            return True
         return heard
 
     async def _died(self, instance_id: UUID, machine: pb.Machine) -> bool:

@@ -83,7 +83,9 @@ def the_end_of_the_data(directory: Path) -> set[int]:
 @pytest.mark.parametrize(
     "damage", [a_block_in_the_log, a_record_in_the_log, the_map, the_end_of_the_data]
 )
-async def test_a_damaged_member_is_refilled_in_place(daemons, tracing, damage) -> None:
+async def test_a_damaged_member_is_refilled_in_place(daemons, tracing, damage, monkeypatch) -> None:
+    # What is damaged has to be there: a stop in order takes it home.
+    monkeypatch.setattr("downstaird.daemon.STOP_SETTLE_SECONDS", 0.0)
     chance = random.Random(5)
     volume = uuid.uuid4()
     expected = bytearray(GEOMETRY.total_bytes)

@@ -52,6 +52,10 @@ async def test_an_older_copy_of_a_region_is_refused_and_repaired(daemons, upstai
     new = random.Random(2).randbytes(EXTENT)
     await write(upstairs, 0, new)
     await flush(upstairs)
+    # Two answers make a flush; this one's is what the older copy lacks.
+    member = upstairs._core._region.members[1]
+    flushed = upstairs.status().flush_number
+    await until(lambda: member.stamped_flush == (1, flushed))
     reasons = set()
 
     def has_left() -> bool:

@@ -18,6 +18,7 @@ from stairlib.telemetry.tracing import Tracing, traceparent
 from stairlib.wire.frame import FLAG_INCOMPLETE, OpKind, OpStatus, extent_marks
 from stairlib.wire.repair_chunk import Chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
+from stairwell.telemetry.v1 import trace_service_pb2 as trace_pb
 
 BLOCK = 4096
 EXTENTS = 8
@@ -182,7 +183,8 @@ async def test_extents_that_are_equal_already_cost_no_blocks(serve, upstairs):
 def spans_of(downstairs):
     """Names of the server spans it finished, in one text."""
     store = downstairs.tracing._store
-    return " ".join(span.name for spans in store._traces.values() for span in spans)
+    raw = (span for trace_id in list(store._traces) for span in store.spans(trace_id))
+    return " ".join(trace_pb.Span.FromString(each).name for each in raw)
 
 
 async def test_an_extent_with_nothing_stored_costs_one_call(serve, upstairs):
