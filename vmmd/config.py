@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         type=Path,
         metavar="DIR",
         help="for the sockets of machines and their disks (default: a new temporary one). Give "
-        "one, of at most 40 characters, where a hypervisor has to find its disks again after vmmd "
+        "one, of at most 70 characters, where a hypervisor has to find its disks again after vmmd "
         "was restarted",
     )
     given = parser.parse_args(argv)

@@ -21,6 +21,7 @@ from stairlib.model.errors import (
     InvalidRequestError,
     NotFoundError,
     StairwellError,
+    UnavailableError,
 )
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
@@ -101,7 +102,7 @@ class Machine:
         # Named by place, not by name: a disk's name may hold anything.
         export = NbdExport(volume, disk.name, socket=directory / f"nbd-{disk.pci_path}.sock")
         vhost_user = VhostUserExport(
-            volume, serial=disk.name, socket=directory / f"vhost-user-{disk.pci_path}.sock"
+            volume, serial=disk.name, socket=directory / f"vhost-{disk.pci_path}.sock"
         )
         return Disk(disk, volume, controller, export, vhost_user)
 
@@ -147,7 +148,11 @@ class Machine:
         await self.guest.start()
         for disk in self.disks.values():
             await disk.export.start()
-            await disk.vhost_user.start()
+            try:
+                await disk.vhost_user.start()
+            except UnavailableError as error:
+                # The machine needs it not; who looks for it finds no address, and this.
+                log.warning("disk not there by vhost-user", disk=disk.spec.name, reason=str(error))
 
     async def reset(self) -> None:
         """A reboot: the devices as after power-on, the volumes untouched."""

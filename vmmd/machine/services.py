@@ -90,7 +90,7 @@ class VolumeServicer(VolumeServiceServicer):
             disk.spec.name,
             disk.volume.status(),
             nbd_uri=disk.export.uri,
-            vhost_user_socket=disk.vhost_user.path,
+            vhost_user_socket=disk.vhost_user.path if disk.vhost_user.listening else "",
         )
 
     async def GetVolumeInfo(

@@ -7,6 +7,7 @@ its machines end with it is no end of the instances they were made for.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
@@ -79,7 +80,9 @@ class Machines:
 
     async def _make(self, message: pb.MachineSpec) -> MachineRecord:
         # The same one for the same machine: a hypervisor looks for its disks' sockets there again.
-        directory = self._root / message.id
+        # A digest, since a path of a socket is 107 characters at most.
+        name = hashlib.blake2b(message.id.encode(), digest_size=6).hexdigest()
+        directory = self._root / name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         process = MachineProcess(message, self._config.engine.value, directory)

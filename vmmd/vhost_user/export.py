@@ -75,6 +75,11 @@ class VhostUserExport:
         return self._attachment.counters
 
     @property
+    def listening(self) -> bool:
+        """Whether it was started."""
+        return self._listener is not None
+
+    @property
     def connected(self) -> bool:
         """Whether a hypervisor is there."""
         return self._session is not None

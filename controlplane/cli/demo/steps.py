@@ -33,6 +33,8 @@ from stairwell.vmmd.v1.guest_service_pb2 import Workload, WorkloadKind, Workload
 from stairwell.vmmd.v1.volume_service_pb2 import VerifyReport
 
 INSTANCE = "demo"
+# Bytes a second: who looks on has no half minute for what a busy guest would leave.
+REPAIR_FLOOR = 64 << 20
 # The member that is replaced: target[2], as in the documented files.
 SLOT = 2
 # Long enough for some thousand commands, short enough for a demo.
@@ -189,6 +191,11 @@ class Job:
     async def _replace(self, load: Load) -> replacement_pb.Replacement:
         """Asks for the replacement and follows it to its end, with an eye on the load."""
         session = self._session
+        await session.call(
+            session.replacements.SetRepairLimits,
+            replacement_pb.SetRepairLimitsRequest(disk=DISK, bytes_per_second_min=REPAIR_FLOOR),
+            replacement_pb.SetRepairLimitsResponse,
+        )
         answer = await session.call(
             session.disks.ReplaceVcr,
             disk_pb.ReplaceVcrRequest(
