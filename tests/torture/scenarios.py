@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 
 from tests.torture.tormentor import TormentError, Tormentor
 from vmmd.block.backend import BlockOp
-from vmmd.core.repair_rate import RepairPolicy
 from vmmd.upstairs.core.events import ReplaceResult
 from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotState
@@ -58,7 +57,7 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
     await t.activate()
     await t.work(int(300 * scale))
     number = t.rng.randrange(3)
-    t.volume.set_repair_policy(RepairPolicy(_SLOW_REPAIR, adaptive=False))
+    t.volume.set_repair_limits(RepairLimits(_SLOW_REPAIR))
     async with t.load():
         t.members.kill(t.places[number])
         await t.given_up(number)
@@ -73,7 +72,7 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
                 await asyncio.sleep(t.rng.uniform(0, 0.5))
                 t.members.thaw(t.places[number])
         await t.members.start(t.places[number])
-        t.volume.set_repair_policy(RepairPolicy(adaptive=False))
+        t.volume.set_repair_limits(RepairLimits())
         await t.well()
     await t.good()
 

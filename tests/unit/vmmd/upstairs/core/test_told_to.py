@@ -16,6 +16,7 @@ from tests.unit.vmmd.upstairs.core.test_troubles import (
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events
 from vmmd.upstairs.core.events import ReplaceResult
+from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 
 __all__ = ["repairing", "world"]
@@ -65,10 +66,10 @@ def test_copies_under_way_are_slowed_to_a_standstill_and_take_up_their_limit(rep
         return send(member, kind, **fields)
 
     region.send_control = noted
-    repairing.feed(events.SetRepairLimit(1 << 20))
+    repairing.feed(events.SetRepairLimit(RepairLimits(1 << 20)))
     repairing.feed(events.HoldRepair(2, held=True))
     repairing.feed(events.HoldRepair(2, held=True))
-    repairing.feed(events.SetRepairLimit(2 << 20))
+    repairing.feed(events.SetRepairLimit(RepairLimits(2 << 20)))
     repairing.feed(events.HoldRepair(2, held=False))
     assert sent == [1 << 20, 1, 1, 2 << 20]
     assert repairing.run_until(repairing.healthy, 30)
