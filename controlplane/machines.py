@@ -251,12 +251,12 @@ class MachineFollower:
             )
             for disk in disks
         }
-        _log.warning("machine is made again", instance=instance.name)
         self._require(instance_id)
         try:
             unfinished = await self._unfinished(disks)
             spec = machine_spec(instance, disks, generations, unfinished)
             machine = await self._vmmd.ensure_machine(spec)
+            _log.warning("machine is made again", instance=instance.name)
             self._require(instance_id)
             if instance.desired is Desired.RUNNING:
                 machine = await self._vmmd.set_machine_state(

@@ -82,11 +82,16 @@ class Need(Generic[K]):
 
 
 def shares(rate: int, needs: Iterable[Need[K]]) -> dict[K, int]:
-    """Bytes per second for each repair, at least 1; together at most `rate`, as long as there are
-    not more repairs than bytes. All of it is given out, unless nobody can use it."""
+    """Bytes per second for each repair, at least 1 and at least half an equal part of `rate`, if it
+    can use that; together at most `rate`, as long as there are not more repairs than bytes. All of
+    it is given out, unless nobody can use it."""
     left = list(needs)
+    if not left:
+        return {}
+    even = rate / (2 * len(left))
+    base = {each.key: min(even, each.bytes_per_second_max or even) for each in left}
     found: dict[K, int] = {}
-    rest = rate
+    rest = rate - sum(base.values())
     while left:
         weights = _weights(left)
         # Whoever cannot use its part is given what it can, and the others' parts grow: only who is
@@ -94,22 +99,22 @@ def shares(rate: int, needs: Iterable[Need[K]]) -> dict[K, int]:
         sated = [
             each
             for each, weight in zip(left, weights, strict=True)
-            if 0 < each.bytes_per_second_max <= rest * weight
+            if 0 < each.bytes_per_second_max <= base[each.key] + rest * weight
         ]
         if not sated:
             for each, weight in zip(left, weights, strict=True):
-                found[each.key] = max(1, int(rest * weight))
+                found[each.key] = max(1, int(base[each.key] + rest * weight))
             return found
         for each in sated:
             found[each.key] = max(1, each.bytes_per_second_max)
-            rest -= each.bytes_per_second_max
+            rest -= each.bytes_per_second_max - base[each.key]
         left = [each for each in left if each.key not in found]
     return found
 
 
 def _weights(needs: list[Need[K]]) -> list[float]:
-    """Parts of one: half by number, half by what is left to copy."""
+    """Parts of one, by what is left to copy."""
     total = sum(each.bytes_left for each in needs)
     if not total:
         return [1 / len(needs)] * len(needs)
-    return [(1 / len(needs) + each.bytes_left / total) / 2 for each in needs]
+    return [each.bytes_left / total for each in needs]
