@@ -224,16 +224,13 @@ class Caretaker:
             if await self._store.end_drain(done):
                 _log.info("drain is done", drain=str(done.id), target=done.target)
                 view = replace(view, drain=done)
-        self._tell(view)
+        self.tell(view)
         if found.begin is None:
             return False
         return await self._begin(found.begin, wanted.asked_by)
 
     def tell(self, view: DrainView) -> None:
-        """News of a drain that somebody else has changed."""
-        self._tell(view)
-
-    def _tell(self, view: DrainView) -> None:
+        """News of a drain, unless it was told so already."""
         if self._told.get(view.drain.id) == view:
             return
         self._told[view.drain.id] = view

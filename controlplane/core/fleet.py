@@ -14,6 +14,7 @@ from uuid import UUID
 from controlplane.core.preflight import RegionFacts
 from controlplane.core.records import DownstairsRecord
 from controlplane.core.repair_shares import RATE_MAX
+from stairlib.model.construction import canonical_address
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 
 # Ten minutes: longer than a host takes to restart.
@@ -21,6 +22,18 @@ GRACE_SECONDS = 600.0
 GRACE_SECONDS_MAX = 30 * 86_400.0
 AT_ONCE_MAX = 1000
 NAME_LENGTH_MAX = 253
+
+
+def checked_address(text: str, field: str) -> str:
+    """The canonical form; InvalidRequestError when it is no address."""
+    try:
+        return canonical_address(text)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{text!r} is not an address: it {error}",
+            (FieldViolation(field, str(error), "BAD_ADDRESS"),),
+            reason="BAD_ADDRESS",
+        ) from None
 
 
 class Health(StrEnum):

@@ -16,6 +16,7 @@ from controlplane.core.fleet import (
     FleetPolicy,
     Look,
     Place,
+    checked_address,
     checked_place,
     checked_policy,
     default_place,
@@ -25,10 +26,7 @@ from controlplane.fleet_watcher import FleetWatcher
 from controlplane.peers.agent import Agents
 from controlplane.peers.downstairs import Fleet
 from controlplane.store.base import Store
-from stairlib.model.construction import canonical_address
 from stairlib.model.errors import (
-    FieldViolation,
-    InvalidRequestError,
     StairwellError,
     UnavailableError,
 )
@@ -102,7 +100,7 @@ class FleetBook:
     async def register(self, wish: RegisterWish) -> DownstairsView:
         """Asks the daemon what it is and records it; a member stays a member. Of one that is known
         and away, where it stands may be recorded nevertheless."""
-        address = _address(wish.address, "address")
+        address = checked_address(wish.address, "address")
         place = await self._place(address, wish)
         known = await self._store.downstairs(address)
         try:
@@ -140,7 +138,7 @@ class FleetBook:
 
     async def deregister(self, address: str) -> None:
         """Forgets one that nothing uses; StateError (DOWNSTAIRS_IN_USE) for any other."""
-        await self._store.deregister_downstairs(_address(address, "address"))
+        await self._store.deregister_downstairs(checked_address(address, "address"))
 
     async def listed(self, *, look: bool = False) -> list[DownstairsView]:
         """All that are known; with `look` as they are now."""
@@ -167,7 +165,7 @@ class FleetBook:
         self, address: str, host: str | None, failure_domain: str | None
     ) -> AgentView:
         """Asks an agent what its host has to give and records it."""
-        canonical = _address(address, "address")
+        canonical = checked_address(address, "address")
         facts = await self._agents.facts(canonical)
         known = {each.address: each for each in await self._store.agents()}
         place = known.get(canonical) or Place(canonical, facts.host, facts.failure_domain)
@@ -181,7 +179,7 @@ class FleetBook:
 
     async def deregister_agent(self, address: str) -> None:
         """Forgets one; NotFoundError when it is not known."""
-        await self._store.forget_agent(_address(address, "address"))
+        await self._store.forget_agent(checked_address(address, "address"))
 
     async def agents(self) -> list[AgentView]:
         """All, as they are now."""
@@ -233,15 +231,3 @@ def _users(disks: Iterable[DiskRecord]) -> defaultdict[str, list[str]]:
             if disk.name not in users[address]:
                 users[address].append(disk.name)
     return users
-
-
-def _address(text: str, field: str) -> str:
-    """The canonical form; InvalidRequestError when it is no address."""
-    try:
-        return canonical_address(text)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"{text!r} is not an address: it {error}",
-            (FieldViolation(field, str(error), "BAD_ADDRESS"),),
-            reason="BAD_ADDRESS",
-        ) from None

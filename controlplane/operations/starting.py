@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
 from controlplane.core import replace_intent
-from controlplane.core.fleet import FleetEntry, Look, Place, default_place
+from controlplane.core.fleet import FleetEntry, Look, Place, checked_address, default_place
 from controlplane.core.placement import (
     Candidate,
     Placement,
@@ -33,7 +33,6 @@ from controlplane.fleet_watcher import FleetWatcher
 from controlplane.operations.replacing import ReplaceAnswer, ReplaceWish, Replacing, Result
 from controlplane.region_making import RegionMaking
 from controlplane.store.base import Store
-from stairlib.model.construction import canonical_address
 from stairlib.model.errors import (
     ConflictError,
     FieldViolation,
@@ -97,8 +96,8 @@ class Starting:
     ) -> StartAnswer:
         wish = replace(
             wish,
-            old_target=_address(wish.old_target, "old_target"),
-            new_target=_address(wish.new_target, "new_target"),
+            old_target=wish.old_target and checked_address(wish.old_target, "old_target"),
+            new_target=wish.new_target and checked_address(wish.new_target, "new_target"),
         )
         first = await self._store.disk(name)
         async with self._locks.setdefault(first.key, asyncio.Lock()):
@@ -323,20 +322,6 @@ def _candidate(entry: FleetEntry, seen: tuple[Look, RegionFacts | None] | None) 
 
 def _place(known: dict[str, FleetEntry], address: str) -> Place:
     return known[address].place if address in known else default_place(address)
-
-
-def _address(text: str, field: str) -> str:
-    """The canonical form, empty for nothing; InvalidRequestError when it is no address."""
-    if not text:
-        return ""
-    try:
-        return canonical_address(text)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"{text!r} is not an address: it {error}",
-            (FieldViolation(field, str(error), "BAD_ADDRESS"),),
-            reason="BAD_ADDRESS",
-        ) from None
 
 
 def _answer(found: Found, placement: Placement, answer: ReplaceAnswer) -> StartAnswer:
