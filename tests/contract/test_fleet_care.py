@@ -238,10 +238,11 @@ async def test_a_cancelled_drain_begins_nothing_more(home: House) -> None:
     await register(home, 3, host="h0")
     one = await drain(home, "h0")
     (record,) = await replacements(home, 1)
+    # It stands still there, so that both answers tell the same of it.
+    await home.wait_replacement(record.id, "REPAIR")
     ended = await home.fleet.CancelDrain(pb.CancelDrainRequest(id="h0"))
     assert ended.drain.state == pb.DRAIN_STATE_CANCELLED
     assert (await home.fleet.CancelDrain(pb.CancelDrainRequest(id=one.id))).drain == ended.drain
-    await home.wait_replacement(record.id, "REPAIR")
     await home.vmmd.finish("block2", 0)
     await home.wait_replacement(record.id, "DONE")
     await asyncio.sleep(0.3)
