@@ -559,10 +559,15 @@ class Driver:
             else:
                 self.advance(event)
 
-        self._asked(
-            lambda key: events.TakeBack(key, record.old_target, record.new_target, str(record.id)),
+        self._call(
+            lambda machine, reply: machine.take_back(
+                record.old_target,
+                record.new_target,
+                str(record.id),
+                lambda answer: reply(_outcome(answer)),
+            ),
             lambda _answer: self.advance(core.Undone(at=self._now)),
-            refused,
+            failed=refused,
         )
 
     def _verify(self) -> None:

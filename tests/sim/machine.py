@@ -450,6 +450,18 @@ class Machine:
 
         self.ask(lambda key: events.Replace(key, old, new, replacement_id), answered)
 
+    def take_back(
+        self, old: str, new: str, replacement_id: str, then: Callable[[events.Answer], None]
+    ) -> None:
+        """What VolumeService.TakeBackReplacement does."""
+
+        def answered(answer: events.Answer) -> None:
+            if answer.error is None:
+                self._fence.taken_back(self.world.region_path, replacement_id)
+            then(answer)
+
+        self.ask(lambda key: events.TakeBack(key, old, new, replacement_id), answered)
+
     def verify(self, then: Callable[[events.Answer], None]) -> None:
         """Compares the members; the answer's value is a VerifyResult."""
 

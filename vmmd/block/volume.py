@@ -263,7 +263,7 @@ class Volume:
         still on its way is refused when it comes. Errors as `RegionUpstairs.take_back`."""
         region = self._tree.regions.get(region_path)
         was_applied = region is not None and await region.take_back(old, new, replacement_id)
-        self._fence.taken_back(replacement_id)
+        self._fence.taken_back(region_path, replacement_id)
         return was_applied
 
     def hold_repair(self, region_path: str, slot: int, *, held: bool) -> None:

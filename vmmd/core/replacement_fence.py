@@ -5,8 +5,8 @@ a newer one may have been carried out, and the addresses alone do not tell: a me
 replaced, made blank and taken again is where the late request wants it to be. What tells is that
 
 - the generation of what replaces a region's request never falls, and
-- a replacement after which another one of the region was begun is over for good, and so is one that
-  was taken back.
+- a replacement after which another one of the region was begun is over for good. (So is one that
+  was taken back: that the region itself knows, at once with the taking back.)
 
 Kept for the life of a machine's process, which is longer than a call waits. A request without an id
 is somebody's by hand: its generation is looked at, and else only the addresses.
@@ -21,10 +21,12 @@ from stairlib.model.errors import ConflictError, StateError
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """The newest replacement of a region: its id, and the generation of the request it led to."""
+    """The newest replacement of a region: its id, the generation of the request it led to, and the
+    highest one before that."""
 
     replacement_id: str
     generation: int
+    before: int
 
 
 class ReplacementFence:
@@ -33,15 +35,10 @@ class ReplacementFence:
     def __init__(self) -> None:
         self._newest: dict[str, _Begun] = {}
         self._past: set[str] = set()
-        self._taken_back: set[str] = set()
 
     def check(self, region_path: str, generation: int, replacement_id: str) -> None:
-        """Refuses what has been overtaken: ConflictError REPLACEMENT_UNDONE or
-        REPLACEMENT_OVERTAKEN, StateError GENERATION_TOO_LOW."""
-        if replacement_id and replacement_id in self._taken_back:
-            raise ConflictError(
-                f"replacement {replacement_id} was taken back", reason="REPLACEMENT_UNDONE"
-            )
+        """Refuses what has been overtaken: ConflictError REPLACEMENT_OVERTAKEN, StateError
+        GENERATION_TOO_LOW."""
         newest = self._newest.get(region_path)
         if replacement_id and replacement_id in self._past:
             since = newest.replacement_id if newest is not None else ""
@@ -66,9 +63,12 @@ class ReplacementFence:
         if before is not None and before.replacement_id not in ("", replacement_id):
             self._past.add(before.replacement_id)
         floor = before.generation if before is not None else 0
-        self._newest[region_path] = _Begun(replacement_id, max(floor, generation))
+        if before is not None and replacement_id and before.replacement_id == replacement_id:
+            floor = before.before
+        self._newest[region_path] = _Begun(replacement_id, max(floor, generation), floor)
 
-    def taken_back(self, replacement_id: str) -> None:
-        """The replacement was undone, whether it had come or not."""
-        if replacement_id:
-            self._taken_back.add(replacement_id)
+    def taken_back(self, region_path: str, replacement_id: str) -> None:
+        """It is undone: the request from before it counts again, with its generation."""
+        newest = self._newest.get(region_path)
+        if newest is not None and replacement_id and newest.replacement_id == replacement_id:
+            self._newest[region_path] = _Begun("", newest.before, newest.before)

@@ -52,10 +52,19 @@ def test_regions_do_not_hold_each_other_up(fence: ReplacementFence) -> None:
     fence.check(PATH, 5, "one")
 
 
-def test_one_that_was_taken_back_does_not_come_any_more(fence: ReplacementFence) -> None:
-    fence.taken_back("one")
-    fence.taken_back("")
-    with pytest.raises(ConflictError) as refused:
-        fence.check(PATH, 5, "one")
-    assert refused.value.reason == "REPLACEMENT_UNDONE"
-    fence.check(PATH, 5, "")
+def test_what_was_taken_back_leaves_the_generation_from_before_in_force(
+    fence: ReplacementFence,
+) -> None:
+    """The recorded request is that one again, and may be asked with as it is."""
+    fence.begun(PATH, 4, "zero")
+    for _ in range(2):
+        fence.begun(PATH, 9, "one")
+    fence.taken_back(PATH, "another")
+    with pytest.raises(StateError):
+        fence.check(PATH, 4, "two")
+    fence.taken_back(PATH, "one")
+    fence.check(PATH, 4, "two")
+    with pytest.raises(StateError):
+        fence.check(PATH, 3, "two")
+    with pytest.raises(ConflictError):
+        fence.check(PATH, 4, "zero")
