@@ -42,7 +42,7 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 .PHONY: test
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
-	  --ignore tests/compose --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
+	  --ignore tests/compose --ignore tests/grpcurl --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
 	  -m 'not postgres' $(TEST_FLAGS)
 
 .PHONY: test-postgres
@@ -74,6 +74,21 @@ test-guest: setup ## Boot a real Linux on replicated disks (needs qemu-system-x8
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
 	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
+
+.PHONY: grpcurl
+grpcurl: .grpcurl/grpcurl ## Build grpcurl into .grpcurl, from the Go module proxy (needs Go)
+
+.grpcurl/grpcurl:
+	@command -v go >/dev/null || { echo "grpcurl is built with Go: install it, or grpcurl itself" >&2; exit 1; }
+	GOBIN=$(CURDIR)/.grpcurl go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+
+.PHONY: test-grpcurl
+test-grpcurl: setup ## Run every command of docs/grpcurl.md and compare what it prints (needs grpcurl: `make grpcurl`; says so where it is absent)
+	@$(BIN)/python -m pytest tests/grpcurl -ra $(TEST_FLAGS)
+
+.PHONY: record-grpcurl
+record-grpcurl: setup ## Write the output of docs/grpcurl.md anew where it is no longer true
+	@$(BIN)/python -m tests.grpcurl.record
 
 .PHONY: bench-region
 bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/O and repair, beside plain files (minutes)
