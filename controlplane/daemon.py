@@ -41,6 +41,7 @@ from controlplane.services.disks import DiskServicer
 from controlplane.services.fleet import FleetServicer
 from controlplane.services.instances import InstanceServicer
 from controlplane.services.replacements import ReplacementServicer
+from controlplane.services.serial import SerialServicer
 from controlplane.services.vcr import VcrServicer
 from controlplane.store.base import Store
 from controlplane.store.place import Place
@@ -58,6 +59,7 @@ from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
 from stairwell.controlplane.v1 import fleet_service_pb2_grpc as fleet_grpc
 from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
+from stairwell.controlplane.v1 import serial_service_pb2_grpc as serial_grpc
 from stairwell.controlplane.v1 import vcr_service_pb2_grpc as vcr_grpc
 from stairwell.telemetry.v1 import trace_service_pb2_grpc as trace_grpc
 
@@ -191,6 +193,7 @@ class ControlPlane:
         await _begin(claims, words, relay, care)
         services = _services(
             InstanceServicer(instances, answers, self._vmmd_address),
+            SerialServicer(instances),
             DiskServicer(disks, replacing, scrubs, answers),
             ReplacementServicer(replacements, care.starting, answers),
             FleetServicer(care.book, care.drains, answers),
@@ -253,6 +256,7 @@ async def _begin(claims: Claims, words: Words, relay: Relay, care: FleetCare) ->
 
 def _services(
     instances: InstanceServicer,
+    serial: SerialServicer,
     disks: DiskServicer,
     replacements: ReplacementServicer,
     fleet: FleetServicer,
@@ -263,6 +267,10 @@ def _services(
         Service(
             f"{_PACKAGE}.InstanceService",
             lambda server: instance_grpc.add_InstanceServiceServicer_to_server(instances, server),
+        ),
+        Service(
+            f"{_PACKAGE}.SerialService",
+            lambda server: serial_grpc.add_SerialServiceServicer_to_server(serial, server),
         ),
         Service(
             f"{_PACKAGE}.DiskService",

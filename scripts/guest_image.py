@@ -1,6 +1,8 @@
 """Makes what a test guest boots: a Linux kernel and a small initramfs, from Debian's packages.
 
     python scripts/guest_image.py DIRECTORY     leaves vmlinuz and initrd there, and says so
+    ... --disk FILE [--block-size 4096]         and a bootable disk of the same: GPT, a boot loader
+                                                for UEFI, the kernel, and a root file system
 
 Packages are fetched with apt into the directory and unpacked there; nothing is installed and no
 root is needed. What is there already is not made again. The guest's first program reads commands
@@ -13,8 +15,13 @@ import argparse
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import tempfile
+import uuid
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 KERNEL = "linux-image-cloud-amd64"
@@ -28,6 +35,9 @@ PROGRAMS = {
     "sqlite3": ["usr/bin/sqlite3"],
     "nvme-cli": ["usr/sbin/nvme"],
 }
+# What makes a disk of it, on this machine.
+DISK_PACKAGES = ("systemd-boot-efi", "mtools", "dosfstools")
+
 # What the programs are linked with beside the C library; this machine may not have them.
 LIBRARIES = (
     "libext2fs2", "libcom-err2", "libss2", "libblkid1", "libuuid1", "libmount1", "libsqlite3-0",
@@ -37,7 +47,7 @@ LIBRARIES = (
 # In the order they depend on each other.
 MODULES = (
     "virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
-    "virtio_blk",
+    "virtio_blk", "pvpanic", "pvpanic-mmio", "button", "evdev",
 )  # fmt: skip
 # The shell is no busybox: that takes its own mke2fs for any other.
 INIT = """#!/bin/dash
@@ -48,7 +58,12 @@ mount -t sysfs none /sys
 mount -t devtmpfs none /dev
 for module in MODULES; do insmod /modules/$module.ko; done
 mkdir -p /mnt /tmp
+mount -t tmpfs none /tmp
 stty -echo < /dev/ttyS0
+# The power button; the console's shell goes on meanwhile.
+for each in /dev/input/event*; do
+  { dd if=$each bs=24 count=1 > /dev/null 2>&1 && sync && poweroff -f; } &
+done
 echo "guest: ready" > /dev/ttyS0
 while read -r line; do eval "$line"; done < /dev/ttyS0 > /dev/ttyS0 2>&1
 """
@@ -60,9 +75,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("directory", type=Path)
-    directory = parser.parse_args().directory.resolve()
+    parser.add_argument("--disk", type=Path)
+    parser.add_argument("--block-size", type=int, default=512, choices=(512, 4096))
+    arguments = parser.parse_args()
+    directory = arguments.directory.resolve()
     try:
         make(directory)
+        if arguments.disk:
+            make_disk(directory, arguments.disk, arguments.block_size)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"guest_image: {error}", file=sys.stderr)
         return 1
@@ -82,7 +102,8 @@ def make(directory: Path) -> None:
     kernel = _fetch(packages, _kernel_package())
     root = directory / "unpacked"
     shutil.rmtree(root, ignore_errors=True)
-    for name in (kernel, *(_fetch(packages, package) for package in (*PROGRAMS, *LIBRARIES))):
+    wanted = (*PROGRAMS, *LIBRARIES, *DISK_PACKAGES)
+    for name in (kernel, *(_fetch(packages, package) for package in wanted)):
         _run("dpkg-deb", "-x", name, root)
     (image,) = (root / "boot").glob("vmlinuz-*")
     shutil.copyfile(image, directory / "vmlinuz")
@@ -165,6 +186,107 @@ def _pack(tree: Path, busybox: Path, initrd: Path) -> None:
         archive.stdin.close()
         if archive.wait() or compress.wait():
             raise OSError("the initramfs cannot be packed")
+
+
+LOADER = """timeout 0
+default guest
+"""
+ENTRY = """title guest
+linux /vmlinuz
+options console=ttyS0 quiet panic=-1 no_timer_check rw rootwait root=PARTUUID={root} init=/init {more}
+"""
+# Types of partitions.
+ESP_TYPE = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+LINUX_TYPE = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
+MIB = 1 << 20
+ESP_MIB = 40
+ROOT_MIB = 64
+
+
+def make_disk(directory: Path, disk: Path, block_size: int) -> None:
+    """A raw disk for UEFI: 1 MiB of table, the boot loader's partition, the root file system, and
+    1 MiB for the table's second copy. What `make` made has to be there."""
+    root = directory / "unpacked"
+    places = ":".join(f"{root}/{place}/x86_64-linux-gnu" for place in ("usr/lib", "lib"))
+    env = {**os.environ, "LD_LIBRARY_PATH": places, "MTOOLS_SKIP_CHECK": "1"}
+    esp_id, root_id = uuid.uuid4(), uuid.uuid4()
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        esp, files = Path(scratch) / "esp", Path(scratch) / "root"
+        _sized(esp, ESP_MIB)
+        # FAT32 has too few clusters for so small a partition with large blocks.
+        kind = ["-F", "32"] if block_size == 512 else []
+        _run(root / "sbin/mkfs.vfat", *kind, "-S", block_size, esp)
+        _fill_boot(root, directory, Path(scratch), esp, root_id, env)
+        _sized(files, ROOT_MIB)
+        _run(
+            root / "sbin/mke2fs", "-q", "-t", "ext4", "-b", 4096, "-d", directory / "tree", files,
+            env=env,
+        )  # fmt: skip
+        parts = [(ESP_TYPE, esp_id, ESP_MIB, "boot"), (LINUX_TYPE, root_id, ROOT_MIB, "root")]
+        head, tail = partition_tables(parts, block_size)
+        with disk.open("wb") as out:
+            out.write(head)
+            out.write(esp.read_bytes())
+            out.write(files.read_bytes())
+            out.write(tail)
+
+
+def _sized(path: Path, size_mib: int) -> None:
+    with path.open("wb") as out:
+        out.truncate(size_mib * MIB)
+
+
+def _fill_boot(
+    root: Path, directory: Path, scratch: Path, esp: Path, root_id: uuid.UUID, env: dict[str, str]
+) -> None:
+    """The boot loader, its configuration and the kernel."""
+    (scratch / "loader.conf").write_text(LOADER)
+    (scratch / "guest.conf").write_text(ENTRY.format(root=root_id, more=""))
+    mtools = root / "usr/bin/mtools"
+    for folder in ("EFI", "EFI/BOOT", "loader", "loader/entries"):
+        _run(mtools, "-c", "mmd", "-i", esp, f"::/{folder}", env=env)
+    loader = root / "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+    for source, target in (
+        (loader, "EFI/BOOT/BOOTX64.EFI"),
+        (directory / "vmlinuz", "vmlinuz"),
+        (scratch / "loader.conf", "loader/loader.conf"),
+        (scratch / "guest.conf", "loader/entries/guest.conf"),
+    ):
+        _run(mtools, "-c", "mcopy", "-i", esp, source, f"::/{target}", env=env)
+
+
+def partition_tables(
+    parts: Sequence[tuple[uuid.UUID, uuid.UUID, int, str]], block_size: int
+) -> tuple[bytes, bytes]:
+    """The first and the last MiB of a disk with partitions (type, id, MiB, name) one behind
+    another. Source: UEFI specification, chapter 5."""
+    per_mib = MIB // block_size
+    blocks = (2 + sum(part[2] for part in parts)) * per_mib
+    table_blocks = 128 * 128 // block_size
+    entries, first = b"", per_mib
+    for kind, identity, size_mib, name in parts:
+        last = first + size_mib * per_mib - 1
+        text = name.encode("utf-16-le").ljust(72, b"\0")
+        entries += kind.bytes_le + identity.bytes_le + struct.pack("<QQQ", first, last, 0) + text
+        first = last + 1
+    entries = entries.ljust(128 * 128, b"\0")
+    disk_id = uuid.uuid4().bytes_le
+
+    def header(here: int, other: int, table: int) -> bytes:
+        usable = (2 + table_blocks, blocks - 2 - table_blocks)
+        checksum = zlib.crc32(entries)
+        start = struct.pack("<8sIIIIQQQQ", b"EFI PART", 0x10000, 92, 0, 0, here, other, *usable)
+        text = start + disk_id + struct.pack("<QIII", table, 128, 128, checksum)
+        sum_of_it = struct.pack("<I", zlib.crc32(text))
+        return (text[:16] + sum_of_it + text[20:]).ljust(block_size, b"\0")
+
+    protective = bytes(446) + struct.pack(
+        "<B3sB3sII", 0, b"\0\2\0", 0xEE, b"\xff\xff\xff", 1, min(blocks - 1, 0xFFFFFFFF)
+    )
+    mbr = protective.ljust(510, b"\0") + b"\x55\xaa"
+    head = mbr.ljust(block_size, b"\0") + header(1, blocks - 1, 2) + entries
+    tail = entries + header(blocks - 1, 1, blocks - 1 - table_blocks)
+    return head.ljust(MIB, b"\0"), tail.rjust(MIB, b"\0")
 
 
 if __name__ == "__main__":

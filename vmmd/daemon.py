@@ -10,10 +10,17 @@ from stairlib.telemetry.tracing import Tracing
 from stairwell.telemetry.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
 from stairwell.vmmd.v1.guest_service_pb2_grpc import add_GuestServiceServicer_to_server
 from stairwell.vmmd.v1.machine_service_pb2_grpc import add_MachineServiceServicer_to_server
+from stairwell.vmmd.v1.serial_service_pb2_grpc import add_SerialServiceServicer_to_server
 from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
 from vmmd.config import Arguments, load_server_config, missing_media
+from vmmd.supervisor.engine_choice import choose_engine
 from vmmd.supervisor.machines import Machines
-from vmmd.supervisor.services import GuestServicer, MachineServicer, VolumeServicer
+from vmmd.supervisor.services import (
+    GuestServicer,
+    MachineServicer,
+    SerialServicer,
+    VolumeServicer,
+)
 
 log = get_logger(__name__)
 
@@ -28,7 +35,10 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         log.warning(
             "no such file: machines go without this device", block_dev=name, path=block.path
         )
-    machines = Machines(config, tracing, arguments.log_level, arguments.runtime_directory)
+    config, hypervisor = await choose_engine(config)
+    machines = Machines(
+        config, tracing, arguments.log_level, arguments.runtime_directory, hypervisor
+    )
     server = RpcServer(
         arguments.address,
         [
@@ -43,6 +53,10 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
             Service(
                 "stairwell.vmmd.v1.GuestService",
                 lambda s: add_GuestServiceServicer_to_server(GuestServicer(machines), s),
+            ),
+            Service(
+                "stairwell.vmmd.v1.SerialService",
+                lambda s: add_SerialServiceServicer_to_server(SerialServicer(machines), s),
             ),
             Service(
                 "stairwell.telemetry.v1.TraceService",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire import construction as construction_wire
 from stairlib.wire.durations import seconds_of
+from stairwell.vmmd.v1 import machine_process_service_pb2 as process_pb
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
+from vmmd.core.guest_events import GuestSignal
 from vmmd.core.lifecycle import MachineState, Published
 from vmmd.core.machine import DiskSpec, MachineRecord, MachineSpec
 from vmmd.core.pci_path import PciPath
 from vmmd.core.request_queue import RequestKind
+from vmmd.engine.core.hypervisor import Accelerator, Hypervisor
 
 _STATES = {state: pb.MachineState.Value(f"MACHINE_STATE_{state.name}") for state in MachineState}
 _STATES_BACK = {value: state for state, value in _STATES.items()}
@@ -17,6 +20,11 @@ _REQUESTS = {
     pb.MACHINE_REQUESTED_STATE_RUN: RequestKind.RUN,
     pb.MACHINE_REQUESTED_STATE_STOP: RequestKind.STOP,
     pb.MACHINE_REQUESTED_STATE_REBOOT: RequestKind.REBOOT,
+}
+
+_SIGNALS = {
+    pb.GUEST_SIGNAL_POWER_BUTTON: GuestSignal.POWER_BUTTON,
+    pb.GUEST_SIGNAL_NMI: GuestSignal.NMI,
 }
 
 
@@ -36,22 +44,37 @@ def requested_state_message(kind: RequestKind) -> pb.MachineRequestedState.Value
     return next(value for value, known in _REQUESTS.items() if known is kind)
 
 
+def guest_signal(value: int) -> GuestSignal:
+    """The signal asked for; InvalidRequestError when none is."""
+    signal = _SIGNALS.get(pb.GuestSignal.ValueType(value))
+    if signal is None:
+        raise InvalidRequestError(
+            "signal: must be POWER_BUTTON or NMI",
+            (FieldViolation("signal", "must be POWER_BUTTON or NMI"),),
+        )
+    return signal
+
+
+def disk_from_message(disk: pb.MachineDisk, field: str) -> DiskSpec:
+    """One disk; InvalidRequestError names the fields, below `field`."""
+    try:
+        path = PciPath.parse(disk.pci_path)
+        construction = construction_wire.from_message(disk.volume_construction_request)
+    except InvalidRequestError as error:
+        found = error.violations or (FieldViolation("pci_path", error.message),)
+        raise InvalidRequestError(
+            f"{field}: {error.message}",
+            tuple(FieldViolation(f"{field}.{v.field}", v.description, v.reason) for v in found),
+        ) from error
+    after = seconds_of(disk.activate_with_two_after)
+    return DiskSpec(disk.device, disk.name, disk.read_only, path, construction, after)
+
+
 def spec_from_message(message: pb.MachineSpec) -> MachineSpec:
     """The machine asked for, checked; InvalidRequestError names the fields."""
-    disks = []
-    for index, disk in enumerate(message.disks):
-        field = f"spec.disks[{index}]"
-        try:
-            path = PciPath.parse(disk.pci_path)
-            construction = construction_wire.from_message(disk.volume_construction_request)
-        except InvalidRequestError as error:
-            found = error.violations or (FieldViolation("pci_path", error.message),)
-            raise InvalidRequestError(
-                f"{field}: {error.message}",
-                tuple(FieldViolation(f"{field}.{v.field}", v.description, v.reason) for v in found),
-            ) from error
-        after = seconds_of(disk.activate_with_two_after)
-        disks.append(DiskSpec(disk.device, disk.name, disk.read_only, path, construction, after))
+    disks = [
+        disk_from_message(disk, f"spec.disks[{index}]") for index, disk in enumerate(message.disks)
+    ]
     spec = MachineSpec(
         message.id, message.name, message.cpus or 1, message.memory_mib or 512, tuple(disks)
     )
@@ -66,6 +89,7 @@ def record_to_message(record: MachineRecord) -> pb.Machine:
 
 def machine_with_state(record: MachineRecord, published: Published) -> pb.Machine:
     """The machine as it was when `published` was its state."""
+    hypervisor = record.hypervisor
     return pb.Machine(
         id=record.id,
         name=record.name,
@@ -76,9 +100,39 @@ def machine_with_state(record: MachineRecord, published: Published) -> pb.Machin
         engine=record.engine,
         disks=record.disks,
         process_died=published.process_died,
+        accelerator=hypervisor.accelerator.value if hypervisor else "",
+        accelerator_reason=hypervisor.accelerator_reason if hypervisor else "",
+        hypervisor=f"QEMU {hypervisor.version}" if hypervisor else "",
     )
 
 
 def published_from_message(message: pb.Machine) -> Published:
     """What a machine process says of itself."""
-    return Published(_STATES_BACK[message.state], message.state_generation, message.reason)
+    return Published(
+        _STATES_BACK[message.state],
+        message.state_generation,
+        message.reason,
+        message.process_died,
+    )
+
+
+def hypervisor_to_message(hypervisor: Hypervisor) -> process_pb.Hypervisor:
+    """For the machine's process."""
+    return process_pb.Hypervisor(
+        program=hypervisor.program,
+        version=hypervisor.version,
+        accelerator=hypervisor.accelerator.value,
+        accelerator_reason=hypervisor.accelerator_reason,
+        vfio_user=hypervisor.vfio_user,
+    )
+
+
+def hypervisor_from_message(message: process_pb.Hypervisor) -> Hypervisor:
+    """The other way of `hypervisor_to_message`."""
+    return Hypervisor(
+        message.program,
+        message.version,
+        Accelerator(message.accelerator),
+        message.accelerator_reason,
+        message.vfio_user,
+    )

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli.commands import demo, disk, fleet, health, instance, replacement, trace, vcr
+from controlplane.cli.commands import (
+    demo,
+    disk,
+    fleet,
+    health,
+    instance,
+    replacement,
+    serial,
+    trace,
+    vcr,
+)
 from controlplane.cli.settings import DEFAULT_PORT, DEFAULT_SERVER, Output, Settings
 
 EXIT_USAGE = 2
@@ -67,6 +77,7 @@ def _global_options(
 
 
 instance.add_to(app)
+serial.add_to(app)
 disk.add_to(app)
 vcr.add_to(app)
 replacement.add_to(app)

@@ -29,6 +29,7 @@ from stairwell.controlplane.v1.disk_service_pb2_grpc import DiskServiceStub
 from stairwell.controlplane.v1.fleet_service_pb2_grpc import FleetServiceStub
 from stairwell.controlplane.v1.instance_service_pb2_grpc import InstanceServiceStub
 from stairwell.controlplane.v1.replacement_service_pb2_grpc import ReplacementServiceStub
+from stairwell.controlplane.v1.serial_service_pb2_grpc import SerialServiceStub
 from stairwell.controlplane.v1.vcr_service_pb2_grpc import VcrServiceStub
 
 Request = TypeVar("Request")
@@ -84,6 +85,11 @@ class Session:
     def instances(self) -> InstanceServiceStub:
         """Machines."""
         return InstanceServiceStub(self.channel)
+
+    @property
+    def serial_ports(self) -> SerialServiceStub:
+        """Consoles of machines."""
+        return SerialServiceStub(self.channel)
 
     @property
     def disks(self) -> DiskServiceStub:

@@ -17,6 +17,7 @@ from stairlib.model.errors import FieldViolation
 
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 # Disks sit at PCI devices 16 to 23: eight slots.
+DEVICES = ("nvme", "virtio")
 SLOTS = 8
 CPUS_MAX = 64
 # Of a wait for the third copy: shorter is a restart of a daemon, longer is no wait but a wish.
@@ -103,10 +104,11 @@ def looks_like_uuid(text: str) -> bool:
 def _check_disk(path: str, disk: DiskRequest) -> Iterator[FieldViolation]:
     """What is wrong with one disk by itself."""
     yield from check_name(f"{path}.name", disk.name)
-    if disk.device != "nvme":
+    if disk.device not in DEVICES:
         yield FieldViolation(
             f"{path}.device",
-            f'{disk.device!r} is not offered; the devices of this version are "nvme"',
+            f'{disk.device!r} is not offered; the devices are "nvme" and, where the host runs'
+            ' guests of their own (engine "qemu"), "virtio"',
             reason="UNKNOWN_DEVICE",
         )
     if not 0 <= disk.slot < SLOTS:

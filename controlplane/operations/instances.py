@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -33,6 +33,7 @@ from stairlib.rpc.paging import page_size, position, token
 from stairlib.telemetry.logs import get_logger
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
+from stairwell.vmmd.v1 import serial_service_pb2 as serial_pb
 
 _log = get_logger(__name__)
 
@@ -285,6 +286,28 @@ class Instances:
         await self._driver.abandon([disk.key for disk in disks], why)
         await self._scrubs.abandon([disk.key for disk in disks], why)
         await self._store.delete_instance(instance.id)
+
+    async def signal_guest(
+        self, name: str, signal: machine_pb.GuestSignal.ValueType
+    ) -> InstanceRecord:
+        """Presses a button of the machine; what the guest makes of it, its states tell."""
+        instance = await self.find(name)
+        await self._vmmd.signal_guest(instance.id, signal)
+        return instance
+
+    async def attach_serial(
+        self, name: str, history_bytes: int, typed: AsyncIterator[bytes]
+    ) -> AsyncGenerator[serial_pb.AttachResponse, None]:
+        """What the machine's serial port says; what is typed goes there."""
+        instance = await self.find(name)
+        return self._vmmd.attach_serial(instance.id, history_bytes, typed)
+
+    async def serial_history(
+        self, name: str, request: serial_pb.GetHistoryRequest
+    ) -> serial_pb.GetHistoryResponse:
+        """What the machine's serial port has said; `request` lacks the machine."""
+        request.machine_id = str((await self.find(name)).id)
+        return await self._vmmd.serial_history(request)
 
     async def run_workload(
         self, name: str, workload: guest_pb.Workload

@@ -6,7 +6,7 @@ that is left, for whatever reason, is cancelled on the other side.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -24,6 +24,8 @@ from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import guest_service_pb2_grpc as guest_grpc
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 from stairwell.vmmd.v1 import machine_service_pb2_grpc as machine_grpc
+from stairwell.vmmd.v1 import serial_service_pb2 as serial_pb
+from stairwell.vmmd.v1 import serial_service_pb2_grpc as serial_grpc
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc
 
@@ -35,6 +37,8 @@ ENSURE_SECONDS = 30.0
 DELETE_SECONDS = 60.0
 # Questions that are answered from memory.
 ASK_SECONDS = 5.0
+# A hypervisor that waits for a disk answers late.
+SIGNAL_SECONDS = 30.0
 # Asked on behalf of a user who wants an answer now, with or without it.
 GLANCE_SECONDS = 2.0
 # The machine looks at its own state and answers; nothing is copied meanwhile.
@@ -59,6 +63,7 @@ class Vmmd:
         self._volumes: Any = volume_grpc.VolumeServiceStub(self._channel)
         # What was last told of each disk's repairs, by machine and disk.
         self.rates: dict[tuple[UUID, str], volume_pb.RepairRate] = {}
+        self._serials: Any = serial_grpc.SerialServiceStub(self._channel)
         self._guests: Any = guest_grpc.GuestServiceStub(self._channel)
 
     async def close(self) -> None:
@@ -94,6 +99,36 @@ class Vmmd:
             answer = await self._machines.SetMachineState(request, timeout=ASK_SECONDS)
         machine: machine_pb.Machine = answer.machine
         return machine
+
+    async def signal_guest(
+        self, machine_id: UUID, signal: machine_pb.GuestSignal.ValueType
+    ) -> None:
+        """Presses a button of the machine."""
+        request = machine_pb.SignalGuestRequest(id=str(machine_id), signal=signal)
+        with translated(self.peer):
+            await self._machines.SignalGuest(request, timeout=SIGNAL_SECONDS)
+
+    def attach_serial(
+        self, machine_id: UUID, history_bytes: int, typed: AsyncIterator[bytes]
+    ) -> AsyncGenerator[serial_pb.AttachResponse, None]:
+        """What the machine's serial port says; what is typed goes there."""
+
+        async def requests() -> AsyncIterator[serial_pb.AttachRequest]:
+            yield serial_pb.AttachRequest(machine_id=str(machine_id), history_bytes=history_bytes)
+            async for data in typed:
+                yield serial_pb.AttachRequest(data=data)
+
+        return self._stream(self._serials.Attach, requests(), lambda answer: answer)
+
+    async def serial_history(
+        self, request: serial_pb.GetHistoryRequest
+    ) -> serial_pb.GetHistoryResponse:
+        """What the machine's serial port has said."""
+        with translated(self.peer):
+            answer: serial_pb.GetHistoryResponse = await self._serials.GetHistory(
+                request, timeout=ASK_SECONDS
+            )
+        return answer
 
     def watch_machine(
         self, machine_id: UUID, after: int

@@ -100,6 +100,16 @@ class InstanceServicer(pb_grpc.InstanceServiceServicer):
         await self._instances.delete(request.name)
         return pb.DeleteInstanceResponse()
 
+    async def SignalGuest(
+        self,
+        request: pb.SignalGuestRequest,
+        context: grpc.aio.ServicerContext[pb.SignalGuestRequest, pb.SignalGuestResponse],
+    ) -> pb.SignalGuestResponse:
+        """Presses a button of the machine."""
+        del context
+        pressed = await self._instances.signal_guest(request.name, request.signal)
+        return pb.SignalGuestResponse(instance=await self._message(pressed))
+
     async def RunGuestWorkload(
         self,
         request: pb.RunGuestWorkloadRequest,

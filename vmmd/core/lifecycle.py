@@ -6,6 +6,7 @@
         v                v            v
     STOPPING ─────────────────────────────> STOPPED ──> DESTROYED
     any state before STOPPED ── something broke ──> FAILED
+    RUNNING ── the guest's kernel panicked ──> RUNNING, with the reason
 
 STARTING goes straight to STOPPED when stopped: what is half started is dropped, not paused and
 halted. A machine never comes back from STOPPED, FAILED or DESTROYED; starting again is a new
@@ -41,7 +42,12 @@ TRANSITIONS: dict[MachineState, frozenset[MachineState]] = {
         {MachineState.RUNNING, MachineState.STOPPED, MachineState.FAILED}
     ),
     MachineState.RUNNING: frozenset(
-        {MachineState.REBOOTING, MachineState.STOPPING, MachineState.FAILED}
+        {
+            MachineState.RUNNING,
+            MachineState.REBOOTING,
+            MachineState.STOPPING,
+            MachineState.FAILED,
+        }
     ),
     MachineState.REBOOTING: frozenset(
         {MachineState.RUNNING, MachineState.STOPPING, MachineState.FAILED}
@@ -59,18 +65,18 @@ ENDED = frozenset({MachineState.FAILED, MachineState.DESTROYED})
 class Published:
     """One published state; `generation` rises by one with each, from 1.
 
-    `process_died`: FAILED since the machine's process ended by itself."""
+    `process_died`: FAILED since the machine's process, or its hypervisor, ended by itself."""
 
     state: MachineState = MachineState.CREATING
     generation: int = 1
     reason: str = ""
     process_died: bool = False
 
-    def moved(self, to: MachineState, reason: str = "") -> Published:
+    def moved(self, to: MachineState, reason: str = "", *, process_died: bool = False) -> Published:
         """The next published state; StateError when it may not follow this one."""
         if to not in TRANSITIONS[self.state]:
             raise StateError(
                 f"a machine cannot go from {self.state.value} to {to.value}",
                 reason="ILLEGAL_TRANSITION",
             )
-        return Published(to, self.generation + 1, reason)
+        return Published(to, self.generation + 1, reason, process_died)

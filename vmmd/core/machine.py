@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stairlib.model.construction import Construction
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from vmmd.core.lifecycle import Published
 from vmmd.core.pci_path import PciPath
+from vmmd.engine.core.hypervisor import DiskDevice, Hypervisor
 
 DISKS_MAX = 8
-DEVICES = ("nvme",)
+DEVICES = tuple(device.value for device in DiskDevice)
 
 # It names a directory, too.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,6 +30,16 @@ class DiskSpec:
     construction: Construction
     # Seconds until two members of a region serve without the third; 0 = never.
     activate_with_two_after: float = 0.0
+
+    def violations(self, field: str) -> Iterator[FieldViolation]:
+        """What is wrong with the disk by itself."""
+        if self.device not in DEVICES:
+            text = f'"{self.device}" is not one of: {", ".join(DEVICES)}'
+            yield FieldViolation(f"{field}.device", text)
+        if not self.name:
+            yield FieldViolation(f"{field}.name", "must be given")
+        if self.activate_with_two_after < 0:
+            yield FieldViolation(f"{field}.activate_with_two_after", "must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +64,9 @@ class MachineSpec:
         paths: set[PciPath] = set()
         for index, disk in enumerate(self.disks):
             field = f"spec.disks[{index}]"
-            if disk.device not in DEVICES:
-                found.append(
-                    FieldViolation(
-                        f"{field}.device", f'"{disk.device}" is not one of: {", ".join(DEVICES)}'
-                    )
-                )
-            if not disk.name or disk.name in names:
-                found.append(FieldViolation(f"{field}.name", "must be given, once"))
-            if disk.activate_with_two_after < 0:
-                text = "must not be negative"
-                found.append(FieldViolation(f"{field}.activate_with_two_after", text))
+            found += disk.violations(field)
+            if disk.name in names:
+                found.append(FieldViolation(f"{field}.name", "is another disk's, too"))
             if disk.pci_path in paths:
                 found.append(FieldViolation(f"{field}.pci_path", f"{disk.pci_path} is taken"))
             names.add(disk.name)
@@ -83,3 +87,4 @@ class MachineRecord:
     disks: tuple[str, ...]
     published: Published
     process_id: int = 0
+    hypervisor: Hypervisor | None = None

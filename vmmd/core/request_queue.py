@@ -10,7 +10,11 @@
 A stop that waits comes before everything: after it, run and reboot are refused and a second stop is
 ignored. "Ignore" is success to the caller, so run, stop and reboot may be sent again. State
 changes are done before replacements; a stop does not cancel replacements that wait, the machine
-answers them. Source: reference propolis.md §6.
+answers them.
+
+News of the guest come before every request, each kind once however often it is told, and only while
+the machine runs or reboots: those of a start wait until it is over, those after a stop was asked
+for or after the end are of no interest. Source: reference propolis.md §5, §6.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from stairlib.model.errors import LimitError, StateError
+from vmmd.core.guest_events import GuestEvent
 
 
 class RequestKind(enum.Enum):
@@ -79,6 +84,8 @@ TABLE: dict[tuple[RequestKind, QueueState], Decision | str] = {
 # disks.
 REPLACEMENTS_WAITING_MAX = 64
 _STOP_WAITS = "the machine is about to stop"
+# What ends the guest makes the rest old.
+_BY_GRAVITY = (GuestEvent.DIED, GuestEvent.POWERED_OFF, GuestEvent.PANICKED, GuestEvent.RESET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,14 @@ class QueuedRequest:
 
     kind: RequestKind
     token: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedEvent:
+    """News of the guest, and in words."""
+
+    event: GuestEvent
+    reason: str
 
 
 @dataclass(slots=True)
@@ -99,6 +114,7 @@ class RequestQueue:
     awaiting_reboot: bool = False
     _state_changes: deque[QueuedRequest] = field(default_factory=deque)
     _replacements: deque[QueuedRequest] = field(default_factory=deque)
+    _events: dict[GuestEvent, str] = field(default_factory=dict)
 
     def submit(self, kind: RequestKind, token: object = None) -> Decision:
         """Takes the request, or ignores it; StateError with the reason when it is refused."""
@@ -108,6 +124,30 @@ class RequestQueue:
         if verdict is Decision.QUEUE:
             self._take(QueuedRequest(kind, token))
         return verdict
+
+    def tell(self, event: GuestEvent, reason: str) -> bool:
+        """The guest did something by itself; whether that is of interest."""
+        ended = self.state in (QueueState.STOPPED, QueueState.FAILED)
+        if ended or self.awaiting_stop or self.state is QueueState.NOT_STARTED:
+            return False
+        self._events.setdefault(event, reason)
+        return True
+
+    def pop_event(self) -> QueuedEvent | None:
+        """The gravest news; None when there is none, or a start or stop has to end first."""
+        if self.state is not QueueState.RUNNING or self.awaiting_stop:
+            return None
+        for event in _BY_GRAVITY:
+            reason = self._events.pop(event, None)
+            if reason is not None:
+                return QueuedEvent(event, reason)
+        return None
+
+    def ended_by_itself(self, *, failed: bool) -> None:
+        """The guest has ended without a request: nothing more is taken."""
+        self.state = QueueState.FAILED if failed else QueueState.STOPPED
+        self.awaiting_reboot = False
+        self._events.clear()
 
     def _verdict(self, kind: RequestKind) -> Decision | str:
         if self.awaiting_stop and kind is RequestKind.STOP:

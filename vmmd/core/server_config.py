@@ -1,7 +1,8 @@
 """The machine host's configuration, as the walk-through's server.toml writes it.
 
     bootrom = "PATH"             # firmware, used by an engine that boots a guest
-    engine = "none"              # devices run, no CPU
+    engine = "qemu"              # or "none": devices run, no CPU. Left out: QEMU where it is
+                                 # installed and the bootrom is there, none elsewhere
 
     [block_dev.NAME]             # a backend
     type = "file"
@@ -27,20 +28,22 @@ from typing import Any
 
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from vmmd.core.pci_path import PciPath
+from vmmd.engine.core.hypervisor import DiskDevice
 
 TOP_KEYS = {"bootrom", "bootrom_version", "engine", "block_dev", "dev"}
 BLOCK_KEYS = {"type", "path", "readonly", "block_size", "workers"}
 DEVICE_KEYS = {"driver", "block_dev", "pci-path"}
-DRIVERS = {"pci-nvme"}
+DEVICE_OF_DRIVER = {"pci-nvme": DiskDevice.NVME, "pci-virtio-block": DiskDevice.VIRTIO}
 WORKERS_MAX = 32
 # 0.16.0 to 0.23.0 belong to the disks of the instance (slot 0 to 7).
 DISK_DEVICES = range(16, 24)
 
 
-class Engine(enum.Enum):
+class EngineName(enum.Enum):
     """What runs the machine's CPU."""
 
     NONE = "none"
+    QEMU = "qemu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class HostDevice:
 class ServerConfig:
     """What a host gives to each of its machines."""
 
-    engine: Engine = Engine.NONE
+    engine: EngineName = EngineName.NONE
+    # False: the host is to choose.
+    engine_named: bool = True
     bootrom: str = ""
     block_devices: tuple[tuple[str, FileBlockDevice], ...] = ()
     devices: tuple[tuple[str, HostDevice], ...] = ()
@@ -80,7 +85,8 @@ class ServerConfig:
         """What `to_json` wrote."""
         data = json.loads(text)
         return cls(
-            engine=Engine(data["engine"]),
+            engine=EngineName(data["engine"]),
+            engine_named=data["engine_named"],
             bootrom=data["bootrom"],
             block_devices=tuple((n, FileBlockDevice(**d)) for n, d in data["block_devices"]),
             devices=tuple((n, HostDevice(**d)) for n, d in data["devices"]),
@@ -149,16 +155,18 @@ def parse_server_config(text: str, *, source: str = "server.toml") -> ServerConf
         raise InvalidRequestError(
             f"{source}: {listed}", tuple(reader.violations), reason="BAD_CONFIGURATION"
         )
-    return ServerConfig(engine, bootrom, tuple(blocks.items()), tuple(devices.items()))
+    return ServerConfig(
+        engine, "engine" in data, bootrom, tuple(blocks.items()), tuple(devices.items())
+    )
 
 
-def _engine(reader: _Reader, value: str) -> Engine:
+def _engine(reader: _Reader, value: str) -> EngineName:
     try:
-        return Engine(value)
+        return EngineName(value)
     except ValueError:
-        known = ", ".join(f'"{engine.value}"' for engine in Engine)
+        known = ", ".join(f'"{engine.value}"' for engine in EngineName)
         reader.refuse("engine", f'"{value}" is not offered by this version; it has {known}')
-        return Engine.NONE
+        return EngineName.NONE
 
 
 def _block_device(reader: _Reader, table: dict[str, Any], prefix: str) -> FileBlockDevice:
@@ -181,8 +189,9 @@ def _block_device(reader: _Reader, table: dict[str, Any], prefix: str) -> FileBl
 def _device(reader: _Reader, table: dict[str, Any], prefix: str, blocks: set[str]) -> HostDevice:
     reader.unknown(table, DEVICE_KEYS, prefix)
     driver = reader.typed(table, "driver", prefix, str, None)
-    if driver and driver not in DRIVERS:
-        reader.refuse(f"{prefix}driver", f'"{driver}" is not known; use {", ".join(DRIVERS)}')
+    if driver and driver not in DEVICE_OF_DRIVER:
+        known = ", ".join(DEVICE_OF_DRIVER)
+        reader.refuse(f"{prefix}driver", f'"{driver}" is not known; use {known}')
     block_dev = reader.typed(table, "block_dev", prefix, str, None)
     if block_dev and block_dev not in blocks:
         reader.refuse(f"{prefix}block_dev", f"there is no [block_dev.{block_dev}]")

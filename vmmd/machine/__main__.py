@@ -22,10 +22,16 @@ from stairwell.vmmd.v1.guest_service_pb2_grpc import add_GuestServiceServicer_to
 from stairwell.vmmd.v1.machine_process_service_pb2_grpc import (
     add_MachineProcessServiceServicer_to_server,
 )
+from stairwell.vmmd.v1.serial_service_pb2_grpc import add_SerialServiceServicer_to_server
 from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
 from vmmd.core.request_queue import RequestKind
 from vmmd.machine.process import MachineHost
-from vmmd.machine.services import GuestServicer, MachineProcessServicer, VolumeServicer
+from vmmd.machine.services import (
+    GuestServicer,
+    MachineProcessServicer,
+    SerialServicer,
+    VolumeServicer,
+)
 
 log = logs.get_logger(__name__)
 
@@ -64,6 +70,10 @@ async def serve(arguments: argparse.Namespace, stop: StopSignal) -> int:
             Service(
                 "stairwell.vmmd.v1.GuestService",
                 lambda s: add_GuestServiceServicer_to_server(GuestServicer(host), s),
+            ),
+            Service(
+                "stairwell.vmmd.v1.SerialService",
+                lambda s: add_SerialServiceServicer_to_server(SerialServicer(host), s),
             ),
             Service(
                 "stairwell.telemetry.v1.TraceService",

@@ -5,9 +5,12 @@
                    reboot   publish REBOOTING, reset the parts, publish RUNNING
                    replace  done at once, in whatever state the machine is before its end
 
-Starting may take for ever (a volume waits for its third member). While it does, the queue is
-served: a replacement can unblock it, a stop cancels it. Whatever still waits at the end is
-answered.
+    guest    powered off: as a stop; reset itself: publish REBOOTING, RUNNING; panicked: publish
+             RUNNING with the reason; its hypervisor died: publish FAILED. News come before requests
+
+Starting may take for ever (a volume waits for its third member), and so may a reset (a disk does
+not answer). While they do, the queue is served: a replacement can unblock them, a stop cancels
+them. Whatever still waits at the end is answered.
 """
 
 from __future__ import annotations
@@ -19,8 +22,15 @@ from typing import Any, Protocol, TypeAlias
 
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.telemetry.logs import get_logger
+from vmmd.core.guest_events import GuestEvent
 from vmmd.core.lifecycle import ENDED, MachineState, Published
-from vmmd.core.request_queue import Decision, QueuedRequest, RequestKind, RequestQueue
+from vmmd.core.request_queue import (
+    Decision,
+    QueuedEvent,
+    QueuedRequest,
+    RequestKind,
+    RequestQueue,
+)
 
 log = get_logger(__name__)
 
@@ -33,7 +43,8 @@ class Parts(Protocol):
         ...
 
     async def reset(self) -> None:
-        """Pauses, resets and resumes the devices; volumes stay as they are."""
+        """Pauses, resets and resumes the devices; volumes stay as they are. May be cancelled at
+        any point."""
         ...
 
     async def halt(self) -> None:
@@ -61,7 +72,8 @@ class Driver:
         self._parts = parts
         self._queue = RequestQueue()
         self._wake = asyncio.Event()
-        self._starting: asyncio.Task[None] | None = None
+        # A start or a reset that is under way.
+        self._working: tuple[RequestKind, asyncio.Task[None]] | None = None
         self.history: list[Published] = [Published()]
         self.changed = asyncio.Condition()
 
@@ -78,6 +90,11 @@ class Driver:
     def request(self, kind: RequestKind) -> None:
         """Queues a state change; StateError when it cannot be."""
         if self._queue.submit(kind) is Decision.QUEUE:
+            self._wake.set()
+
+    def guest_event(self, event: GuestEvent, reason: str) -> None:
+        """Takes news of the guest."""
+        if self._queue.tell(event, reason):
             self._wake.set()
 
     async def replace(self, perform: Perform) -> Any:
@@ -118,18 +135,22 @@ class Driver:
             self._answer_the_rest()
 
     async def _once(self) -> None:
+        news = self._queue.pop_event()
+        if news is not None:
+            await self._hear(news)
+            return
         request = self._queue.pop()
         if request is not None:
             await self._do(request)
             return
         waiting: set[asyncio.Task[object]] = {asyncio.create_task(self._woken())}
-        started = self._starting
-        watched = waiting | ({started} if started is not None else set())
+        working = self._working
+        watched = waiting | ({working[1]} if working is not None else set())
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
-        if started is not None and started.done() and self._starting is started:
-            await self._started(started)
+        if working is not None and working[1].done() and self._working is working:
+            await self._worked(*working)
 
     async def _woken(self) -> object:
         await self._wake.wait()
@@ -139,56 +160,72 @@ class Driver:
     async def _do(self, request: QueuedRequest) -> None:
         if request.kind is RequestKind.RUN:
             await self._publish(MachineState.STARTING)
-            self._starting = asyncio.create_task(self._parts.start())
+            self._working = (request.kind, asyncio.create_task(self._parts.start()))
         elif request.kind is RequestKind.STOP:
-            await self._stop()
+            await self._end()
         elif request.kind is RequestKind.REBOOT:
-            await self._reboot()
+            await self._publish(MachineState.REBOOTING)
+            self._working = (request.kind, asyncio.create_task(self._parts.reset()))
         else:
             assert isinstance(request.token, Replacement)
             await _perform(request.token)
             self._queue.completed(request.kind)
 
-    async def _started(self, task: asyncio.Task[None]) -> None:
-        self._starting = None
+    async def _worked(self, kind: RequestKind, task: asyncio.Task[None]) -> None:
+        """A start or a reset is over."""
+        self._working = None
         error = task.exception()
         if error is None:
-            self._queue.completed(RequestKind.RUN)
+            self._queue.completed(kind)
             await self._publish(MachineState.RUNNING)
             return
-        await self._fail(RequestKind.RUN, error)
-
-    async def _fail(self, kind: RequestKind, error: BaseException) -> None:
         reason = error.message if isinstance(error, StairwellError) else repr(error)
         log.error("machine failed", doing=kind.value, reason=reason, exc_info=error)
         self._queue.completed(kind, failed=True)
         await self._parts.halt()
         await self._publish(MachineState.FAILED, reason)
 
-    async def _reboot(self) -> None:
-        await self._publish(MachineState.REBOOTING)
-        try:
-            await self._parts.reset()
-        except Exception as error:  # noqa: BLE001 - whatever broke, the machine has failed, and says so
-            await self._fail(RequestKind.REBOOT, error)
-            return
-        self._queue.completed(RequestKind.REBOOT)
-        await self._publish(MachineState.RUNNING)
-
-    async def _stop(self) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
-            self._starting = None
+    async def _hear(self, news: QueuedEvent) -> None:
+        """What the guest did by itself."""
+        log.info("news of the guest", news=news.event.value, reason=news.reason)
+        if news.event is GuestEvent.RESET:
+            # One that was asked for is published by who asked.
+            if self._working is None:
+                await self._publish(MachineState.REBOOTING, news.reason)
+                await self._publish(MachineState.RUNNING)
+        elif news.event is GuestEvent.PANICKED:
+            if self._working is None:
+                await self._publish(MachineState.RUNNING, news.reason)
+        elif news.event is GuestEvent.POWERED_OFF:
+            self._queue.ended_by_itself(failed=False)
+            await self._end(news.reason)
         else:
-            await self._publish(MachineState.STOPPING)
+            self._queue.ended_by_itself(failed=True)
+            await self._abandon_work()
+            await self._parts.halt()
+            await self._publish(MachineState.FAILED, news.reason, process_died=True)
+
+    async def _abandon_work(self) -> None:
+        if self._working is not None:
+            task = self._working[1]
+            self._working = None
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _end(self, reason: str = "") -> None:
+        """From whatever it does to its end."""
+        await self._abandon_work()
+        if self.published.state is not MachineState.STARTING:
+            await self._publish(MachineState.STOPPING, reason)
         await self._parts.halt()
         self._queue.completed(RequestKind.STOP)
-        await self._publish(MachineState.STOPPED)
-        await self._publish(MachineState.DESTROYED)
+        await self._publish(MachineState.STOPPED, reason)
+        await self._publish(MachineState.DESTROYED, reason)
 
-    async def _publish(self, state: MachineState, reason: str = "") -> None:
-        await self._append(self.published.moved(state, reason))
+    async def _publish(
+        self, state: MachineState, reason: str = "", *, process_died: bool = False
+    ) -> None:
+        await self._append(self.published.moved(state, reason, process_died=process_died))
 
     async def _append(self, published: Published) -> None:
         self.history.append(published)

@@ -1,10 +1,9 @@
-"""The machine itself: its devices on a PCI topology, its volumes, their exports and the built-in
-guest.
+"""The machine itself: its volumes, their exports, and the engine that runs its guest.
 
-Order of start: volumes become active (all at once), then the guest brings up the controllers
-through their registers, then the exports listen. Order of halt: exports close, the guest stops
-asking, controllers pause until nothing is in flight and are halted, volumes are deactivated (which
-flushes them). Source: reference propolis.md §7.
+Order of start: volumes become active (all at once), then the exports listen, then the engine
+starts the guest: a firmware that looks for disks finds them served. Order of halt: the engine ends
+the guest, the exports close, volumes are deactivated (which flushes them). Source: reference
+propolis.md §7; real-guests-and-containers.md §E.
 """
 
 from __future__ import annotations
@@ -17,11 +16,14 @@ from pathlib import Path
 from uuid import UUID
 
 from stairlib.model.errors import (
+    AlreadyExistsError,
     FieldViolation,
     InvalidRequestError,
     NotFoundError,
     StairwellError,
+    StateError,
     UnavailableError,
+    UnsupportedError,
 )
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
@@ -29,21 +31,53 @@ from vmmd.block.backend import Backend
 from vmmd.block.file import FileBackend
 from vmmd.block.nbd import NbdExport
 from vmmd.block.volume import Volume
-from vmmd.core.machine import DiskSpec, MachineSpec
+from vmmd.core.guest_events import GuestSignal
+from vmmd.core.machine import DISKS_MAX, DiskSpec, MachineSpec
 from vmmd.core.pci_path import PciPath
-from vmmd.core.server_config import ServerConfig
+from vmmd.core.server_config import DEVICE_OF_DRIVER, EngineName, ServerConfig
+from vmmd.engine.builtin import BuiltInEngine
+from vmmd.engine.core.command_line import (
+    MEMORY_MIB_MIN,
+    Board,
+    check_bootrom,
+    check_path,
+)
+from vmmd.engine.core.hypervisor import DiskDevice, Hypervisor
+from vmmd.engine.engine import Engine, EngineDisk
+from vmmd.engine.qemu import QemuEngine
 from vmmd.guest.machine_guest import GuestSystem
-from vmmd.guest.memory import GuestRam
-from vmmd.hw.nvme.controller import NvmeController
-from vmmd.hw.pci.topology import PciTopology
+from vmmd.machine.console import Console
 from vmmd.vhost_user.export import VhostUserExport
 
 log = get_logger(__name__)
 
-# A controller pauses when its last request is answered; one whose volume is stuck must not hold up
-# the end.
-PAUSE_SECONDS = 10.0
 DEACTIVATE_SECONDS = 20.0
+
+
+class Exports:
+    """Where a backend is served: over NBD, and to a hypervisor by vhost-user."""
+
+    def __init__(self, backend: Backend, name: str, path: PciPath, directory: Path) -> None:
+        # Named by place, not by name: a disk's name may hold anything.
+        self.nbd_socket = directory / f"nbd-{path}.sock"
+        self.nbd = NbdExport(backend, name, socket=self.nbd_socket)
+        self.vhost_user = VhostUserExport(
+            backend, serial=name, socket=directory / f"vhost-{path}.sock"
+        )
+
+    async def start(self, name: str) -> None:
+        """Listens; UnavailableError when the NBD socket cannot be had."""
+        await self.nbd.start()
+        try:
+            await self.vhost_user.start()
+        except UnavailableError as error:
+            # The machine needs it not; who looks for it finds no address, and this.
+            log.warning("disk not there by vhost-user", disk=name, reason=str(error))
+
+    async def stop(self) -> None:
+        """Hangs up."""
+        await self.nbd.stop()
+        await self.vhost_user.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +86,17 @@ class Disk:
 
     spec: DiskSpec
     volume: Volume
-    controller: NvmeController
-    export: NbdExport
-    vhost_user: VhostUserExport
+    exports: Exports
+    seen: EngineDisk
+
+
+@dataclass(frozen=True, slots=True)
+class HostFile:
+    """One of the host's own block devices, as built."""
+
+    backend: FileBackend
+    exports: Exports
+    seen: EngineDisk
 
 
 class Machine:
@@ -66,47 +108,53 @@ class Machine:
         config: ServerConfig,
         directory: Path,
         volumes: Sequence[Volume],
+        hypervisor: Hypervisor | None,
+        tracing: Tracing,
     ) -> None:
         """`volumes` in the order of the disks; `build` opens them."""
         self.spec = spec
-        self._memory = GuestRam(spec.memory_mib << 20)
-        self._topology = PciTopology(self._memory)
+        self.console = Console()
+        self.hypervisor = hypervisor
+        self._directory = directory
+        self._tracing = tracing
+        self._plugging = asyncio.Lock()
+        self._running = False
         self.disks: dict[str, Disk] = {}
-        self._host_files: list[FileBackend] = []
         for disk, volume in zip(spec.disks, volumes, strict=True):
-            self.disks[disk.name] = self._build_disk(disk, volume, directory)
-        self._build_host_devices(config)
-        names = {str(disk.pci_path): disk.name for disk in spec.disks}
-        self.guest = GuestSystem(self._topology, self._memory, names=names)
+            self.disks[disk.name] = self._build_disk(disk, volume)
+        self._host_files = list(self._build_host_files(config))
+        self.engine = self._build_engine(config)
 
     @classmethod
     async def build(
-        cls, spec: MachineSpec, config: ServerConfig, directory: Path, tracing: Tracing
+        cls,
+        spec: MachineSpec,
+        config: ServerConfig,
+        directory: Path,
+        tracing: Tracing,
+        hypervisor: Hypervisor | None = None,
     ) -> Machine:
         """Opens the volumes, which asks for the size of files and URLs, and builds the machine.
         StairwellError names the disk and the part of its request that will not do."""
+        check_for_engine(spec, config)
         volumes: list[Volume] = []
         try:
             for index, disk in enumerate(spec.disks):
                 volume = await _opened(index, disk, tracing)
                 volumes.append(volume)
-            return cls(spec, config, directory, volumes)
+            return cls(spec, config, directory, volumes, hypervisor, tracing)
         except BaseException:
             for volume in volumes:
                 await volume.close()
             raise
 
-    def _build_disk(self, disk: DiskSpec, volume: Volume, directory: Path) -> Disk:
-        controller = NvmeController(volume, serial=disk.name, namespace_uuid=volume.id)
-        self._topology.attach(disk.pci_path, controller)
-        # Named by place, not by name: a disk's name may hold anything.
-        export = NbdExport(volume, disk.name, socket=directory / f"nbd-{disk.pci_path}.sock")
-        vhost_user = VhostUserExport(
-            volume, serial=disk.name, socket=directory / f"vhost-{disk.pci_path}.sock"
-        )
-        return Disk(disk, volume, controller, export, vhost_user)
+    def _build_disk(self, disk: DiskSpec, volume: Volume) -> Disk:
+        exports = Exports(volume, disk.name, disk.pci_path, self._directory)
+        device = DiskDevice(disk.device)
+        seen = _seen(disk.name, device, disk.pci_path, volume, exports, volume.id)
+        return Disk(disk, volume, exports, seen)
 
-    def _build_host_devices(self, config: ServerConfig) -> None:
+    def _build_host_files(self, config: ServerConfig) -> Iterator[HostFile]:
         blocks = dict(config.block_devices)
         for name, device in config.devices:
             block = blocks[device.block_dev]
@@ -119,11 +167,40 @@ class Machine:
                 block_size=block.block_size,
                 workers=block.workers,
             )
-            self._host_files.append(backend)
-            self._attach_host_device(name, device.pci_path, backend)
+            path = PciPath.parse(device.pci_path)
+            exports = Exports(backend, name, path, self._directory)
+            kind = DEVICE_OF_DRIVER[device.driver]
+            yield HostFile(backend, exports, _seen(name, kind, path, backend, exports, None))
 
-    def _attach_host_device(self, name: str, path: str, backend: Backend) -> None:
-        self._topology.attach(PciPath.parse(path), NvmeController(backend, serial=name))
+    def _build_engine(self, config: ServerConfig) -> Engine:
+        own = [each.seen for each in self._host_files]
+        disks = [each.seen for each in self.disks.values()]
+        if self.hypervisor is None:
+            names = {str(disk.pci_path): disk.name for disk in disks}
+            offered = [each for each in (*disks, *own) if each.device is DiskDevice.NVME]
+            return BuiltInEngine(self.spec.memory_mib, offered, names, self.console)
+        bootrom = config.bootrom
+        board = Board(
+            name=self.spec.name or self.spec.id,
+            cpus=self.spec.cpus,
+            memory_mib=self.spec.memory_mib,
+            console_socket=str(self._directory / "console.sock"),
+            monitor_socket=str(self._directory / "qmp.sock"),
+            bootrom=bootrom,
+            bootrom_bytes=Path(bootrom).stat().st_size if bootrom else 0,
+        )
+        return QemuEngine(self.hypervisor, board, [*own, *disks], self.console)
+
+    @property
+    def guest(self) -> GuestSystem:
+        """The built-in guest; UnsupportedError where the machine runs one of the user's."""
+        if isinstance(self.engine, BuiltInEngine):
+            return self.engine.guest
+        raise UnsupportedError(
+            "workloads are of the built-in guest, and this machine runs a guest of its own "
+            '(engine "qemu"): use its console, `stairwell serial`',
+            reason="NO_BUILT_IN_GUEST",
+        )
 
     def disk(self, name: str) -> Disk:
         """By disk name or volume UUID; NotFoundError when there is none."""
@@ -143,50 +220,29 @@ class Machine:
     async def start(self) -> None:
         """Returns once the machine runs; StairwellError names what could not be started."""
         await asyncio.gather(*(volume.activate() for volume in self.volumes()))
-        for _path, device in self._topology.devices():
-            device.start()
-        await self.guest.start()
         for disk in self.disks.values():
-            await disk.export.start()
-            try:
-                await disk.vhost_user.start()
-            except UnavailableError as error:
-                # The machine needs it not; who looks for it finds no address, and this.
-                log.warning("disk not there by vhost-user", disk=disk.spec.name, reason=str(error))
+            await disk.exports.start(disk.spec.name)
+        if self.hypervisor is not None:
+            for file in self._host_files:
+                await file.exports.start(file.seen.name)
+        await self.engine.start()
+        self._running = True
 
     async def reset(self) -> None:
         """A reboot: the devices as after power-on, the volumes untouched."""
-        self.guest.reboot_begun()
-        await self._pause()
-        self._topology.reset()
-        for _path, device in self._topology.devices():
-            device.resume()
-        await self.guest.start()
+        await self.engine.reset()
 
     async def halt(self) -> None:
         """Ends everything; what does not end in time is left, and said."""
+        self._running = False
+        await self.engine.halt()
         for disk in self.disks.values():
-            await disk.export.stop()
-            await disk.vhost_user.stop()
-        await self.guest.stop()
-        await self._pause()
-        for _path, device in self._topology.devices():
-            device.halt()
-        for disk in self.disks.values():
+            await disk.exports.stop()
             await self._deactivate(disk)
-        for backend in self._host_files:
-            backend.close()
-
-    async def _pause(self) -> None:
-        paused = []
-        for _path, device in self._topology.devices():
-            event = asyncio.Event()
-            device.pause(event.set)
-            paused.append(event.wait())
-        try:
-            await asyncio.wait_for(asyncio.gather(*paused), PAUSE_SECONDS)
-        except TimeoutError:
-            log.warning("devices still had requests in flight when they were halted")
+        for file in self._host_files:
+            await file.exports.stop()
+            file.backend.close()
+        self.console.close()
 
     async def _deactivate(self, disk: Disk) -> None:
         try:
@@ -195,6 +251,111 @@ class Machine:
             log.warning("volume not deactivated cleanly", disk=disk.spec.name, reason=str(error))
         finally:
             await disk.volume.close()
+
+    # --- while it runs
+
+    def _require_running(self, what: str) -> None:
+        if not self._running:
+            raise StateError(f"{what} needs a running machine", reason="NOT_RUNNING")
+
+    async def signal(self, signal: GuestSignal) -> None:
+        """Presses a button; UnsupportedError without a processor."""
+        self._require_running(f"the {signal.value}")
+        await self.engine.signal(signal)
+
+    async def plug(self, spec: DiskSpec) -> None:
+        """One more disk: active and served before the guest sees it. StairwellError when it cannot
+        be, and then nothing of it is left."""
+        async with self._plugging:
+            self._require_running("a new disk")
+            self._check_room(spec)
+            volume = await _opened(0, spec, self._tracing)
+            disk = self._build_disk(spec, volume)
+            try:
+                await volume.activate()
+                await disk.exports.start(spec.name)
+                await self.engine.plug(disk.seen)
+            except BaseException:
+                await disk.exports.stop()
+                await self._deactivate(disk)
+                raise
+            self.disks[spec.name] = disk
+
+    def _check_room(self, spec: DiskSpec) -> None:
+        wrong = tuple(spec.violations("disk"))
+        if wrong:
+            told = "; ".join(f"{v.field}: {v.description}" for v in wrong)
+            raise InvalidRequestError(told, wrong)
+        check_path(spec.pci_path, "disk.pci_path")
+        if spec.name in self.disks:
+            raise AlreadyExistsError(f"the machine has a disk {spec.name!r}", reason="DISK_EXISTS")
+        if len(self.disks) >= DISKS_MAX:
+            raise StateError(f"the machine has {DISKS_MAX} disks already", reason="DISKS_FULL")
+        own = [each.seen for each in self._host_files]
+        for disk in (*own, *(each.seen for each in self.disks.values())):
+            if disk.pci_path == spec.pci_path:
+                raise AlreadyExistsError(
+                    f"{spec.pci_path} is taken by {disk.name!r}", reason="PCI_PATH_TAKEN"
+                )
+
+    async def unplug(self, name: str) -> None:
+        """Returns once the guest has let the disk go and what it flushed is durable."""
+        async with self._plugging:
+            self._require_running("the unplugging of a disk")
+            disk = self.disk(name)
+            await self.engine.unplug(disk.seen)
+            del self.disks[disk.spec.name]
+            await disk.exports.stop()
+            await self._deactivate(disk)
+
+
+def _seen(
+    name: str,
+    device: DiskDevice,
+    path: PciPath,
+    backend: Backend,
+    exports: Exports,
+    namespace_uuid: UUID | None,
+) -> EngineDisk:
+    return EngineDisk(
+        name=name,
+        device=device,
+        pci_path=path,
+        backend=backend,
+        nbd_socket=str(exports.nbd_socket),
+        vhost_user_socket=exports.vhost_user.path,
+        namespace_uuid=namespace_uuid,
+    )
+
+
+def check_for_engine(spec: MachineSpec, config: ServerConfig) -> None:
+    """InvalidRequestError or UnavailableError names what the host's engine cannot give."""
+    if config.engine is not EngineName.QEMU:
+        for index, disk in enumerate(spec.disks):
+            if DiskDevice(disk.device) is DiskDevice.VIRTIO:
+                text = 'the device "virtio" needs engine = "qemu" in the host\'s configuration'
+                field = f"spec.disks[{index}].device"
+                raise InvalidRequestError(f"{field}: {text}", (FieldViolation(field, text),))
+        return
+    if spec.memory_mib < MEMORY_MIB_MIN:
+        text = f"{spec.memory_mib} is too little for a guest: {MEMORY_MIB_MIN} MiB at least"
+        raise InvalidRequestError(
+            f"spec.memory_mib: {text}", (FieldViolation("spec.memory_mib", text),)
+        )
+    for index, disk in enumerate(spec.disks):
+        check_path(disk.pci_path, f"spec.disks[{index}].pci_path")
+    for name, device in config.devices:
+        check_path(PciPath.parse(device.pci_path), f"dev.{name}.pci-path")
+    if config.bootrom:
+        try:
+            size = Path(config.bootrom).stat().st_size
+        except OSError as error:
+            raise UnavailableError(
+                f"the bootrom {config.bootrom} cannot be read ({error.strerror}): Debian's package "
+                "ovmf has one, /usr/share/OVMF/OVMF_CODE.fd",
+                reason="BOOTROM_UNREADABLE",
+            ) from error
+        check_bootrom(config.bootrom, size)
 
 
 async def _opened(index: int, disk: DiskSpec, tracing: Tracing) -> Volume:

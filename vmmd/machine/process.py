@@ -14,6 +14,7 @@ from stairlib.telemetry.tracing import Tracing
 from vmmd.core.machine import MachineRecord, MachineSpec
 from vmmd.core.request_queue import RequestKind
 from vmmd.core.server_config import ServerConfig
+from vmmd.engine.core.hypervisor import Hypervisor
 from vmmd.machine.driver import Driver
 from vmmd.machine.machine import Machine
 from vmmd.upstairs.shell.runner import Peer
@@ -34,17 +35,22 @@ class MachineHost:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def configure(
-        self, spec: MachineSpec, config: ServerConfig, directory: Path
+        self,
+        spec: MachineSpec,
+        config: ServerConfig,
+        directory: Path,
+        hypervisor: Hypervisor | None = None,
     ) -> MachineRecord:
-        """Builds the machine; StateError when there is one."""
+        """Builds the machine, with a QEMU or without; StateError when there is one."""
         if self._configuring:
             raise StateError("this process has its machine", reason="CONFIGURED_ALREADY")
         self._configuring = True
         try:
-            self._machine = await Machine.build(spec, config, directory, self._tracing)
+            self._machine = await Machine.build(spec, config, directory, self._tracing, hypervisor)
         finally:
             self._configuring = self._machine is not None
         self._driver = Driver(self._machine)
+        self._machine.engine.on_event = self._driver.guest_event
         self._engine = config.engine.value
         self._run = asyncio.create_task(self._driver.run(), name="machine")
         self._configured.set()
@@ -71,8 +77,9 @@ class MachineHost:
             spec.id,
             spec.name,
             self._engine,
-            tuple(disk.name for disk in spec.disks),
+            tuple(self.machine.disks),
             self.driver.published,
+            hypervisor=self.machine.hypervisor,
         )
 
     def request(self, kind: RequestKind) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,18 +12,22 @@ import grpc.aio
 
 from stairlib.model.construction import Construction
 from stairlib.model.construction_diff import ChangedTarget, Outcome, compare
-from stairlib.model.errors import InvalidRequestError, NotFoundError
+from stairlib.model.errors import FieldViolation, InvalidRequestError, NotFoundError
 from stairlib.model.snapshot import checked_name
 from stairlib.wire import construction as construction_wire
 from stairlib.wire.durations import seconds_of
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import machine_process_service_pb2 as process_pb
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
+from stairwell.vmmd.v1 import serial_service_pb2 as serial_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
 from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceServicer
 from stairwell.vmmd.v1.machine_process_service_pb2_grpc import MachineProcessServiceServicer
+from stairwell.vmmd.v1.serial_service_pb2_grpc import SerialServiceServicer
 from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer
 from vmmd.core.server_config import ServerConfig
 from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
+from vmmd.hw.uart.history import READ_BYTES_DEFAULT
 from vmmd.machine.machine import Disk
 from vmmd.machine.process import MachineHost
 from vmmd.machine.volume_mapping import (
@@ -35,11 +40,17 @@ from vmmd.machine.volume_mapping import (
     volume_message,
 )
 from vmmd.mapping import (
+    disk_from_message,
+    guest_signal,
+    hypervisor_from_message,
     machine_with_state,
     record_to_message,
     requested_state,
     spec_from_message,
 )
+
+# A history answer is one message.
+READ_BYTES_MAX = 1 << 20
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -57,6 +68,7 @@ class MachineProcessServicer(MachineProcessServiceServicer):
             spec_from_message(request.spec),
             ServerConfig.from_json(request.server_config_json),
             Path(request.socket_directory),
+            hypervisor_from_message(request.hypervisor) if request.HasField("hypervisor") else None,
         )
         return process_pb.ConfigureResponse(machine=record_to_message(record))
 
@@ -73,6 +85,68 @@ class MachineProcessServicer(MachineProcessServiceServicer):
             machine = machine_with_state(self._host.record(), published)
             yield process_pb.WatchStateResponse(machine=machine)
 
+    async def SignalGuest(
+        self, request: machine_pb.SignalGuestRequest, _context: Context
+    ) -> machine_pb.SignalGuestResponse:
+        await self._host.machine.signal(guest_signal(request.signal))
+        return machine_pb.SignalGuestResponse()
+
+    async def PlugDisk(
+        self, request: machine_pb.PlugDiskRequest, _context: Context
+    ) -> machine_pb.PlugDiskResponse:
+        await self._host.machine.plug(disk_from_message(request.disk, "disk"))
+        return machine_pb.PlugDiskResponse(machine=record_to_message(self._host.record()))
+
+    async def UnplugDisk(
+        self, request: machine_pb.UnplugDiskRequest, _context: Context
+    ) -> machine_pb.UnplugDiskResponse:
+        await self._host.machine.unplug(request.disk)
+        return machine_pb.UnplugDiskResponse(machine=record_to_message(self._host.record()))
+
+
+class SerialServicer(SerialServiceServicer):
+    """The machine's first serial port."""
+
+    def __init__(self, host: MachineHost) -> None:
+        self._host = host
+
+    async def Attach(
+        self, requests: AsyncIterator[serial_pb.AttachRequest], _context: Context
+    ) -> AsyncIterator[serial_pb.AttachResponse]:
+        console = self._host.machine.console
+        first = await anext(aiter(requests), serial_pb.AttachRequest())
+
+        async def take_input() -> None:
+            await console.type(first.data)
+            async for request in requests:
+                await console.type(request.data)
+
+        typing = asyncio.create_task(take_input())
+        start = max(0, console.history.total - first.history_bytes)
+        try:
+            async with contextlib.aclosing(console.follow(start)) as pieces:
+                async for piece in pieces:
+                    yield serial_pb.AttachResponse(
+                        data=piece.data, last_byte_offset=piece.end, skipped_bytes=piece.skipped
+                    )
+        finally:
+            typing.cancel()
+            await asyncio.gather(typing, return_exceptions=True)
+
+    async def GetHistory(
+        self, request: serial_pb.GetHistoryRequest, _context: Context
+    ) -> serial_pb.GetHistoryResponse:
+        history = self._host.machine.console.history
+        if request.HasField("from_start") == request.HasField("most_recent"):
+            text = "exactly one of from_start and most_recent must be given"
+            raise InvalidRequestError(text, (FieldViolation("from_start", text),))
+        count = min(request.max_bytes or READ_BYTES_DEFAULT, READ_BYTES_MAX)
+        if request.HasField("from_start"):
+            read = history.read_from(request.from_start, count)
+        else:
+            read = history.read_latest(request.most_recent, count)
+        return serial_pb.GetHistoryResponse(data=read.data, last_byte_offset=read.end)
+
 
 class VolumeServicer(VolumeServiceServicer):
     """The machine's volumes."""
@@ -85,12 +159,14 @@ class VolumeServicer(VolumeServiceServicer):
 
     def _info(self, disk: Disk) -> pb.VolumeInfo:
         machine_id = self._host.machine.spec.id
+        exports = disk.exports
         return volume_message(
             machine_id,
             disk.spec.name,
             disk.volume.status(),
-            nbd_uri=disk.export.uri,
-            vhost_user_socket=disk.vhost_user.path if disk.vhost_user.listening else "",
+            nbd_uri=exports.nbd.uri,
+            vhost_user_socket=exports.vhost_user.path if exports.vhost_user.listening else "",
+            guest_device=self._host.machine.engine.describe(disk.seen),
         )
 
     async def GetVolumeInfo(

@@ -15,7 +15,13 @@ from vmmd.upstairs.core.status import RegionStatus, RepairProgress, SlotStatus
 
 
 def volume_message(
-    machine_id: str, disk: str, status: VolumeStatus, *, nbd_uri: str, vhost_user_socket: str
+    machine_id: str,
+    disk: str,
+    status: VolumeStatus,
+    *,
+    nbd_uri: str,
+    vhost_user_socket: str,
+    guest_device: str,
 ) -> pb.VolumeInfo:
     """The whole volume, region by region, and where it is exported."""
     counters = status.counters
@@ -30,6 +36,7 @@ def volume_message(
         regions=[_region(path, region) for path, region in status.regions],
         nbd_uri=nbd_uri,
         vhost_user_socket=vhost_user_socket,
+        guest_device=guest_device,
         sources=[
             pb.SourceInfo(
                 path=source.path,

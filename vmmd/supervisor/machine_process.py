@@ -13,10 +13,11 @@ import contextlib
 import sys
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import grpc
 
-from stairlib.model.errors import StairwellError, UnavailableError
+from stairlib.model.errors import StairwellError, StateError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.telemetry.logs import get_logger
@@ -27,7 +28,8 @@ from stairwell.vmmd.v1.machine_process_service_pb2_grpc import MachineProcessSer
 from vmmd.core.lifecycle import ENDED, MachineState, Published
 from vmmd.core.machine import MachineRecord
 from vmmd.core.request_queue import RequestKind
-from vmmd.mapping import published_from_message, requested_state_message
+from vmmd.engine.core.hypervisor import Hypervisor
+from vmmd.mapping import hypervisor_to_message, published_from_message, requested_state_message
 
 log = get_logger(__name__)
 
@@ -46,13 +48,22 @@ HISTORY_MAX = 64
 class MachineProcess:
     """The process of one machine. `record` is the latest that is known."""
 
-    def __init__(self, spec: machine_pb.MachineSpec, engine: str, directory: Path) -> None:
+    def __init__(
+        self,
+        spec: machine_pb.MachineSpec,
+        engine: str,
+        directory: Path,
+        hypervisor: Hypervisor | None = None,
+    ) -> None:
         self.spec = spec
         self.directory = directory
         self.channel: grpc.aio.Channel | None = None
         self.history: deque[Published] = deque([Published()], maxlen=HISTORY_MAX)
         self.changed = asyncio.Condition()
         self._engine = engine
+        self._hypervisor = hypervisor
+        # As it told last: disks come and go.
+        self._disks = tuple(disk.name for disk in spec.disks)
         self._process: asyncio.subprocess.Process | None = None
         self._follower: asyncio.Task[None] | None = None
 
@@ -79,9 +90,10 @@ class MachineProcess:
             self.spec.id,
             self.spec.name,
             self._engine,
-            tuple(disk.name for disk in self.spec.disks),
+            self._disks,
             self.published,
             process_id,
+            self._hypervisor,
         )
 
     async def start(self, server_config_json: str, tracing: Tracing, log_level: str) -> None:
@@ -106,6 +118,7 @@ class MachineProcess:
                 spec=self.spec,
                 server_config_json=server_config_json,
                 socket_directory=str(self.directory),
+                hypervisor=hypervisor_to_message(self._hypervisor) if self._hypervisor else None,
             )
             with translated(f"machine process of {self.spec.name}"):
                 stub = MachineProcessServiceStub(self.channel)
@@ -176,6 +189,20 @@ class MachineProcess:
             await MachineProcessServiceStub(self.channel).RequestState(
                 request, timeout=CALL_SECONDS
             )
+
+    def process_stub(self) -> Any:
+        """To call the machine's process by; StateError when it has ended."""
+        if self.ended or self.channel is None:
+            raise StateError(
+                f"machine {self.spec.name!r} has ended ({self.published.state.value})",
+                reason="MACHINE_ENDED",
+            )
+        return MachineProcessServiceStub(self.channel)
+
+    def saw(self, machine: machine_pb.Machine) -> MachineRecord:
+        """Takes over which disks there are."""
+        self._disks = tuple(machine.disks)
+        return self.record
 
     async def stop(self) -> None:
         """Lets the machine stop in order, and kills it when it does not end within STOP_SECONDS."""

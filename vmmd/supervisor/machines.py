@@ -28,6 +28,7 @@ from vmmd.core.lifecycle import Published
 from vmmd.core.machine import MachineRecord
 from vmmd.core.request_queue import RequestKind
 from vmmd.core.server_config import ServerConfig
+from vmmd.engine.core.hypervisor import Hypervisor
 from vmmd.mapping import spec_from_message
 from vmmd.supervisor.machine_process import MachineProcess
 
@@ -44,9 +45,12 @@ class Machines:
         tracing: Tracing,
         log_level: str,
         directory: Path | None = None,
+        hypervisor: Hypervisor | None = None,
     ) -> None:
-        """`directory` is for the machines' sockets; a temporary one of its own where it is None."""
+        """`directory` is for the machines' sockets; a temporary one of its own where it is None.
+        `hypervisor` runs the machines, where the configuration's engine is one."""
         self._config = config
+        self._hypervisor = hypervisor
         self._tracing = tracing
         self._log_level = log_level
         self._machines: dict[str, MachineProcess] = {}
@@ -85,7 +89,8 @@ class Machines:
         directory = self._root / name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        process = MachineProcess(message, self._config.engine.value, directory)
+        engine = self._config.engine.value
+        process = MachineProcess(message, engine, directory, self._hypervisor)
         try:
             await process.start(self._config.to_json(), self._tracing, self._log_level)
         except BaseException:

@@ -12,9 +12,11 @@ import grpc.aio
 from stairlib.rpc.errors import translated
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import machine_service_pb2 as pb
+from stairwell.vmmd.v1 import serial_service_pb2 as serial_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceServicer, GuestServiceStub
 from stairwell.vmmd.v1.machine_service_pb2_grpc import MachineServiceServicer
+from stairwell.vmmd.v1.serial_service_pb2_grpc import SerialServiceServicer, SerialServiceStub
 from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer, VolumeServiceStub
 from vmmd.mapping import machine_with_state, record_to_message, requested_state
 from vmmd.supervisor.machines import Machines
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 # What a call to a machine's process may take when the caller set no deadline.
 CALL_SECONDS = 30.0
+# A new disk has to become active; one that goes waits for the guest, then flushes.
+PLUG_SECONDS = 60.0
 # Verifying reads every stored block of three members.
 VERIFY_SECONDS = 3600.0
 
@@ -39,7 +43,7 @@ def remaining(context: Context, default: float) -> float:
 
 
 async def relayed(
-    call: grpc.aio.UnaryStreamCall[Any, _Response],
+    call: grpc.aio.UnaryStreamCall[Any, _Response] | grpc.aio.StreamStreamCall[Any, _Response],
 ) -> AsyncGenerator[_Response, None]:
     """The messages of a machine's stream. Closed early, it hangs up at once: a call that is only
     forgotten goes on until the garbage collector finds it, and a workload with it."""
@@ -93,6 +97,35 @@ class MachineServicer(MachineServiceServicer):
     ) -> pb.DeleteMachineResponse:
         await self._machines.delete(request.id)
         return pb.DeleteMachineResponse()
+
+    async def SignalGuest(
+        self, request: pb.SignalGuestRequest, context: Context
+    ) -> pb.SignalGuestResponse:
+        with translated("machine process"):
+            answer: pb.SignalGuestResponse = (
+                await self._machines.find(request.id)
+                .process_stub()
+                .SignalGuest(request, timeout=remaining(context, CALL_SECONDS))
+            )
+        return answer
+
+    async def PlugDisk(self, request: pb.PlugDiskRequest, context: Context) -> pb.PlugDiskResponse:
+        process = self._machines.find(request.id)
+        with translated("machine process"):
+            answer = await process.process_stub().PlugDisk(
+                request, timeout=remaining(context, PLUG_SECONDS)
+            )
+        return pb.PlugDiskResponse(machine=record_to_message(process.saw(answer.machine)))
+
+    async def UnplugDisk(
+        self, request: pb.UnplugDiskRequest, context: Context
+    ) -> pb.UnplugDiskResponse:
+        process = self._machines.find(request.id)
+        with translated("machine process"):
+            answer = await process.process_stub().UnplugDisk(
+                request, timeout=remaining(context, PLUG_SECONDS)
+            )
+        return pb.UnplugDiskResponse(machine=record_to_message(process.saw(answer.machine)))
 
 
 class VolumeServicer(VolumeServiceServicer):
@@ -209,3 +242,35 @@ class GuestServicer(GuestServiceServicer):
         async with contextlib.aclosing(relayed(stub.RunWorkload(request))) as responses:
             async for response in responses:
                 yield response
+
+
+class SerialServicer(SerialServiceServicer):
+    """The machines' serial ports."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    async def Attach(
+        self, requests: AsyncIterator[serial_pb.AttachRequest], _context: Context
+    ) -> AsyncIterator[serial_pb.AttachResponse]:
+        first = await anext(aiter(requests), serial_pb.AttachRequest())
+        stub: Any = SerialServiceStub(self._machines.channel(first.machine_id))
+
+        async def passed_on() -> AsyncIterator[serial_pb.AttachRequest]:
+            yield first
+            async for request in requests:
+                yield request
+
+        async with contextlib.aclosing(relayed(stub.Attach(passed_on()))) as responses:
+            async for response in responses:
+                yield response
+
+    async def GetHistory(
+        self, request: serial_pb.GetHistoryRequest, context: Context
+    ) -> serial_pb.GetHistoryResponse:
+        stub: Any = SerialServiceStub(self._machines.channel(request.machine_id))
+        with translated("machine process"):
+            answer: serial_pb.GetHistoryResponse = await stub.GetHistory(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+        return answer

@@ -19,6 +19,7 @@ from controlplane.cli.watch import wanted_reached
 from stairlib.wire.durations import duration
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as pb
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 
 # Making a machine starts a process and builds its devices.
 CREATE_SECONDS = 60.0
@@ -34,9 +35,12 @@ class Wanted(enum.StrEnum):
     RUN = "run"
     STOP = "stop"
     REBOOT = "reboot"
+    SHUTDOWN = "shutdown"
 
 
+# A shutdown is pressed, not requested; it has happened once a stop would have.
 _REQUESTED = {
+    Wanted.SHUTDOWN: pb.RequestedState.REQUESTED_STATE_STOP,
     Wanted.RUN: pb.RequestedState.REQUESTED_STATE_RUN,
     Wanted.STOP: pb.RequestedState.REQUESTED_STATE_STOP,
     Wanted.REBOOT: pb.RequestedState.REQUESTED_STATE_REBOOT,
@@ -105,27 +109,51 @@ async def new(
 async def state(
     session: Session,
     wanted: Annotated[
-        Wanted, typer.Argument(metavar="run|stop|reboot", case_sensitive=False, help="What to do.")
+        Wanted,
+        typer.Argument(
+            metavar="run|stop|reboot|shutdown", case_sensitive=False, help="What to do."
+        ),
     ],
     name: Name = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return only when it is done.")] = False,
 ) -> int:
-    """Change an instance's state; returns when that is queued, or with --wait when done."""
+    """Change an instance's state; returns when that is queued, or with --wait when done.
+
+    stop ends the machine at once; what its guest has flushed is kept. shutdown presses the power
+    button and leaves it to the guest (engine "qemu").
+    """
+    if wanted is Wanted.SHUTDOWN:
+        instance = await press(session, name, machine_pb.GUEST_SIGNAL_POWER_BUTTON)
+    else:
+        instance = await _request_state(session, wanted, name)
+    if wait:
+        with spinner(session, f"waiting for {instance.name} to {wanted.value}"):
+            instance = await _wait(session, wanted, instance)
+        text = f"{instance.name} is {render.instance_word(instance.state)}"
+    else:
+        done = "power button pressed" if wanted is Wanted.SHUTDOWN else f"{wanted.value} queued"
+        text = f"{instance.name}: {done}"
+    session.show(plain(instance), text)
+    return 0
+
+
+async def press(
+    session: Session, name: str, signal: machine_pb.GuestSignal.ValueType
+) -> pb.Instance:
+    """Presses a button of the machine; the instance as it was."""
+    request = pb.SignalGuestRequest(name=name, signal=signal)
+    method = session.instances.SignalGuest
+    return (await session.call(method, request, pb.SignalGuestResponse)).instance
+
+
+async def _request_state(session: Session, wanted: Wanted, name: str) -> pb.Instance:
     request = pb.SetInstanceStateRequest(
         name=name, state=_REQUESTED[wanted], request_id=str(uuid.uuid4())
     )
     response = await session.call(
         session.instances.SetInstanceState, request, pb.SetInstanceStateResponse
     )
-    instance = response.instance
-    if wait:
-        with spinner(session, f"waiting for {instance.name} to {wanted.value}"):
-            instance = await _wait(session, wanted, instance)
-        text = f"{instance.name} is {render.instance_word(instance.state)}"
-    else:
-        text = f"{instance.name}: {wanted.value} queued"
-    session.show(plain(instance), text)
-    return 0
+    return response.instance
 
 
 async def _wait(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:

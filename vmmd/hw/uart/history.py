@@ -36,6 +36,13 @@ class HistoryBuffer:
         """Bytes ever said."""
         return self._total
 
+    def next_kept(self, position: int) -> int:
+        """`position`, or the end of the gap it lies in."""
+        latest_start = self._total - len(self._latest)
+        if len(self._beginning) <= position < latest_start:
+            return latest_start
+        return position
+
     def append(self, data: bytes) -> None:
         """The port said `data`."""
         self._total += len(data)

@@ -25,51 +25,56 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from stairwell.vcr.v1 import volume_construction_request_pb2 as stairwell_dot_vcr_dot_v1_dot_volume__construction__request__pb2
 from stairwell.vmmd.v1 import guest_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_guest__service__pb2
+from stairwell.vmmd.v1 import machine_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0stairwell/controlplane/v1/instance_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\x1a%stairwell/vmmd/v1/guest_service.proto\"\x9b\x01\n\x08\x44iskSpec\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12P\n\x1bvolume_construction_request\x18\x05 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\"\xe0\x01\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32(.stairwell.controlplane.v1.InstanceState\x12\x18\n\x10state_generation\x18\x04 \x01(\x04\x12\r\n\x05\x64isks\x18\x05 \x03(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04vmmd\x18\x07 \x01(\t\x12:\n\x17\x61\x63tivate_with_two_after\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe3\x01\n\x15\x43reateInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x02id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x32\n\x05\x64isks\x18\x03 \x03(\x0b\x32#.stairwell.controlplane.v1.DiskSpec\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x12\n\nmemory_mib\x18\x06 \x01(\x04\x12:\n\x17\x61\x63tivate_with_two_after\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x05\n\x03_id\"O\n\x16\x43reateInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"\"\n\x12GetInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13GetInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"=\n\x14ListInstancesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x15ListInstancesResponse\x12\x36\n\tinstances\x18\x01 \x03(\x0b\x32#.stairwell.controlplane.v1.Instance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"u\n\x17SetInstanceStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x05state\x18\x02 \x01(\x0e\x32).stairwell.controlplane.v1.RequestedState\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x18SetInstanceStateResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"$\n\x14WatchInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15WatchInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"%\n\x15\x44\x65leteInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteInstanceResponse\"V\n\x17RunGuestWorkloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x08workload\x18\x02 \x01(\x0b\x32\x1b.stairwell.vmmd.v1.Workload\"M\n\x18RunGuestWorkloadResponse\x12\x31\n\x06report\x18\x01 \x01(\x0b\x32!.stairwell.vmmd.v1.WorkloadReport*\x95\x02\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_STATE_CREATING\x10\x01\x12\x1b\n\x17INSTANCE_STATE_STARTING\x10\x02\x12\x1a\n\x16INSTANCE_STATE_RUNNING\x10\x03\x12\x1c\n\x18INSTANCE_STATE_REBOOTING\x10\x04\x12\x1b\n\x17INSTANCE_STATE_STOPPING\x10\x05\x12\x1a\n\x16INSTANCE_STATE_STOPPED\x10\x06\x12\x19\n\x15INSTANCE_STATE_FAILED\x10\x07\x12\x1c\n\x18INSTANCE_STATE_DESTROYED\x10\x08*\x80\x01\n\x0eRequestedState\x12\x1f\n\x1bREQUESTED_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13REQUESTED_STATE_RUN\x10\x01\x12\x18\n\x14REQUESTED_STATE_STOP\x10\x02\x12\x1a\n\x16REQUESTED_STATE_REBOOT\x10\x03\x32\xd3\x06\n\x0fInstanceService\x12u\n\x0e\x43reateInstance\x12\x30.stairwell.controlplane.v1.CreateInstanceRequest\x1a\x31.stairwell.controlplane.v1.CreateInstanceResponse\x12l\n\x0bGetInstance\x12-.stairwell.controlplane.v1.GetInstanceRequest\x1a..stairwell.controlplane.v1.GetInstanceResponse\x12r\n\rListInstances\x12/.stairwell.controlplane.v1.ListInstancesRequest\x1a\x30.stairwell.controlplane.v1.ListInstancesResponse\x12{\n\x10SetInstanceState\x12\x32.stairwell.controlplane.v1.SetInstanceStateRequest\x1a\x33.stairwell.controlplane.v1.SetInstanceStateResponse\x12t\n\rWatchInstance\x12/.stairwell.controlplane.v1.WatchInstanceRequest\x1a\x30.stairwell.controlplane.v1.WatchInstanceResponse0\x01\x12u\n\x0e\x44\x65leteInstance\x12\x30.stairwell.controlplane.v1.DeleteInstanceRequest\x1a\x31.stairwell.controlplane.v1.DeleteInstanceResponse\x12}\n\x10RunGuestWorkload\x12\x32.stairwell.controlplane.v1.RunGuestWorkloadRequest\x1a\x33.stairwell.controlplane.v1.RunGuestWorkloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0stairwell/controlplane/v1/instance_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\x1a%stairwell/vmmd/v1/guest_service.proto\x1a\'stairwell/vmmd/v1/machine_service.proto\"\x9b\x01\n\x08\x44iskSpec\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12\x0c\n\x04slot\x18\x04 \x01(\r\x12P\n\x1bvolume_construction_request\x18\x05 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\"\xe0\x01\n\x08Instance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32(.stairwell.controlplane.v1.InstanceState\x12\x18\n\x10state_generation\x18\x04 \x01(\x04\x12\r\n\x05\x64isks\x18\x05 \x03(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04vmmd\x18\x07 \x01(\t\x12:\n\x17\x61\x63tivate_with_two_after\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe3\x01\n\x15\x43reateInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x02id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x32\n\x05\x64isks\x18\x03 \x03(\x0b\x32#.stairwell.controlplane.v1.DiskSpec\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x12\n\nmemory_mib\x18\x06 \x01(\x04\x12:\n\x17\x61\x63tivate_with_two_after\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x05\n\x03_id\"O\n\x16\x43reateInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"\"\n\x12GetInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13GetInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"=\n\x14ListInstancesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x15ListInstancesResponse\x12\x36\n\tinstances\x18\x01 \x03(\x0b\x32#.stairwell.controlplane.v1.Instance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"u\n\x17SetInstanceStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x05state\x18\x02 \x01(\x0e\x32).stairwell.controlplane.v1.RequestedState\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x18SetInstanceStateResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"$\n\x14WatchInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15WatchInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"%\n\x15\x44\x65leteInstanceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteInstanceResponse\"R\n\x12SignalGuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06signal\x18\x02 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.GuestSignal\"L\n\x13SignalGuestResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32#.stairwell.controlplane.v1.Instance\"V\n\x17RunGuestWorkloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x08workload\x18\x02 \x01(\x0b\x32\x1b.stairwell.vmmd.v1.Workload\"M\n\x18RunGuestWorkloadResponse\x12\x31\n\x06report\x18\x01 \x01(\x0b\x32!.stairwell.vmmd.v1.WorkloadReport*\x95\x02\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_STATE_CREATING\x10\x01\x12\x1b\n\x17INSTANCE_STATE_STARTING\x10\x02\x12\x1a\n\x16INSTANCE_STATE_RUNNING\x10\x03\x12\x1c\n\x18INSTANCE_STATE_REBOOTING\x10\x04\x12\x1b\n\x17INSTANCE_STATE_STOPPING\x10\x05\x12\x1a\n\x16INSTANCE_STATE_STOPPED\x10\x06\x12\x19\n\x15INSTANCE_STATE_FAILED\x10\x07\x12\x1c\n\x18INSTANCE_STATE_DESTROYED\x10\x08*\x80\x01\n\x0eRequestedState\x12\x1f\n\x1bREQUESTED_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13REQUESTED_STATE_RUN\x10\x01\x12\x18\n\x14REQUESTED_STATE_STOP\x10\x02\x12\x1a\n\x16REQUESTED_STATE_REBOOT\x10\x03\x32\xc1\x07\n\x0fInstanceService\x12u\n\x0e\x43reateInstance\x12\x30.stairwell.controlplane.v1.CreateInstanceRequest\x1a\x31.stairwell.controlplane.v1.CreateInstanceResponse\x12l\n\x0bGetInstance\x12-.stairwell.controlplane.v1.GetInstanceRequest\x1a..stairwell.controlplane.v1.GetInstanceResponse\x12r\n\rListInstances\x12/.stairwell.controlplane.v1.ListInstancesRequest\x1a\x30.stairwell.controlplane.v1.ListInstancesResponse\x12{\n\x10SetInstanceState\x12\x32.stairwell.controlplane.v1.SetInstanceStateRequest\x1a\x33.stairwell.controlplane.v1.SetInstanceStateResponse\x12t\n\rWatchInstance\x12/.stairwell.controlplane.v1.WatchInstanceRequest\x1a\x30.stairwell.controlplane.v1.WatchInstanceResponse0\x01\x12u\n\x0e\x44\x65leteInstance\x12\x30.stairwell.controlplane.v1.DeleteInstanceRequest\x1a\x31.stairwell.controlplane.v1.DeleteInstanceResponse\x12l\n\x0bSignalGuest\x12-.stairwell.controlplane.v1.SignalGuestRequest\x1a..stairwell.controlplane.v1.SignalGuestResponse\x12}\n\x10RunGuestWorkload\x12\x32.stairwell.controlplane.v1.RunGuestWorkloadRequest\x1a\x33.stairwell.controlplane.v1.RunGuestWorkloadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.controlplane.v1.instance_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSTANCESTATE']._serialized_start=1734
-  _globals['_INSTANCESTATE']._serialized_end=2011
-  _globals['_REQUESTEDSTATE']._serialized_start=2014
-  _globals['_REQUESTEDSTATE']._serialized_end=2142
-  _globals['_DISKSPEC']._serialized_start=203
-  _globals['_DISKSPEC']._serialized_end=358
-  _globals['_INSTANCE']._serialized_start=361
-  _globals['_INSTANCE']._serialized_end=585
-  _globals['_CREATEINSTANCEREQUEST']._serialized_start=588
-  _globals['_CREATEINSTANCEREQUEST']._serialized_end=815
-  _globals['_CREATEINSTANCERESPONSE']._serialized_start=817
-  _globals['_CREATEINSTANCERESPONSE']._serialized_end=896
-  _globals['_GETINSTANCEREQUEST']._serialized_start=898
-  _globals['_GETINSTANCEREQUEST']._serialized_end=932
-  _globals['_GETINSTANCERESPONSE']._serialized_start=934
-  _globals['_GETINSTANCERESPONSE']._serialized_end=1010
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=1012
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=1073
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1075
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1179
-  _globals['_SETINSTANCESTATEREQUEST']._serialized_start=1181
-  _globals['_SETINSTANCESTATEREQUEST']._serialized_end=1298
-  _globals['_SETINSTANCESTATERESPONSE']._serialized_start=1300
-  _globals['_SETINSTANCESTATERESPONSE']._serialized_end=1381
-  _globals['_WATCHINSTANCEREQUEST']._serialized_start=1383
-  _globals['_WATCHINSTANCEREQUEST']._serialized_end=1419
-  _globals['_WATCHINSTANCERESPONSE']._serialized_start=1421
-  _globals['_WATCHINSTANCERESPONSE']._serialized_end=1499
-  _globals['_DELETEINSTANCEREQUEST']._serialized_start=1501
-  _globals['_DELETEINSTANCEREQUEST']._serialized_end=1538
-  _globals['_DELETEINSTANCERESPONSE']._serialized_start=1540
-  _globals['_DELETEINSTANCERESPONSE']._serialized_end=1564
-  _globals['_RUNGUESTWORKLOADREQUEST']._serialized_start=1566
-  _globals['_RUNGUESTWORKLOADREQUEST']._serialized_end=1652
-  _globals['_RUNGUESTWORKLOADRESPONSE']._serialized_start=1654
-  _globals['_RUNGUESTWORKLOADRESPONSE']._serialized_end=1731
-  _globals['_INSTANCESERVICE']._serialized_start=2145
-  _globals['_INSTANCESERVICE']._serialized_end=2996
+  _globals['_INSTANCESTATE']._serialized_start=1937
+  _globals['_INSTANCESTATE']._serialized_end=2214
+  _globals['_REQUESTEDSTATE']._serialized_start=2217
+  _globals['_REQUESTEDSTATE']._serialized_end=2345
+  _globals['_DISKSPEC']._serialized_start=244
+  _globals['_DISKSPEC']._serialized_end=399
+  _globals['_INSTANCE']._serialized_start=402
+  _globals['_INSTANCE']._serialized_end=626
+  _globals['_CREATEINSTANCEREQUEST']._serialized_start=629
+  _globals['_CREATEINSTANCEREQUEST']._serialized_end=856
+  _globals['_CREATEINSTANCERESPONSE']._serialized_start=858
+  _globals['_CREATEINSTANCERESPONSE']._serialized_end=937
+  _globals['_GETINSTANCEREQUEST']._serialized_start=939
+  _globals['_GETINSTANCEREQUEST']._serialized_end=973
+  _globals['_GETINSTANCERESPONSE']._serialized_start=975
+  _globals['_GETINSTANCERESPONSE']._serialized_end=1051
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=1053
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=1114
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1116
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1220
+  _globals['_SETINSTANCESTATEREQUEST']._serialized_start=1222
+  _globals['_SETINSTANCESTATEREQUEST']._serialized_end=1339
+  _globals['_SETINSTANCESTATERESPONSE']._serialized_start=1341
+  _globals['_SETINSTANCESTATERESPONSE']._serialized_end=1422
+  _globals['_WATCHINSTANCEREQUEST']._serialized_start=1424
+  _globals['_WATCHINSTANCEREQUEST']._serialized_end=1460
+  _globals['_WATCHINSTANCERESPONSE']._serialized_start=1462
+  _globals['_WATCHINSTANCERESPONSE']._serialized_end=1540
+  _globals['_DELETEINSTANCEREQUEST']._serialized_start=1542
+  _globals['_DELETEINSTANCEREQUEST']._serialized_end=1579
+  _globals['_DELETEINSTANCERESPONSE']._serialized_start=1581
+  _globals['_DELETEINSTANCERESPONSE']._serialized_end=1605
+  _globals['_SIGNALGUESTREQUEST']._serialized_start=1607
+  _globals['_SIGNALGUESTREQUEST']._serialized_end=1689
+  _globals['_SIGNALGUESTRESPONSE']._serialized_start=1691
+  _globals['_SIGNALGUESTRESPONSE']._serialized_end=1767
+  _globals['_RUNGUESTWORKLOADREQUEST']._serialized_start=1769
+  _globals['_RUNGUESTWORKLOADREQUEST']._serialized_end=1855
+  _globals['_RUNGUESTWORKLOADRESPONSE']._serialized_start=1857
+  _globals['_RUNGUESTWORKLOADRESPONSE']._serialized_end=1934
+  _globals['_INSTANCESERVICE']._serialized_start=2348
+  _globals['_INSTANCESERVICE']._serialized_end=3309
 # @@protoc_insertion_point(module_scope)

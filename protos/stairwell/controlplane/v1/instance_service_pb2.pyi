@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from stairwell.vcr.v1 import volume_construction_request_pb2 as _volume_construction_request_pb2
 from stairwell.vmmd.v1 import guest_service_pb2 as _guest_service_pb2
+from stairwell.vmmd.v1 import machine_service_pb2 as _machine_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -82,7 +83,7 @@ class DiskSpec(_message.Message):
     SLOT_FIELD_NUMBER: _builtins.int
     VOLUME_CONSTRUCTION_REQUEST_FIELD_NUMBER: _builtins.int
     device: _builtins.str
-    """"nvme" (virtio follows with the guest transports)."""
+    """"nvme"; "virtio" where the host's engine is "qemu"."""
     name: _builtins.str
     read_only: _builtins.bool
     slot: _builtins.int
@@ -124,7 +125,7 @@ class Instance(_message.Message):
     state_generation: _builtins.int
     """Rises with each published state."""
     reason: _builtins.str
-    """Why, when the state is FAILED."""
+    """Why, when the state is FAILED; who stopped it, when the guest did."""
     vmmd: _builtins.str
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -419,6 +420,48 @@ class DeleteInstanceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteInstanceResponse: _TypeAlias = DeleteInstanceResponse  # noqa: Y015
+
+@_typing.final
+class SignalGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    signal: _machine_service_pb2.GuestSignal.ValueType
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        signal: _machine_service_pb2.GuestSignal.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalGuestRequest: _TypeAlias = SignalGuestRequest  # noqa: Y015
+
+@_typing.final
+class SignalGuestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance: ...
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalGuestResponse: _TypeAlias = SignalGuestResponse  # noqa: Y015
 
 @_typing.final
 class RunGuestWorkloadRequest(_message.Message):

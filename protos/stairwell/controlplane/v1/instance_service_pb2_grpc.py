@@ -65,6 +65,11 @@ class InstanceServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.DeleteInstanceRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.DeleteInstanceResponse.FromString,
                 _registered_method=True)
+        self.SignalGuest = channel.unary_unary(
+                '/stairwell.controlplane.v1.InstanceService/SignalGuest',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestResponse.FromString,
+                _registered_method=True)
         self.RunGuestWorkload = channel.unary_stream(
                 '/stairwell.controlplane.v1.InstanceService/RunGuestWorkload',
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.RunGuestWorkloadRequest.SerializeToString,
@@ -115,6 +120,13 @@ class InstanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalGuest(self, request, context):
+        """The power button or the NMI switch of its machine; returns when it was pressed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RunGuestWorkload(self, request, context):
         """Runs a workload of the built-in guest (engine "none") and streams what it did.
         """
@@ -154,6 +166,11 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.DeleteInstance,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.DeleteInstanceRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.DeleteInstanceResponse.SerializeToString,
+            ),
+            'SignalGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalGuest,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestResponse.SerializeToString,
             ),
             'RunGuestWorkload': grpc.unary_stream_rpc_method_handler(
                     servicer.RunGuestWorkload,
@@ -324,6 +341,33 @@ class InstanceService:
             '/stairwell.controlplane.v1.InstanceService/DeleteInstance',
             stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.DeleteInstanceRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.DeleteInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.InstanceService/SignalGuest',
+            stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

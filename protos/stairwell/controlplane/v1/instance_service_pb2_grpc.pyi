@@ -42,6 +42,8 @@ class InstanceServiceStub:
     WatchInstance: _grpc.UnaryStreamMultiCallable[_instance_service_pb2.WatchInstanceRequest, _instance_service_pb2.WatchInstanceResponse]
     """First the present state, then one message for each later one."""
     DeleteInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]
+    SignalGuest: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.SignalGuestRequest, _instance_service_pb2.SignalGuestResponse]
+    """The power button or the NMI switch of its machine; returns when it was pressed."""
     RunGuestWorkload: _grpc.UnaryStreamMultiCallable[_instance_service_pb2.RunGuestWorkloadRequest, _instance_service_pb2.RunGuestWorkloadResponse]
     """Runs a workload of the built-in guest (engine "none") and streams what it did."""
 
@@ -59,6 +61,8 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     WatchInstance: _aio.UnaryStreamMultiCallable[_instance_service_pb2.WatchInstanceRequest, _instance_service_pb2.WatchInstanceResponse]  # type: ignore[assignment]
     """First the present state, then one message for each later one."""
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]  # type: ignore[assignment]
+    SignalGuest: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.SignalGuestRequest, _instance_service_pb2.SignalGuestResponse]  # type: ignore[assignment]
+    """The power button or the NMI switch of its machine; returns when it was pressed."""
     RunGuestWorkload: _aio.UnaryStreamMultiCallable[_instance_service_pb2.RunGuestWorkloadRequest, _instance_service_pb2.RunGuestWorkloadResponse]  # type: ignore[assignment]
     """Runs a workload of the built-in guest (engine "none") and streams what it did."""
 
@@ -109,6 +113,14 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.DeleteInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.DeleteInstanceResponse, _abc.Awaitable[_instance_service_pb2.DeleteInstanceResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SignalGuest(
+        self,
+        request: _instance_service_pb2.SignalGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.SignalGuestResponse, _abc.Awaitable[_instance_service_pb2.SignalGuestResponse]]:
+        """The power button or the NMI switch of its machine; returns when it was pressed."""
 
     @_abc_1.abstractmethod
     def RunGuestWorkload(

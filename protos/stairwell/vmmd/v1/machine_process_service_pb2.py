@@ -25,25 +25,27 @@ _sym_db = _symbol_database.Default()
 from stairwell.vmmd.v1 import machine_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/stairwell/vmmd/v1/machine_process_service.proto\x12\x11stairwell.vmmd.v1\x1a\'stairwell/vmmd/v1/machine_service.proto\"v\n\x10\x43onfigureRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.stairwell.vmmd.v1.MachineSpec\x12\x1a\n\x12server_config_json\x18\x02 \x01(\t\x12\x18\n\x10socket_directory\x18\x03 \x01(\t\"@\n\x11\x43onfigureResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"N\n\x13RequestStateRequest\x12\x37\n\x05state\x18\x01 \x01(\x0e\x32(.stairwell.vmmd.v1.MachineRequestedState\"C\n\x14RequestStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x13\n\x11WatchStateRequest\"A\n\x12WatchStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine2\xad\x02\n\x15MachineProcessService\x12V\n\tConfigure\x12#.stairwell.vmmd.v1.ConfigureRequest\x1a$.stairwell.vmmd.v1.ConfigureResponse\x12_\n\x0cRequestState\x12&.stairwell.vmmd.v1.RequestStateRequest\x1a\'.stairwell.vmmd.v1.RequestStateResponse\x12[\n\nWatchState\x12$.stairwell.vmmd.v1.WatchStateRequest\x1a%.stairwell.vmmd.v1.WatchStateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/stairwell/vmmd/v1/machine_process_service.proto\x12\x11stairwell.vmmd.v1\x1a\'stairwell/vmmd/v1/machine_service.proto\"\xa9\x01\n\x10\x43onfigureRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.stairwell.vmmd.v1.MachineSpec\x12\x1a\n\x12server_config_json\x18\x02 \x01(\t\x12\x18\n\x10socket_directory\x18\x03 \x01(\t\x12\x31\n\nhypervisor\x18\x04 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.Hypervisor\"r\n\nHypervisor\x12\x0f\n\x07program\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x03 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x04 \x01(\t\x12\x11\n\tvfio_user\x18\x05 \x01(\x08\"@\n\x11\x43onfigureResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"N\n\x13RequestStateRequest\x12\x37\n\x05state\x18\x01 \x01(\x0e\x32(.stairwell.vmmd.v1.MachineRequestedState\"C\n\x14RequestStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x13\n\x11WatchStateRequest\"A\n\x12WatchStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine2\xbb\x04\n\x15MachineProcessService\x12V\n\tConfigure\x12#.stairwell.vmmd.v1.ConfigureRequest\x1a$.stairwell.vmmd.v1.ConfigureResponse\x12_\n\x0cRequestState\x12&.stairwell.vmmd.v1.RequestStateRequest\x1a\'.stairwell.vmmd.v1.RequestStateResponse\x12[\n\nWatchState\x12$.stairwell.vmmd.v1.WatchStateRequest\x1a%.stairwell.vmmd.v1.WatchStateResponse0\x01\x12\\\n\x0bSignalGuest\x12%.stairwell.vmmd.v1.SignalGuestRequest\x1a&.stairwell.vmmd.v1.SignalGuestResponse\x12S\n\x08PlugDisk\x12\".stairwell.vmmd.v1.PlugDiskRequest\x1a#.stairwell.vmmd.v1.PlugDiskResponse\x12Y\n\nUnplugDisk\x12$.stairwell.vmmd.v1.UnplugDiskRequest\x1a%.stairwell.vmmd.v1.UnplugDiskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.vmmd.v1.machine_process_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONFIGUREREQUEST']._serialized_start=111
-  _globals['_CONFIGUREREQUEST']._serialized_end=229
-  _globals['_CONFIGURERESPONSE']._serialized_start=231
-  _globals['_CONFIGURERESPONSE']._serialized_end=295
-  _globals['_REQUESTSTATEREQUEST']._serialized_start=297
-  _globals['_REQUESTSTATEREQUEST']._serialized_end=375
-  _globals['_REQUESTSTATERESPONSE']._serialized_start=377
-  _globals['_REQUESTSTATERESPONSE']._serialized_end=444
-  _globals['_WATCHSTATEREQUEST']._serialized_start=446
-  _globals['_WATCHSTATEREQUEST']._serialized_end=465
-  _globals['_WATCHSTATERESPONSE']._serialized_start=467
-  _globals['_WATCHSTATERESPONSE']._serialized_end=532
-  _globals['_MACHINEPROCESSSERVICE']._serialized_start=535
-  _globals['_MACHINEPROCESSSERVICE']._serialized_end=836
+  _globals['_CONFIGUREREQUEST']._serialized_start=112
+  _globals['_CONFIGUREREQUEST']._serialized_end=281
+  _globals['_HYPERVISOR']._serialized_start=283
+  _globals['_HYPERVISOR']._serialized_end=397
+  _globals['_CONFIGURERESPONSE']._serialized_start=399
+  _globals['_CONFIGURERESPONSE']._serialized_end=463
+  _globals['_REQUESTSTATEREQUEST']._serialized_start=465
+  _globals['_REQUESTSTATEREQUEST']._serialized_end=543
+  _globals['_REQUESTSTATERESPONSE']._serialized_start=545
+  _globals['_REQUESTSTATERESPONSE']._serialized_end=612
+  _globals['_WATCHSTATEREQUEST']._serialized_start=614
+  _globals['_WATCHSTATEREQUEST']._serialized_end=633
+  _globals['_WATCHSTATERESPONSE']._serialized_start=635
+  _globals['_WATCHSTATERESPONSE']._serialized_end=700
+  _globals['_MACHINEPROCESSSERVICE']._serialized_start=703
+  _globals['_MACHINEPROCESSSERVICE']._serialized_end=1274
 # @@protoc_insertion_point(module_scope)

@@ -24,26 +24,65 @@ class ConfigureRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     SERVER_CONFIG_JSON_FIELD_NUMBER: _builtins.int
     SOCKET_DIRECTORY_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_FIELD_NUMBER: _builtins.int
     server_config_json: _builtins.str
     """The host's server.toml as JSON, for its block devices and devices."""
     socket_directory: _builtins.str
     """Where the disks' NBD exports listen: a directory for unix sockets."""
     @_builtins.property
     def spec(self) -> _machine_service_pb2.MachineSpec: ...
+    @_builtins.property
+    def hypervisor(self) -> Global___Hypervisor:
+        """What the daemon found out about the hypervisor; absent with engine "none"."""
+
     def __init__(
         self,
         *,
         spec: _machine_service_pb2.MachineSpec | None = ...,
         server_config_json: _builtins.str = ...,
         socket_directory: _builtins.str = ...,
+        hypervisor: Global___Hypervisor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hypervisor", b"hypervisor", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_config_json", b"server_config_json", "socket_directory", b"socket_directory", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hypervisor", b"hypervisor", "server_config_json", b"server_config_json", "socket_directory", b"socket_directory", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigureRequest: _TypeAlias = ConfigureRequest  # noqa: Y015
+
+@_typing.final
+class Hypervisor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRAM_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_REASON_FIELD_NUMBER: _builtins.int
+    VFIO_USER_FIELD_NUMBER: _builtins.int
+    program: _builtins.str
+    version: _builtins.str
+    accelerator: _builtins.str
+    """"kvm" or "tcg", and why."""
+    accelerator_reason: _builtins.str
+    vfio_user: _builtins.bool
+    """Whether it takes devices by vfio-user."""
+    def __init__(
+        self,
+        *,
+        program: _builtins.str = ...,
+        version: _builtins.str = ...,
+        accelerator: _builtins.str = ...,
+        accelerator_reason: _builtins.str = ...,
+        vfio_user: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "program", b"program", "version", b"version", "vfio_user", b"vfio_user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hypervisor: _TypeAlias = Hypervisor  # noqa: Y015
 
 @_typing.final
 class ConfigureResponse(_message.Message):

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from stairwell.vmmd.v1 import machine_process_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2
+from stairwell.vmmd.v1 import machine_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -50,6 +51,21 @@ class MachineProcessServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.WatchStateRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.WatchStateResponse.FromString,
                 _registered_method=True)
+        self.SignalGuest = channel.unary_unary(
+                '/stairwell.vmmd.v1.MachineProcessService/SignalGuest',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestResponse.FromString,
+                _registered_method=True)
+        self.PlugDisk = channel.unary_unary(
+                '/stairwell.vmmd.v1.MachineProcessService/PlugDisk',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskResponse.FromString,
+                _registered_method=True)
+        self.UnplugDisk = channel.unary_unary(
+                '/stairwell.vmmd.v1.MachineProcessService/UnplugDisk',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.FromString,
+                _registered_method=True)
 
 
 class MachineProcessServiceServicer:
@@ -76,6 +92,25 @@ class MachineProcessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalGuest(self, request, context):
+        """As MachineService has them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlugDisk(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnplugDisk(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MachineProcessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +128,21 @@ def add_MachineProcessServiceServicer_to_server(servicer, server):
                     servicer.WatchState,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.WatchStateRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.WatchStateResponse.SerializeToString,
+            ),
+            'SignalGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalGuest,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestResponse.SerializeToString,
+            ),
+            'PlugDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlugDisk,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskResponse.SerializeToString,
+            ),
+            'UnplugDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnplugDisk,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +227,87 @@ class MachineProcessService:
             '/stairwell.vmmd.v1.MachineProcessService/WatchState',
             stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.WatchStateRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.WatchStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.MachineProcessService/SignalGuest',
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlugDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.MachineProcessService/PlugDisk',
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnplugDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.MachineProcessService/UnplugDisk',
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from grpc import aio as _aio
 from stairwell.vmmd.v1 import machine_process_service_pb2 as _machine_process_service_pb2
+from stairwell.vmmd.v1 import machine_service_pb2 as _machine_service_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -38,6 +39,10 @@ class MachineProcessServiceStub:
     RequestState: _grpc.UnaryUnaryMultiCallable[_machine_process_service_pb2.RequestStateRequest, _machine_process_service_pb2.RequestStateResponse]
     WatchState: _grpc.UnaryStreamMultiCallable[_machine_process_service_pb2.WatchStateRequest, _machine_process_service_pb2.WatchStateResponse]
     """States as they are published, from the present one on."""
+    SignalGuest: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.SignalGuestRequest, _machine_service_pb2.SignalGuestResponse]
+    """As MachineService has them."""
+    PlugDisk: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.PlugDiskRequest, _machine_service_pb2.PlugDiskResponse]
+    UnplugDisk: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.UnplugDiskRequest, _machine_service_pb2.UnplugDiskResponse]
 
 @_typing.type_check_only
 class MachineProcessServiceAsyncStub(MachineProcessServiceStub):
@@ -49,6 +54,10 @@ class MachineProcessServiceAsyncStub(MachineProcessServiceStub):
     RequestState: _aio.UnaryUnaryMultiCallable[_machine_process_service_pb2.RequestStateRequest, _machine_process_service_pb2.RequestStateResponse]  # type: ignore[assignment]
     WatchState: _aio.UnaryStreamMultiCallable[_machine_process_service_pb2.WatchStateRequest, _machine_process_service_pb2.WatchStateResponse]  # type: ignore[assignment]
     """States as they are published, from the present one on."""
+    SignalGuest: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.SignalGuestRequest, _machine_service_pb2.SignalGuestResponse]  # type: ignore[assignment]
+    """As MachineService has them."""
+    PlugDisk: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.PlugDiskRequest, _machine_service_pb2.PlugDiskResponse]  # type: ignore[assignment]
+    UnplugDisk: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.UnplugDiskRequest, _machine_service_pb2.UnplugDiskResponse]  # type: ignore[assignment]
 
 class MachineProcessServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a machine process serves to the daemon that started it, on a unix socket. Users never call it."""
@@ -75,5 +84,27 @@ class MachineProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_machine_process_service_pb2.WatchStateResponse], _abc.AsyncIterator[_machine_process_service_pb2.WatchStateResponse]]:
         """States as they are published, from the present one on."""
+
+    @_abc_1.abstractmethod
+    def SignalGuest(
+        self,
+        request: _machine_service_pb2.SignalGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_service_pb2.SignalGuestResponse, _abc.Awaitable[_machine_service_pb2.SignalGuestResponse]]:
+        """As MachineService has them."""
+
+    @_abc_1.abstractmethod
+    def PlugDisk(
+        self,
+        request: _machine_service_pb2.PlugDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_service_pb2.PlugDiskResponse, _abc.Awaitable[_machine_service_pb2.PlugDiskResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UnplugDisk(
+        self,
+        request: _machine_service_pb2.UnplugDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_service_pb2.UnplugDiskResponse, _abc.Awaitable[_machine_service_pb2.UnplugDiskResponse]]: ...
 
 def add_MachineProcessServiceServicer_to_server(servicer: MachineProcessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

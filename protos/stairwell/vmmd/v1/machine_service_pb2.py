@@ -26,47 +26,61 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from stairwell.vcr.v1 import volume_construction_request_pb2 as stairwell_dot_vcr_dot_v1_dot_volume__construction__request__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'stairwell/vmmd/v1/machine_service.proto\x12\x11stairwell.vmmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"\xde\x01\n\x0bMachineDisk\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12\x10\n\x08pci_path\x18\x04 \x01(\t\x12P\n\x1bvolume_construction_request\x18\x05 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12:\n\x17\x61\x63tivate_with_two_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"x\n\x0bMachineSpec\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x63pus\x18\x03 \x01(\r\x12\x12\n\nmemory_mib\x18\x04 \x01(\x04\x12-\n\x05\x64isks\x18\x05 \x03(\x0b\x32\x1e.stairwell.vmmd.v1.MachineDisk\"\xc6\x01\n\x07Machine\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.stairwell.vmmd.v1.MachineState\x12\x18\n\x10state_generation\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nprocess_id\x18\x06 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\r\n\x05\x64isks\x18\x08 \x03(\t\x12\x14\n\x0cprocess_died\x18\t \x01(\x08\"D\n\x14\x45nsureMachineRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.stairwell.vmmd.v1.MachineSpec\"D\n\x15\x45nsureMachineResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x1f\n\x11GetMachineRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x12GetMachineResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x15\n\x13ListMachinesRequest\"D\n\x14ListMachinesResponse\x12,\n\x08machines\x18\x01 \x03(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"]\n\x16SetMachineStateRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32(.stairwell.vmmd.v1.MachineRequestedState\"F\n\x17SetMachineStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\";\n\x13WatchMachineRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x61\x66ter_generation\x18\x02 \x01(\x04\"C\n\x14WatchMachineResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\"\n\x14\x44\x65leteMachineRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteMachineResponse*\x8b\x02\n\x0cMachineState\x12\x1d\n\x19MACHINE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16MACHINE_STATE_CREATING\x10\x01\x12\x1a\n\x16MACHINE_STATE_STARTING\x10\x02\x12\x19\n\x15MACHINE_STATE_RUNNING\x10\x03\x12\x1b\n\x17MACHINE_STATE_REBOOTING\x10\x04\x12\x1a\n\x16MACHINE_STATE_STOPPING\x10\x05\x12\x19\n\x15MACHINE_STATE_STOPPED\x10\x06\x12\x18\n\x14MACHINE_STATE_FAILED\x10\x07\x12\x1b\n\x17MACHINE_STATE_DESTROYED\x10\x08*\xa7\x01\n\x15MachineRequestedState\x12\'\n#MACHINE_REQUESTED_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bMACHINE_REQUESTED_STATE_RUN\x10\x01\x12 \n\x1cMACHINE_REQUESTED_STATE_STOP\x10\x02\x12\"\n\x1eMACHINE_REQUESTED_STATE_REBOOT\x10\x03\x32\xe1\x04\n\x0eMachineService\x12\x62\n\rEnsureMachine\x12\'.stairwell.vmmd.v1.EnsureMachineRequest\x1a(.stairwell.vmmd.v1.EnsureMachineResponse\x12Y\n\nGetMachine\x12$.stairwell.vmmd.v1.GetMachineRequest\x1a%.stairwell.vmmd.v1.GetMachineResponse\x12_\n\x0cListMachines\x12&.stairwell.vmmd.v1.ListMachinesRequest\x1a\'.stairwell.vmmd.v1.ListMachinesResponse\x12h\n\x0fSetMachineState\x12).stairwell.vmmd.v1.SetMachineStateRequest\x1a*.stairwell.vmmd.v1.SetMachineStateResponse\x12\x61\n\x0cWatchMachine\x12&.stairwell.vmmd.v1.WatchMachineRequest\x1a\'.stairwell.vmmd.v1.WatchMachineResponse0\x01\x12\x62\n\rDeleteMachine\x12\'.stairwell.vmmd.v1.DeleteMachineRequest\x1a(.stairwell.vmmd.v1.DeleteMachineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'stairwell/vmmd/v1/machine_service.proto\x12\x11stairwell.vmmd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\"\xde\x01\n\x0bMachineDisk\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\x12\x10\n\x08pci_path\x18\x04 \x01(\t\x12P\n\x1bvolume_construction_request\x18\x05 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12:\n\x17\x61\x63tivate_with_two_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"x\n\x0bMachineSpec\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x63pus\x18\x03 \x01(\r\x12\x12\n\nmemory_mib\x18\x04 \x01(\x04\x12-\n\x05\x64isks\x18\x05 \x03(\x0b\x32\x1e.stairwell.vmmd.v1.MachineDisk\"\x8b\x02\n\x07Machine\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.stairwell.vmmd.v1.MachineState\x12\x18\n\x10state_generation\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nprocess_id\x18\x06 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\r\n\x05\x64isks\x18\x08 \x03(\t\x12\x14\n\x0cprocess_died\x18\t \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\n \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x0b \x01(\t\x12\x12\n\nhypervisor\x18\x0c \x01(\t\"D\n\x14\x45nsureMachineRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.stairwell.vmmd.v1.MachineSpec\"D\n\x15\x45nsureMachineResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x1f\n\x11GetMachineRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x12GetMachineResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x15\n\x13ListMachinesRequest\"D\n\x14ListMachinesResponse\x12,\n\x08machines\x18\x01 \x03(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"]\n\x16SetMachineStateRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32(.stairwell.vmmd.v1.MachineRequestedState\"F\n\x17SetMachineStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\";\n\x13WatchMachineRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x61\x66ter_generation\x18\x02 \x01(\x04\"C\n\x14WatchMachineResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\"\n\x14\x44\x65leteMachineRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteMachineResponse\"P\n\x12SignalGuestRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x06signal\x18\x02 \x01(\x0e\x32\x1e.stairwell.vmmd.v1.GuestSignal\"\x15\n\x13SignalGuestResponse\"K\n\x0fPlugDiskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x04\x64isk\x18\x02 \x01(\x0b\x32\x1e.stairwell.vmmd.v1.MachineDisk\"?\n\x10PlugDiskResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"-\n\x11UnplugDiskRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\"A\n\x12UnplugDiskResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine*\x8b\x02\n\x0cMachineState\x12\x1d\n\x19MACHINE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16MACHINE_STATE_CREATING\x10\x01\x12\x1a\n\x16MACHINE_STATE_STARTING\x10\x02\x12\x19\n\x15MACHINE_STATE_RUNNING\x10\x03\x12\x1b\n\x17MACHINE_STATE_REBOOTING\x10\x04\x12\x1a\n\x16MACHINE_STATE_STOPPING\x10\x05\x12\x19\n\x15MACHINE_STATE_STOPPED\x10\x06\x12\x18\n\x14MACHINE_STATE_FAILED\x10\x07\x12\x1b\n\x17MACHINE_STATE_DESTROYED\x10\x08*\xa7\x01\n\x15MachineRequestedState\x12\'\n#MACHINE_REQUESTED_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bMACHINE_REQUESTED_STATE_RUN\x10\x01\x12 \n\x1cMACHINE_REQUESTED_STATE_STOP\x10\x02\x12\"\n\x1eMACHINE_REQUESTED_STATE_REBOOT\x10\x03*`\n\x0bGuestSignal\x12\x1c\n\x18GUEST_SIGNAL_UNSPECIFIED\x10\x00\x12\x1d\n\x19GUEST_SIGNAL_POWER_BUTTON\x10\x01\x12\x14\n\x10GUEST_SIGNAL_NMI\x10\x02\x32\xef\x06\n\x0eMachineService\x12\x62\n\rEnsureMachine\x12\'.stairwell.vmmd.v1.EnsureMachineRequest\x1a(.stairwell.vmmd.v1.EnsureMachineResponse\x12Y\n\nGetMachine\x12$.stairwell.vmmd.v1.GetMachineRequest\x1a%.stairwell.vmmd.v1.GetMachineResponse\x12_\n\x0cListMachines\x12&.stairwell.vmmd.v1.ListMachinesRequest\x1a\'.stairwell.vmmd.v1.ListMachinesResponse\x12h\n\x0fSetMachineState\x12).stairwell.vmmd.v1.SetMachineStateRequest\x1a*.stairwell.vmmd.v1.SetMachineStateResponse\x12\x61\n\x0cWatchMachine\x12&.stairwell.vmmd.v1.WatchMachineRequest\x1a\'.stairwell.vmmd.v1.WatchMachineResponse0\x01\x12\x62\n\rDeleteMachine\x12\'.stairwell.vmmd.v1.DeleteMachineRequest\x1a(.stairwell.vmmd.v1.DeleteMachineResponse\x12\\\n\x0bSignalGuest\x12%.stairwell.vmmd.v1.SignalGuestRequest\x1a&.stairwell.vmmd.v1.SignalGuestResponse\x12S\n\x08PlugDisk\x12\".stairwell.vmmd.v1.PlugDiskRequest\x1a#.stairwell.vmmd.v1.PlugDiskResponse\x12Y\n\nUnplugDisk\x12$.stairwell.vmmd.v1.UnplugDiskRequest\x1a%.stairwell.vmmd.v1.UnplugDiskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.vmmd.v1.machine_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MACHINESTATE']._serialized_start=1386
-  _globals['_MACHINESTATE']._serialized_end=1653
-  _globals['_MACHINEREQUESTEDSTATE']._serialized_start=1656
-  _globals['_MACHINEREQUESTEDSTATE']._serialized_end=1823
+  _globals['_MACHINESTATE']._serialized_start=1816
+  _globals['_MACHINESTATE']._serialized_end=2083
+  _globals['_MACHINEREQUESTEDSTATE']._serialized_start=2086
+  _globals['_MACHINEREQUESTEDSTATE']._serialized_end=2253
+  _globals['_GUESTSIGNAL']._serialized_start=2255
+  _globals['_GUESTSIGNAL']._serialized_end=2351
   _globals['_MACHINEDISK']._serialized_start=147
   _globals['_MACHINEDISK']._serialized_end=369
   _globals['_MACHINESPEC']._serialized_start=371
   _globals['_MACHINESPEC']._serialized_end=491
   _globals['_MACHINE']._serialized_start=494
-  _globals['_MACHINE']._serialized_end=692
-  _globals['_ENSUREMACHINEREQUEST']._serialized_start=694
-  _globals['_ENSUREMACHINEREQUEST']._serialized_end=762
-  _globals['_ENSUREMACHINERESPONSE']._serialized_start=764
-  _globals['_ENSUREMACHINERESPONSE']._serialized_end=832
-  _globals['_GETMACHINEREQUEST']._serialized_start=834
-  _globals['_GETMACHINEREQUEST']._serialized_end=865
-  _globals['_GETMACHINERESPONSE']._serialized_start=867
-  _globals['_GETMACHINERESPONSE']._serialized_end=932
-  _globals['_LISTMACHINESREQUEST']._serialized_start=934
-  _globals['_LISTMACHINESREQUEST']._serialized_end=955
-  _globals['_LISTMACHINESRESPONSE']._serialized_start=957
-  _globals['_LISTMACHINESRESPONSE']._serialized_end=1025
-  _globals['_SETMACHINESTATEREQUEST']._serialized_start=1027
-  _globals['_SETMACHINESTATEREQUEST']._serialized_end=1120
-  _globals['_SETMACHINESTATERESPONSE']._serialized_start=1122
-  _globals['_SETMACHINESTATERESPONSE']._serialized_end=1192
-  _globals['_WATCHMACHINEREQUEST']._serialized_start=1194
-  _globals['_WATCHMACHINEREQUEST']._serialized_end=1253
-  _globals['_WATCHMACHINERESPONSE']._serialized_start=1255
-  _globals['_WATCHMACHINERESPONSE']._serialized_end=1322
-  _globals['_DELETEMACHINEREQUEST']._serialized_start=1324
-  _globals['_DELETEMACHINEREQUEST']._serialized_end=1358
-  _globals['_DELETEMACHINERESPONSE']._serialized_start=1360
-  _globals['_DELETEMACHINERESPONSE']._serialized_end=1383
-  _globals['_MACHINESERVICE']._serialized_start=1826
-  _globals['_MACHINESERVICE']._serialized_end=2435
+  _globals['_MACHINE']._serialized_end=761
+  _globals['_ENSUREMACHINEREQUEST']._serialized_start=763
+  _globals['_ENSUREMACHINEREQUEST']._serialized_end=831
+  _globals['_ENSUREMACHINERESPONSE']._serialized_start=833
+  _globals['_ENSUREMACHINERESPONSE']._serialized_end=901
+  _globals['_GETMACHINEREQUEST']._serialized_start=903
+  _globals['_GETMACHINEREQUEST']._serialized_end=934
+  _globals['_GETMACHINERESPONSE']._serialized_start=936
+  _globals['_GETMACHINERESPONSE']._serialized_end=1001
+  _globals['_LISTMACHINESREQUEST']._serialized_start=1003
+  _globals['_LISTMACHINESREQUEST']._serialized_end=1024
+  _globals['_LISTMACHINESRESPONSE']._serialized_start=1026
+  _globals['_LISTMACHINESRESPONSE']._serialized_end=1094
+  _globals['_SETMACHINESTATEREQUEST']._serialized_start=1096
+  _globals['_SETMACHINESTATEREQUEST']._serialized_end=1189
+  _globals['_SETMACHINESTATERESPONSE']._serialized_start=1191
+  _globals['_SETMACHINESTATERESPONSE']._serialized_end=1261
+  _globals['_WATCHMACHINEREQUEST']._serialized_start=1263
+  _globals['_WATCHMACHINEREQUEST']._serialized_end=1322
+  _globals['_WATCHMACHINERESPONSE']._serialized_start=1324
+  _globals['_WATCHMACHINERESPONSE']._serialized_end=1391
+  _globals['_DELETEMACHINEREQUEST']._serialized_start=1393
+  _globals['_DELETEMACHINEREQUEST']._serialized_end=1427
+  _globals['_DELETEMACHINERESPONSE']._serialized_start=1429
+  _globals['_DELETEMACHINERESPONSE']._serialized_end=1452
+  _globals['_SIGNALGUESTREQUEST']._serialized_start=1454
+  _globals['_SIGNALGUESTREQUEST']._serialized_end=1534
+  _globals['_SIGNALGUESTRESPONSE']._serialized_start=1536
+  _globals['_SIGNALGUESTRESPONSE']._serialized_end=1557
+  _globals['_PLUGDISKREQUEST']._serialized_start=1559
+  _globals['_PLUGDISKREQUEST']._serialized_end=1634
+  _globals['_PLUGDISKRESPONSE']._serialized_start=1636
+  _globals['_PLUGDISKRESPONSE']._serialized_end=1699
+  _globals['_UNPLUGDISKREQUEST']._serialized_start=1701
+  _globals['_UNPLUGDISKREQUEST']._serialized_end=1746
+  _globals['_UNPLUGDISKRESPONSE']._serialized_start=1748
+  _globals['_UNPLUGDISKRESPONSE']._serialized_end=1813
+  _globals['_MACHINESERVICE']._serialized_start=2354
+  _globals['_MACHINESERVICE']._serialized_end=3233
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,25 @@ MACHINE_REQUESTED_STATE_STOP: MachineRequestedState.ValueType  # 2
 MACHINE_REQUESTED_STATE_REBOOT: MachineRequestedState.ValueType  # 3
 Global___MachineRequestedState: _TypeAlias = MachineRequestedState  # noqa: Y015
 
+class _GuestSignal:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GuestSignalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GuestSignal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GUEST_SIGNAL_UNSPECIFIED: _GuestSignal.ValueType  # 0
+    GUEST_SIGNAL_POWER_BUTTON: _GuestSignal.ValueType  # 1
+    """The ACPI power button: a guest that listens shuts down, and the machine stops with it."""
+    GUEST_SIGNAL_NMI: _GuestSignal.ValueType  # 2
+
+class GuestSignal(_GuestSignal, metaclass=_GuestSignalEnumTypeWrapper): ...
+
+GUEST_SIGNAL_UNSPECIFIED: GuestSignal.ValueType  # 0
+GUEST_SIGNAL_POWER_BUTTON: GuestSignal.ValueType  # 1
+"""The ACPI power button: a guest that listens shuts down, and the machine stops with it."""
+GUEST_SIGNAL_NMI: GuestSignal.ValueType  # 2
+Global___GuestSignal: _TypeAlias = GuestSignal  # noqa: Y015
+
 @_typing.final
 class MachineDisk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -80,6 +99,7 @@ class MachineDisk(_message.Message):
     VOLUME_CONSTRUCTION_REQUEST_FIELD_NUMBER: _builtins.int
     ACTIVATE_WITH_TWO_AFTER_FIELD_NUMBER: _builtins.int
     device: _builtins.str
+    """"nvme"; "virtio" with engine "qemu"."""
     name: _builtins.str
     read_only: _builtins.bool
     pci_path: _builtins.str
@@ -155,17 +175,27 @@ class Machine(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
     PROCESS_DIED_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_REASON_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     state: Global___MachineState.ValueType
     state_generation: _builtins.int
     reason: _builtins.str
-    """Why, when FAILED."""
+    """Why, when FAILED; who stopped it, when the guest did; while RUNNING, that its kernel panicked."""
     process_id: _builtins.int
     engine: _builtins.str
     """"none" or "qemu"."""
     process_died: _builtins.bool
-    """With FAILED: its process ended, and nobody had asked it to. The machine may be made again."""
+    """With FAILED: its process, or its hypervisor, ended, and nobody had asked it to. The machine may be
+    made again.
+    """
+    accelerator: _builtins.str
+    """What runs the guest's processors with engine "qemu": "kvm" or "tcg", and why."""
+    accelerator_reason: _builtins.str
+    hypervisor: _builtins.str
+    """Version of the hypervisor; empty with engine "none"."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -180,10 +210,13 @@ class Machine(_message.Message):
         engine: _builtins.str = ...,
         disks: _abc.Iterable[_builtins.str] | None = ...,
         process_died: _builtins.bool = ...,
+        accelerator: _builtins.str = ...,
+        accelerator_reason: _builtins.str = ...,
+        hypervisor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "engine", b"engine", "id", b"id", "name", b"name", "process_died", b"process_died", "process_id", b"process_id", "reason", b"reason", "state", b"state", "state_generation", b"state_generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "disks", b"disks", "engine", b"engine", "hypervisor", b"hypervisor", "id", b"id", "name", b"name", "process_died", b"process_died", "process_id", b"process_id", "reason", b"reason", "state", b"state", "state_generation", b"state_generation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -420,3 +453,125 @@ class DeleteMachineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteMachineResponse: _TypeAlias = DeleteMachineResponse  # noqa: Y015
+
+@_typing.final
+class SignalGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    signal: Global___GuestSignal.ValueType
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        signal: Global___GuestSignal.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalGuestRequest: _TypeAlias = SignalGuestRequest  # noqa: Y015
+
+@_typing.final
+class SignalGuestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalGuestResponse: _TypeAlias = SignalGuestResponse  # noqa: Y015
+
+@_typing.final
+class PlugDiskRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    @_builtins.property
+    def disk(self) -> Global___MachineDisk: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        disk: Global___MachineDisk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlugDiskRequest: _TypeAlias = PlugDiskRequest  # noqa: Y015
+
+@_typing.final
+class PlugDiskResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def machine(self) -> Global___Machine: ...
+    def __init__(
+        self,
+        *,
+        machine: Global___Machine | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlugDiskResponse: _TypeAlias = PlugDiskResponse  # noqa: Y015
+
+@_typing.final
+class UnplugDiskRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    disk: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnplugDiskRequest: _TypeAlias = UnplugDiskRequest  # noqa: Y015
+
+@_typing.final
+class UnplugDiskResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def machine(self) -> Global___Machine: ...
+    def __init__(
+        self,
+        *,
+        machine: Global___Machine | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnplugDiskResponse: _TypeAlias = UnplugDiskResponse  # noqa: Y015

@@ -66,6 +66,21 @@ class MachineServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.DeleteMachineRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.DeleteMachineResponse.FromString,
                 _registered_method=True)
+        self.SignalGuest = channel.unary_unary(
+                '/stairwell.vmmd.v1.MachineService/SignalGuest',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestResponse.FromString,
+                _registered_method=True)
+        self.PlugDisk = channel.unary_unary(
+                '/stairwell.vmmd.v1.MachineService/PlugDisk',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskResponse.FromString,
+                _registered_method=True)
+        self.UnplugDisk = channel.unary_unary(
+                '/stairwell.vmmd.v1.MachineService/UnplugDisk',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.FromString,
+                _registered_method=True)
 
 
 class MachineServiceServicer:
@@ -115,6 +130,29 @@ class MachineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalGuest(self, request, context):
+        """What a person does at a machine: the power button, the NMI switch. Returns when it was sent; what
+        the guest makes of it is the guest's. Only with an engine that has a processor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlugDisk(self, request, context):
+        """Gives a running machine one more disk; returns once the guest can see it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnplugDisk(self, request, context):
+        """Takes a disk that was plugged away; returns once the guest has let it go, and what it had flushed
+        is durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MachineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +185,21 @@ def add_MachineServiceServicer_to_server(servicer, server):
                     servicer.DeleteMachine,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.DeleteMachineRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.DeleteMachineResponse.SerializeToString,
+            ),
+            'SignalGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalGuest,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestResponse.SerializeToString,
+            ),
+            'PlugDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlugDisk,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskResponse.SerializeToString,
+            ),
+            'UnplugDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnplugDisk,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +366,87 @@ class MachineService:
             '/stairwell.vmmd.v1.MachineService/DeleteMachine',
             stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.DeleteMachineRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.DeleteMachineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.MachineService/SignalGuest',
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.SignalGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlugDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.MachineService/PlugDisk',
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.PlugDiskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnplugDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.MachineService/UnplugDisk',
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,16 @@ class MachineServiceStub:
     """
     DeleteMachine: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.DeleteMachineRequest, _machine_service_pb2.DeleteMachineResponse]
     """Forgets a machine that has ended; stops it first when it has not."""
+    SignalGuest: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.SignalGuestRequest, _machine_service_pb2.SignalGuestResponse]
+    """What a person does at a machine: the power button, the NMI switch. Returns when it was sent; what
+    the guest makes of it is the guest's. Only with an engine that has a processor.
+    """
+    PlugDisk: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.PlugDiskRequest, _machine_service_pb2.PlugDiskResponse]
+    """Gives a running machine one more disk; returns once the guest can see it."""
+    UnplugDisk: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.UnplugDiskRequest, _machine_service_pb2.UnplugDiskResponse]
+    """Takes a disk that was plugged away; returns once the guest has let it go, and what it had flushed
+    is durable.
+    """
 
 @_typing.type_check_only
 class MachineServiceAsyncStub(MachineServiceStub):
@@ -71,6 +81,16 @@ class MachineServiceAsyncStub(MachineServiceStub):
     """
     DeleteMachine: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.DeleteMachineRequest, _machine_service_pb2.DeleteMachineResponse]  # type: ignore[assignment]
     """Forgets a machine that has ended; stops it first when it has not."""
+    SignalGuest: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.SignalGuestRequest, _machine_service_pb2.SignalGuestResponse]  # type: ignore[assignment]
+    """What a person does at a machine: the power button, the NMI switch. Returns when it was sent; what
+    the guest makes of it is the guest's. Only with an engine that has a processor.
+    """
+    PlugDisk: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.PlugDiskRequest, _machine_service_pb2.PlugDiskResponse]  # type: ignore[assignment]
+    """Gives a running machine one more disk; returns once the guest can see it."""
+    UnplugDisk: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.UnplugDiskRequest, _machine_service_pb2.UnplugDiskResponse]  # type: ignore[assignment]
+    """Takes a disk that was plugged away; returns once the guest has let it go, and what it had flushed
+    is durable.
+    """
 
 class MachineServiceServicer(metaclass=_abc_1.ABCMeta):
     """The machines of this host. Each runs in a process of its own, which this daemon starts, watches
@@ -126,5 +146,33 @@ class MachineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_machine_service_pb2.DeleteMachineResponse, _abc.Awaitable[_machine_service_pb2.DeleteMachineResponse]]:
         """Forgets a machine that has ended; stops it first when it has not."""
+
+    @_abc_1.abstractmethod
+    def SignalGuest(
+        self,
+        request: _machine_service_pb2.SignalGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_service_pb2.SignalGuestResponse, _abc.Awaitable[_machine_service_pb2.SignalGuestResponse]]:
+        """What a person does at a machine: the power button, the NMI switch. Returns when it was sent; what
+        the guest makes of it is the guest's. Only with an engine that has a processor.
+        """
+
+    @_abc_1.abstractmethod
+    def PlugDisk(
+        self,
+        request: _machine_service_pb2.PlugDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_service_pb2.PlugDiskResponse, _abc.Awaitable[_machine_service_pb2.PlugDiskResponse]]:
+        """Gives a running machine one more disk; returns once the guest can see it."""
+
+    @_abc_1.abstractmethod
+    def UnplugDisk(
+        self,
+        request: _machine_service_pb2.UnplugDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_service_pb2.UnplugDiskResponse, _abc.Awaitable[_machine_service_pb2.UnplugDiskResponse]]:
+        """Takes a disk that was plugged away; returns once the guest has let it go, and what it had flushed
+        is durable.
+        """
 
 def add_MachineServiceServicer_to_server(servicer: MachineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stairwell/vmmd/v1/serial_service.proto\x12\x11stairwell.vmmd.v1\"H\n\rAttachRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x15\n\rhistory_bytes\x18\x03 \x01(\r\"\x1e\n\x0e\x41ttachResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8c\x01\n\x11GetHistoryRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x17\n\nfrom_start\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bmost_recent\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x04 \x01(\rB\r\n\x0b_from_startB\x0e\n\x0c_most_recent\"<\n\x12GetHistoryResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x18\n\x10last_byte_offset\x18\x02 \x01(\x04\x32\xbd\x01\n\rSerialService\x12Q\n\x06\x41ttach\x12 .stairwell.vmmd.v1.AttachRequest\x1a!.stairwell.vmmd.v1.AttachResponse(\x01\x30\x01\x12Y\n\nGetHistory\x12$.stairwell.vmmd.v1.GetHistoryRequest\x1a%.stairwell.vmmd.v1.GetHistoryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stairwell/vmmd/v1/serial_service.proto\x12\x11stairwell.vmmd.v1\"H\n\rAttachRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x15\n\rhistory_bytes\x18\x03 \x01(\r\"O\n\x0e\x41ttachResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x18\n\x10last_byte_offset\x18\x02 \x01(\x04\x12\x15\n\rskipped_bytes\x18\x03 \x01(\x04\"\x8c\x01\n\x11GetHistoryRequest\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x17\n\nfrom_start\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bmost_recent\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x04 \x01(\rB\r\n\x0b_from_startB\x0e\n\x0c_most_recent\"<\n\x12GetHistoryResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x18\n\x10last_byte_offset\x18\x02 \x01(\x04\x32\xbd\x01\n\rSerialService\x12Q\n\x06\x41ttach\x12 .stairwell.vmmd.v1.AttachRequest\x1a!.stairwell.vmmd.v1.AttachResponse(\x01\x30\x01\x12Y\n\nGetHistory\x12$.stairwell.vmmd.v1.GetHistoryRequest\x1a%.stairwell.vmmd.v1.GetHistoryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHREQUEST']._serialized_start=61
   _globals['_ATTACHREQUEST']._serialized_end=133
   _globals['_ATTACHRESPONSE']._serialized_start=135
-  _globals['_ATTACHRESPONSE']._serialized_end=165
-  _globals['_GETHISTORYREQUEST']._serialized_start=168
-  _globals['_GETHISTORYREQUEST']._serialized_end=308
-  _globals['_GETHISTORYRESPONSE']._serialized_start=310
-  _globals['_GETHISTORYRESPONSE']._serialized_end=370
-  _globals['_SERIALSERVICE']._serialized_start=373
-  _globals['_SERIALSERVICE']._serialized_end=562
+  _globals['_ATTACHRESPONSE']._serialized_end=214
+  _globals['_GETHISTORYREQUEST']._serialized_start=217
+  _globals['_GETHISTORYREQUEST']._serialized_end=357
+  _globals['_GETHISTORYRESPONSE']._serialized_start=359
+  _globals['_GETHISTORYRESPONSE']._serialized_end=419
+  _globals['_SERIALSERVICE']._serialized_start=422
+  _globals['_SERIALSERVICE']._serialized_end=611
 # @@protoc_insertion_point(module_scope)

@@ -47,15 +47,23 @@ class AttachResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
+    LAST_BYTE_OFFSET_FIELD_NUMBER: _builtins.int
+    SKIPPED_BYTES_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
+    last_byte_offset: _builtins.int
+    """Offset just after the last byte of `data`, since the machine's start."""
+    skipped_bytes: _builtins.int
+    """Bytes between the last answer and this one that are gone: the reader was slower than the port."""
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
+        last_byte_offset: _builtins.int = ...,
+        skipped_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "last_byte_offset", b"last_byte_offset", "skipped_bytes", b"skipped_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SerialServiceStub:
-    """The first serial port of a machine.
+    """The first serial port of a machine. What it says is kept from the machine's start on, attached to or
+    not: the first mebibyte and the latest one.
     """
 
     def __init__(self, channel):
@@ -48,11 +49,13 @@ class SerialServiceStub:
 
 
 class SerialServiceServicer:
-    """The first serial port of a machine.
+    """The first serial port of a machine. What it says is kept from the machine's start on, attached to or
+    not: the first mebibyte and the latest one.
     """
 
     def Attach(self, request_iterator, context):
-        """The first request names the machine and where to start; later ones carry input.
+        """The first request names the machine and where to start; each may carry input. Any number may be
+        attached, and all may type. Ends when the machine does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +89,8 @@ def add_SerialServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SerialService:
-    """The first serial port of a machine.
+    """The first serial port of a machine. What it says is kept from the machine's start on, attached to or
+    not: the first mebibyte and the latest one.
     """
 
     @staticmethod

@@ -27,27 +27,37 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SerialServiceStub:
-    """The first serial port of a machine."""
+    """The first serial port of a machine. What it says is kept from the machine's start on, attached to or
+    not: the first mebibyte and the latest one.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SerialServiceAsyncStub: ...
     Attach: _grpc.StreamStreamMultiCallable[_serial_service_pb2.AttachRequest, _serial_service_pb2.AttachResponse]
-    """The first request names the machine and where to start; later ones carry input."""
+    """The first request names the machine and where to start; each may carry input. Any number may be
+    attached, and all may type. Ends when the machine does.
+    """
     GetHistory: _grpc.UnaryUnaryMultiCallable[_serial_service_pb2.GetHistoryRequest, _serial_service_pb2.GetHistoryResponse]
 
 @_typing.type_check_only
 class SerialServiceAsyncStub(SerialServiceStub):
-    """The first serial port of a machine."""
+    """The first serial port of a machine. What it says is kept from the machine's start on, attached to or
+    not: the first mebibyte and the latest one.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.StreamStreamMultiCallable[_serial_service_pb2.AttachRequest, _serial_service_pb2.AttachResponse]  # type: ignore[assignment]
-    """The first request names the machine and where to start; later ones carry input."""
+    """The first request names the machine and where to start; each may carry input. Any number may be
+    attached, and all may type. Ends when the machine does.
+    """
     GetHistory: _aio.UnaryUnaryMultiCallable[_serial_service_pb2.GetHistoryRequest, _serial_service_pb2.GetHistoryResponse]  # type: ignore[assignment]
 
 class SerialServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The first serial port of a machine."""
+    """The first serial port of a machine. What it says is kept from the machine's start on, attached to or
+    not: the first mebibyte and the latest one.
+    """
 
     @_abc_1.abstractmethod
     def Attach(
@@ -55,7 +65,9 @@ class SerialServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_serial_service_pb2.AttachRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_serial_service_pb2.AttachResponse], _abc.AsyncIterator[_serial_service_pb2.AttachResponse]]:
-        """The first request names the machine and where to start; later ones carry input."""
+        """The first request names the machine and where to start; each may carry input. Any number may be
+        attached, and all may type. Ends when the machine does.
+        """
 
     @_abc_1.abstractmethod
     def GetHistory(

@@ -501,6 +501,7 @@ class VolumeInfo(_message.Message):
     SCRUBS_FIELD_NUMBER: _builtins.int
     VHOST_USER_SOCKET_FIELD_NUMBER: _builtins.int
     REPAIR_RATE_FIELD_NUMBER: _builtins.int
+    GUEST_DEVICE_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
     volume_id: _builtins.str
@@ -512,6 +513,8 @@ class VolumeInfo(_message.Message):
     """Where the disk's NBD export listens."""
     vhost_user_socket: _builtins.str
     """Where a hypervisor finds the disk as a vhost-user block device: a unix socket of this host."""
+    guest_device: _builtins.str
+    """How the guest sees it, with engine "qemu": the controller, who emulates it, and why."""
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionInfo]: ...
     @_builtins.property
@@ -543,10 +546,11 @@ class VolumeInfo(_message.Message):
         scrubs: _abc.Iterable[Global___ScrubInfo] | None = ...,
         vhost_user_socket: _builtins.str = ...,
         repair_rate: Global___RepairRate | None = ...,
+        guest_device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "repair_rate", b"repair_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "machine_id", b"machine_id", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "repair_rate", b"repair_rate", "scrubs", b"scrubs", "sources", b"sources", "state", b"state", "total_bytes", b"total_bytes", "vhost_user_socket", b"vhost_user_socket", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "guest_device", b"guest_device", "machine_id", b"machine_id", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "repair_rate", b"repair_rate", "scrubs", b"scrubs", "sources", b"sources", "state", b"state", "total_bytes", b"total_bytes", "vhost_user_socket", b"vhost_user_socket", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

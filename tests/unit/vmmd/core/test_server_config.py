@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stairlib.model.errors import InvalidRequestError
-from vmmd.core.server_config import Engine, ServerConfig, parse_server_config
+from vmmd.core.server_config import EngineName, ServerConfig, parse_server_config
 
 EXAMPLE = Path(__file__).resolve().parents[4] / "examples" / "server.toml"
 
@@ -23,7 +23,7 @@ def fields(text: str) -> list[str]:
 def test_the_walkthroughs_file_is_read() -> None:
     config = parse_server_config(EXAMPLE.read_text())
     assert config.bootrom.endswith("OVMF_CODE.fd")
-    assert config.engine is Engine.NONE
+    assert config.engine is EngineName.NONE
     assert dict(config.block_devices)["ubuntu"].path.endswith("large-focal.raw")
     device = dict(config.devices)["block0"]
     assert (device.driver, device.block_dev, device.pci_path) == ("pci-nvme", "ubuntu", "0.4.0")

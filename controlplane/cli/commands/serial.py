@@ -1,0 +1,160 @@
+"""`serial` and `nmi`: the console of a machine, and the switch for when it hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import termios
+import tty
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from controlplane.cli.command import command
+from controlplane.cli.commands.instance import Name, press
+from controlplane.cli.plain import plain
+from controlplane.cli.session import Session
+from stairlib.rpc.errors import translated
+from stairwell.controlplane.v1 import serial_service_pb2 as pb
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
+
+# Ctrl-]
+LEAVE = b"\x1d"
+HISTORY_BYTES = 16 << 10
+READ_BYTES = 4096
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers this module's commands."""
+    command(app, "serial")(serial)
+    command(app, "nmi")(nmi)
+
+
+async def serial(
+    session: Session,
+    name: Name = "",
+    history: Annotated[
+        int,
+        typer.Option("--history", min=0, metavar="BYTES", help="How much of before to begin with."),
+    ] = HISTORY_BYTES,
+    only_history: Annotated[
+        bool, typer.Option("--only-history", help="Print what was said and leave.")
+    ] = False,
+) -> int:
+    """Be at the serial console of an instance's machine. Ctrl-] leaves it.
+
+    What the machine said before comes first. Any number of people may be there, and all may type.
+    Without a terminal, what is piped in is typed, and the console is printed until the machine
+    ends.
+    """
+    if only_history:
+        return await _print_history(session, name, history)
+    keys = _Keys()
+    if keys.is_terminal:
+        session.note("Ctrl-] leaves the console")
+    with keys.raw():
+        left = await _attached(session, name, history, keys)
+    if keys.is_terminal:
+        session.note("\nleft the console" if left else "\nthe machine has ended")
+    return 0
+
+
+async def _print_history(session: Session, name: str, count: int) -> int:
+    request = pb.GetHistoryRequest(instance=name, most_recent=count, max_bytes=count or 1)
+    answer = await session.call(session.serial_ports.GetHistory, request, pb.GetHistoryResponse)
+    if session.is_json:
+        session.show(plain(answer), "")
+    else:
+        _print(answer.data)
+    return 0
+
+
+def _print(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+async def _attached(session: Session, name: str, history: int, keys: _Keys) -> bool:
+    """Both ways until somebody ends it; whether that was who types."""
+    left = asyncio.Event()
+
+    async def typed() -> AsyncIterator[pb.AttachRequest]:
+        yield pb.AttachRequest(instance=name, history_bytes=history)
+        async for data in keys:
+            before, leave, _rest = data.partition(LEAVE) if keys.is_terminal else (data, b"", b"")
+            if before:
+                yield pb.AttachRequest(data=before)
+            if leave:
+                left.set()
+                return
+
+    async def shown() -> None:
+        async for answer in call:
+            if answer.skipped_bytes:
+                _print(f"\r\n[{answer.skipped_bytes} bytes missed]\r\n".encode())
+            _print(answer.data)
+
+    with translated(session.peer):
+        # mypy-protobuf types a stub by its channel; this one is asynchronous.
+        stub: Any = session.serial_ports
+        call = stub.Attach(typed())
+        showing = asyncio.create_task(shown())
+        leaving = asyncio.create_task(left.wait())
+        try:
+            await asyncio.wait({showing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if showing.done():
+                await showing
+        finally:
+            call.cancel()
+            for task in (showing, leaving):
+                task.cancel()
+            await asyncio.gather(showing, leaving, return_exceptions=True)
+    return left.is_set()
+
+
+class _Keys:
+    """Standard input, a piece at a time."""
+
+    def __init__(self) -> None:
+        self._fd = sys.stdin.fileno()
+        self.is_terminal = os.isatty(self._fd)
+
+    @contextlib.contextmanager
+    def raw(self) -> Iterator[None]:
+        """Each key as it is pressed, and none for this program; the terminal is put back."""
+        if not self.is_terminal:
+            yield
+            return
+        before = termios.tcgetattr(self._fd)
+        tty.setraw(self._fd)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while data := await self._read():
+            yield data
+
+    async def _read(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        try:
+            loop.add_reader(self._fd, ready.set)
+        except PermissionError:
+            # A plain file is always ready, and no loop waits for one.
+            return os.read(self._fd, READ_BYTES)
+        try:
+            await ready.wait()
+            return os.read(self._fd, READ_BYTES)
+        finally:
+            loop.remove_reader(self._fd)
+
+
+async def nmi(session: Session, name: Name = "") -> None:
+    """Send a non-maskable interrupt to an instance's machine: its kernel dumps, or panics."""
+    instance = await press(session, name, machine_pb.GUEST_SIGNAL_NMI)
+    session.show(plain(instance), f"{instance.name}: NMI sent")

@@ -1,0 +1,1 @@
+"""What runs a machine's processors: nothing but the built-in guest, or QEMU."""

@@ -1,0 +1,1 @@
+"""Decisions of the engines: capabilities, transports, QEMU's command line. Pure."""

@@ -1,0 +1,54 @@
+"""The built-in guest's side of its serial port: it says what it found, and echoes what is typed.
+
+    port = GuestConsole(said=history.append)
+    port.greet("started", {"block2": "67108864 bytes in blocks of 4096"})
+    port.typed(b"hello")             # said gets b"hello"
+
+It goes through the registers of the UART, a byte at a time, as a driver without interrupts does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from vmmd.hw.uart.uart16550 import Uart16550
+
+_DATA, _LINE_STATUS = 0, 5
+_DATA_READY, _TRANSMITTER_EMPTY = 1 << 0, 1 << 5
+
+
+class GuestConsole:
+    """A UART and its driver. `said` gets what the guest has sent."""
+
+    def __init__(self, said: Callable[[bytes], None]) -> None:
+        self._uart = Uart16550()
+        self._said = said
+
+    def reset(self) -> None:
+        """The machine is being reset."""
+        self._uart.reset()
+
+    def greet(self, word: str, disks: Mapping[str, str]) -> None:
+        """One line for the guest and one for each disk."""
+        lines = [f"stairwell built-in guest {word}: no processor, {len(disks)} disk(s)"]
+        lines += [f"  {name}: {text}" for name, text in sorted(disks.items())]
+        self._send("".join(f"{line}\r\n" for line in lines).encode())
+
+    def typed(self, data: bytes) -> None:
+        """Bytes from whoever is attached; each is read by the guest and sent back."""
+        for byte in data:
+            taken = self._uart.receive(byte)
+            assert taken, "the guest reads each byte at once"
+            assert self._uart.read(_LINE_STATUS) & _DATA_READY
+            read = self._uart.read(_DATA)
+            self._send(b"\r\n" if read == ord("\r") else bytes([read]))
+
+    def _send(self, data: bytes) -> None:
+        sent = bytearray()
+        for byte in data:
+            assert self._uart.read(_LINE_STATUS) & _TRANSMITTER_EMPTY
+            self._uart.write(_DATA, byte)
+            taken = self._uart.take_transmitted()
+            assert taken is not None
+            sent.append(taken)
+        self._said(bytes(sent))

@@ -1,0 +1,57 @@
+"""Which engine this host's machines have, and with which hypervisor. Looked at once, at the start.
+
+A configuration that names "qemu" gets it or an error. One that names none gets QEMU where it would
+boot something: QEMU is installed, the bootrom is there, and so is every medium.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from stairlib.model.errors import InvalidRequestError
+from stairlib.telemetry.logs import get_logger
+from vmmd.config import missing_media
+from vmmd.core.server_config import EngineName, ServerConfig
+from vmmd.engine import probe
+from vmmd.engine.core.hypervisor import Hypervisor
+
+log = get_logger(__name__)
+
+
+async def choose_engine(config: ServerConfig) -> tuple[ServerConfig, Hypervisor | None]:
+    """The configuration with its engine, and the hypervisor unless that is "none".
+
+    UnavailableError when "qemu" is named and there is none; InvalidRequestError when a medium of it
+    is missing.
+    """
+    if not config.engine_named:
+        why = _why_not(config)
+        log.info("engine chosen", engine="none" if why else "qemu", why=why or "it can boot")
+        engine = EngineName.NONE if why else EngineName.QEMU
+        config = dataclasses.replace(config, engine=engine, engine_named=True)
+    if config.engine is EngineName.NONE:
+        return config, None
+    hypervisor = await probe.look()
+    missing = missing_media(config)
+    if missing:
+        listed = "; ".join(f"block_dev.{name}: no such file: {b.path}" for name, b in missing)
+        raise InvalidRequestError(
+            f'engine "qemu" boots from what the configuration names: {listed}',
+            reason="MEDIA_MISSING",
+        )
+    return config, hypervisor
+
+
+def _why_not(config: ServerConfig) -> str:
+    """Why a host that names no engine has none; empty when it can have QEMU."""
+    if not config.bootrom:
+        return "the configuration names no bootrom"
+    if not Path(config.bootrom).is_file():
+        return f"there is no bootrom {config.bootrom}"
+    missing = missing_media(config)
+    if missing:
+        return f"there is no {missing[0][1].path}"
+    if not probe.is_installed():
+        return f"{probe.PROGRAM} is not installed"
+    return ""
