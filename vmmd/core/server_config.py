@@ -71,7 +71,7 @@ class ServerConfig:
 
     engine: EngineName = EngineName.NONE
     # False: the host is to choose.
-    engine_named: bool = True
+    engine_named: bool = False
     bootrom: str = ""
     block_devices: tuple[tuple[str, FileBlockDevice], ...] = ()
     devices: tuple[tuple[str, HostDevice], ...] = ()

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from stairlib.model.errors import StateError, UnavailableError
+from vmmd.core.guest_events import GuestEvent
 from vmmd.core.lifecycle import MachineState
 from vmmd.core.request_queue import RequestKind
 from vmmd.machine.driver import Driver
@@ -19,6 +20,7 @@ class ScriptedParts:
         self.calls: list[str] = []
         self.let_go = asyncio.Event()
         self.error: Exception | None = None
+        self.reset_hangs = False
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -32,6 +34,8 @@ class ScriptedParts:
 
     async def reset(self) -> None:
         self.calls.append("reset")
+        if self.reset_hangs:
+            await asyncio.Event().wait()
 
     async def halt(self) -> None:
         self.calls.append("halt")
@@ -59,6 +63,8 @@ async def test_a_life_from_creation_to_the_end() -> None:
     driver.request(RequestKind.RUN)
     await until(driver, MachineState.RUNNING)
     driver.request(RequestKind.REBOOT)
+    async with driver.changed:
+        await driver.changed.wait_for(lambda: driver.published.generation == 5)
     driver.request(RequestKind.STOP)
     await run
     assert (await seen)[-3:] == ["stopping", "stopped", "destroyed"]
@@ -82,6 +88,83 @@ async def test_a_stop_ends_a_start_that_hangs() -> None:
         "creating", "starting", "stopped", "destroyed",
     ]  # fmt: skip
     assert parts.calls == ["start", "start cancelled", "halt"]
+
+
+async def running(parts: ScriptedParts) -> tuple[Driver, asyncio.Task[None]]:
+    parts.let_go.set()
+    driver = Driver(parts)
+    run = asyncio.create_task(driver.run())
+    driver.request(RequestKind.RUN)
+    await until(driver, MachineState.RUNNING)
+    return driver, run
+
+
+def told(driver: Driver) -> list[tuple[str, str]]:
+    return [(each.state.value, each.reason) for each in driver.history[3:]]
+
+
+async def test_a_stop_ends_a_reset_that_hangs() -> None:
+    parts = ScriptedParts()
+    parts.reset_hangs = True
+    driver, run = await running(parts)
+    driver.request(RequestKind.REBOOT)
+    await until(driver, MachineState.REBOOTING)
+    driver.request(RequestKind.STOP)
+    await asyncio.wait_for(run, 5)
+    assert [state for state, _ in told(driver)] == [
+        "rebooting", "stopping", "stopped", "destroyed",
+    ]  # fmt: skip
+    assert parts.calls[-1] == "halt"
+
+
+async def test_a_guest_that_powers_off_ends_its_machine() -> None:
+    driver, run = await running(ScriptedParts())
+    driver.guest_event(GuestEvent.POWERED_OFF, "the guest powered off")
+    await asyncio.wait_for(run, 5)
+    assert told(driver) == [
+        (state, "the guest powered off") for state in ("stopping", "stopped", "destroyed")
+    ]
+    assert not driver.published.process_died
+
+
+async def test_a_guest_that_resets_itself_or_panics_goes_on() -> None:
+    driver, run = await running(ScriptedParts())
+    driver.guest_event(GuestEvent.PANICKED, "the guest's kernel panicked")
+    driver.guest_event(GuestEvent.RESET, "the guest reset itself")
+    async with driver.changed:
+        await driver.changed.wait_for(lambda: driver.published.generation == 6)
+    driver.request(RequestKind.STOP)
+    await run
+    assert told(driver)[:3] == [
+        ("running", "the guest's kernel panicked"),
+        ("rebooting", "the guest reset itself"),
+        ("running", ""),
+    ]
+
+
+async def test_a_hypervisor_that_dies_fails_its_machine_and_it_may_be_made_again() -> None:
+    parts = ScriptedParts()
+    parts.reset_hangs = True
+    driver, run = await running(parts)
+    driver.request(RequestKind.REBOOT)
+    await until(driver, MachineState.REBOOTING)
+    waiting = asyncio.create_task(driver.replace(late))
+    driver.guest_event(GuestEvent.DIED, "killed")
+    await asyncio.wait_for(run, 5)
+    assert told(driver)[-1] == ("failed", "killed")
+    assert driver.published.process_died
+    assert parts.calls[-1] == "halt"
+    with pytest.raises(StateError):
+        await waiting
+
+
+async def test_news_after_the_end_are_nothing() -> None:
+    driver = Driver(ScriptedParts())
+    driver.request(RequestKind.STOP)
+    await driver.run()
+    before = driver.published
+    driver.guest_event(GuestEvent.DIED, "killed")
+    assert driver.published is before
 
 
 async def test_stop_before_start() -> None:
