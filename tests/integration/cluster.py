@@ -319,9 +319,10 @@ class Cluster:
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, folder: Path) -> AsyncIterator[Cluster]:
-        """A cluster with its vmmd and control plane running."""
+    async def started(cls, folder: Path, server_config: str = "") -> AsyncIterator[Cluster]:
+        """A cluster with its vmmd and control plane running; `server_config` is vmmd's."""
         cluster = cls(folder)
+        (folder / "server.toml").write_text(server_config)
         try:
             await asyncio.gather(cluster.vmmd.start(), cluster.controlplane.start())
             yield cluster

@@ -56,6 +56,7 @@ class Volume:
         self.instance_id = ""
         # Base64; empty for a disk that is not encrypted.
         self.key = ""
+        self.extent_count = EXTENT_COUNT
 
     @property
     def targets(self) -> list[str]:
@@ -73,7 +74,7 @@ class Volume:
             "type": "region",
             "block_size": BLOCK_SIZE,
             "blocks_per_extent": BLOCKS_PER_EXTENT,
-            "extent_count": EXTENT_COUNT,
+            "extent_count": self.extent_count,
             "gen": generation,
             "opts": {
                 "id": self.id, "target": list(targets), "lossy": False, "read_only": False,
@@ -328,12 +329,20 @@ class Load:
 
 @asynccontextmanager
 async def fresh_volume(
-    cluster: Cluster, *, run: bool = True, spare: bool = True, key: str = "", cipher: str = ""
+    cluster: Cluster,
+    *,
+    run: bool = True,
+    spare: bool = True,
+    key: str = "",
+    cipher: str = "",
+    extent_count: int = EXTENT_COUNT,
 ) -> AsyncIterator[Volume]:
     """A machine with a disk of three fresh members, and by default a started spare. With `key`, all
     are encrypted with `cipher`."""
-    programs = [cluster.downstairs() for _ in range(4 if spare else 3)]
+    count = 4 if spare else 3
+    programs = [cluster.downstairs(extent_count=extent_count) for _ in range(count)]
     volume = Volume(cluster, programs)
+    volume.extent_count = extent_count
     if key:
         volume.key = key
         for program in programs:
