@@ -17,7 +17,7 @@ example:
 
 the configuration (every key may be left out):
   bootrom = "/usr/share/OVMF/OVMF_CODE.fd"
-  engine = "none"             # devices run, no CPU
+  engine = "qemu"             # or "none": devices run, no CPU. Left out: qemu where it can boot
 
   [block_dev.ubuntu]
   type = "file"

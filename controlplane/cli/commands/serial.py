@@ -66,7 +66,8 @@ async def _print_history(session: Session, name: str, count: int) -> int:
     request = pb.GetHistoryRequest(instance=name, most_recent=count, max_bytes=count or 1)
     answer = await session.call(session.serial_ports.GetHistory, request, pb.GetHistoryResponse)
     if session.is_json:
-        session.show(plain(answer), "")
+        text = answer.data.decode(errors="replace")
+        session.show({"text": text, "last_byte_offset": answer.last_byte_offset}, "")
     else:
         _print(answer.data)
     return 0
