@@ -243,7 +243,7 @@ async def test_an_nmi_reaches_the_guest_and_a_panic_is_told(
     volume: Volume, guest: SerialGuest
 ) -> None:
     (await volume.cluster.cli("nmi", volume.instance)).good()
-    await guest.run("until dmesg | grep -qi 'nmi'; do usleep 50000; done", 30)
+    await guest.run("until dmesg | grep -q 'NMI received'; do usleep 50000; done", 30)
     before = (await volume.cluster.get_instance(volume.instance)).state_generation
     watched = asyncio.create_task(
         until(
@@ -289,6 +289,27 @@ async def test_the_power_button_ends_the_machine_in_order(
         await plug(
             volume, machine_pb.UnplugDiskRequest(id=volume.instance_id, disk="x"), "UnplugDisk"
         )
+
+
+async def test_a_stop_ends_though_disks_do_not_answer(house: Cluster) -> None:
+    """One that cannot become active, so that QEMU was never started; one that has stopped to answer
+    while the firmware reads it; and the image is had by one machine at a time."""
+    async with fresh_volume(house, run=False, spare=False) as made:
+        made.downstairs[2].kill()
+        await made.set_state(instance_pb.REQUESTED_STATE_RUN)
+        await made.reach(instance_pb.INSTANCE_STATE_STARTING)
+        assert qemu_pid(made) == 0
+        others = [house.downstairs() for _ in range(3)]
+        with pytest.raises(StateError, match="another machine's disk"):
+            await Volume(house, others).create()
+        await made.stop()
+    async with fresh_volume(house, spare=False) as made:
+        qemu = qemu_pid(made)
+        for member in made.downstairs:
+            member.signal(signal.SIGSTOP)
+        await made.stop()
+        assert qemu
+        assert qemu_pid(made) == 0
 
 
 @pytest.mark.parametrize("who", ["machine", "vmmd"])

@@ -209,7 +209,7 @@ class Volume:
         report = (await self.cluster.call(stub, "VerifyDisk", request)).report
         assert report.equal, report
         assert report.members_compared == members
-        assert report.extents_compared == EXTENT_COUNT
+        assert report.extents_compared == self.extent_count
         assert not report.bad_blocks
 
     async def workload(self, kind: WorkloadKind.ValueType, **more: Any) -> WorkloadReport:

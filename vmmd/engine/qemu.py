@@ -43,6 +43,7 @@ READY_SECONDS = 60.0
 ANSWER_SECONDS = 20.0
 # A QEMU that is told to quit first waits for what is in flight at its disks.
 QUIT_SECONDS = 5.0
+HANG_UP_SECONDS = 2.0
 # A guest lets a disk go within a second, if it listens to ACPI at all.
 UNPLUG_SECONDS = 30.0
 LAST_WORDS = 20
@@ -163,7 +164,8 @@ class QemuEngine:
                     process.kill()
                 await self._gone.wait()
         with contextlib.suppress(Exception):
-            await self._monitor.disconnect()
+            async with asyncio.timeout(HANG_UP_SECONDS):
+                await self._monitor.disconnect()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -191,8 +191,11 @@ class Driver:
         if news.event is GuestEvent.RESET:
             # One that was asked for is published by who asked.
             if self._working is None:
-                await self._publish(MachineState.REBOOTING, news.reason)
-                await self._publish(MachineState.RUNNING)
+                # What led to it is kept: the panic itself was there for an instant.
+                before = self.published.reason
+                reason = f"{before}; {news.reason}" if before else news.reason
+                await self._publish(MachineState.REBOOTING, reason)
+                await self._publish(MachineState.RUNNING, before)
         elif news.event is GuestEvent.PANICKED:
             if self._working is None:
                 await self._publish(MachineState.RUNNING, news.reason)

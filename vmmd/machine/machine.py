@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +99,13 @@ class HostFile:
     backend: FileBackend
     exports: Exports
     seen: EngineDisk
+    lock: int | None
+
+    def close(self) -> None:
+        """Lets the file go."""
+        self.backend.close()
+        if self.lock is not None:
+            os.close(self.lock)
 
 
 class Machine:
@@ -119,6 +128,7 @@ class Machine:
         self._tracing = tracing
         self._plugging = asyncio.Lock()
         self._running = False
+        self._halting = asyncio.Event()
         self.disks: dict[str, Disk] = {}
         for disk, volume in zip(spec.disks, volumes, strict=True):
             self.disks[disk.name] = self._build_disk(disk, volume)
@@ -161,6 +171,8 @@ class Machine:
             if not Path(block.path).is_file():
                 # Said once by vmmd at its start; with no CPU nobody could read it.
                 continue
+            # A guest would destroy what another one has mounted.
+            lock = _locked(block.path, read_only=block.read_only) if self.hypervisor else None
             backend = FileBackend(
                 Path(block.path),
                 read_only=block.read_only,
@@ -170,7 +182,8 @@ class Machine:
             path = PciPath.parse(device.pci_path)
             exports = Exports(backend, name, path, self._directory)
             kind = DEVICE_OF_DRIVER[device.driver]
-            yield HostFile(backend, exports, _seen(name, kind, path, backend, exports, None))
+            seen = _seen(name, kind, path, backend, exports, None)
+            yield HostFile(backend, exports, seen, lock)
 
     def _build_engine(self, config: ServerConfig) -> Engine:
         own = [each.seen for each in self._host_files]
@@ -235,14 +248,19 @@ class Machine:
     async def halt(self) -> None:
         """Ends everything; what does not end in time is left, and said."""
         self._running = False
+        self._halting.set()
         await self.engine.halt()
-        for disk in self.disks.values():
-            await disk.exports.stop()
-            await self._deactivate(disk)
+        # What was being plugged or unplugged has lost its guest, and ends.
+        async with self._plugging:
+            await asyncio.gather(*(self._end_disk(disk) for disk in self.disks.values()))
         for file in self._host_files:
             await file.exports.stop()
-            file.backend.close()
+            file.close()
         self.console.close()
+
+    async def _end_disk(self, disk: Disk) -> None:
+        await disk.exports.stop()
+        await self._deactivate(disk)
 
     async def _deactivate(self, disk: Disk) -> None:
         try:
@@ -272,14 +290,28 @@ class Machine:
             volume = await _opened(0, spec, self._tracing)
             disk = self._build_disk(spec, volume)
             try:
-                await volume.activate()
+                await self._activate(volume)
                 await disk.exports.start(spec.name)
                 await self.engine.plug(disk.seen)
             except BaseException:
-                await disk.exports.stop()
-                await self._deactivate(disk)
+                await self._end_disk(disk)
                 raise
             self.disks[spec.name] = disk
+
+    async def _activate(self, volume: Volume) -> None:
+        """Activates it; StateError when the machine ends first, since that may take for ever."""
+        activating = asyncio.create_task(volume.activate())
+        halting = asyncio.create_task(self._halting.wait())
+        try:
+            await asyncio.wait({activating, halting}, return_when=asyncio.FIRST_COMPLETED)
+            if not activating.done():
+                text = "the machine ended before the disk was active"
+                raise StateError(text, reason="MACHINE_ENDED")
+            await activating
+        finally:
+            for task in (activating, halting):
+                task.cancel()
+            await asyncio.gather(activating, halting, return_exceptions=True)
 
     def _check_room(self, spec: DiskSpec) -> None:
         wrong = tuple(spec.violations("disk"))
@@ -305,8 +337,7 @@ class Machine:
             disk = self.disk(name)
             await self.engine.unplug(disk.seen)
             del self.disks[disk.spec.name]
-            await disk.exports.stop()
-            await self._deactivate(disk)
+            await self._end_disk(disk)
 
 
 def _seen(
@@ -326,6 +357,22 @@ def _seen(
         vhost_user_socket=exports.vhost_user.path,
         namespace_uuid=namespace_uuid,
     )
+
+
+def _locked(path: str, *, read_only: bool) -> int:
+    """A descriptor that keeps other machines from writing to the file; StateError when one has
+    it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise StateError(
+            f"{path} is another machine's disk at present: give each host of guests images of "
+            "their own, or make it readonly",
+            reason="IMAGE_IN_USE",
+        ) from error
+    return descriptor
 
 
 def check_for_engine(spec: MachineSpec, config: ServerConfig) -> None:

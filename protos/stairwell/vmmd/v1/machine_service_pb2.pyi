@@ -183,7 +183,9 @@ class Machine(_message.Message):
     state: Global___MachineState.ValueType
     state_generation: _builtins.int
     reason: _builtins.str
-    """Why, when FAILED; who stopped it, when the guest did; while RUNNING, that its kernel panicked."""
+    """Why, when FAILED; who stopped it, when the guest did; while RUNNING, that its kernel panicked
+    since it was last asked to reboot.
+    """
     process_id: _builtins.int
     engine: _builtins.str
     """"none" or "qemu"."""

@@ -137,8 +137,8 @@ async def test_a_guest_that_resets_itself_or_panics_goes_on() -> None:
     await run
     assert told(driver)[:3] == [
         ("running", "the guest's kernel panicked"),
-        ("rebooting", "the guest reset itself"),
-        ("running", ""),
+        ("rebooting", "the guest's kernel panicked; the guest reset itself"),
+        ("running", "the guest's kernel panicked"),
     ]
 
 
