@@ -193,7 +193,7 @@ default guest
 """
 ENTRY = """title guest
 linux /vmlinuz
-options console=ttyS0 quiet panic=-1 no_timer_check rw rootwait root=PARTUUID={root} init=/init {more}
+options console=ttyS0 quiet panic=-1 no_timer_check rw rootwait root=PARTUUID={root} init=/init
 """
 # Types of partitions.
 ESP_TYPE = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
@@ -241,7 +241,7 @@ def _fill_boot(
 ) -> None:
     """The boot loader, its configuration and the kernel."""
     (scratch / "loader.conf").write_text(LOADER)
-    (scratch / "guest.conf").write_text(ENTRY.format(root=root_id, more=""))
+    (scratch / "guest.conf").write_text(ENTRY.format(root=root_id))
     mtools = root / "usr/bin/mtools"
     for folder in ("EFI", "EFI/BOOT", "loader", "loader/entries"):
         _run(mtools, "-c", "mmd", "-i", esp, f"::/{folder}", env=env)
