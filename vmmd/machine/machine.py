@@ -41,11 +41,11 @@ from vmmd.engine.builtin import BuiltInEngine
 from vmmd.engine.core.command_line import (
     MEMORY_MIB_MIN,
     Board,
-    check_bootrom,
     check_path,
 )
 from vmmd.engine.core.hypervisor import DiskDevice, Hypervisor
 from vmmd.engine.engine import Engine, EngineDisk
+from vmmd.engine.host_check import check_host
 from vmmd.engine.qemu import QemuEngine
 from vmmd.guest.machine_guest import GuestSystem
 from vmmd.machine.console import Console
@@ -391,18 +391,7 @@ def check_for_engine(spec: MachineSpec, config: ServerConfig) -> None:
         )
     for index, disk in enumerate(spec.disks):
         check_path(disk.pci_path, f"spec.disks[{index}].pci_path")
-    for name, device in config.devices:
-        check_path(PciPath.parse(device.pci_path), f"dev.{name}.pci-path")
-    if config.bootrom:
-        try:
-            size = Path(config.bootrom).stat().st_size
-        except OSError as error:
-            raise UnavailableError(
-                f"the bootrom {config.bootrom} cannot be read ({error.strerror}): Debian's package "
-                "ovmf has one, /usr/share/OVMF/OVMF_CODE.fd",
-                reason="BOOTROM_UNREADABLE",
-            ) from error
-        check_bootrom(config.bootrom, size)
+    check_host(config)
 
 
 async def _opened(index: int, disk: DiskSpec, tracing: Tracing) -> Volume:

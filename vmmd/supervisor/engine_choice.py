@@ -15,6 +15,7 @@ from vmmd.config import missing_media
 from vmmd.core.server_config import EngineName, ServerConfig
 from vmmd.engine import probe
 from vmmd.engine.core.hypervisor import Hypervisor
+from vmmd.engine.host_check import check_host
 
 log = get_logger(__name__)
 
@@ -22,8 +23,8 @@ log = get_logger(__name__)
 async def choose_engine(config: ServerConfig) -> tuple[ServerConfig, Hypervisor | None]:
     """The configuration with its engine, and the hypervisor unless that is "none".
 
-    UnavailableError when "qemu" is named and there is none; InvalidRequestError when a medium of it
-    is missing.
+    UnavailableError when "qemu" is named and it, or the bootrom, is not there; InvalidRequestError
+    when a medium is missing, or the board has no place for a device.
     """
     if not config.engine_named:
         why = _why_not(config)
@@ -32,7 +33,7 @@ async def choose_engine(config: ServerConfig) -> tuple[ServerConfig, Hypervisor 
         config = dataclasses.replace(config, engine=engine, engine_named=True)
     if config.engine is EngineName.NONE:
         return config, None
-    hypervisor = await probe.look()
+    check_host(config)
     missing = missing_media(config)
     if missing:
         listed = "; ".join(f"block_dev.{name}: no such file: {b.path}" for name, b in missing)
@@ -40,7 +41,7 @@ async def choose_engine(config: ServerConfig) -> tuple[ServerConfig, Hypervisor 
             f'engine "qemu" boots from what the configuration names: {listed}',
             reason="MEDIA_MISSING",
         )
-    return config, hypervisor
+    return config, await probe.look()
 
 
 def _why_not(config: ServerConfig) -> str:
