@@ -93,10 +93,9 @@ async def test_history_first_then_keys_and_the_way_out(volume: Volume) -> None:
 
 
 async def test_two_at_one_console_and_a_reboot(volume: Volume) -> None:
-    async with Terminal(volume, "--history", "0") as one, Terminal(volume) as other:
-        await other.until("built-in guest started")
-        one.type(b"here I am\r")
-        await one.until("here I am")
+    async with Terminal(volume) as one, Terminal(volume) as other:
+        for each in (one, other):
+            await each.until("built-in guest started")
         other.type(b"from the other\r")
         await one.until("from the other")
         (await volume.cluster.cli("state", "reboot", volume.instance, "--wait")).good()

@@ -130,7 +130,8 @@ class _Keys:
             yield
             return
         before = termios.tcgetattr(self._fd)
-        tty.setraw(self._fd)
+        # What was typed ahead is typed.
+        tty.setraw(self._fd, termios.TCSADRAIN)
         try:
             yield
         finally:
