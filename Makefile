@@ -42,7 +42,7 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 .PHONY: test
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
-	  --ignore tests/compose --ignore tests/grpcurl --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
+	  --ignore tests/compose --ignore tests/documents --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
 	  -m 'not postgres' $(TEST_FLAGS)
 
 .PHONY: test-postgres
@@ -82,13 +82,13 @@ grpcurl: .grpcurl/grpcurl ## Build grpcurl into .grpcurl, from the Go module pro
 	@command -v go >/dev/null || { echo "grpcurl is built with Go: install it, or grpcurl itself" >&2; exit 1; }
 	GOBIN=$(CURDIR)/.grpcurl go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 
-.PHONY: test-grpcurl
-test-grpcurl: setup ## Run every command of docs/grpcurl.md and compare what it prints (needs grpcurl: `make grpcurl`; says so where it is absent)
-	@$(BIN)/python -m pytest tests/grpcurl -ra $(TEST_FLAGS)
+.PHONY: test-docs
+test-docs: setup ## Run the commands of docs/operations.md and docs/grpcurl.md and compare what they print (the latter needs `make grpcurl`)
+	@$(BIN)/python -m pytest --numprocesses 2 tests/documents -ra $(TEST_FLAGS)
 
-.PHONY: record-grpcurl
-record-grpcurl: setup ## Write the output of docs/grpcurl.md anew where it is no longer true
-	@$(BIN)/python -m tests.grpcurl.record
+.PHONY: record-docs
+record-docs: setup ## Write down anew what those commands print where it is no longer shown rightly
+	@$(BIN)/python -m tests.documents.record
 
 .PHONY: bench-region
 bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/O and repair, beside plain files (minutes)

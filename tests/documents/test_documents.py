@@ -1,4 +1,4 @@
-"""`docs/grpcurl.md` is true: every command in it is run, and prints what is shown there."""
+"""The documents are true: every command in them is run, and prints what is shown there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.grpcurl.console_blocks import steps
-from tests.grpcurl.stage import TOUR, grpcurl, stage
+from tests.documents.console_blocks import steps
+from tests.documents.stage import OPERATIONS, TOUR, grpcurl, stage
 
 PROTOS = TOUR.parents[1] / "protos"
 # Between vmmd and the processes that it starts, on sockets nobody else can open.
@@ -19,17 +19,24 @@ needs_grpcurl = pytest.mark.skipif(
 )
 
 
-@needs_grpcurl
 @pytest.mark.timeout(600)
-async def test_every_command_prints_what_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(TOUR, id="grpcurl", marks=needs_grpcurl),
+        pytest.param(OPERATIONS, id="operations"),
+    ],
+)
+async def test_every_command_prints_what_is_shown(tmp_path: Path, document: Path) -> None:
     wrong = []
+    played = steps(document.read_text())  # noqa: ASYNC240 - before there is anything to hold up
     async with stage(tmp_path / "house") as running:
-        for step in steps(TOUR.read_text()):
+        for step in played:
             output = await running.run(step.command)
             found = running.play.difference(step.expected, output)
             if found:
-                wrong.append(f"{TOUR.name}:{step.line}: $ {step.command}\n{found}\n\n{output}")
-    assert not wrong, "\n\n".join(wrong) + "\n`make record-grpcurl` writes it down anew"
+                wrong.append(f"{document.name}:{step.line}: $ {step.command}\n{found}\n\n{output}")
+    assert not wrong, "\n\n".join(wrong) + "\n`make record-docs` writes it down anew"
 
 
 def test_every_service_is_called() -> None:

@@ -1,4 +1,4 @@
-"""Runs the tour and writes down anew what it no longer shows rightly: `make record-grpcurl`.
+"""Runs the documents and writes down anew what they no longer show rightly: `make record-docs`.
 
 Output that still has its shape is left as it is, with what was left out of it by hand.
 """
@@ -6,16 +6,16 @@ Output that still has its shape is left as it is, with what was left out of it b
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 from pathlib import Path
 
-from tests.grpcurl.console_blocks import steps
-from tests.grpcurl.stage import TOUR, stage
+from tests.documents.console_blocks import steps
+from tests.documents.stage import OPERATIONS, TOUR, stage
 
 
-async def record() -> None:
-    """Plays the tour once and rewrites it."""
-    text = TOUR.read_text()
+async def recorded(text: str, name: str) -> str:
+    """A document's text, played once, with what it prints now."""
     lines = text.splitlines()
     moved = 0
     with tempfile.TemporaryDirectory(prefix="tour-") as folder:
@@ -30,9 +30,11 @@ async def record() -> None:
                 # New names stand for themselves from here on, wherever else the tour shows them.
                 running.play.difference(tuple(told), output)
                 moved += len(told) - len(step.expected)
-                print(f"line {step.line}: written anew: {step.command.splitlines()[0]}")
-    TOUR.write_text("\n".join(lines) + "\n")
+                print(f"{name}:{step.line}: written anew: {step.command.splitlines()[0]}")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    asyncio.run(record())
+    for each in sys.argv[1:] or (TOUR, OPERATIONS):
+        document = Path(each)
+        document.write_text(asyncio.run(recorded(document.read_text(), document.name)))

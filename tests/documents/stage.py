@@ -1,4 +1,4 @@
-"""The cluster of the tour, on free ports, and its commands run there."""
+"""The cluster that the documents are about, on free ports, and their commands run there."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.grpcurl.console_blocks import Play
+from tests.documents.console_blocks import Play
 from tests.integration.agent import Agent
 from tests.integration.cluster import DEADLINE
 from tests.integration.document_house import DOCUMENT_PORTS, EXAMPLES, House
 
-TOUR = Path(__file__).resolve().parents[2] / "docs" / "grpcurl.md"
-# What the tour calls things that are other ones here.
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TOUR, OPERATIONS = DOCS / "grpcurl.md", DOCS / "operations.md"
+# What the documents call things that are other ones here.
 FOLDER, HOST = "/var/lib/stairwell", "host1"
 AGENT, AGENT_PORTS = "127.0.0.1:17000", (8910, 8912)
 
@@ -51,16 +52,20 @@ class Stage:
         }
         self.play = Play(addresses, words)
         self._folder = house.folder
+        # Words are wrapped at that width whoever looks.
+        self._env = {"STAIRWELL_PORT": str(house.controlplane.port), "COLUMNS": "100"}
+        self._env |= house.env
         for file in EXAMPLES.rglob("*.json"):
             copy = house.folder / "examples" / file.relative_to(EXAMPLES)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(self.play.real(file.read_text()))
 
     async def run(self, command: str) -> str:
-        """What a command of the tour prints, on either stream; ended after a minute."""
+        """What a command of a document prints, on either stream; ended after a minute."""
         found = grpcurl()
-        assert found is not None
-        path = [str(Path(found).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+        if found is not None:
+            path.insert(0, str(Path(found).parent))
         process = await asyncio.create_subprocess_exec(
             "bash",
             "-c",
@@ -69,7 +74,7 @@ class Stage:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             cwd=self._folder,
-            env={**os.environ, "PATH": os.pathsep.join(path)},
+            env={**os.environ, **self._env, "PATH": os.pathsep.join(path)},
         )
         try:
             async with asyncio.timeout(DEADLINE):
@@ -83,7 +88,7 @@ class Stage:
 
 @asynccontextmanager
 async def stage(folder: Path) -> AsyncIterator[Stage]:
-    """The tour's programs, all serving; gone afterwards."""
+    """The documents' programs, all serving; gone afterwards."""
     house = House(folder)
     agent = Agent(folder / "agent", len(AGENT_PORTS))
     try:

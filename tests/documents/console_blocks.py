@@ -22,7 +22,7 @@ ANY = "..."
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _TOKENS = re.compile(
     r"(?P<uuid>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b)"
-    r"|(?P<time>\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z)"
+    r"|(?P<time>\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?Z)"
     r"|(?P<address>\b127\.0\.0\.1:\d+\b)"
     r"|(?P<duration>\b\d+(?:\.\d+)?s\b)"
     r"|(?P<hex>\b(?=[0-9a-f]*\d)[0-9a-f]{16,}\b)"
@@ -84,6 +84,8 @@ class Play:
 
     def real(self, command: str) -> str:
         """A command as it is to be run."""
+        for told, real in self._words.items():
+            command = command.replace(told, real)
         command = _ADDRESS.sub(lambda found: self._addresses.get(found[0], found[0]), command)
         uuids = self._uuids | {_bare(told): _bare(real) for told, real in self._uuids.items()}
         return _UUID.sub(lambda found: uuids.get(found[0], found[0]), command)

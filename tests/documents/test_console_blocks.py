@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.grpcurl.console_blocks import Play, steps
+from tests.documents.console_blocks import Play, steps
 
 ONE, OTHER = "5b893858-ae4d-4c29-bd31-bcecdb0becfb", "8884e8c1-8182-41ff-960d-05d83dd3ace1"
 TEXT = """Text with `$ no command`.
