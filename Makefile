@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := stairlib controlplane vmmd downstaird scripts bench tests
 TEST_FLAGS ?=
+# Of `make bench`: --quick, --only TEXT, --rounds N, --stack NAME.
+BENCH_FLAGS ?=
 FUZZ_SECONDS ?= 60
 # The seeds of `make sim`: two minutes on two idle processors.
 FIRST ?= 0
@@ -43,6 +45,7 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 test: setup ## Run the tests that need only Python
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
 	  --ignore tests/compose --ignore tests/documents --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
+	  --ignore tests/bench \
 	  -m 'not postgres' $(TEST_FLAGS)
 
 .PHONY: test-postgres
@@ -89,6 +92,14 @@ test-docs: setup ## Run the commands of docs/operations.md and docs/grpcurl.md a
 .PHONY: record-docs
 record-docs: setup ## Write down anew what those commands print where it is no longer shown rightly
 	@$(BIN)/python -m tests.documents.record
+
+.PHONY: bench
+bench: setup ## Compare with QEMU's quorum mirror, same fio, same machine, in ratios (about 8 minutes; needs qemu-utils and fio)
+	@$(BIN)/python -m bench.mirror $(BENCH_FLAGS)
+
+.PHONY: test-bench
+test-bench: setup ## Run the comparison in its smallest form, and the tests of what it prints (skipped where fio or qemu-nbd is absent)
+	@$(BIN)/python -m pytest tests/bench -ra $(TEST_FLAGS)
 
 .PHONY: bench-region
 bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/O and repair, beside plain files (minutes)

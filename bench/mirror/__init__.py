@@ -1,0 +1,1 @@
+"""Stairwell beside what people would use instead: QEMU's `quorum` over three `qemu-nbd`."""
