@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli.commands import demo, disk, fleet, health, instance, replacement, trace, vcr
+from controlplane.cli.commands import (
+    demo,
+    disk,
+    doctor,
+    fleet,
+    health,
+    instance,
+    replacement,
+    trace,
+    vcr,
+)
 from controlplane.cli.settings import DEFAULT_PORT, DEFAULT_SERVER, Output, Settings
 
 EXIT_USAGE = 2
@@ -73,6 +83,7 @@ replacement.add_to(app)
 trace.add_to(app)
 fleet.add_to(app)
 health.add_to(app)
+doctor.add_to(app)
 demo.add_to(app)
 
 
