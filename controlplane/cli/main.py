@@ -17,6 +17,7 @@ from controlplane.cli.commands import (
     health,
     instance,
     replacement,
+    top,
     trace,
     vcr,
 )
@@ -83,6 +84,7 @@ replacement.add_to(app)
 trace.add_to(app)
 fleet.add_to(app)
 health.add_to(app)
+top.add_to(app)
 doctor.add_to(app)
 demo.add_to(app)
 
