@@ -12,11 +12,13 @@ import typer
 from controlplane.cli.commands import (
     demo,
     disk,
+    doctor,
     fleet,
     health,
     instance,
     replacement,
     serial,
+    top,
     trace,
     vcr,
 )
@@ -84,6 +86,8 @@ replacement.add_to(app)
 trace.add_to(app)
 fleet.add_to(app)
 health.add_to(app)
+top.add_to(app)
+doctor.add_to(app)
 demo.add_to(app)
 
 

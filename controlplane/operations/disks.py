@@ -8,6 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from controlplane.core.records import DiskRecord
 from controlplane.core.scrub import Scrub
 from controlplane.feed import Feed, Subscription
@@ -113,6 +115,14 @@ class Disks:
         checked_name(snapshot, "snapshot")
         disk = await self._store.disk(name)
         return await self._vmmd.snapshot(disk.instance_id, disk.name, snapshot)
+
+    async def history(
+        self, name: str, after: Timestamp, newest: int
+    ) -> list[volume_pb.VolumeSample]:
+        """What the disk's machine remembers after a moment, oldest first; `newest` so many samples
+        at most, if it is not 0."""
+        disk = await self._store.disk(name)
+        return await self._vmmd.volume_history(disk.instance_id, disk.name, after, newest)
 
     async def _volume(self, disk: DiskRecord) -> volume_pb.VolumeInfo | None:
         """What the machine says now, if it says something soon."""

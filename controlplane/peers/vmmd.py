@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from stairlib.model.construction import Construction
 from stairlib.rpc.channel import open_channel
@@ -178,6 +179,18 @@ class Vmmd:
             request,
             lambda answer: self._noted(machine_id, disk, answer.volume),
         )
+
+    async def volume_history(
+        self, machine_id: UUID, disk: str, after: Timestamp, newest: int
+    ) -> list[volume_pb.VolumeSample]:
+        """The samples of a volume that end after a moment, oldest first; `newest` so many at most,
+        if it is not 0."""
+        request = volume_pb.GetVolumeHistoryRequest(
+            machine_id=str(machine_id), disk=disk, after_time=after, samples_max=newest
+        )
+        with translated(self.peer):
+            answer = await self._volumes.GetVolumeHistory(request, timeout=ASK_SECONDS)
+        return list(answer.samples)
 
     async def replace_vcr(
         self, machine_id: UUID, disk: str, *, original: Construction, replacement: Construction,

@@ -109,6 +109,18 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
             "SnapshotDisk", request.request_id, request, pb.SnapshotDiskResponse, take
         )
 
+    async def GetDiskHistory(
+        self,
+        request: pb.GetDiskHistoryRequest,
+        context: grpc.aio.ServicerContext[pb.GetDiskHistoryRequest, pb.GetDiskHistoryResponse],
+    ) -> pb.GetDiskHistoryResponse:
+        """How its guest fared."""
+        del context
+        samples = await self._disks.history(
+            disk_name(request.name), request.after_time, request.samples_max
+        )
+        return pb.GetDiskHistoryResponse(samples=samples)
+
     async def StartScrub(
         self,
         request: pb.StartScrubRequest,

@@ -45,6 +45,8 @@ class ScriptedVmmd:
     limits: list[pb.RepairLimits] = field(default_factory=list)
     # The last of each disk.
     limits_of: dict[str, pb.RepairLimits] = field(default_factory=dict)
+    # Of any disk.
+    history: list[pb.VolumeSample] = field(default_factory=list)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
     # Whether an old member serves until the new one is filled.
@@ -238,6 +240,13 @@ class Volumes(pb_grpc.VolumeServiceServicer):
             async with self.script.changed:
                 if self.script.volume(request) == seen:
                     await self.script.changed.wait()
+
+    async def GetVolumeHistory(self, request, context):
+        await self.script.heard("GetVolumeHistory", request)
+        self.script.volume(request)
+        after = request.after_time.ToNanoseconds()
+        samples = [one for one in self.script.history if one.end_time.ToNanoseconds() > after]
+        return pb.GetVolumeHistoryResponse(samples=samples[-request.samples_max :])
 
     async def ReplaceVcr(self, request, context):
         await self.script.heard("ReplaceVcr", request)

@@ -22,7 +22,8 @@ from tests.sim.reached import situation
 from tests.sim.shown import shown
 from vmmd.block.backend import Completion, Done, Request
 from vmmd.block.repair_governor import RepairRate
-from vmmd.block.volume import VolumeCounters, VolumeStatus
+from vmmd.block.volume import VolumeStatus
+from vmmd.block.volume_history import VolumeCounters
 from vmmd.core.repair_rate import RateReason, RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.machine.services import changed_target

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vmmd.block.volume_history import VolumeHistory
 from vmmd.core.guest_meter import GuestMeter
 from vmmd.core.repair_rate import RateController, RateReason, RepairPolicy
 from vmmd.upstairs.core.repair_limits import RepairLimits
@@ -33,11 +34,18 @@ class RepairRate:
 
 
 class RepairGovernor:
-    """Of one volume; `regions` gives its regions as they are now. Start it with the volume."""
+    """Of one volume; `regions` gives its regions as they are now, `history` is told of each tick.
+    Start it with the volume."""
 
-    def __init__(self, regions: Callable[[], Sequence[RegionUpstairs]], meter: GuestMeter) -> None:
+    def __init__(
+        self,
+        regions: Callable[[], Sequence[RegionUpstairs]],
+        meter: GuestMeter,
+        history: VolumeHistory,
+    ) -> None:
         self._regions = regions
         self._meter = meter
+        self._history = history
         self._controller = RateController()
         self._moved: dict[RegionUpstairs, int] = {}
         self._measured = 0.0
@@ -84,6 +92,7 @@ class RepairGovernor:
         weight = _RATE_WEIGHT if members else 1.0
         self._measured += weight * (moved / max(seconds, 1e-3) - self._measured)
         self._controller.step(self._meter.take(now), repairing=bool(members), moved=moved)
+        self._history.tick(seconds, moved=moved, members=members, rate=self._controller.rate)
         self._tell()
 
     def _look(self) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from vmmd.block.backend import (
 from vmmd.block.repair_governor import RepairGovernor, RepairRate
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
+from vmmd.block.volume_history import VolumeCounters, VolumeHistory
 from vmmd.core.guest_meter import GuestMeter, kind_of
 from vmmd.core.repair_rate import RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
@@ -44,20 +45,6 @@ from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import WATCH_SECONDS, Peer, RegionUpstairs
 
 log = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class VolumeCounters:
-    """Since the volume was built. A request counts when it is submitted, a failure when it
-    completes."""
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    discards: int = 0
-    read_bytes: int = 0
-    write_bytes: int = 0
-    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +127,8 @@ class Volume:
         self._watchers: set[asyncio.Event] = set()
         self._peers: dict[str, Peer] = {}
         self._meter = GuestMeter(monotonic())
-        self._governor = RepairGovernor(self._regions, self._meter)
+        self.history = VolumeHistory(self.counters, self._meter)
+        self._governor = RepairGovernor(self._regions, self._meter, self.history)
         self._fence = ReplacementFence()
         info = self._root.info
         self._info = BackendInfo(

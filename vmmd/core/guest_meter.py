@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmmd.block.backend import BlockOp, Request
+from vmmd.core.guest_history import BUCKETS, bucket_of
 
 KINDS = 3
 _WRITE, _READ, _FLUSH = range(KINDS)
@@ -48,6 +49,8 @@ class GuestMeter:
         self._busy = 0.0
         self._counts = [0] * KINDS
         self._waited = [0.0] * KINDS
+        self._latencies = [0] * BUCKETS
+        self._longest = 0.0
 
     def begun(self, count: int, now: float) -> None:
         """So many requests were submitted."""
@@ -59,6 +62,9 @@ class GuestMeter:
         """So many of a batch of that kind were completed, that long after they were submitted."""
         self._counts[kind] += count
         self._waited[kind] += count * seconds
+        self._latencies[bucket_of(seconds)] += count
+        if seconds > self._longest:
+            self._longest = seconds
         self._pending -= count
         if not self._pending:
             self._busy += now - self._busy_since
@@ -74,3 +80,9 @@ class GuestMeter:
         self._counts = [0] * KINDS
         self._waited = [0.0] * KINDS
         return sample
+
+    def take_latencies(self) -> tuple[list[int], float]:
+        """(requests by `bucket_of`, the longest one's seconds) since the last call."""
+        taken = self._latencies, self._longest
+        self._latencies, self._longest = [0] * BUCKETS, 0.0
+        return taken

@@ -34,6 +34,7 @@ from vmmd.machine.volume_mapping import (
     policy_of,
     rate_message,
     replaced_message,
+    sample_message,
     scrub_message,
     snapshot_message,
     verified_message,
@@ -185,6 +186,14 @@ class VolumeServicer(VolumeServiceServicer):
         async with contextlib.aclosing(disk.volume.watch(interval)) as changes:
             async for _status in changes:
                 yield pb.WatchVolumeResponse(volume=self._info(disk))
+
+    async def GetVolumeHistory(
+        self, request: pb.GetVolumeHistoryRequest, _context: Context
+    ) -> pb.GetVolumeHistoryResponse:
+        history = self._disk(request.disk).volume.history
+        after = request.after_time.ToNanoseconds() / 1e9
+        samples = history.after(after)[-request.samples_max :]
+        return pb.GetVolumeHistoryResponse(samples=map(sample_message, samples))
 
     async def ReplaceVcr(
         self, request: pb.ReplaceVcrRequest, _context: Context

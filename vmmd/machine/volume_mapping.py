@@ -8,6 +8,7 @@ from stairwell.vmmd.v1 import volume_service_pb2 as pb
 from vmmd.block.repair_governor import RepairRate
 from vmmd.block.scrub import ScrubStatus
 from vmmd.block.volume import RegionSnapshot, VolumeStatus, VolumeVerification
+from vmmd.core.guest_history import Sample
 from vmmd.core.repair_rate import RepairPolicy
 from vmmd.upstairs.core.events import ReplaceResult
 from vmmd.upstairs.core.limits import COPIES_IN_FLIGHT_MAX
@@ -61,6 +62,28 @@ def volume_message(
             blocks_healed=sum(region.blocks_healed for _path, region in status.regions),
         ),
     )
+
+
+def sample_message(sample: Sample) -> pb.VolumeSample:
+    """One interval of a volume's history."""
+    message = pb.VolumeSample(
+        seconds=sample.seconds,
+        reads=sample.reads,
+        writes=sample.writes,
+        flushes=sample.flushes,
+        discards=sample.discards,
+        read_bytes=sample.read_bytes,
+        write_bytes=sample.write_bytes,
+        completed=sample.completed,
+        p50_milliseconds=sample.p50 * 1e3,
+        p99_milliseconds=sample.p99 * 1e3,
+        max_milliseconds=sample.longest * 1e3,
+        repair_bytes=sample.repair_bytes,
+        members_filled=sample.members_filled,
+        repair_bytes_per_second_max=sample.rate_max,
+    )
+    message.end_time.FromNanoseconds(round(sample.end * 1e9))
+    return message
 
 
 def snapshot_message(taken: RegionSnapshot) -> pb.RegionSnapshot:

@@ -155,6 +155,14 @@ class VolumeServicer(VolumeServiceServicer):
             async for response in responses:
                 yield response
 
+    async def GetVolumeHistory(
+        self, request: volume_pb.GetVolumeHistoryRequest, context: Context
+    ) -> volume_pb.GetVolumeHistoryResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).GetVolumeHistory(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
     async def ReplaceVcr(
         self, request: volume_pb.ReplaceVcrRequest, context: Context
     ) -> volume_pb.ReplaceVcrResponse:

@@ -22,58 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from stairwell.controlplane.v1 import replacement_service_pb2 as stairwell_dot_controlplane_dot_v1_dot_replacement__service__pb2
 from stairwell.vcr.v1 import volume_construction_request_pb2 as stairwell_dot_vcr_dot_v1_dot_volume__construction__request__pb2
 from stairwell.vmmd.v1 import volume_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/controlplane/v1/disk_service.proto\x12\x19stairwell.controlplane.v1\x1a\x33stairwell/controlplane/v1/replacement_service.proto\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\x1a&stairwell/vmmd/v1/volume_service.proto\"\x9f\x02\n\x05Scrub\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.stairwell.controlplane.v1.ScrubState\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x1c\n\x14\x62ytes_per_second_max\x18\x06 \x01(\x04\x12\x12\n\nblocked_on\x18\x07 \x01(\t\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x12\n\ncreated_at\x18\t \x01(\x01\x12\x12\n\nupdated_at\x18\n \x01(\x01\x12\x1b\n\x13recorded_generation\x18\x0b \x01(\x04\x12\x10\n\x08trace_id\x18\x0c \x01(\t\"\xb7\x02\n\x04\x44isk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08pci_path\x18\x05 \x01(\t\x12\x11\n\tread_only\x18\x06 \x01(\x08\x12\x1b\n\x13recorded_generation\x18\x07 \x01(\x04\x12\x38\n\x03vcr\x18\x08 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12-\n\x06volume\x18\t \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\x12\x16\n\x0ereplacement_id\x18\n \x01(\t\x12\x30\n\x06scrubs\x18\x0b \x03(\x0b\x32 .stairwell.controlplane.v1.Scrub\"\x1e\n\x0eGetDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x0fGetDiskResponse\x12-\n\x04\x64isk\x18\x01 \x01(\x0b\x32\x1f.stairwell.controlplane.v1.Disk\"K\n\x10ListDisksRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x11ListDisksResponse\x12.\n\x05\x64isks\x18\x01 \x03(\x0b\x32\x1f.stairwell.controlplane.v1.Disk\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10WatchDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x11WatchDiskResponse\x12-\n\x04\x64isk\x18\x01 \x01(\x0b\x32\x1f.stairwell.controlplane.v1.Disk\"\xe6\x01\n\x11ReplaceVcrRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x03vcr\x18\x02 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x0f\n\x02id\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08instance\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x15\n\x08vcr_json\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\x05\n\x03_idB\x0b\n\t_instanceB\x0b\n\t_vcr_json\"\xf9\x01\n\x12ReplaceVcrResponse\x12\x38\n\x06result\x18\x01 \x01(\x0e\x32(.stairwell.controlplane.v1.ReplaceResult\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x12\n\nnew_target\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x16\n\x0ereplacement_id\x18\x06 \x01(\t\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12;\n\x0breplacement\x18\x08 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"4\n\x11VerifyDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_data\x18\x02 \x01(\x08\"E\n\x12VerifyDiskResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.VerifyReport\"I\n\x13SnapshotDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"J\n\x14SnapshotDiskResponse\x12\x32\n\x07regions\x18\x01 \x03(\x0b\x32!.stairwell.vmmd.v1.RegionSnapshot\"a\n\x11StartScrubRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x03 \x01(\x04\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"E\n\x12StartScrubResponse\x12/\n\x05scrub\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Scrub\".\n\x10StopScrubRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"D\n\x11StopScrubResponse\x12/\n\x05scrub\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Scrub*\x89\x01\n\nScrubState\x12\x1b\n\x17SCRUB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SCRUB_STATE_RUNNING\x10\x01\x12\x14\n\x10SCRUB_STATE_DONE\x10\x02\x12\x17\n\x13SCRUB_STATE_STOPPED\x10\x03\x12\x16\n\x12SCRUB_STATE_FAILED\x10\x04*\xb5\x01\n\rReplaceResult\x12\x1e\n\x1aREPLACE_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLACE_RESULT_STARTED\x10\x01\x12\"\n\x1eREPLACE_RESULT_STARTED_ALREADY\x10\x02\x12$\n REPLACE_RESULT_COMPLETED_ALREADY\x10\x03\x12\x1e\n\x1aREPLACE_RESULT_VCR_MATCHES\x10\x04\x32\xdb\x06\n\x0b\x44iskService\x12`\n\x07GetDisk\x12).stairwell.controlplane.v1.GetDiskRequest\x1a*.stairwell.controlplane.v1.GetDiskResponse\x12\x66\n\tListDisks\x12+.stairwell.controlplane.v1.ListDisksRequest\x1a,.stairwell.controlplane.v1.ListDisksResponse\x12h\n\tWatchDisk\x12+.stairwell.controlplane.v1.WatchDiskRequest\x1a,.stairwell.controlplane.v1.WatchDiskResponse0\x01\x12i\n\nReplaceVcr\x12,.stairwell.controlplane.v1.ReplaceVcrRequest\x1a-.stairwell.controlplane.v1.ReplaceVcrResponse\x12i\n\nVerifyDisk\x12,.stairwell.controlplane.v1.VerifyDiskRequest\x1a-.stairwell.controlplane.v1.VerifyDiskResponse\x12o\n\x0cSnapshotDisk\x12..stairwell.controlplane.v1.SnapshotDiskRequest\x1a/.stairwell.controlplane.v1.SnapshotDiskResponse\x12i\n\nStartScrub\x12,.stairwell.controlplane.v1.StartScrubRequest\x1a-.stairwell.controlplane.v1.StartScrubResponse\x12\x66\n\tStopScrub\x12+.stairwell.controlplane.v1.StopScrubRequest\x1a,.stairwell.controlplane.v1.StopScrubResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/controlplane/v1/disk_service.proto\x12\x19stairwell.controlplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x33stairwell/controlplane/v1/replacement_service.proto\x1a\x32stairwell/vcr/v1/volume_construction_request.proto\x1a&stairwell/vmmd/v1/volume_service.proto\"\x9f\x02\n\x05Scrub\x12\x0c\n\x04\x64isk\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.stairwell.controlplane.v1.ScrubState\x12\x12\n\nbytes_done\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x05 \x01(\x04\x12\x1c\n\x14\x62ytes_per_second_max\x18\x06 \x01(\x04\x12\x12\n\nblocked_on\x18\x07 \x01(\t\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x12\n\ncreated_at\x18\t \x01(\x01\x12\x12\n\nupdated_at\x18\n \x01(\x01\x12\x1b\n\x13recorded_generation\x18\x0b \x01(\x04\x12\x10\n\x08trace_id\x18\x0c \x01(\t\"\xb7\x02\n\x04\x44isk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08pci_path\x18\x05 \x01(\t\x12\x11\n\tread_only\x18\x06 \x01(\x08\x12\x1b\n\x13recorded_generation\x18\x07 \x01(\x04\x12\x38\n\x03vcr\x18\x08 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12-\n\x06volume\x18\t \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\x12\x16\n\x0ereplacement_id\x18\n \x01(\t\x12\x30\n\x06scrubs\x18\x0b \x03(\x0b\x32 .stairwell.controlplane.v1.Scrub\"\x1e\n\x0eGetDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x0fGetDiskResponse\x12-\n\x04\x64isk\x18\x01 \x01(\x0b\x32\x1f.stairwell.controlplane.v1.Disk\"K\n\x10ListDisksRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x11ListDisksResponse\x12.\n\x05\x64isks\x18\x01 \x03(\x0b\x32\x1f.stairwell.controlplane.v1.Disk\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10WatchDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"B\n\x11WatchDiskResponse\x12-\n\x04\x64isk\x18\x01 \x01(\x0b\x32\x1f.stairwell.controlplane.v1.Disk\"\xe6\x01\n\x11ReplaceVcrRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x03vcr\x18\x02 \x01(\x0b\x32+.stairwell.vcr.v1.VolumeConstructionRequest\x12\x0f\n\x02id\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08instance\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x15\n\x08vcr_json\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\x05\n\x03_idB\x0b\n\t_instanceB\x0b\n\t_vcr_json\"\xf9\x01\n\x12ReplaceVcrResponse\x12\x38\n\x06result\x18\x01 \x01(\x0e\x32(.stairwell.controlplane.v1.ReplaceResult\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x12\n\nold_target\x18\x03 \x01(\t\x12\x12\n\nnew_target\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x16\n\x0ereplacement_id\x18\x06 \x01(\t\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12;\n\x0breplacement\x18\x08 \x01(\x0b\x32&.stairwell.controlplane.v1.Replacement\"4\n\x11VerifyDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_data\x18\x02 \x01(\x08\"E\n\x12VerifyDiskResponse\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1f.stairwell.vmmd.v1.VerifyReport\"I\n\x13SnapshotDiskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"J\n\x14SnapshotDiskResponse\x12\x32\n\x07regions\x18\x01 \x03(\x0b\x32!.stairwell.vmmd.v1.RegionSnapshot\"j\n\x15GetDiskHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\nafter_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bsamples_max\x18\x03 \x01(\r\"J\n\x16GetDiskHistoryResponse\x12\x30\n\x07samples\x18\x01 \x03(\x0b\x32\x1f.stairwell.vmmd.v1.VolumeSample\"a\n\x11StartScrubRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x1c\n\x14\x62ytes_per_second_max\x18\x03 \x01(\x04\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"E\n\x12StartScrubResponse\x12/\n\x05scrub\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Scrub\".\n\x10StopScrubRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"D\n\x11StopScrubResponse\x12/\n\x05scrub\x18\x01 \x01(\x0b\x32 .stairwell.controlplane.v1.Scrub*\x89\x01\n\nScrubState\x12\x1b\n\x17SCRUB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SCRUB_STATE_RUNNING\x10\x01\x12\x14\n\x10SCRUB_STATE_DONE\x10\x02\x12\x17\n\x13SCRUB_STATE_STOPPED\x10\x03\x12\x16\n\x12SCRUB_STATE_FAILED\x10\x04*\xb5\x01\n\rReplaceResult\x12\x1e\n\x1aREPLACE_RESULT_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLACE_RESULT_STARTED\x10\x01\x12\"\n\x1eREPLACE_RESULT_STARTED_ALREADY\x10\x02\x12$\n REPLACE_RESULT_COMPLETED_ALREADY\x10\x03\x12\x1e\n\x1aREPLACE_RESULT_VCR_MATCHES\x10\x04\x32\xd2\x07\n\x0b\x44iskService\x12`\n\x07GetDisk\x12).stairwell.controlplane.v1.GetDiskRequest\x1a*.stairwell.controlplane.v1.GetDiskResponse\x12\x66\n\tListDisks\x12+.stairwell.controlplane.v1.ListDisksRequest\x1a,.stairwell.controlplane.v1.ListDisksResponse\x12h\n\tWatchDisk\x12+.stairwell.controlplane.v1.WatchDiskRequest\x1a,.stairwell.controlplane.v1.WatchDiskResponse0\x01\x12i\n\nReplaceVcr\x12,.stairwell.controlplane.v1.ReplaceVcrRequest\x1a-.stairwell.controlplane.v1.ReplaceVcrResponse\x12i\n\nVerifyDisk\x12,.stairwell.controlplane.v1.VerifyDiskRequest\x1a-.stairwell.controlplane.v1.VerifyDiskResponse\x12o\n\x0cSnapshotDisk\x12..stairwell.controlplane.v1.SnapshotDiskRequest\x1a/.stairwell.controlplane.v1.SnapshotDiskResponse\x12i\n\nStartScrub\x12,.stairwell.controlplane.v1.StartScrubRequest\x1a-.stairwell.controlplane.v1.StartScrubResponse\x12\x66\n\tStopScrub\x12+.stairwell.controlplane.v1.StopScrubRequest\x1a,.stairwell.controlplane.v1.StopScrubResponse\x12u\n\x0eGetDiskHistory\x12\x30.stairwell.controlplane.v1.GetDiskHistoryRequest\x1a\x31.stairwell.controlplane.v1.GetDiskHistoryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.controlplane.v1.disk_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCRUBSTATE']._serialized_start=2245
-  _globals['_SCRUBSTATE']._serialized_end=2382
-  _globals['_REPLACERESULT']._serialized_start=2385
-  _globals['_REPLACERESULT']._serialized_end=2566
-  _globals['_SCRUB']._serialized_start=221
-  _globals['_SCRUB']._serialized_end=508
-  _globals['_DISK']._serialized_start=511
-  _globals['_DISK']._serialized_end=822
-  _globals['_GETDISKREQUEST']._serialized_start=824
-  _globals['_GETDISKREQUEST']._serialized_end=854
-  _globals['_GETDISKRESPONSE']._serialized_start=856
-  _globals['_GETDISKRESPONSE']._serialized_end=920
-  _globals['_LISTDISKSREQUEST']._serialized_start=922
-  _globals['_LISTDISKSREQUEST']._serialized_end=997
-  _globals['_LISTDISKSRESPONSE']._serialized_start=999
-  _globals['_LISTDISKSRESPONSE']._serialized_end=1091
-  _globals['_WATCHDISKREQUEST']._serialized_start=1093
-  _globals['_WATCHDISKREQUEST']._serialized_end=1125
-  _globals['_WATCHDISKRESPONSE']._serialized_start=1127
-  _globals['_WATCHDISKRESPONSE']._serialized_end=1193
-  _globals['_REPLACEVCRREQUEST']._serialized_start=1196
-  _globals['_REPLACEVCRREQUEST']._serialized_end=1426
-  _globals['_REPLACEVCRRESPONSE']._serialized_start=1429
-  _globals['_REPLACEVCRRESPONSE']._serialized_end=1678
-  _globals['_VERIFYDISKREQUEST']._serialized_start=1680
-  _globals['_VERIFYDISKREQUEST']._serialized_end=1732
-  _globals['_VERIFYDISKRESPONSE']._serialized_start=1734
-  _globals['_VERIFYDISKRESPONSE']._serialized_end=1803
-  _globals['_SNAPSHOTDISKREQUEST']._serialized_start=1805
-  _globals['_SNAPSHOTDISKREQUEST']._serialized_end=1878
-  _globals['_SNAPSHOTDISKRESPONSE']._serialized_start=1880
-  _globals['_SNAPSHOTDISKRESPONSE']._serialized_end=1954
-  _globals['_STARTSCRUBREQUEST']._serialized_start=1956
-  _globals['_STARTSCRUBREQUEST']._serialized_end=2053
-  _globals['_STARTSCRUBRESPONSE']._serialized_start=2055
-  _globals['_STARTSCRUBRESPONSE']._serialized_end=2124
-  _globals['_STOPSCRUBREQUEST']._serialized_start=2126
-  _globals['_STOPSCRUBREQUEST']._serialized_end=2172
-  _globals['_STOPSCRUBRESPONSE']._serialized_start=2174
-  _globals['_STOPSCRUBRESPONSE']._serialized_end=2242
-  _globals['_DISKSERVICE']._serialized_start=2569
-  _globals['_DISKSERVICE']._serialized_end=3428
+  _globals['_SCRUBSTATE']._serialized_start=2462
+  _globals['_SCRUBSTATE']._serialized_end=2599
+  _globals['_REPLACERESULT']._serialized_start=2602
+  _globals['_REPLACERESULT']._serialized_end=2783
+  _globals['_SCRUB']._serialized_start=254
+  _globals['_SCRUB']._serialized_end=541
+  _globals['_DISK']._serialized_start=544
+  _globals['_DISK']._serialized_end=855
+  _globals['_GETDISKREQUEST']._serialized_start=857
+  _globals['_GETDISKREQUEST']._serialized_end=887
+  _globals['_GETDISKRESPONSE']._serialized_start=889
+  _globals['_GETDISKRESPONSE']._serialized_end=953
+  _globals['_LISTDISKSREQUEST']._serialized_start=955
+  _globals['_LISTDISKSREQUEST']._serialized_end=1030
+  _globals['_LISTDISKSRESPONSE']._serialized_start=1032
+  _globals['_LISTDISKSRESPONSE']._serialized_end=1124
+  _globals['_WATCHDISKREQUEST']._serialized_start=1126
+  _globals['_WATCHDISKREQUEST']._serialized_end=1158
+  _globals['_WATCHDISKRESPONSE']._serialized_start=1160
+  _globals['_WATCHDISKRESPONSE']._serialized_end=1226
+  _globals['_REPLACEVCRREQUEST']._serialized_start=1229
+  _globals['_REPLACEVCRREQUEST']._serialized_end=1459
+  _globals['_REPLACEVCRRESPONSE']._serialized_start=1462
+  _globals['_REPLACEVCRRESPONSE']._serialized_end=1711
+  _globals['_VERIFYDISKREQUEST']._serialized_start=1713
+  _globals['_VERIFYDISKREQUEST']._serialized_end=1765
+  _globals['_VERIFYDISKRESPONSE']._serialized_start=1767
+  _globals['_VERIFYDISKRESPONSE']._serialized_end=1836
+  _globals['_SNAPSHOTDISKREQUEST']._serialized_start=1838
+  _globals['_SNAPSHOTDISKREQUEST']._serialized_end=1911
+  _globals['_SNAPSHOTDISKRESPONSE']._serialized_start=1913
+  _globals['_SNAPSHOTDISKRESPONSE']._serialized_end=1987
+  _globals['_GETDISKHISTORYREQUEST']._serialized_start=1989
+  _globals['_GETDISKHISTORYREQUEST']._serialized_end=2095
+  _globals['_GETDISKHISTORYRESPONSE']._serialized_start=2097
+  _globals['_GETDISKHISTORYRESPONSE']._serialized_end=2171
+  _globals['_STARTSCRUBREQUEST']._serialized_start=2173
+  _globals['_STARTSCRUBREQUEST']._serialized_end=2270
+  _globals['_STARTSCRUBRESPONSE']._serialized_start=2272
+  _globals['_STARTSCRUBRESPONSE']._serialized_end=2341
+  _globals['_STOPSCRUBREQUEST']._serialized_start=2343
+  _globals['_STOPSCRUBREQUEST']._serialized_end=2389
+  _globals['_STOPSCRUBRESPONSE']._serialized_start=2391
+  _globals['_STOPSCRUBRESPONSE']._serialized_end=2459
+  _globals['_DISKSERVICE']._serialized_start=2786
+  _globals['_DISKSERVICE']._serialized_end=3764
 # @@protoc_insertion_point(module_scope)

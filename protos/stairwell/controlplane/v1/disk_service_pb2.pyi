@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from stairwell.controlplane.v1 import replacement_service_pb2 as _replacement_service_pb2
@@ -497,6 +498,58 @@ class SnapshotDiskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SnapshotDiskResponse: _TypeAlias = SnapshotDiskResponse  # noqa: Y015
+
+@_typing.final
+class GetDiskHistoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AFTER_TIME_FIELD_NUMBER: _builtins.int
+    SAMPLES_MAX_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Disk name or volume UUID."""
+    samples_max: _builtins.int
+    """Only so many, the newest ones; zero means all."""
+    @_builtins.property
+    def after_time(self) -> _timestamp_pb2.Timestamp:
+        """Only samples that end after it; all there are when left out."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        after_time: _timestamp_pb2.Timestamp | None = ...,
+        samples_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time", "name", b"name", "samples_max", b"samples_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiskHistoryRequest: _TypeAlias = GetDiskHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetDiskHistoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_volume_service_pb2.VolumeSample]:
+        """Oldest first, without overlaps."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[_volume_service_pb2.VolumeSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiskHistoryResponse: _TypeAlias = GetDiskHistoryResponse  # noqa: Y015
 
 @_typing.final
 class StartScrubRequest(_message.Message):

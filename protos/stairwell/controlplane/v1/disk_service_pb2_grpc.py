@@ -75,6 +75,11 @@ class DiskServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubResponse.FromString,
                 _registered_method=True)
+        self.GetDiskHistory = channel.unary_unary(
+                '/stairwell.controlplane.v1.DiskService/GetDiskHistory',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class DiskServiceServicer:
@@ -139,6 +144,14 @@ class DiskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDiskHistory(self, request, context):
+        """How the disk's guest fared in the last hours, and how much repairs moved beside it: fine for the last
+        half hour, coarse before. The machine keeps it in memory, so that it begins with its process.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +194,11 @@ def add_DiskServiceServicer_to_server(servicer, server):
                     servicer.StopScrub,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubResponse.SerializeToString,
+            ),
+            'GetDiskHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDiskHistory,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -400,6 +418,33 @@ class DiskService:
             '/stairwell.controlplane.v1.DiskService/StopScrub',
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.StopScrubResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDiskHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.DiskService/GetDiskHistory',
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

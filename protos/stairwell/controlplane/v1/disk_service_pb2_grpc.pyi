@@ -54,6 +54,10 @@ class DiskServiceStub:
     """
     StopScrub: _grpc.UnaryUnaryMultiCallable[_disk_service_pb2.StopScrubRequest, _disk_service_pb2.StopScrubResponse]
     """Ends it; the parent stays in the recorded request, what was copied stays in the disk."""
+    GetDiskHistory: _grpc.UnaryUnaryMultiCallable[_disk_service_pb2.GetDiskHistoryRequest, _disk_service_pb2.GetDiskHistoryResponse]
+    """How the disk's guest fared in the last hours, and how much repairs moved beside it: fine for the last
+    half hour, coarse before. The machine keeps it in memory, so that it begins with its process.
+    """
 
 @_typing.type_check_only
 class DiskServiceAsyncStub(DiskServiceStub):
@@ -81,6 +85,10 @@ class DiskServiceAsyncStub(DiskServiceStub):
     """
     StopScrub: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.StopScrubRequest, _disk_service_pb2.StopScrubResponse]  # type: ignore[assignment]
     """Ends it; the parent stays in the recorded request, what was copied stays in the disk."""
+    GetDiskHistory: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.GetDiskHistoryRequest, _disk_service_pb2.GetDiskHistoryResponse]  # type: ignore[assignment]
+    """How the disk's guest fared in the last hours, and how much repairs moved beside it: fine for the last
+    half hour, coarse before. The machine keeps it in memory, so that it begins with its process.
+    """
 
 class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
     """The disks of instances, the volume construction request recorded for each, and its replacement."""
@@ -153,5 +161,15 @@ class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_disk_service_pb2.StopScrubResponse, _abc.Awaitable[_disk_service_pb2.StopScrubResponse]]:
         """Ends it; the parent stays in the recorded request, what was copied stays in the disk."""
+
+    @_abc_1.abstractmethod
+    def GetDiskHistory(
+        self,
+        request: _disk_service_pb2.GetDiskHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_disk_service_pb2.GetDiskHistoryResponse, _abc.Awaitable[_disk_service_pb2.GetDiskHistoryResponse]]:
+        """How the disk's guest fared in the last hours, and how much repairs moved beside it: fine for the last
+        half hour, coarse before. The machine keeps it in memory, so that it begins with its process.
+        """
 
 def add_DiskServiceServicer_to_server(servicer: DiskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

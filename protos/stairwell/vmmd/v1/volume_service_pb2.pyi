@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from stairwell.vcr.v1 import volume_construction_request_pb2 as _volume_construction_request_pb2
@@ -1189,6 +1190,131 @@ class SetRepairLimitsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetRepairLimitsResponse: _TypeAlias = SetRepairLimitsResponse  # noqa: Y015
+
+@_typing.final
+class GetVolumeHistoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    AFTER_TIME_FIELD_NUMBER: _builtins.int
+    SAMPLES_MAX_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    samples_max: _builtins.int
+    """Only so many, the newest ones; zero means all."""
+    @_builtins.property
+    def after_time(self) -> _timestamp_pb2.Timestamp:
+        """Only samples that end after it; all there are when left out."""
+
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        after_time: _timestamp_pb2.Timestamp | None = ...,
+        samples_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_time", b"after_time", "disk", b"disk", "machine_id", b"machine_id", "samples_max", b"samples_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVolumeHistoryRequest: _TypeAlias = GetVolumeHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetVolumeHistoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeSample]:
+        """Oldest first, without overlaps. What is missing at the beginning is not kept any more."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[Global___VolumeSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVolumeHistoryResponse: _TypeAlias = GetVolumeHistoryResponse  # noqa: Y015
+
+@_typing.final
+class VolumeSample(_message.Message):
+    """One interval of a volume's life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    END_TIME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    WRITES_FIELD_NUMBER: _builtins.int
+    FLUSHES_FIELD_NUMBER: _builtins.int
+    DISCARDS_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    P50_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    P99_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    MAX_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    REPAIR_BYTES_FIELD_NUMBER: _builtins.int
+    MEMBERS_FILLED_FIELD_NUMBER: _builtins.int
+    REPAIR_BYTES_PER_SECOND_MAX_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    reads: _builtins.int
+    """Requests that were submitted in it."""
+    writes: _builtins.int
+    flushes: _builtins.int
+    discards: _builtins.int
+    read_bytes: _builtins.int
+    write_bytes: _builtins.int
+    completed: _builtins.int
+    """Requests that were completed in it, and how long they took; percentiles to an eighth or better."""
+    p50_milliseconds: _builtins.float
+    p99_milliseconds: _builtins.float
+    max_milliseconds: _builtins.float
+    repair_bytes: _builtins.int
+    """What repairs moved, how many members they filled at its end, and the rate that was in force then
+    (zero means none).
+    """
+    members_filled: _builtins.int
+    repair_bytes_per_second_max: _builtins.int
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended, by the clock of the machine's host, and how long it was."""
+
+    def __init__(
+        self,
+        *,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        seconds: _builtins.float = ...,
+        reads: _builtins.int = ...,
+        writes: _builtins.int = ...,
+        flushes: _builtins.int = ...,
+        discards: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+        write_bytes: _builtins.int = ...,
+        completed: _builtins.int = ...,
+        p50_milliseconds: _builtins.float = ...,
+        p99_milliseconds: _builtins.float = ...,
+        max_milliseconds: _builtins.float = ...,
+        repair_bytes: _builtins.int = ...,
+        members_filled: _builtins.int = ...,
+        repair_bytes_per_second_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "discards", b"discards", "end_time", b"end_time", "flushes", b"flushes", "max_milliseconds", b"max_milliseconds", "members_filled", b"members_filled", "p50_milliseconds", b"p50_milliseconds", "p99_milliseconds", b"p99_milliseconds", "read_bytes", b"read_bytes", "reads", b"reads", "repair_bytes", b"repair_bytes", "repair_bytes_per_second_max", b"repair_bytes_per_second_max", "seconds", b"seconds", "write_bytes", b"write_bytes", "writes", b"writes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeSample: _TypeAlias = VolumeSample  # noqa: Y015
 
 @_typing.final
 class StartScrubRequest(_message.Message):

@@ -90,6 +90,11 @@ class VolumeServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsResponse.FromString,
                 _registered_method=True)
+        self.GetVolumeHistory = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/GetVolumeHistory',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -180,6 +185,14 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetVolumeHistory(self, request, context):
+        """How the guest fared, and how much repairs moved, in the last hours: fine for the last half hour,
+        coarse before. Begins with the machine's process, which keeps it in memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -237,6 +250,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.SetRepairLimits,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsResponse.SerializeToString,
+            ),
+            'GetVolumeHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVolumeHistory,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -537,6 +555,33 @@ class VolumeService:
             '/stairwell.vmmd.v1.VolumeService/SetRepairLimits',
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.SetRepairLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVolumeHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/GetVolumeHistory',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,10 @@ class VolumeServiceStub:
     """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
     process: whoever wants them kept sets them again.
     """
+    GetVolumeHistory: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.GetVolumeHistoryRequest, _volume_service_pb2.GetVolumeHistoryResponse]
+    """How the guest fared, and how much repairs moved, in the last hours: fine for the last half hour,
+    coarse before. Begins with the machine's process, which keeps it in memory.
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -110,6 +114,10 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     SetRepairLimits: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.SetRepairLimitsRequest, _volume_service_pb2.SetRepairLimitsResponse]  # type: ignore[assignment]
     """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
     process: whoever wants them kept sets them again.
+    """
+    GetVolumeHistory: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.GetVolumeHistoryRequest, _volume_service_pb2.GetVolumeHistoryResponse]  # type: ignore[assignment]
+    """How the guest fared, and how much repairs moved, in the last hours: fine for the last half hour,
+    coarse before. Begins with the machine's process, which keeps it in memory.
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -215,6 +223,16 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_volume_service_pb2.SetRepairLimitsResponse, _abc.Awaitable[_volume_service_pb2.SetRepairLimitsResponse]]:
         """Bounds the repairs of a volume, running ones from their next chunk on. Forgotten with the machine's
         process: whoever wants them kept sets them again.
+        """
+
+    @_abc_1.abstractmethod
+    def GetVolumeHistory(
+        self,
+        request: _volume_service_pb2.GetVolumeHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.GetVolumeHistoryResponse, _abc.Awaitable[_volume_service_pb2.GetVolumeHistoryResponse]]:
+        """How the guest fared, and how much repairs moved, in the last hours: fine for the last half hour,
+        coarse before. Begins with the machine's process, which keeps it in memory.
         """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

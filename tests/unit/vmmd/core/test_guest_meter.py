@@ -3,6 +3,7 @@
 import pytest
 
 from vmmd.block.backend import BlockOp, Request
+from vmmd.core.guest_history import bucket_of
 from vmmd.core.guest_meter import GuestMeter, kind_of
 
 
@@ -35,3 +36,16 @@ def test_what_was_seen_is_told_once():
     assert sample.busy == pytest.approx(0.5)
     assert sample.counts == (0, 0, 3)
     assert meter.take(13.0).busy == 0.0
+
+
+def test_latencies_are_told_once_and_apart_from_the_sample():
+    meter = GuestMeter(0.0)
+    meter.begun(3, 0.0)
+    meter.ended(1, 2, 0.25, 0.25)
+    meter.ended(0, 1, 0.5, 0.5)
+    meter.take(1.0)
+    counts, longest = meter.take_latencies()
+    assert (counts[bucket_of(0.25)], counts[bucket_of(0.5)], sum(counts)) == (2, 1, 3)
+    assert longest == 0.5
+    counts, longest = meter.take_latencies()
+    assert (sum(counts), longest) == (0, 0.0)
