@@ -6,6 +6,7 @@ Only this module needs textual, which the extra `tui` brings. It decides nothing
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
@@ -14,6 +15,7 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
 from textual.widgets import DataTable, Footer, Input, Log, Static, TabbedContent, TabPane
 
 from controlplane.cli.session import Session
@@ -107,9 +109,12 @@ class TopApp(App[None]):
         self.draw()
 
     def draw(self) -> None:
-        """Shows the model as it is; nothing any more once the screen is being taken down."""
-        if not self.query("#log"):
-            return
+        """Shows the model as it is; nothing any more once the screen is being taken down, which it
+        is widget by widget while news still come."""
+        with contextlib.suppress(NoMatches):
+            self._draw()
+
+    def _draw(self) -> None:
         head = self.query_one("#head", Static)
         head.update(rows.header(self.model, self._session.settings.address))
         head.set_class(bool(self.model.away), "away")
