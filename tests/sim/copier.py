@@ -117,6 +117,8 @@ class Copier:
     def done(self, effect: CopyExtent, stamp: tuple[int, int], copied: int) -> None:
         """The extent is as the source's was."""
         self._running -= 1
+        daemon = self.host.daemon
+        daemon.world.checks.copied(daemon, self.host.engine, effect.extent)
         self.session.copy_done(effect, stamp, copied)
         self._next()
         self._changed()
