@@ -132,8 +132,8 @@ def test_nobody_else_is_marked_while_a_source_cannot_be_asked():
     world = ahead(flushed=True)
     for address in (SECOND, THIRD):
         resolve = world.daemons[address].resolve
-        world.daemons[address].resolve = (
-            lambda asked, resolve=resolve: None if asked == NEWEST else resolve(asked)
+        world.daemons[address].resolve = lambda asked, resolve=resolve: (
+            None if asked == NEWEST else resolve(asked)
         )
     world.ask(events.Activate)
     assert world.run_until(lambda: "REPAIR_SOURCE" in world.upstairs.status().reason, 10)
