@@ -35,7 +35,8 @@ from downstaird.core.repair_plan import (
     spared,
     steps,
 )
-from downstaird.core.session import CopyExtent, Counters
+from downstaird.core.session import Counters
+from downstaird.core.session_effects import CopyExtent
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry

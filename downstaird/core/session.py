@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.extent_answers import ExtentAnswers
-from downstaird.core.repair_plan import CopySource, parse_source
+from downstaird.core.repair_plan import parse_source
 from downstaird.core.replies import Reply, status_of
+from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
 from downstaird.core.work_queue import Claim, Order, WorkQueue
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError
@@ -79,39 +80,6 @@ _ORDERS = {
 _OP_HELD_BYTES = 500
 
 Row = tuple[int, int, int, int, int, int, int, int, int, int]
-
-
-@dataclass(slots=True)
-class RunWork:
-    """To be run on the lane, then given back to `work_done`. Jobs may still join until the turn is
-    over."""
-
-    work: FlushWork
-    kind: int
-    jobs: list[int]
-    refused: str = ""  # why the snapshot of the first of them is not taken
-
-
-@dataclass(frozen=True, slots=True)
-class CopyExtent:
-    """To be copied by a task, then given back to `copy_done` or `copy_failed`. `rehearsal`: read,
-    compared and checked only, nothing changes here."""
-
-    job: int
-    extent: int
-    source: CopySource
-    rehearsal: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRepair:
-    """The rate of all copies together, and how many may go on at once, from now on; 0 is none."""
-
-    bytes_per_second: int
-    copies: int = 0
-
-
-Effect = RunWork | CopyExtent | LimitRepair
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ from downstaird.core.repair_plan import (
     stored_runs,
 )
 from downstaird.core.repair_source import check_caller, check_extent
-from downstaird.core.session import CopyExtent, Session
+from downstaird.core.session import Session
+from downstaird.core.session_effects import CopyExtent
 from downstaird.core.verification import joined
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, UnavailableError
