@@ -27,7 +27,8 @@ from downstaird.core.clone_plan import (
 )
 from downstaird.core.engine import FlushWork, Ownership, RegionDefinition
 from downstaird.core.repair_plan import CopySource
-from downstaird.core.session import CopyExtent, Counters
+from downstaird.core.session import Counters
+from downstaird.core.session_effects import CopyExtent
 from downstaird.extent_copier import ExtentCopier, open_source
 from downstaird.faults import Delays, FaultPlan
 from downstaird.region_host import RegionHost

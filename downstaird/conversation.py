@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from downstaird.core.session import CopyExtent, Effect, LimitRepair, RunWork, Session
+from downstaird.core.session import Session
+from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
 from downstaird.core.session_table import Grant
 from downstaird.extent_copier import ExtentCopier
 from downstaird.region_host import RegionHost

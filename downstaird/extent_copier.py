@@ -32,9 +32,11 @@ from downstaird.core.repair_plan import (
     compare,
     contexts_of,
     first_steps,
+    spared,
     steps,
 )
-from downstaird.core.session import CopyExtent, Counters
+from downstaird.core.session import Counters
+from downstaird.core.session_effects import CopyExtent
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
@@ -180,13 +182,14 @@ class ExtentCopier:
             context=context_from(effect.source.traceparent),
             attributes={"extent": effect.extent, "source": effect.source.address},
         ) as span:
-            return await self._transfer(effect.extent, effect.source, number, span)
+            return await self._transfer(effect, number, span)
 
     async def _transfer(
-        self, extent: int, source: CopySource, number: int, span: Span
+        self, effect: CopyExtent, number: int, span: Span
     ) -> tuple[tuple[int, int], int]:
         """Makes the extent as the source's. The stamp the source had before, and the bytes
         merged."""
+        extent, source = effect.extent, effect.source
         stub = repair_grpc.RepairServiceStub(await self._channel(source))
         stamp: tuple[int, int] | None = None
         received = copied = 0
@@ -203,12 +206,13 @@ class ExtentCopier:
             )
             base = extent * self._blocks_per_extent + first
             difference = compare(self._engine.contexts(base, count), theirs, self._block_size)
-            await self._clear(base, difference.clear)
+            if not effect.rehearsal:
+                await self._clear(base, difference.clear)
             if difference.fetch:
                 wanted = [Run(first + run.first, run.count) for run in difference.fetch]
                 cut = steps(wanted, self._block_size)
                 while asked := first_steps(cut, self._ask_bytes(), self._block_size):
-                    window = await self._fetch(source, extent, number, asked)
+                    window = await self._fetch(effect, number, asked)
                     received += window[0]
                     copied += window[1]
         span.set_attribute("bytes", received)
@@ -265,14 +269,9 @@ class ExtentCopier:
             )
             await asyncio.sleep(0)
 
-    async def _fetch(
-        self,
-        source: CopySource,
-        extent: int,
-        number: int,
-        wanted: list[Run],
-    ) -> tuple[int, int]:
+    async def _fetch(self, effect: CopyExtent, number: int, wanted: list[Run]) -> tuple[int, int]:
         """Streams and merges blocks. Bytes received, and bytes the engine took."""
+        source, extent = effect.source, effect.extent
         request = repair_pb.StreamExtentRequest(
             upstairs_id=str(source.upstairs_id),
             generation=source.generation,
@@ -294,29 +293,35 @@ class ExtentCopier:
         call = stream(request)
         try:
             while (raw := await self._next_chunk(call, source)) is not None:
-                chunk, contexts = self._checked(raw, extent, source)
+                chunk, contexts, good = self._checked(raw, extent, source)
                 received += len(chunk.data)
-                copied += await self._merge(number, base, chunk, contexts)
+                if effect.rehearsal:
+                    await self._turn(number, len(chunk.data))
+                    continue
+                copied += await self._merge(number, base, chunk, contexts, good)
             if received != sum(run.count for run in wanted) * self._block_size:
                 raise _damaged(source, extent, "did not send all that was asked for")
             return received, copied
         finally:
             call.cancel()
 
-    async def _merge(self, number: int, base: int, chunk: Chunk, contexts: ContextArray) -> int:
-        """Gives one chunk to the engine, in small steps while the guest is at work or the rate is
-        limited. Bytes that it took."""
-        copied = done = 0
+    async def _merge(
+        self, number: int, base: int, chunk: Chunk, contexts: ContextArray, good: list[Run]
+    ) -> int:
+        """Gives what is good of one chunk to the engine, in small steps while the guest is at work
+        or the rate is limited. Bytes that it took."""
+        copied = 0
         size = self._block_size
         view = memoryview(chunk.data)
-        for run in steps([Run(chunk.first_block, len(contexts))], size, self._step_bytes):
+        there = (Run(chunk.first_block + each.first, each.count) for each in good)
+        for run in steps(there, size, self._step_bytes):
+            done = run.first - chunk.first_block
             part = view[done * size : (done + run.count) * size]
             await self._turn(number, len(part))
             began = self._loop.time()
             copied += self._engine.repair_merge(
                 base + run.first, contexts[done : done + run.count], part
             )
-            done += run.count
             counters, now = self._session.counters, self._loop.time()
             counters.moved_bytes += len(part)
             self._rests.worked(now - began, counters.guest_frames, now)
@@ -344,8 +349,9 @@ class ExtentCopier:
 
     def _checked(
         self, message: bytes, extent: int, source: CopySource
-    ) -> tuple[Chunk, ContextArray]:
-        """A chunk and its contexts, once everything about it is right. DataError otherwise."""
+    ) -> tuple[Chunk, ContextArray, list[Run]]:
+        """A chunk, its contexts, and which of its blocks to take, once all about it is right.
+        DataError otherwise, SOURCE_DAMAGED when a block is bad that is needed here."""
         try:
             chunk = decode_chunk(message)
         except ChunkError as error:
@@ -369,11 +375,14 @@ class ExtentCopier:
             self._block_size,
             encrypted=self._engine.definition.encrypted,
         )
-        if bad:
-            raise _damaged(
-                source, extent, f"has a damaged block {chunk.first_block + bad[0]} in the extent"
-            )
-        return chunk, contexts
+        first = extent * self._blocks_per_extent + chunk.first_block
+        good = (
+            spared(bad, contexts, self._engine.contexts(first, count)) if bad else [Run(0, count)]
+        )
+        if good is None:
+            what = f"has a damaged block {chunk.first_block + bad[0]} in the extent"
+            raise _damaged(source, extent, what, "SOURCE_DAMAGED")
+        return chunk, contexts, good
 
     def _ask_bytes(self) -> int:
         """How much a copy is to ask its source for now."""
@@ -428,7 +437,15 @@ class ExtentCopier:
             return channel
 
 
-def _source_failed(source: CopySource, error: StairwellError) -> UnavailableError:
+def _source_failed(source: CopySource, error: StairwellError) -> StairwellError:
+    if isinstance(error, DataError):
+        # It says so itself: its disk does not give the block, or the extent is damaged.
+        return DataError(
+            f"repair source {source.address}: {error.message}",
+            reason="SOURCE_DAMAGED",
+            source=source.address,
+            cause=error.reason,
+        )
     return UnavailableError(
         f"repair source {source.address}: {error.message}",
         reason="REPAIR_SOURCE",
@@ -437,9 +454,11 @@ def _source_failed(source: CopySource, error: StairwellError) -> UnavailableErro
     )
 
 
-def _damaged(source: CopySource, extent: int, what: str) -> DataError:
+def _damaged(
+    source: CopySource, extent: int, what: str, reason: str = "REPAIR_SOURCE"
+) -> DataError:
     return DataError(
         f"repair source {source.address} {what} (extent {extent})",
-        reason="REPAIR_SOURCE",
+        reason=reason,
         source=source.address,
     )

@@ -159,6 +159,18 @@ def first_steps(cut: Iterator[Run], count: int, block_size: int) -> list[Run]:
     return found
 
 
+def spared(bad: list[int], theirs: ContextArray, own: ContextArray) -> list[Run] | None:
+    """Which blocks of a chunk to take when those in `bad` do not match their contexts; None when
+    one of these is needed. It is not where this region has the same block, by its context: equal
+    ones come along in a step with many that differ."""
+    needed = differing(own, theirs)
+    if needed[bad].any():
+        return None
+    taken = np.ones(len(theirs), dtype=np.bool_)
+    taken[bad] = False
+    return runs(taken)
+
+
 def _step_blocks(block_size: int, step_bytes: int = STEP_BYTES) -> int:
     return max(1, step_bytes // block_size)
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.extent_answers import ExtentAnswers
-from downstaird.core.repair_plan import CopySource, parse_source
+from downstaird.core.repair_plan import parse_source
 from downstaird.core.replies import Reply, status_of
+from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
 from downstaird.core.work_queue import Claim, Order, WorkQueue
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError
@@ -48,15 +49,18 @@ REPAIR_BEGIN = int(OpKind.REPAIR_BEGIN)
 EXTENT_COPY = int(OpKind.EXTENT_COPY)
 REPAIR_END = int(OpKind.REPAIR_END)
 REPAIR_LIMIT = int(OpKind.REPAIR_LIMIT)
+COPY_CHECK = int(OpKind.COPY_CHECK)
 
 _KINDS = frozenset(map(int, OpKind))
-_ASYNCHRONOUS = frozenset((FLUSH, REPAIR_BEGIN, EXTENT_COPY))
+_ASYNCHRONOUS = frozenset((FLUSH, REPAIR_BEGIN, EXTENT_COPY, COPY_CHECK))
 # Started unasked while nothing waits; a REPAIR_END is rare and takes the ordered way.
 _IMMEDIATE = _KINDS - _ASYNCHRONOUS - {REPAIR_END}
 _CARRY_DATA = frozenset((WRITE, WRITE_UNWRITTEN))
 _MUTATING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD))
 _GUEST = frozenset((READ, WRITE, WRITE_UNWRITTEN, DISCARD, FLUSH))
-_CHANGING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD, REPAIR_BEGIN, EXTENT_COPY, REPAIR_END))
+_CHANGING = frozenset(
+    (WRITE, WRITE_UNWRITTEN, DISCARD, REPAIR_BEGIN, EXTENT_COPY, COPY_CHECK, REPAIR_END)
+)
 _ORDERS = {
     READ: Order.LOOK,
     EXTENT_DIGEST: Order.LOOK,
@@ -67,6 +71,7 @@ _ORDERS = {
     REPAIR_BEGIN: Order.BARRIER,
     EXTENT_STATES: Order.SURVEY,
     EXTENT_COPY: Order.FOLLOW,
+    COPY_CHECK: Order.FOLLOW,
     REPAIR_END: Order.FOLLOW,
     NOOP: Order.FREE,
     REPAIR_LIMIT: Order.FREE,
@@ -75,37 +80,6 @@ _ORDERS = {
 _OP_HELD_BYTES = 500
 
 Row = tuple[int, int, int, int, int, int, int, int, int, int]
-
-
-@dataclass(slots=True)
-class RunWork:
-    """To be run on the lane, then given back to `work_done`. Jobs may still join until the turn is
-    over."""
-
-    work: FlushWork
-    kind: int
-    jobs: list[int]
-    refused: str = ""  # why the snapshot of the first of them is not taken
-
-
-@dataclass(frozen=True, slots=True)
-class CopyExtent:
-    """To be copied by a task, then given back to `copy_done` or `copy_failed`."""
-
-    job: int
-    extent: int
-    source: CopySource
-
-
-@dataclass(frozen=True, slots=True)
-class LimitRepair:
-    """The rate of all copies together, and how many may go on at once, from now on; 0 is none."""
-
-    bytes_per_second: int
-    copies: int = 0
-
-
-Effect = RunWork | CopyExtent | LimitRepair
 
 
 @dataclass(slots=True)
@@ -470,9 +444,10 @@ class Session:
             marks = self._answering.marks(blob)
             self._open_flush = None
             effects.append(RunWork(self._region.repair_begin(marks), kind, [job]))
-        elif kind == EXTENT_COPY:
+        elif kind in (EXTENT_COPY, COPY_CHECK):
             self._answering.check(offset, 1)
-            effects.append(CopyExtent(job, offset, parse_source(blob)))
+            source = parse_source(blob)
+            effects.append(CopyExtent(job, offset, source, rehearsal=kind == COPY_CHECK))
         elif kind == REPAIR_END:
             self._region.repair_end()
             reply.done(job, kind)
@@ -558,6 +533,9 @@ class Session:
         error: StairwellError | None = None
         if self._ended:
             return
+        if effect.rehearsal:
+            self._finish_copy(effect, None, copied)
+            return
         generation, number = stamp if stamp <= self._last_flush else (0, 0)
         if self._keeps_marks:
             self._copied.append((effect.extent, generation, number))
@@ -582,7 +560,8 @@ class Session:
 
     def _finish_copy(self, effect: CopyExtent, error: StairwellError | None, copied: int) -> None:
         self._queue.finish(effect.job)
-        self._answer(effect.job, EXTENT_COPY, error, copied)
+        kind = COPY_CHECK if effect.rehearsal else EXTENT_COPY
+        self._answer(effect.job, kind, error, copied)
         self._released.extend(self._queue.release())
 
     def _answer(self, job: int, kind: int, error: StairwellError | None, number: int = 0) -> None:

@@ -327,6 +327,18 @@ class MemoryDisk:
             if offset < content.size:
                 content.write(offset, bytes([content.read(offset, 1)[0] ^ 1]))
 
+    def page(self, name: str, offset: int) -> bytes:
+        """The page of the byte at `offset`, as reads see it."""
+        return self._nodes[name].now.read(offset - offset % _PAGE_BYTES, _PAGE_BYTES)
+
+    def stop_rotting(self, name: str, offset: int, page: bytes) -> None:
+        """Flips the bit back where the byte's page is still `page`, as it was after `rot`."""
+        node = self._nodes[name]
+        start = offset - offset % _PAGE_BYTES
+        for content in (node.now, node.durable):
+            if content.read(start, _PAGE_BYTES) == page:
+                content.write(offset, bytes([content.read(offset, 1)[0] ^ 1]))
+
     def image(self, survives: Callable[[str, int], bool]) -> MemoryDisk:
         """The disk after a power cut: synced sectors, and those unsynced ones for which
         `survives(file, sector)`."""

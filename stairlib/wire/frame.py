@@ -72,6 +72,7 @@ class OpKind(enum.IntEnum):
     # number = bytes per second of all copies together, length = copies at once; 0 = none. The reply
     # repeats them; its offset = bytes that the session's copies have moved so far
     REPAIR_LIMIT = 12
+    COPY_CHECK = 13  # as an EXTENT_COPY that changes nothing: would it go well?
 
 
 # A FLUSH's `flags`: marks of incomplete extents stay, whatever was copied into them so far. What
@@ -95,6 +96,7 @@ class OpStatus(enum.IntEnum):
     REPAIR_SOURCE = 9  # the copy's source could not be reached or refused
     ABORTED = 10
     SNAPSHOT_FAILED = 11  # the flush is done and durable, its snapshot was not taken
+    SOURCE_DAMAGED = 12  # the copy's source has not what it says, in a block that is needed here
 
 
 OP = np.dtype(

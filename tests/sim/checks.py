@@ -6,6 +6,7 @@ stored, and know nothing of how the code works.
   other one that answered is being filled (looked at for some of the flushes);
 - what two media have of an extent is the same when its stamps are, and none is marked (looked at
   together with the flushes);
+- an extent that was copied while something is rotten has no damaged block;
 - a member whose repair is said to have ended well has no marks on its medium any more;
 - an old member is retired only when the ones that stay hold all that;
 - a replacement's progress never goes back and is whole only when it is done; one that has ended
@@ -22,6 +23,7 @@ import numpy as np
 
 from controlplane.core.replacement import Replacement, State
 from downstaird.core.region import Region
+from stairlib.model.context import mismatches
 from stairlib.model.errors import StairwellError
 from stairlib.wire.frame import FLAG_FAULTED, FLAG_INCOMPLETE
 from tests.sim.look import Look
@@ -91,6 +93,21 @@ class Checks:
                         f"{when}, extent {extent} differs between {other} and {host}, and "
                         f"both say generation {stamp[1]}, flush {stamp[2]}"
                     )
+
+    def copied(self, daemon: Daemon, region: Region, extent: int) -> None:
+        """A copy into the member has ended well: it brought nothing that its contexts deny."""
+        if daemon.rotten or not self.world.wounds.count():
+            return
+        size = self.world.geometry.blocks_per_extent
+        contexts, buffers = region.read(extent * size, size)
+        definition = region.definition
+        data = b"".join(map(bytes, buffers))
+        block_size = definition.geometry.block_size
+        bad = mismatches(data, contexts, block_size, encrypted=definition.encrypted)
+        if bad:
+            self.world.fail(
+                f"extent {extent} was copied to {daemon.host} with damaged blocks {bad}"
+            )
 
     def filled(self, daemon: Daemon, generation: int) -> None:
         """A machine with this generation says that the member is whole again. Whose medium has

@@ -2,7 +2,7 @@
 
 As `extent_copier.py` and `repair_service.py`: a few extents at a time; contexts first, then the
 blocks that differ, each run read at the source at another moment, checked, and merged by the engine
-while the session goes on writing. Every failure of the source is REPAIR_SOURCE.
+while the session goes on writing. A failure of the source is REPAIR_SOURCE, or SOURCE_DAMAGED.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from downstaird.core.repair_plan import (
     Run,
     compare,
     contexts_of,
+    spared,
     steps,
     stored_runs,
 )
 from downstaird.core.repair_source import check_caller, check_extent
-from downstaird.core.session import CopyExtent, Session
+from downstaird.core.session import Session
+from downstaird.core.session_effects import CopyExtent
 from downstaird.core.verification import joined
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, UnavailableError
@@ -116,6 +118,8 @@ class Copier:
     def done(self, effect: CopyExtent, stamp: tuple[int, int], copied: int) -> None:
         """The extent is as the source's was."""
         self._running -= 1
+        daemon = self.host.daemon
+        daemon.world.checks.copied(daemon, self.host.engine, effect.extent)
         self.session.copy_done(effect, stamp, copied)
         self._next()
         self._changed()
@@ -200,7 +204,8 @@ class _Copy:
         theirs = contexts_of(answer.runs, self._count)
         own = self._host.engine.contexts(self._base, self._count)
         difference = compare(own, theirs, self._size)
-        self._clear = deque(steps(difference.clear, self._size))
+        if not self._effect.rehearsal:
+            self._clear = deque(steps(difference.clear, self._size))
         self._fetch = deque(steps(difference.fetch, self._size))
         self._go_on()
 
@@ -218,15 +223,26 @@ class _Copy:
 
     def _merge(self, chunk: Chunk) -> None:
         bad = mismatches(chunk.data, chunk.contexts, self._size, encrypted=self._encrypted)
+        count = len(chunk.contexts)
+        own = self._host.engine.contexts(self._base + chunk.first, count)
         if bad:
+            kind = "rehearsal" if self._effect.rehearsal else "copy"
+            self._host.daemon.world.reached[f"{kind} meets a damaged block"] += 1
+        good = spared(bad, chunk.contexts, own) if bad else [Run(0, count)]
+        if good is None:
+            self._host.daemon.world.reached[f"{kind} fails on a damaged block"] += 1
             raise DataError(
                 f"repair source {self._effect.source.address} has a damaged block "
                 f"{chunk.first + bad[0]} in the extent (extent {self._effect.extent})",
-                reason="REPAIR_SOURCE",
+                reason="SOURCE_DAMAGED",
             )
-        self._copied += self._host.engine.repair_merge(
-            self._base + chunk.first, chunk.contexts, chunk.data
-        )
+        for run in good if not self._effect.rehearsal else ():
+            end = run.first + run.count
+            self._copied += self._host.engine.repair_merge(
+                self._base + chunk.first + run.first,
+                chunk.contexts[run.first : end],
+                chunk.data[run.first * self._size : end * self._size],
+            )
         self._copier.bucket.take(len(chunk.data), self._host.daemon.world.schedule.now)
         self._pace()
 
@@ -239,7 +255,11 @@ class _Copy:
             self._host.later((wait, wait + STEP_SECONDS[1]), self._guarded, self._go_on)
 
 
-def _source_failed(source: CopySource, error: StairwellError) -> UnavailableError:
+def _source_failed(source: CopySource, error: StairwellError) -> StairwellError:
+    if isinstance(error, DataError):
+        return DataError(
+            f"repair source {source.address}: {error.message}", reason="SOURCE_DAMAGED"
+        )
     return UnavailableError(
         f"repair source {source.address}: {error.message}", reason="REPAIR_SOURCE"
     )

@@ -59,6 +59,8 @@ class Daemon:
         self.service: Host | None = None
         # Its stored data was damaged by us, not by the code.
         self.rotten = False
+        # Where, and the pages as they were then.
+        self.rotten_pages: list[tuple[int, bytes]] = []
         # Its disk fails or will: the process is to be started again.
         self.ill = False
         self.disk = MemoryDisk(self.host)
@@ -82,6 +84,7 @@ class Daemon:
         self.definition = definition or self.fitting()
         self.kept = None
         self.rotten = False
+        self.rotten_pages = []
         self.faults.clear()
         self._take_disk(MemoryDisk(self.host))
         Region.create(
@@ -95,6 +98,21 @@ class Daemon:
         return RegionDefinition(
             region_id, self.world.geometry, cipher=cipher, format_version=version_for(cipher)
         )
+
+    def rot(self, offsets: list[int]) -> None:
+        """Flips a bit of each of these bytes of the data."""
+        self.note("its data rots")
+        self.rotten = True
+        for offset in offsets:
+            self.disk.rot("data", offset)
+            self.rotten_pages.append((offset, self.disk.page("data", offset)))
+
+    def restore(self) -> None:
+        """Somebody has got the data back that rotted, where nothing was written since."""
+        self.note("its data is brought back")
+        for offset, page in self.rotten_pages:
+            self.disk.stop_rotting("data", offset, page)
+        self.rotten_pages = []
 
     def keep_copy(self) -> None:
         """Somebody copies the region directory, as it is on the medium."""

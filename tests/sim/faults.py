@@ -26,6 +26,9 @@ NOTICED_SECONDS = (0.0, 0.5, 5.0, 20.0)
 SLOWER = (5.0, 20.0, 80.0)
 PAGE_BYTES = 4096
 OLD_STOPPED = 0.4
+# How often a member's rot is found out by a crash, and how soon after.
+ROT_AND_CRASH = 0.6
+AT_ONCE_SECONDS = (0.0, 0.005, 0.05, 0.5)
 # With so many of the faults, something happens to the parent too, if there is one.
 PARENT_SHARE = 0.3
 REPAIR_RATES = (0, 0, 4096, 65536)
@@ -140,8 +143,6 @@ class Faults:
 
     def power_all(self) -> bool:
         """The room loses power: every storage host, and as often as not the machine with them."""
-        if self.world.rotten():
-            return False
         for daemon in self.world.daemons.values():
             self._down(daemon, power=True)
         if self.world.chance.random() < 0.5:
@@ -236,12 +237,21 @@ class Faults:
         pages = member.disk.stored_pages("data")
         if not pages:
             return False
-        member.note("its data rots")
-        for page in pages:
-            member.disk.rot("data", page + world.chance.randrange(0, PAGE_BYTES))
-        member.rotten = True
+        member.rot([page + world.chance.randrange(0, PAGE_BYTES) for page in pages])
         self.wound(member)
+        if world.variety.random() < ROT_AND_CRASH:
+            # Before anybody has replaced it: the members are compared, and it may be the newest.
+            world.schedule.later(world.variety.choice(AT_ONCE_SECONDS), self._crash, member)
         return True
+
+    def _crash(self, rotten: Daemon) -> None:
+        """The machine dies, and the members that are not rotten lose what they had not synced."""
+        world = self.world
+        if world.machine.alive and world.may_lose_machine():
+            for daemon in world.members():
+                if daemon is not rotten and world.variety.random() < 0.7:
+                    self._down(daemon, power=True)
+            self.machine()
 
     def lost_disk(self) -> bool:
         """A member's disk is lost; it comes back blank, and somebody replaces it later."""

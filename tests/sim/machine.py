@@ -421,7 +421,9 @@ class Machine:
             counters=VolumeCounters(),
             repair_rate=RepairRate(0, RateReason.UNLIMITED, 0.0, 1.0, RepairPolicy()),
         )
-        return volume_message("machine", "disk", volume, nbd_uri="", vhost_user_socket="")
+        return volume_message(
+            "machine", "disk", volume, nbd_uri="", vhost_user_socket="", guest_device=""
+        )
 
     def replace(
         self,

@@ -133,6 +133,7 @@ EVENTS = (
     "network call carried out late",
     "taken over NO_LONGER_ACTIVE",
     "copies stand still",
+    "copy fails on a damaged block",
     "word PauseAsked",
     "word ResumeAsked",
     "word CancelAsked",

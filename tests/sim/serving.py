@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from downstaird.core.engine import FlushWork
 from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from downstaird.core.region import Region
-from downstaird.core.session import CopyExtent, Effect, LimitRepair, RunWork, Session
+from downstaird.core.session import Session
+from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.lane import PATIENCE_FLUSHES
 from downstaird.region_host import CHECK_SECONDS

@@ -195,16 +195,9 @@ class World:
     def may_lose_machine(self) -> bool:
         """Whether the machine may end: with a replacement under way the next one does not know the
         old member any more, so what was flushed must be whole on one that stays."""
-        if self.rotten():
-            return False
         if self.settled():
             return True
         return any(self.checks.stands_alone(daemon) for daemon in self.members())
-
-    def rotten(self) -> bool:
-        """Whether a member's data has rotted: a comparison of all members at once could want to
-        copy from it, and would not end."""
-        return any(daemon.rotten for daemon in self.members(departing=True))
 
     # ---- the machine
 
@@ -233,6 +226,12 @@ class World:
                 self.fail("a wrong key was accepted")
 
         machine.ask(events.Activate, activated)
+
+    def _bring_back(self) -> None:
+        """Who reads that the newest copy has damaged blocks gets that member's data back."""
+        for daemon in self.members(departing=True):
+            if daemon.rotten:
+                daemon.restore()
 
     def note_refusal(self, answer: events.Answer) -> None:
         """Counts an activation that was refused."""
@@ -264,6 +263,11 @@ class World:
                 self.wounds.fresh.discard(daemon.host)
                 self.schedule.later(0.0, self._replace_wounded, slot.address)
         if status.state is UpstairsState.DISABLED:
+            if status.reason.startswith("SOURCE_DAMAGED"):
+                self.reached["out of service SOURCE_DAMAGED"] += 1
+                if not any(daemon.rotten for daemon in self.members(departing=True)):
+                    self.fail(f"nothing has rotted, and it is said: {status.reason}")
+                self.schedule.later(self.variety.uniform(0.0, 5.0), self._bring_back)
             self.schedule.later(0.0, self._remake, machine)
         elif status.state is UpstairsState.ACTIVE:
             lost = not any(

@@ -21,6 +21,10 @@ Scenario = Callable[[Tormentor, float], Awaitable[None]]
 _SLOW_REPAIR = 4 << 20
 
 
+# Longer than a silence is borne, and than a member is waited for.
+LONG_FREEZE_SECONDS = 25.0
+
+
 async def live_repair(t: Tormentor, scale: float) -> None:
     """Members are replaced in turn under load; each that was replaced is the next spare, made
     anew."""
@@ -241,8 +245,13 @@ async def freeze(t: Tormentor, scale: float) -> None:
     async with t.load():
         for _ in range(max(2, int(3 * scale))):
             number = t.rng.randrange(3)
+            long = scale > 1 and t.rng.random() < 0.2
+            if long:
+                # Of a second member, while another one is not whole, requests wait for 20 s only
+                # and fail then: `OFFLINE_SECONDS_MAX`.
+                await t.well()
             t.members.freeze(t.places[number])
-            await asyncio.sleep(25 if scale > 1 and t.rng.random() < 0.2 else 0.3)
+            await asyncio.sleep(LONG_FREEZE_SECONDS if long else 0.3)
             t.members.thaw(t.places[number])
             t.counts["frozen"] += 1
         await t.well()

@@ -261,6 +261,65 @@ async def test_a_source_that_is_not_there_is_an_answer_not_a_hang(serve, upstair
     assert "127.0.0.1:1" in answer.text
 
 
+def rot(directory, block):
+    """Flips a bit of the block of that content, wherever the region's files hold it."""
+    found = 0
+    for path in (path for path in directory.rglob("*") if path.is_file()):
+        at = path.read_bytes().find(block)
+        if at >= 0:
+            found += 1
+            with path.open("r+b") as file:
+                file.seek(at)
+                file.write(bytes([block[0] ^ 1]))
+    assert found
+
+
+async def test_a_damaged_block_of_the_source_is_no_absence_of_it(serve, upstairs, tmp_path):
+    """It is told apart, a rehearsal finds it out beforehand, and nothing of it is taken over."""
+    source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    data = pattern(5, PER_EXTENT)
+    for extent in (0, 1):
+        await a.write(extent * PER_EXTENT, data)
+    await a.flush(1)
+    rot(tmp_path / "a", data[7 * BLOCK : 8 * BLOCK])
+    blob = source_blob(source, upstairs, 1)
+    before = await b.digests(EXTENTS)
+    answer = await b.one(OpKind.COPY_CHECK, offset=0, blob=blob)
+    assert answer.status is OpStatus.SOURCE_DAMAGED
+    assert "damaged block 7" in answer.text
+    well = await b.one(OpKind.COPY_CHECK, offset=2, blob=blob)
+    assert well.status is OpStatus.OK
+    assert await b.digests(EXTENTS) == before
+    assert not ((await b.states())[:, 2] & FLAG_INCOMPLETE).any()
+    await b.do(begin([0]))
+    [answer] = await b.do(*copies(source, upstairs, 1, [0]))
+    assert answer.status is OpStatus.SOURCE_DAMAGED
+
+
+async def test_a_damaged_block_that_is_not_needed_is_left_out(serve, upstairs, tmp_path):
+    """The target has it, by its context; it comes along in a step of which most differs."""
+    source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    data = pattern(6, PER_EXTENT)
+    seventh = data[7 * BLOCK : 8 * BLOCK]
+    await a.write(0, data)
+    await b.write(7, seventh)
+    mirror = Mirror(a, b)
+    await mirror.flush()
+    rot(tmp_path / "a", seventh)
+    answer = await b.one(OpKind.COPY_CHECK, offset=0, blob=source_blob(source, upstairs, 1))
+    assert answer.status is OpStatus.OK
+    await b.do(begin([0]))
+    await mirror.flush()
+    [answer] = await b.do(*copies(source, upstairs, 1, [0]))
+    assert answer.status is OpStatus.OK
+    await mirror.flush()
+    assert (await b.one(OpKind.REPAIR_END)).status is OpStatus.OK
+    assert await b.read(0, PER_EXTENT) == data
+    assert await b.digests(1) == await a.digests(1)
+
+
 async def test_an_incomplete_extent_is_no_source(serve, upstairs):
     source, target = await serve(), await serve()
     a, b = await source.session(upstairs), await target.session(upstairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vmmd.upstairs.core import reconcile
+from vmmd.upstairs.core import reconcile_plan as reconcile
 
 
 def plant(patch) -> None:

@@ -21,7 +21,8 @@ from stairlib.wire.frame import FLAG_DIRTY
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.cipher_check import check_generation
 from vmmd.upstairs.core.copies import ExtentCopies
-from vmmd.upstairs.core.reconcile import ReconcilePlan, Reconciliation, plan, trust_regions
+from vmmd.upstairs.core.reconcile import Reconciliation
+from vmmd.upstairs.core.reconcile_plan import ReconcilePlan, plan, trust_regions
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState
@@ -79,6 +80,10 @@ class Activation:
             quorum = self._quorum()
             return self._begin(quorum) if quorum else False
         self.running.advance()
+        if self.running.damage is not None:
+            # The same again would end the same way.
+            self.failure = self.running.damage
+            return False
         if self.running.error:
             self._abort(self.running)
             return False

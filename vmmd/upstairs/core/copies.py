@@ -21,6 +21,21 @@ from vmmd.upstairs.core.slot import Member
 
 # (extent, mask of members that failed as its source) to a member, or None when there is none.
 ChooseSource = Callable[[int, int], Member | None]
+_OF_THE_SOURCE = (OpStatus.REPAIR_SOURCE, OpStatus.SOURCE_DAMAGED)
+
+
+def source_blob(region: RegionSet, source: Member, traceparent: str = "") -> bytes:
+    """How a member is told where to copy from, and as whom."""
+    config = region.config
+    fields = {
+        "address": source.address,
+        "upstairs_id": config.upstairs_id,
+        "session_id": config.session_id,
+        "generation": region.generation,
+    }
+    if traceparent:
+        fields["traceparent"] = traceparent
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 @dataclass(slots=True)
@@ -32,10 +47,13 @@ class _Copy:
     job: ControlJob
     tried: int
     attempts: int
+    # Every source so far was damaged; none was merely away.
+    damaged: bool
 
 
 class ExtentCopies:
-    """All copies into `target`. `error` is set once and ends it."""
+    """All copies into `target`. `error` is set once and ends it; `damaged` with it is the extent of
+    which every source has a bad block."""
 
     def __init__(
         self,
@@ -54,13 +72,17 @@ class ExtentCopies:
         self._choose = choose
         geometry = region.config.geometry
         self._extent_bytes = geometry.blocks_per_extent * geometry.block_size
-        self._waiting: deque[tuple[int, int, int]] = deque((extent, 0, 0) for extent in extents)
+        # Extent, who was tried, how often, and whether all of these were damaged.
+        self._waiting: deque[tuple[int, int, int, bool]] = deque(
+            (extent, 0, 0, True) for extent in extents
+        )
         self._running: list[_Copy] = []
         self.extents_total = len(self._waiting)
         self.extents_done = 0
         self.bytes_copied = 0
         self.started_at = region.now
         self.error = ""
+        self.damaged: int | None = None
         self.traceparent = ""
         self._limits = region.repair_limits.share(members)
         self._look: ControlJob | None = None
@@ -151,13 +173,14 @@ class ExtentCopies:
             self._settle(copy)
         wanted = 0 if self._held else self._limits.copies_in_flight
         while not self.error and self._waiting and len(self._running) < wanted:
-            extent, tried, attempts = self._waiting.popleft()
+            extent, tried, attempts, damaged = self._waiting.popleft()
             # With every source tried, begin again with the first: the attempts are what is bounded.
             source = self._choose(extent, tried) or self._choose(extent, 0)
             if source is None:
                 self.error = f"no member can be the source of extent {extent}"
                 return
-            self._running.append(_Copy(extent, source, self._send(extent, source), tried, attempts))
+            job = self._send(extent, source)
+            self._running.append(_Copy(extent, source, job, tried, attempts, damaged))
 
     def _settle(self, copy: _Copy) -> None:
         job = copy.job
@@ -166,29 +189,24 @@ class ExtentCopies:
         elif job.outcome is Outcome.OK:
             self.extents_done += 1
             self.bytes_copied += min(job.number, self._extent_bytes)
-        elif job.status is OpStatus.REPAIR_SOURCE and job.outcome is Outcome.FAILED:
+        elif job.status in _OF_THE_SOURCE and job.outcome is Outcome.FAILED:
             attempts = copy.attempts + 1
-            if attempts >= limits.COPY_ATTEMPTS_MAX:
+            damaged = copy.damaged and job.status is OpStatus.SOURCE_DAMAGED
+            if attempts < limits.COPY_ATTEMPTS_MAX:
+                tried = copy.tried | copy.source.bit
+                self._waiting.appendleft((copy.extent, tried, attempts, damaged))
+            elif not self.error:
                 self.error = job.describe()
-            else:
-                self._waiting.appendleft((copy.extent, copy.tried | copy.source.bit, attempts))
+                self.damaged = copy.extent if damaged else None
         else:
             self.error = self.error or job.describe()
 
     def _send(self, extent: int, source: Member) -> ControlJob:
-        config = self._region.config
-        blob = {
-            "address": source.address,
-            "upstairs_id": config.upstairs_id,
-            "session_id": config.session_id,
-            "generation": self._region.generation,
-        }
-        if self.traceparent:
-            blob["traceparent"] = self.traceparent
+        blob = source_blob(self._region, source, self.traceparent)
         return self._region.send_control(
             self._target,
             OpKind.EXTENT_COPY,
             offset=extent,
             length=1,
-            blob=json.dumps(blob, separators=(",", ":")).encode(),
+            blob=blob,
         )

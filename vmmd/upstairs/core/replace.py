@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from stairlib.model.errors import ConflictError, StateError
 from vmmd.upstairs.core.events import Replacement, ReplaceResult
-from vmmd.upstairs.core.reconcile import ReconcilePlan
+from vmmd.upstairs.core.reconcile_plan import ReconcilePlan
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState

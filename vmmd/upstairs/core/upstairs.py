@@ -491,7 +491,7 @@ class Upstairs:
         region = self._region
         if region.state in (UpstairsState.INITIALIZING, UpstairsState.DISABLED):
             return
-        region.reason = error.message
+        region.reason = f"{error.reason}: {error.message}"
         region.move(UpstairsMove.FAIL)
         self._answer_all(self._activate_keys, error)
         self._stop_work(error.message)

@@ -7,7 +7,8 @@ import uuid
 import numpy as np
 import pytest
 
-from downstaird.core.session import CopyExtent, LimitRepair, RunWork, Session
+from downstaird.core.session import Session
+from downstaird.core.session_effects import CopyExtent, LimitRepair, RunWork
 from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.model.errors import DataError, UnavailableError

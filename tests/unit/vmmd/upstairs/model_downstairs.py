@@ -116,7 +116,10 @@ class ModelDownstairs:
         self.flush_error_rate = 0.0
         self.corrupt_rate = 0.0
         self.poisoned = False
+        # Blocks whose stored data is not what their contexts say, and how often copies met one.
+        self.rotten: set[int] = set()
         self.write_failed = False
+        self.asked_to: list[OpKind] = []
         self.snapshots: dict[str, dict[int, Block]] = {}
         self.snapshot_error = ""
         self._restart()
@@ -291,6 +294,10 @@ class ModelDownstairs:
         zero = (EMPTY, bytes(self.geometry.block_size))
         if kind is OpKind.READ:
             blocks = [self.memory.get(block, zero) for block in range(offset, offset + length)]
+            for index in {block - offset for block in self.rotten} & set(range(length)):
+                context, block = blocks[index]
+                if context != EMPTY:
+                    blocks[index] = (context, bytes([block[0] ^ 1]) + block[1:])
             if self.rng.random() < self.corrupt_rate:
                 context, block = blocks[0]
                 blocks[0] = (context, bytes([block[0] ^ 1]) + block[1:])
@@ -332,6 +339,7 @@ class ModelDownstairs:
         else:
             self.memory[block] = value
         self.changed.add(block)
+        self.rotten.discard(block)
         extent = block // self.geometry.blocks_per_extent
         self.dirty[extent] = True
         if extent in self.since_begin:
@@ -357,12 +365,15 @@ class ModelDownstairs:
             return Pending(job, kind, flush)
         if kind is OpKind.REPAIR_BEGIN:
             return Pending(job, kind, self._repair_begin(np.frombuffer(blob, EXTENT_MARK)))
-        if kind is OpKind.EXTENT_COPY:
-            return Pending(job, kind, self._copy(int(op["offset"]), json.loads(blob)))
+        if kind in (OpKind.EXTENT_COPY, OpKind.COPY_CHECK):
+            rehearsal = kind is OpKind.COPY_CHECK
+            self.asked_to.append(kind)
+            copying = self._copy(int(op["offset"]), json.loads(blob), rehearsal=rehearsal)
+            return Pending(job, kind, copying)
         return None
 
     def _queue(self, session: Session, pending: Pending) -> None:
-        if pending.kind is OpKind.EXTENT_COPY:
+        if pending.kind in (OpKind.EXTENT_COPY, OpKind.COPY_CHECK):
             self.later(self.rng.uniform(0.001, 0.03), lambda: self._end(session, pending))
             return
         session.lane.append(pending)
@@ -471,7 +482,9 @@ class ModelDownstairs:
 
         return finish
 
-    def _copy(self, extent: int, source: dict) -> Callable[[], tuple[OpStatus, int, str]]:
+    def _copy(
+        self, extent: int, source: dict, *, rehearsal: bool = False
+    ) -> Callable[[], tuple[OpStatus, int, str]]:
         per_extent = self.geometry.blocks_per_extent
         blocks = range(extent * per_extent, (extent + 1) * per_extent)
         first = self.resolve(source["address"])
@@ -490,6 +503,11 @@ class ModelDownstairs:
             theirs, stamp, incomplete = asked
             if incomplete:
                 return OpStatus.REPAIR_SOURCE, 0, "the source is incomplete"
+            needed = {b for b in blocks if _context(theirs[b]) != _context(self.memory.get(b))}
+            if needed & again.rotten:
+                return OpStatus.SOURCE_DAMAGED, 0, f"damaged blocks {needed & again.rotten}"
+            if rehearsal:
+                return OpStatus.OK, 0, ""
             if extent not in self.since_begin:
                 return OpStatus.BAD_REQUEST, 0, "no repair has begun"
             copied = 0
@@ -505,6 +523,7 @@ class ModelDownstairs:
                     self.memory.pop(block, None)
                 else:
                     self.memory[block] = value
+                    self.rotten.discard(block)
                     copied += len(value[1])
                 self.changed.add(block)
             own = (self.extents.generation[extent], self.extents.flush[extent])

@@ -8,7 +8,7 @@ import pytest
 from stairlib.model.errors import DataError
 from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, FLAG_TOWARDS
 from vmmd.upstairs.core.events import ExtentStamps
-from vmmd.upstairs.core.reconcile import plan, trust_regions
+from vmmd.upstairs.core.reconcile_plan import plan, trust_regions
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.slot_states import SlotMode
 
