@@ -11,7 +11,7 @@ BENCH_FLAGS ?=
 FUZZ_SECONDS ?= 60
 # The seeds of `make sim`: two minutes on two idle processors.
 FIRST ?= 0
-SEEDS ?= 1500
+SEEDS ?= 1000
 # Of `make torture`.
 SECONDS ?= 600
 SCENARIO ?= all
