@@ -32,7 +32,7 @@ async def top(
     Keys: arrows choose a disk; p and r pause and resume its replacement, l limits its repairs; 1 to
     4 show disks, replacements, machines, the fleet; q ends. Goes on when the control plane is away.
 
-    The screen needs the extra: pip install 'stairwell[tui]'. Without it, or where the output is no
+    The screen needs the extra `tui`, which brings textual. Without it, or where the output is no
     terminal, the text of --once is printed.
     """
     # Late: nothing else of the client needs them.
