@@ -76,6 +76,11 @@ class Run:
     servers_us: float
     drain: float
 
+    @property
+    def mirror_us(self) -> float:
+        """Of client and servers together."""
+        return self.client_us + self.servers_us
+
 
 def processor_seconds(pids: tuple[int, ...]) -> float:
     """User and system time of the processes so far."""

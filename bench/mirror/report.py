@@ -92,6 +92,14 @@ def ratios(runs: Runs, jobs: Sequence[Job]) -> list[Ratio]:
     return found
 
 
+def processor_ratio(job: Job, runs: Runs, stack: str) -> list[float]:
+    """By round: the processor time of the peer's client and servers for a request, over that of the
+    stack's. Above 1 the stack works less. Steadier than rates on a machine that others use too."""
+    pairs = zip(runs[job.name, PEER], runs[job.name, stack], strict=True)
+    # A run too short to be counted by the kernel's ticks says nothing.
+    return [peer.mirror_us / own.mirror_us for peer, own in pairs if own.mirror_us]
+
+
 def geometric_mean(found: Sequence[Ratio]) -> float | None:
     """Of OURS beside PEER; None unless all workloads were run."""
     medians = [one.median for one in found if (one.stack, one.versus) == (OURS, PEER)]
@@ -118,11 +126,15 @@ def table(job: Job, runs: Runs, stacks: Sequence[str]) -> list[str]:
         own = runs.get((job.name, name))
         if not own:
             continue
-        values = {f.name: median_of(own, f.name) for f in dataclasses.fields(Run)}
+        figures = {f.name: median_of(own, f.name) for f in dataclasses.fields(Run)}
         lines.append(
-            f"  {name:20}{values['rate']:9.0f}{values['p50']:9.0f}{values['p99']:9.0f}"
-            f"{values['fio_us']:8.1f}{values['client_us']:9.1f}{values['servers_us']:9.1f}"
+            f"  {name:20}{figures['rate']:9.0f}{figures['p50']:9.0f}{figures['p99']:9.0f}"
+            f"{figures['fio_us']:8.1f}{figures['client_us']:9.1f}{figures['servers_us']:9.1f}"
         )
+    for name in (OURS, CONTROL):
+        if (job.name, name) in runs and (values := processor_ratio(job, runs, name)):
+            told, spread = f"CPU: {PEER} / {name}", f"{min(values):.2f} to {max(values):.2f}"
+            lines.append(f"  {told:34}{statistics.median(values):6.2f}   {spread}")
     for one in ratios(runs, [job]):
         wanted = "" if one.must is None else f"must {one.must:g}"
         wanted += "" if one.aim is None else f", aim {one.aim:g}"
@@ -142,6 +154,9 @@ def document(
         "acknowledgement": dict(notes),
         "geometric_mean": geometric_mean(found),
         "ratios": [one.fields() for one in found],
+        "processor_ratios": {
+            job.name: processor_ratio(job, runs, OURS) for job in jobs if (job.name, OURS) in runs
+        },
         "runs": [
             {"job": job, "stack": stack, "round": number, **dataclasses.asdict(run)}
             for (job, stack), own in runs.items()

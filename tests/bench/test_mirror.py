@@ -7,6 +7,7 @@ quicker.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -60,6 +61,13 @@ def test_each_comparison_has_its_own_base() -> None:
         (report.GCM, report.OURS): (0.5, "MISSED"),
         (report.OURS, report.FIFO): (2.0, "must"),
     }
+
+
+def test_processor_time_is_the_peers_over_ours() -> None:
+    runs = runs_of(quorum=[1.0], ours=[9.0])
+    (own,) = runs[RANDREAD.name, report.OURS]
+    runs[RANDREAD.name, report.OURS] = [dataclasses.replace(own, client_us=1.0, servers_us=1.0)]
+    assert report.processor_ratio(RANDREAD, runs, report.OURS) == [6.5]
 
 
 def test_the_mean_is_told_of_all_workloads_only() -> None:
