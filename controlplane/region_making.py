@@ -5,6 +5,10 @@ A making is recorded before the agent is asked, and the region has the replaceme
 again after a crash is the same wish, and nothing that was made is ever out of sight. Which ones are
 collected is decided by the replacements alone: one that is done keeps its region, one that runs or
 may be retried keeps it too, and one that never began, or was cancelled, does not.
+
+Whether one may still begin is known to the control plane whose call it is. Others that share the
+store wait: a call has so long from its wish to its replacement and no longer, and only long after
+that is what it had made collected by anybody.
 """
 
 from __future__ import annotations
@@ -30,6 +34,11 @@ _log = get_logger(__name__)
 # From the wish until the region's process answers.
 MAKE_SECONDS = 60.0
 LOOK_SECONDS = 0.2
+# From the wish until the replacement is recorded: more than a call takes that is not stopped.
+CALL_SECONDS = 150.0
+# From the wish until another control plane collects what never became a replacement. The difference
+# is what the clocks of two hosts may be apart, and what a preflight takes.
+OTHERS_SECONDS = 2 * CALL_SECONDS
 # Between two attempts to have a region destroyed whose agent did not answer.
 COLLECT_SECONDS = 30.0
 
@@ -51,8 +60,9 @@ class RegionMaking:
         self._agents = agents
         self._clock = clock
         self._pace = pace
-        # Made by calls that have not ended: their replacements are not recorded yet.
-        self._under_way: set[UUID] = set()
+        # Made by calls that have not ended: their replacements are not recorded yet. With the time
+        # of the wish, once there is one.
+        self._under_way: dict[UUID, float | None] = {}
         self._not_before: dict[UUID, float] = {}
 
     async def choose(self, vacancy: Vacancy, load: Collection[Place]) -> Placement:
@@ -69,11 +79,22 @@ class RegionMaking:
 
     def hold(self, replacement_id: UUID) -> None:
         """What is made under this id is not collected, until `let_go`."""
-        self._under_way.add(replacement_id)
+        self._under_way[replacement_id] = None
 
     def let_go(self, replacement_id: UUID) -> None:
         """From now on the replacement's record decides."""
-        self._under_way.discard(replacement_id)
+        self._under_way.pop(replacement_id, None)
+
+    def require(self, replacement_id: UUID) -> None:
+        """StateError (REGION_NOT_MADE) when what was made under this id may be collected by now:
+        its replacement must not begin any more. To be asked just before it is recorded."""
+        wished = self._under_way.get(replacement_id)
+        if wished is not None and self._clock() > wished + CALL_SECONDS:
+            raise StateError(
+                f"making a region took longer than {CALL_SECONDS:g} s, and others may collect it; "
+                "try again",
+                reason="REGION_NOT_MADE",
+            )
 
     async def make(self, replacement_id: UUID, agent: str, vacancy: Vacancy) -> None:
         """Has a region made and records it as a spare that is set aside for the volume.
@@ -82,6 +103,7 @@ class RegionMaking:
         """
         assert replacement_id in self._under_way
         making = Making(replacement_id, agent, self._clock())
+        self._under_way[replacement_id] = making.created_at
         await self._store.save_making(making)
         try:
             region = await self._made(making, vacancy)
@@ -129,8 +151,13 @@ class RegionMaking:
             state = await self._state(name)
             if state is State.DONE:
                 await self._store.forget_making(name)
-            elif state in (None, State.CANCELLED):
+            elif state is State.CANCELLED or (state is None and self._is_over(making, now)):
                 await self._collect(making)
+
+    def _is_over(self, making: Making, now: float) -> bool:
+        """Whether no call can begin a replacement with it any more."""
+        shared = self._store.lease_seconds is not None
+        return not shared or now > making.created_at + OTHERS_SECONDS
 
     async def _state(self, replacement_id: UUID) -> State | None:
         try:
@@ -146,6 +173,9 @@ class RegionMaking:
             await self._store.forget_making(name)
             return
         try:
+            if known is not None:
+                # First: it is not chosen from here on, and who has chosen it is found here.
+                await self._store.deregister_downstairs(making.address)
             await self._agents.destroy(making.agent, name)
         except NotFoundError:
             _log.info("no region to collect", agent=making.agent, region=str(name))
@@ -154,8 +184,6 @@ class RegionMaking:
                          error=error.message)  # fmt: skip
             self._not_before[name] = self._clock() + COLLECT_SECONDS * self._pace
             return
-        if known is not None:
-            await self._store.deregister_downstairs(making.address)
         await self._store.forget_making(name)
         self._not_before.pop(name, None)
         _log.info("region collected", agent=making.agent, region=str(name))

@@ -182,6 +182,7 @@ class Starting:
             if not placement.chosen:
                 break
             placement = replace(placement, made_by=made_by)
+            self._making.require(replacement_id)
             try:
                 return await self._send(
                     disk, found, placement, validate_only, asked_by, replacement_id
