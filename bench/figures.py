@@ -139,4 +139,5 @@ def _file_system(directory):
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return " on ".join(found.split())
+    # Where something is mounted over something, the last is what is seen.
+    return " on ".join(found.strip().rpartition("\n")[2].split()) or "unknown"
