@@ -159,7 +159,7 @@ async def _request_state(session: Session, wanted: Wanted, name: str) -> pb.Inst
 async def _wait(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:
     """Waits as long as --timeout says, else for ever; says where to look when it takes long."""
     loop = asyncio.get_running_loop()
-    look = f"`stairwell disk status` says what the disks of {queued.name} wait for"
+    look = where_to_look(wanted, queued.name)
     slow = loop.call_later(SLOW_SECONDS, session.note, f"still waiting; {look}")
     try:
         async with asyncio.timeout(session.settings.timeout):
@@ -167,11 +167,21 @@ async def _wait(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Ins
     except TimeoutError:
         raise CommandError(
             f"{queued.name} did not {wanted.value} within {session.settings.timeout:g} s; "
-            "the request stays queued",
+            + ("it was asked" if wanted is Wanted.SHUTDOWN else "the request stays queued"),
             look,
         ) from None
     finally:
         slow.cancel()
+
+
+def where_to_look(wanted: Wanted, name: str) -> str:
+    """What to do when it takes long: a guest need not obey its power button."""
+    if wanted is Wanted.SHUTDOWN:
+        return (
+            f"`stairwell serial {name}` shows what the guest says; one that ignores its power"
+            f" button is ended by `stairwell state stop {name}`"
+        )
+    return f"`stairwell disk status` says what the disks of {name} wait for"
 
 
 async def reach_state(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:
