@@ -104,18 +104,22 @@ class BuiltInEngine:
             reason="NEEDS_PROCESSOR",
         )
 
+    def require_plugging(self, name: str) -> None:
+        """As Engine: it cannot."""
+        raise _no_plugging(name)
+
     async def plug(self, disk: EngineDisk) -> None:
         """As Engine."""
-        raise _no_plugging(disk)
+        raise _no_plugging(disk.name)
 
     async def unplug(self, disk: EngineDisk) -> None:
         """As Engine."""
-        raise _no_plugging(disk)
+        raise _no_plugging(disk.name)
 
 
-def _no_plugging(disk: EngineDisk) -> UnsupportedError:
+def _no_plugging(name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"disk {disk.name!r}: the built-in guest takes its disks at the start of the machine; "
+        f"disk {name!r}: the built-in guest takes its disks at the start of the machine; "
         'plugging needs engine = "qemu" in the host\'s configuration',
         reason="NEEDS_PROCESSOR",
     )

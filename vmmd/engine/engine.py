@@ -55,6 +55,11 @@ class Engine(Protocol):
         """UnsupportedError without a processor."""
         ...
 
+    def require_plugging(self, name: str) -> None:
+        """UnsupportedError when no disk, as the one of this name, can be plugged into it. Asked
+        before the volume is opened, which takes it from whoever else has it."""
+        ...
+
     async def plug(self, disk: EngineDisk) -> None:
         """One more disk for a running guest."""
         ...

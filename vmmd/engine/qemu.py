@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ HANG_UP_SECONDS = 2.0
 # A guest lets a disk go within a second, if it listens to ACPI at all.
 UNPLUG_SECONDS = 30.0
 LAST_WORDS = 20
+WORDS_BYTES = 4096
 _MINE = "host-"
 
 
@@ -178,6 +179,9 @@ class QemuEngine:
         else:
             await self._ask("system_powerdown")
 
+    def require_plugging(self, _name: str) -> None:
+        """As Engine: this one can."""
+
     async def plug(self, disk: EngineDisk) -> None:
         """As Engine. Taken back when the guest's board refuses it."""
         attached = self._attached(disk)
@@ -284,7 +288,17 @@ class QemuEngine:
     async def _listen_to_words(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        async for line in self._process.stdout:
+        rest = b""
+        # Not by lines: one without an end would stop this, and then QEMU, whose pipe would be full.
+        while piece := await self._process.stdout.read(WORDS_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            if len(rest) > WORDS_BYTES:
+                lines, rest = [*lines, rest], b""
+            self._heard(lines)
+        self._heard([rest] if rest else [])
+
+    def _heard(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
             text = line.decode(errors="replace").rstrip()
             self._said.append(text)
             log.info("QEMU says", text=text)

@@ -287,6 +287,7 @@ class Machine:
         async with self._plugging:
             self._require_running("a new disk")
             self._check_room(spec)
+            self.engine.require_plugging(spec.name)
             volume = await _opened(0, spec, self._tracing)
             disk = self._build_disk(spec, volume)
             try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from stairlib.model.errors import StairwellError, StateError, UnavailableError
+from stairlib.model.errors import StateError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.telemetry.logs import get_logger
@@ -123,7 +123,7 @@ class MachineProcess:
             with translated(f"machine process of {self.spec.name}"):
                 stub = MachineProcessServiceStub(self.channel)
                 answer = await stub.Configure(request, timeout=CONFIGURE_SECONDS)
-        except (StairwellError, asyncio.CancelledError):
+        except BaseException:
             await self.kill()
             raise
         self.history[-1] = published_from_message(answer.machine)

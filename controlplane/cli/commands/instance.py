@@ -25,6 +25,8 @@ from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 CREATE_SECONDS = 60.0
 # A machine runs within a second or two; past this, one of its disks' members is probably away.
 SLOW_SECONDS = 5.0
+# A guest that obeys its power button is done by then.
+SHUTDOWN_SECONDS = 120.0
 
 Name = Annotated[str, typer.Argument(help="Instance; may be left out while there is only one.")]
 
@@ -157,16 +159,20 @@ async def _request_state(session: Session, wanted: Wanted, name: str) -> pb.Inst
 
 
 async def _wait(session: Session, wanted: Wanted, queued: pb.Instance) -> pb.Instance:
-    """Waits as long as --timeout says, else for ever; says where to look when it takes long."""
+    """Waits as long as --timeout says, else for ever, but for a guest that was only asked to shut
+    down; says where to look when it takes long."""
+    seconds = session.settings.timeout
+    if seconds is None and wanted is Wanted.SHUTDOWN:
+        seconds = SHUTDOWN_SECONDS
     loop = asyncio.get_running_loop()
     look = where_to_look(wanted, queued.name)
     slow = loop.call_later(SLOW_SECONDS, session.note, f"still waiting; {look}")
     try:
-        async with asyncio.timeout(session.settings.timeout):
+        async with asyncio.timeout(seconds):
             return await reach_state(session, wanted, queued)
     except TimeoutError:
         raise CommandError(
-            f"{queued.name} did not {wanted.value} within {session.settings.timeout:g} s; "
+            f"{queued.name} did not {wanted.value} within {seconds:g} s; "
             + ("it was asked" if wanted is Wanted.SHUTDOWN else "the request stays queued"),
             look,
         ) from None

@@ -24,6 +24,8 @@ from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 # Ctrl-]
 LEAVE = b"\x1d"
 HISTORY_BYTES = 16 << 10
+# What is kept of the latest, and what one answer holds.
+HISTORY_BYTES_MAX = 1 << 20
 READ_BYTES = 4096
 
 
@@ -38,7 +40,13 @@ async def serial(
     name: Name = "",
     history: Annotated[
         int,
-        typer.Option("--history", min=0, metavar="BYTES", help="How much of before to begin with."),
+        typer.Option(
+            "--history",
+            min=0,
+            max=HISTORY_BYTES_MAX,
+            metavar="BYTES",
+            help="How much of before to begin with.",
+        ),
     ] = HISTORY_BYTES,
     only_history: Annotated[
         bool, typer.Option("--only-history", help="Print what was said and leave.")
@@ -120,7 +128,8 @@ class _Keys:
     """Standard input, a piece at a time."""
 
     def __init__(self) -> None:
-        self._fd = sys.stdin.fileno()
+        # A program that was started without an input has none to ask.
+        self._fd = os.open(os.devnull, os.O_RDONLY) if sys.stdin is None else sys.stdin.fileno()
         self.is_terminal = os.isatty(self._fd)
 
     @contextlib.contextmanager

@@ -91,7 +91,7 @@ def command_line(
     kvm = hypervisor.accelerator is Accelerator.KVM
     words = [
         hypervisor.program,
-        "-name", board.name.replace(",", ",,"),
+        "-name", "guest=" + board.name.replace(",", ",,"),
         "-machine", "pc,memory-backend=ram",
         "-accel", hypervisor.accelerator.value, "-cpu", "host" if kvm else "max",
         "-object", f"memory-backend-memfd,id=ram,size={board.memory_mib}M,share=on",

@@ -79,6 +79,7 @@ class HistoryBuffer:
         return HistoryRead(data, start + len(data))
 
     def read_latest(self, distance: int, count: int = READ_BYTES_DEFAULT) -> HistoryRead:
-        """Up to `count` bytes from `distance` bytes before the end, or from the start."""
+        """Up to `count` bytes from `distance` bytes before the end, or from the start; from the end
+        of the gap when that lies in it."""
         assert distance >= 0
-        return self.read_from(max(0, self._total - distance), count)
+        return self.read_from(self.next_kept(max(0, self._total - distance)), count)

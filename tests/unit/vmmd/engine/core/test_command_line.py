@@ -46,7 +46,7 @@ def test_a_machine_stands_still_and_its_memory_is_shared() -> None:
     assert after(words, "-object") == ["memory-backend-memfd,id=ram,size=512M,share=on"]
     assert after(words, "-machine") == ["pc,memory-backend=ram"]
     assert (after(words, "-accel"), after(words, "-cpu")) == (["tcg"], ["max"])
-    assert after(words, "-name") == ["one,, two"]
+    assert after(words, "-name") == ["guest=one,, two"]
     assert after(words, "-bios") == ["/fw/OVMF.fd"]
     assert "socket,id=console,path=/run/c,,1.sock,server=off" in after(words, "-chardev")
     assert "pvpanic" in after(words, "-device")

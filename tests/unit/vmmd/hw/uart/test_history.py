@@ -32,6 +32,10 @@ def test_first_and_latest_with_a_gap() -> None:
         history.read_from(4)
 
 
+def test_the_latest_that_is_kept_when_more_is_asked_for() -> None:
+    assert filled(b"abcdefghijkl").read_latest(6) == (b"ijkl", 12)
+
+
 def test_beyond_both_ends() -> None:
     history = filled(b"abc")
     assert history.read_from(3) == (b"", 3)
