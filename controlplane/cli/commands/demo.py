@@ -29,6 +29,9 @@ async def demo(
     json_file: Annotated[
         str, typer.Option("--json", metavar="FILE", help="Write the figures there as JSON.")
     ] = "",
+    plot: Annotated[
+        str, typer.Option("--plot", metavar="FILE.svg", help="Draw the replacement there.")
+    ] = "",
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the regions and logs afterwards.")
     ] = False,
@@ -48,13 +51,18 @@ async def demo(
     from controlplane.cli.demo.processes import Processes
     from controlplane.cli.demo.result import summary
     from controlplane.cli.demo.steps import main_job
+    from controlplane.cli.plot.making import check_place, write
     from controlplane.cli.waterfall import waterfall
 
     fill_bytes = _fill_bytes(fill)
+    if plot:
+        check_place(plot, "--plot")
     folder = _folder(directory)
     narrator = Narrator(session.err if session.is_json else session.out)
     with Processes(folder, keep=keep) as processes:
-        outcome = await main_job(narrator, processes, session.settings, session.tracing, fill_bytes)
+        outcome = await main_job(
+            narrator, processes, session.settings, session.tracing, fill_bytes, draw=bool(plot)
+        )
         narrator.step("stopping the daemons")
     result = outcome.result
     narrator.show("")
@@ -63,6 +71,9 @@ async def demo(
     narrator.show(summary(result))
     if keep:
         narrator.show(f"kept {folder}")
+    if outcome.story is not None:
+        write(outcome.story, plot, "--plot")
+        narrator.show(f"drawn to {plot}: {outcome.story.summary}")
     if json_file:
         _write(json_file, dump(result.data()) + "\n")
     if session.is_json:

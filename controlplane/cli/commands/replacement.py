@@ -1,4 +1,4 @@
-"""`replacement list|show|watch|pause|resume|cancel|retry|limit`: the workflows that replace
+"""`replacement list|show|watch|plot|pause|resume|cancel|retry|limit`: the workflows that replace
 members."""
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from controlplane.cli.commands import start
 from controlplane.cli.display import Look, progress_display
 from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import enum_word, plain
+from controlplane.cli.plot.making import AROUND_SECONDS, check_place, story_of, write
 from controlplane.cli.session import Session
 from controlplane.cli.switch import Switch
 from controlplane.cli.units import parse_size
@@ -41,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
     command(group, "show")(show)
     command(group, "get", hidden=True)(show)
     command(group, "watch")(watch_one)
+    command(group, "plot")(plot)
     command(group, "pause")(pause)
     command(group, "resume")(resume)
     command(group, "cancel")(cancel)
@@ -93,6 +95,39 @@ async def watch_one(session: Session, replacement: Id) -> int:
     if session.is_json:
         line = lambda one: session.line(plain(one), "")  # noqa: E731
     return (await follow(session, replacement, line)).exit_code
+
+
+async def plot(
+    session: Session,
+    replacement: Id,
+    file: Annotated[
+        str,
+        typer.Option("--file", "-f", metavar="FILE.svg", help="Default: ID.svg, here."),
+    ] = "",
+    around: Annotated[
+        float,
+        typer.Option("--around", metavar="SECONDS", min=0, help="Shown before and after it."),
+    ] = AROUND_SECONDS,
+) -> None:
+    """Draw a replacement: its guest's latency and throughput before, during and after, the repair's
+    rate, the phases as bands.
+
+    One that runs is drawn up to now. What the guest felt is what its machine remembers: each half
+    second of the last half hour, each ten seconds of six hours, back to when its process began.
+    """
+    place = file or f"{replacement}.svg"
+    check_place(place, "--file")
+    response = await session.call(
+        session.replacements.GetReplacement,
+        pb.GetReplacementRequest(id=replacement),
+        pb.GetReplacementResponse,
+    )
+    story = await story_of(session, response.replacement, around)
+    write(story, place, "--file")
+    session.show(
+        {"file": place, "samples": len(story.moments), "summary": story.summary},
+        f"{place}: {len(story.moments)} samples; {story.summary}",
+    )
 
 
 async def pause(session: Session, replacement: Id) -> None:

@@ -20,6 +20,8 @@ from controlplane.cli.demo.narrator import Narrator
 from controlplane.cli.demo.processes import Processes
 from controlplane.cli.demo.result import Replaced, Result
 from controlplane.cli.failure import CommandError
+from controlplane.cli.plot.making import story_of
+from controlplane.cli.plot.story import Story
 from controlplane.cli.session import Session
 from controlplane.cli.settings import Settings
 from controlplane.cli.units import format_bytes, format_rate
@@ -39,6 +41,8 @@ REPAIR_FLOOR = 64 << 20
 SLOT = 2
 # Long enough for some thousand commands, short enough for a demo.
 BEFORE_SECONDS = 3.0
+# In a picture: what comes after is to be seen as well as what was before.
+AFTER_SECONDS = 3.0
 # Past these a step is stuck: a machine activates its disk in a second or two, and the whole job
 # takes under a minute on two cores.
 START_SECONDS = 60.0
@@ -51,10 +55,12 @@ LOAD_SEED = 2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the job measured, and the spans of the replacement."""
+    """What the job measured, the spans of the replacement, and its story."""
 
     result: Result
     trace: replacement_pb.GetReplacementTraceResponse
+    # For the picture, if one was wished for.
+    story: Story | None = None
 
 
 async def main_job(
@@ -63,6 +69,8 @@ async def main_job(
     settings: Settings,
     tracing: Tracing,
     fill_bytes: int,
+    *,
+    draw: bool = False,
 ) -> Outcome:
     """Starts everything and runs the job; raises a CommandError or StairwellError if it breaks.
 
@@ -74,7 +82,7 @@ async def main_job(
     narrator.step(f"all serve; the control plane at {house.controlplane}")
     try:
         async with Session(replace(settings, server=house.controlplane, port=None), tracing) as one:
-            return await Job(one, house, narrator, fill_bytes).run()
+            return await Job(one, house, narrator, fill_bytes, draw=draw).run()
     except (StairwellError, CommandError, TimeoutError) as error:
         for daemon in processes.ended():
             raise daemon.failed(f"ended in the middle of the job ({error})") from error
@@ -94,11 +102,14 @@ async def main_job(
 class Job:
     """The main job against a running installation."""
 
-    def __init__(self, session: Session, house: House, narrator: Narrator, fill_bytes: int) -> None:
+    def __init__(
+        self, session: Session, house: House, narrator: Narrator, fill_bytes: int, *, draw: bool
+    ) -> None:
         self._session = session
         self._house = house
         self._narrator = narrator
         self._fill_bytes = fill_bytes
+        self._draw = draw
 
     async def run(self) -> Outcome:
         """All steps; the figures say whether they prove what they should.
@@ -121,12 +132,17 @@ class Job:
             replacement = await self._replace(load)
             await load.run_for(0)
             during = load.reports[first:]
+            if self._draw:
+                await load.run_for(AFTER_SECONDS)
             mixed = await load.stop()
         self._narrator.step(
             f"load stopped: {mixed.ios} commands, {format_bytes(mixed.bytes_written)} written"
         )
         compared = await self._compare()
         trace = await get_trace(self._session, replacement.id)
+        story = None
+        if self._draw:
+            story = await story_of(self._session, replacement, AFTER_SECONDS)
         back = await self._read_back()
         workloads = (fill, mixed, back)
         result = Result(
@@ -143,7 +159,7 @@ class Job:
             guest_p99_before_ms=merged_percentile(before),
             guest_p99_during_ms=merged_percentile(during),
         )
-        return Outcome(result, trace)
+        return Outcome(result, trace, story)
 
     async def _start_machine(self) -> None:
         session = self._session

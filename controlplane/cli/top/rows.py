@@ -242,7 +242,10 @@ def replacement_lines(one: Replacement) -> list[str]:
     bare = Replacement()
     bare.CopyFrom(one)
     bare.ClearField("blocked_on")
-    lines = [line, f"{bar(one.bytes_done, one.bytes_total, 12)} {progress_line(bare)}"]
+    lines = [
+        line,
+        f"{bar(one.bytes_done, one.bytes_total, 12)} {' '.join(progress_line(bare).split())}",
+    ]
     if one.blocked_on:
         lines.append(f"waits for {one.blocked_on}")
     if one.last_error:
