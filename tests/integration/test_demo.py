@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -71,7 +72,17 @@ def assert_nothing_is_left(data: Path, sockets: Path) -> None:
 def test_the_main_job(places, tmp_path):
     data, sockets = places
     figures = tmp_path / "demo.json"
-    command = [STAIRWELL, "demo", "--json", str(figures), "--dir", str(data)]
+    picture = tmp_path / "demo.svg"
+    command = [
+        STAIRWELL,
+        "demo",
+        "--json",
+        str(figures),
+        "--plot",
+        str(picture),
+        "--dir",
+        str(data),
+    ]
     done = subprocess.run(
         [*command, "--bytes", str(FILL_BYTES)], capture_output=True, text=True, timeout=120
     )
@@ -92,7 +103,24 @@ def test_the_main_job(places, tmp_path):
     assert {"controlplane", "vmmd", "downstairs"} <= set(result["trace_services"])
     assert result["guest_p99_before_ms"] > 0
     assert result["guest_p99_during_ms"] > 0
+    assert_picture(picture)
     assert_nothing_is_left(data, sockets)
+
+
+def assert_picture(path: Path) -> None:
+    """It shows the guest before, during and after, and the repair's phase as a band."""
+    root = ET.parse(path).getroot()
+    texts = " ".join(one.text or "" for one in root.iter())
+    for word in ("guest latency", "guest throughput", "before ", "during ", "after ", "verify "):
+        assert word in texts
+    bands = [one.get("class") for one in root.iter("{http://www.w3.org/2000/svg}rect")]
+    assert "band band-repair" in bands
+    lines = {
+        one.get("class"): one.get("d") for one in root.iter("{http://www.w3.org/2000/svg}path")
+    }
+    assert {"p50", "p99", "guest", "repair"} <= set(lines)
+    # Samples of half a second: three seconds before, three after, and the repair.
+    assert lines["guest"].count("L") >= 8
 
 
 @pytest.mark.parametrize(

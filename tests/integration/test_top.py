@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -159,7 +160,7 @@ async def test_a_control_plane_that_goes_away_and_comes_back(cluster: Cluster) -
         assert "NO ANSWER" not in picture(app)
 
 
-async def test_once_is_text_and_data_without_a_screen(cluster: Cluster) -> None:
+async def test_once_is_text_and_data_without_a_screen(cluster: Cluster, tmp_path: Path) -> None:
     async with fresh_volume(cluster) as volume, volume.load():
         name = await in_repair(volume)
         answer = (await cluster.cli("top", "--once")).good()
@@ -172,6 +173,11 @@ async def test_once_is_text_and_data_without_a_screen(cluster: Cluster) -> None:
         assert (row["slot"], row["phase"]) == ("2", "repair")
         await limit(volume, 0)
         await volume.done(name)
+        # What the machine remembers of it is drawn afterwards.
+        picture = tmp_path / "run.svg"
+        told = (await cluster.cli("replacement", "plot", name, "-f", picture)).good()
+        assert "guest p99" in told.out
+        assert volume.disk in picture.read_text()
 
 
 async def test_without_textual_the_text_is_printed(cluster: Cluster) -> None:

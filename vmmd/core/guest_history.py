@@ -14,30 +14,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 FINE_SAMPLES = 3600
 COARSE_TICKS = 20
 COARSE_SAMPLES = 2160
 
-# Eight buckets for each doubling, from a microsecond to over an hour; all above in the last one.
-_PER_DOUBLING_BITS = 3
-_PER_DOUBLING = 1 << _PER_DOUBLING_BITS
+# Eight buckets for each doubling, from a microsecond to over half an hour; all above in the last
+# one, all below in the first. The doubling and the place in it are what frexp tells of a number.
+_PER_DOUBLING = 8
 BUCKETS = _PER_DOUBLING * 32
 
 
-def bucket_of(seconds: float) -> int:
-    """The bucket of a latency."""
-    microseconds = int(seconds * 1e6)
-    if microseconds < _PER_DOUBLING:
-        return max(microseconds, 0)
-    shift = microseconds.bit_length() - 1 - _PER_DOUBLING_BITS
-    return min((shift << _PER_DOUBLING_BITS) + (microseconds >> shift), BUCKETS - 1)
+def buckets_of(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The bucket of each latency."""
+    parts, doublings = np.frexp(seconds * 1e6)
+    # `parts` are from a half to below one.
+    found = doublings.astype(np.int64) * _PER_DOUBLING + (parts * 16).astype(np.int64) - 8
+    return np.clip(np.where(doublings < 1, 0, found), 0, BUCKETS - 1)
 
 
 def upper_bound(bucket: int) -> float:
-    """Seconds that everything in the bucket is below."""
-    shift = max((bucket >> _PER_DOUBLING_BITS) - 1, 0)
-    return ((bucket - (shift << _PER_DOUBLING_BITS) + 1) << shift) / 1e6
+    """Seconds that everything in the bucket is below; of the last one, what its width would say."""
+    if bucket < _PER_DOUBLING:
+        return 1e-6
+    doublings, place = divmod(bucket, _PER_DOUBLING)
+    return (9 + place) / 16 * 2.0**doublings / 1e6
 
 
 def percentile(counts: Sequence[int], share: float, longest: float) -> float:

@@ -7,13 +7,18 @@ change of the disk.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from vmmd.block.backend import BlockOp, Request
-from vmmd.core.guest_history import BUCKETS, bucket_of
+from vmmd.core.guest_history import BUCKETS, buckets_of
 
 KINDS = 3
+# Batches whose times wait to be counted: half a second of a quick guest.
+TIMES_MAX = 8192
 _WRITE, _READ, _FLUSH = range(KINDS)
 
 
@@ -49,7 +54,10 @@ class GuestMeter:
         self._busy = 0.0
         self._counts = [0] * KINDS
         self._waited = [0.0] * KINDS
-        self._latencies = [0] * BUCKETS
+        # Of each batch that ended since they were last counted: how long, and how many requests.
+        self._times = array("d")
+        self._requests = array("q")
+        self._latencies = np.zeros(BUCKETS, np.int64)
         self._longest = 0.0
 
     def begun(self, count: int, now: float) -> None:
@@ -62,9 +70,10 @@ class GuestMeter:
         """So many of a batch of that kind were completed, that long after they were submitted."""
         self._counts[kind] += count
         self._waited[kind] += count * seconds
-        self._latencies[bucket_of(seconds)] += count
-        if seconds > self._longest:
-            self._longest = seconds
+        self._times.append(seconds)
+        self._requests.append(count)
+        if len(self._times) == TIMES_MAX:
+            self._count_times()
         self._pending -= count
         if not self._pending:
             self._busy += now - self._busy_since
@@ -82,7 +91,18 @@ class GuestMeter:
         return sample
 
     def take_latencies(self) -> tuple[list[int], float]:
-        """(requests by `bucket_of`, the longest one's seconds) since the last call."""
-        taken = self._latencies, self._longest
-        self._latencies, self._longest = [0] * BUCKETS, 0.0
+        """(requests by bucket of their latency, the longest one's seconds) since the last call."""
+        self._count_times()
+        taken = self._latencies.tolist(), self._longest
+        self._latencies, self._longest = np.zeros(BUCKETS, np.int64), 0.0
         return taken
+
+    def _count_times(self) -> None:
+        """Puts the times of batches into their buckets, all at once."""
+        if not self._times:
+            return
+        times = np.frombuffer(self._times)
+        requests = np.frombuffer(self._requests, np.int64)
+        np.add.at(self._latencies, buckets_of(times), requests)
+        self._longest = max(self._longest, float(times.max()))
+        self._times, self._requests = array("d"), array("q")

@@ -59,6 +59,12 @@ def round_up(value: float) -> float:
     return next(factor * power for factor in (*_ROUND, 10) if factor * power >= value * (1 - 1e-9))
 
 
+def round_down(value: float) -> float:
+    """The last of 1, 2 or 5 times a power of ten that is not above a value above zero."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(factor * power for factor in _ROUND if factor * power <= value * (1 + 1e-9))
+
+
 def from_zero(values: Iterable[float], start: float, stop: float, least: float) -> Scale:
     """A scale from nothing to a round number above all values, never below `least`."""
     return Scale(0.0, round_up(max([*values, least])), start, stop)
@@ -67,6 +73,6 @@ def from_zero(values: Iterable[float], start: float, stop: float, least: float) 
 def logarithmic(values: Iterable[float], start: float, stop: float) -> Scale:
     """A scale around all values, which are above zero, a decade wide at least."""
     known = [value for value in values if value > 0] or [1.0]
-    low = 10.0 ** math.floor(math.log10(min(known)))
+    low = round_down(min(known))
     high = max(round_up(max(known)), low * 10)
     return Scale(low, high, start, stop, logarithmic=True)

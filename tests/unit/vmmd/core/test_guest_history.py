@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import numpy as np
 import pytest
 
 from vmmd.core.guest_history import (
@@ -14,10 +15,15 @@ from vmmd.core.guest_history import (
     FINE_SAMPLES,
     GuestHistory,
     Tick,
-    bucket_of,
+    buckets_of,
     percentile,
     upper_bound,
 )
+
+
+def bucket_of(seconds: float) -> int:
+    (bucket,) = buckets_of(np.array([seconds])).tolist()
+    return bucket
 
 
 def tick(seconds=0.5, latencies=(), members=0, rate=0, **numbers):
@@ -36,16 +42,24 @@ def tick(seconds=0.5, latencies=(), members=0, rate=0, **numbers):
 
 
 def test_buckets_hold_what_their_bounds_say_and_are_an_eighth_wide():
-    for microseconds in [*range(2000), *(random.Random(1).randrange(1 << 34) for _ in range(2000))]:
-        bucket = bucket_of(microseconds / 1e6 + 1e-9)
-        assert microseconds / 1e6 < upper_bound(bucket) + 1e-9
-        assert upper_bound(bucket) <= max(microseconds * 1.125 + 1, 1) / 1e6 + 1e-9
-    bounds = [upper_bound(bucket) for bucket in range(BUCKETS)]
+    chance = random.Random(1)
+    times = [number / 1e6 for number in range(1, 2000)]
+    times += [2.0 ** chance.uniform(0, 31) / 1e6 for _ in range(5000)]
+    for seconds in times:
+        bucket = bucket_of(seconds)
+        assert seconds < upper_bound(bucket) * (1 + 1e-12)
+        assert upper_bound(bucket) <= seconds * 1.125 * (1 + 1e-12)
+        assert seconds >= upper_bound(bucket - 1) * (1 - 1e-12)
+
+
+def test_each_bucket_is_above_the_one_before():
+    bounds = [upper_bound(bucket) for bucket in range(8, BUCKETS)]
+    assert upper_bound(0) == upper_bound(7) == 1e-6
     assert all(low < high for low, high in itertools.pairwise(bounds))
 
 
 def test_times_outside_the_buckets_are_in_the_first_and_the_last():
-    assert bucket_of(0.0) == bucket_of(-1.0) == 0
+    assert bucket_of(0.0) == bucket_of(-1e-9) == bucket_of(0.9e-6) == 0
     assert bucket_of(1e9) == BUCKETS - 1
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from vmmd.block.backend import BlockOp, Request
-from vmmd.core.guest_history import bucket_of
-from vmmd.core.guest_meter import GuestMeter, kind_of
+from vmmd.core.guest_history import upper_bound
+from vmmd.core.guest_meter import TIMES_MAX, GuestMeter, kind_of
 
 
 def batch(*ops):
@@ -45,7 +45,21 @@ def test_latencies_are_told_once_and_apart_from_the_sample():
     meter.ended(0, 1, 0.5, 0.5)
     meter.take(1.0)
     counts, longest = meter.take_latencies()
-    assert (counts[bucket_of(0.25)], counts[bucket_of(0.5)], sum(counts)) == (2, 1, 3)
+    assert [(upper_bound(n), count) for n, count in enumerate(counts) if count] == [
+        (pytest.approx(0.25, rel=0.13), 2),
+        (pytest.approx(0.5, rel=0.13), 1),
+    ]
     assert longest == 0.5
     counts, longest = meter.take_latencies()
     assert (sum(counts), longest) == (0, 0.0)
+
+
+def test_times_that_nobody_takes_are_counted_and_not_kept():
+    meter = GuestMeter(0.0)
+    for number in range(2 * TIMES_MAX + 3):
+        meter.begun(2, 0.0)
+        meter.ended(0, 2, 1e-3 if number else 2.0, 1.0)
+        assert len(meter._times) < TIMES_MAX
+    counts, longest = meter.take_latencies()
+    assert sum(counts) == 2 * (2 * TIMES_MAX + 3)
+    assert longest == 2.0
