@@ -51,7 +51,7 @@ def test_sizes() -> None:
 
 
 def test_all_is_found_at_once_with_the_construction_s_own_paths() -> None:
-    found = reasons(request(device="virtio", slot=9, construction=volume(region(("a:1",)))))
+    found = reasons(request(device="floppy", slot=9, construction=volume(region(("a:1",)))))
     assert found.pop("disks[0].device") == "UNKNOWN_DEVICE"
     assert found.pop("disks[0].slot") == "SLOT_OUT_OF_RANGE"
     (path,) = found
