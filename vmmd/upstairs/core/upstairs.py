@@ -491,7 +491,9 @@ class Upstairs:
         region = self._region
         if region.state in (UpstairsState.INITIALIZING, UpstairsState.DISABLED):
             return
-        region.reason = f"{error.reason}: {error.message}"
+        # What a downstairs refused with names its code already.
+        known = error.message.startswith(f"{error.reason}:")
+        region.reason = error.message if known else f"{error.reason}: {error.message}"
         region.move(UpstairsMove.FAIL)
         self._answer_all(self._activate_keys, error)
         self._stop_work(error.message)
