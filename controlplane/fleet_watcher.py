@@ -125,20 +125,17 @@ class FleetWatcher:
         seconds: float,
     ) -> None:
         """Looks at these, one begun after the other within `seconds`, and stores what was found."""
-        asked: list[asyncio.Task[Found]] = []
         try:
-            for entry in entries:
-                await asyncio.sleep(seconds / len(entries))
-                asked.append(asyncio.create_task(self._one(entry, options)))
-            found = await asyncio.gather(*asked)
-            await self._store.save_looks(look for look, _facts in found)
+            async with asyncio.TaskGroup() as group:
+                asked = []
+                for entry in entries:
+                    await asyncio.sleep(seconds / len(entries))
+                    asked.append(group.create_task(self._one(entry, options)))
+            await self._store.save_looks(each.result()[0] for each in asked)
         except StairwellError as error:
             _log.warning("looks at the fleet were not stored", error=error.message)
         except Exception:  # noqa: BLE001 - the next look is due all the same
             _log.exception("looks at the fleet were not stored")
-        finally:
-            for each in asked:
-                each.cancel()
 
 
 def spread(entries: Sequence[FleetEntry]) -> list[tuple[Sequence[FleetEntry], float]]:

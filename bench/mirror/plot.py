@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from bench.mirror.report import CONTROL, FIFO, GCM, OURS, PEER, SIV, TCP, Ratio
+from controlplane.cli.plot.scale import Scale
 
 COLOURS = {
     (OURS, PEER): "#1b6ca8",
@@ -20,12 +20,8 @@ COLOURS = {
 LEFT, WIDTH, ROW, TOP = 260, 620, 15, 64
 LOW, HIGH = 0.1, 16.0
 TICKS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
-
-
-def place(value: float) -> float:
-    """Where a ratio is, from the left."""
-    share = math.log(min(HIGH, max(LOW, value)) / LOW) / math.log(HIGH / LOW)
-    return LEFT + share * WIDTH
+# Where a ratio is, from the left.
+place = Scale(LOW, HIGH, LEFT, LEFT + WIDTH, logarithmic=True)
 
 
 def svg(found: Sequence[Ratio], facts: Mapping[str, Any]) -> str:

@@ -31,8 +31,8 @@ def has_ended(replacement: Replacement) -> bool:
     return replacement.state in ENDED
 
 
-def progress_line(replacement: Replacement) -> str:
-    """Phase, share, bytes, rate, time left, and what it waits for."""
+def progress_line(replacement: Replacement, *, waits: bool = True) -> str:
+    """Phase, share, bytes, rate, time left, and what it waits for unless that is told elsewhere."""
     parts = [f"{replacement_word(replacement.state):<9}"]
     if replacement.bytes_total:
         done, total = replacement.bytes_done, replacement.bytes_total
@@ -47,7 +47,7 @@ def progress_line(replacement: Replacement) -> str:
         parts.append(f"begun anew {replacement.restarts} times")
     if replacement.attempt > 1:
         parts.append(f"attempt {replacement.attempt}")
-    if replacement.blocked_on:
+    if replacement.blocked_on and waits:
         parts.append(f"waiting for {replacement.blocked_on}")
     return "  ".join(parts).rstrip()
 

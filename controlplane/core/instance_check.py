@@ -16,8 +16,8 @@ from stairlib.model.construction import Construction, volume_id
 from stairlib.model.errors import FieldViolation
 
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
-# Disks sit at PCI devices 16 to 23: eight slots.
 DEVICES = ("nvme", "virtio")
+# Disks sit at PCI devices 16 to 23: eight slots.
 SLOTS = 8
 CPUS_MAX = 64
 # Of a wait for the third copy: shorter is a restart of a daemon, longer is no wait but a wish.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from tests.documents.console_blocks import Play
 from tests.integration.agent import Agent
-from tests.integration.cluster import DEADLINE
+from tests.integration.cluster import run
 from tests.integration.document_house import DOCUMENT_PORTS, EXAMPLES, House
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -61,29 +60,14 @@ class Stage:
             copy.write_text(self.play.real(file.read_text()))
 
     async def run(self, command: str) -> str:
-        """What a command of a document prints, on either stream; ended after a minute."""
+        """What a command of a document prints, and then what it complains of."""
         found = grpcurl()
         path = [str(Path(sys.executable).parent), os.environ["PATH"]]
         if found is not None:
             path.insert(0, str(Path(found).parent))
-        process = await asyncio.create_subprocess_exec(
-            "bash",
-            "-c",
-            self.play.real(command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=self._folder,
-            env={**os.environ, **self._env, "PATH": os.pathsep.join(path)},
-        )
-        try:
-            async with asyncio.timeout(DEADLINE):
-                output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        return output.decode()
+        env = {**self._env, "PATH": os.pathsep.join(path)}
+        answer = await run("bash", "-c", self.play.real(command), env=env, cwd=self._folder)
+        return answer.out + answer.err
 
 
 @asynccontextmanager

@@ -140,7 +140,9 @@ class Answer:
         return self
 
 
-async def run(*command: str | Path, env: dict[str, str] | None = None) -> Answer:
+async def run(
+    *command: str | Path, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> Answer:
     """Runs a command of this installation to its end."""
     name, *arguments = map(str, command)
     process = await asyncio.create_subprocess_exec(
@@ -150,6 +152,7 @@ async def run(*command: str | Path, env: dict[str, str] | None = None) -> Answer
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(env or {})},
+        cwd=cwd,
     )
     try:
         async with asyncio.timeout(DEADLINE):

@@ -107,6 +107,7 @@ async def _accelerator(program: str) -> tuple[Accelerator, str]:
 
 async def runs_probe(program: str, accelerator: Accelerator) -> tuple[bool, str]:
     """Whether the probe came to its end, and what was seen."""
+    name = accelerator.value.upper()
     with tempfile.TemporaryDirectory(prefix="stairwell-probe-") as directory:
         rom = Path(directory) / "probe.rom"
         rom.write_bytes(probe_rom())
@@ -122,9 +123,9 @@ async def runs_probe(program: str, accelerator: Accelerator) -> tuple[bool, str]
     if status == PROBE_STATUS:
         return True, "a probe guest ran to its end"
     if status is None:
-        return False, f"a probe guest did not end within {PROBE_SECONDS:g} s with KVM"
+        return False, f"a probe guest did not end within {PROBE_SECONDS:g} s with {name}"
     last = said.strip().splitlines()[-1] if said.strip() else f"exit status {status}"
-    return False, f"a probe guest failed with KVM: {last}"
+    return False, f"a probe guest failed with {name}: {last}"
 
 
 async def _run(command: list[str], seconds: float) -> tuple[int | None, str]:

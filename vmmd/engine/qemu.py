@@ -77,6 +77,8 @@ class QemuEngine:
         self._gone = asyncio.Event()
         self._reset_seen = asyncio.Event()
         self._unplugged: dict[str, asyncio.Future[None]] = {}
+        # Let go by the guest when nobody waited for it any more.
+        self._let_go: set[str] = set()
 
     # --- what the machine asks
 
@@ -200,22 +202,28 @@ class QemuEngine:
         attached = self._attached(disk)
         if attached.id in self._unplugged:
             raise ConflictError(f"disk {disk.name!r} is being unplugged", reason="UNPLUGGING")
+        if attached.id not in self._let_go:
+            await self._ask_back(attached)
+        self._let_go.discard(attached.id)
+        await self._clear_away(attached)
+        self._disks.remove(disk)
+
+    async def _ask_back(self, disk: AttachedDisk) -> None:
+        """Returns once the guest has let the device go."""
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unplugged[attached.id] = gone
+        self._unplugged[disk.id] = gone
         try:
-            await self._ask("device_del", {"id": attached.id})
+            await self._ask("device_del", {"id": disk.id})
             async with asyncio.timeout(UNPLUG_SECONDS):
                 await gone
         except TimeoutError:
             raise UnavailableError(
                 f"the guest did not let disk {disk.name!r} go within {UNPLUG_SECONDS:g} s: it has"
-                " to run, and to listen to ACPI; it is still there",
+                " to run, and to listen to ACPI; it is still there, ask again when it does",
                 reason="GUEST_HOLDS_DISK",
             ) from None
         finally:
-            self._unplugged.pop(attached.id, None)
-        await self._clear_away(attached)
-        self._disks.remove(disk)
+            self._unplugged.pop(disk.id, None)
 
     async def _clear_away(self, disk: AttachedDisk) -> None:
         for name, arguments in unplug_commands(disk):
@@ -272,8 +280,11 @@ class QemuEngine:
             log.warning("hypervisor event", event_name=name, data=data)
 
     def _answer_unplug(self, data: dict[str, Any], error: StairwellError | None) -> None:
-        waiting = self._unplugged.get(str(data.get("device", "")))
+        device = str(data.get("device", ""))
+        waiting = self._unplugged.get(device)
         if waiting is None or waiting.done():
+            if error is None:
+                self._let_go.add(device)
             return
         if error is None:
             waiting.set_result(None)

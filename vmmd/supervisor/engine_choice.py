@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from stairlib.model.errors import InvalidRequestError
+from stairlib.model.errors import InvalidRequestError, StairwellError
 from stairlib.telemetry.logs import get_logger
 from vmmd.config import missing_media
 from vmmd.core.server_config import EngineName, ServerConfig
@@ -26,13 +26,21 @@ async def choose_engine(config: ServerConfig) -> tuple[ServerConfig, Hypervisor 
     UnavailableError when "qemu" is named and it, or the bootrom, is not there; InvalidRequestError
     when a medium is missing, or the board has no place for a device.
     """
-    if not config.engine_named:
-        why = _why_not(config)
-        log.info("engine chosen", engine="none" if why else "qemu", why=why or "it can boot")
-        engine = EngineName.NONE if why else EngineName.QEMU
-        config = dataclasses.replace(config, engine=engine, engine_named=True)
-    if config.engine is EngineName.NONE:
-        return config, None
+    if config.engine_named:
+        return config, None if config.engine is EngineName.NONE else await _hypervisor(config)
+    found, why = None, _why_not(config)
+    if not why:
+        try:
+            found = await _hypervisor(config)
+        except StairwellError as error:
+            why = error.message
+    log.info("engine chosen", engine="qemu" if found else "none", why=why or "it can boot")
+    engine = EngineName.QEMU if found else EngineName.NONE
+    return dataclasses.replace(config, engine=engine, engine_named=True), found
+
+
+async def _hypervisor(config: ServerConfig) -> Hypervisor:
+    """That of this host, which has all that the configuration boots from."""
     check_host(config)
     missing = missing_media(config)
     if missing:
@@ -41,7 +49,7 @@ async def choose_engine(config: ServerConfig) -> tuple[ServerConfig, Hypervisor 
             f'engine "qemu" boots from what the configuration names: {listed}',
             reason="MEDIA_MISSING",
         )
-    return config, await probe.look()
+    return await probe.look()
 
 
 def _why_not(config: ServerConfig) -> str:

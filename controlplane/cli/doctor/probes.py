@@ -49,10 +49,10 @@ MODULES = (
     "structlog", "uvloop", "xxhash",
 )  # fmt: skip
 EXTRAS = (("psycopg", "postgres"), ("textual", "tui"))
-# As the daemons' own --help tells them.
+# The daemons' defaults, and the downstairs of the walk-through.
 PORTS = (
     ("controlplane", 55400), ("vmmd", 55401), ("downstaird", 8810), ("downstaird", 8820),
-    ("downstaird", 8830), ("dsc", 9998), ("downstaird agent", 17000),
+    ("downstaird", 8830), ("downstaird", 8840), ("dsc", 9998), ("downstaird agent", 17000),
 )  # fmt: skip
 LOOPBACK = "127.0.0.1"
 # adjtimex(2): the answer where nothing keeps the clock right.

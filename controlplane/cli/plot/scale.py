@@ -11,13 +11,15 @@ _ROUND = (1, 2, 5)
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps `low`..`high` to `start`..`stop`, by logarithm if so wished; outside is at the edge."""
+    """Maps `low`..`high` to `start`..`stop`, by logarithm if so wished; outside is at the edge.
+    Numbers are round in multiples of `unit`."""
 
     low: float
     high: float
     start: float
     stop: float
     logarithmic: bool = False
+    unit: float = 1.0
 
     def __call__(self, value: float) -> float:
         """The place of a value."""
@@ -32,7 +34,8 @@ class Scale:
         """About `count` round numbers between low and high."""
         if self.logarithmic:
             return logarithmic_ticks(self.low, self.high)
-        return linear_ticks(self.low, self.high, count)
+        unit = self.unit
+        return [tick * unit for tick in linear_ticks(self.low / unit, self.high / unit, count)]
 
 
 def linear_ticks(low: float, high: float, count: int) -> list[float]:
@@ -65,9 +68,10 @@ def round_down(value: float) -> float:
     return max(factor * power for factor in _ROUND if factor * power <= value * (1 + 1e-9))
 
 
-def from_zero(values: Iterable[float], start: float, stop: float, least: float) -> Scale:
-    """A scale from nothing to a round number above all values, never below `least`."""
-    return Scale(0.0, round_up(max([*values, least])), start, stop)
+def from_zero(values: Iterable[float], start: float, stop: float, unit: float = 1.0) -> Scale:
+    """A scale from nothing to a round number of units above all values, one unit at least."""
+    high = unit * round_up(max([*values, unit]) / unit)
+    return Scale(0.0, high, start, stop, unit=unit)
 
 
 def logarithmic(values: Iterable[float], start: float, stop: float) -> Scale:

@@ -6,7 +6,7 @@ for light or dark. Nothing in the document refers to anything outside it, and ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -87,8 +87,8 @@ def _panels(moments: Sequence[Moment]) -> list[_Panel]:
     tops = [TOP + number * (PANEL_HEIGHT + PANEL_GAP) for number in range(3)]
     bottoms = [top + PANEL_HEIGHT for top in tops]
     latencies = [value for one in moments for value in (one.p50, one.p99) if value]
-    guest = _bytes((one.guest for one in moments), bottoms[1], tops[1])
-    repair = _bytes((one.repair for one in moments), bottoms[2], tops[2])
+    guest = from_zero((one.guest for one in moments), bottoms[1], tops[1], MIB)
+    repair = from_zero((one.repair for one in moments), bottoms[2], tops[2], MIB)
     return [
         _Panel(
             "guest latency",
@@ -110,12 +110,6 @@ def _panels(moments: Sequence[Moment]) -> list[_Panel]:
     ]
 
 
-def _bytes(values: Iterable[float], start: float, stop: float) -> Scale:
-    """Round in mebibytes."""
-    scale = from_zero((value / MIB for value in values), start, stop, 1.0)
-    return Scale(0.0, scale.high * MIB, start, stop)
-
-
 def _bands(story: Story, times: Scale) -> list[str]:
     parts = []
     height = HEIGHT - BOTTOM - TOP
@@ -132,11 +126,7 @@ def _bands(story: Story, times: Scale) -> list[str]:
 
 def _panel(panel: _Panel, moments: Sequence[Moment], times: Scale) -> list[str]:
     parts = []
-    ticks = panel.scale.ticks(4)
-    if panel.word is format_rate:
-        low, high = panel.scale.low / MIB, panel.scale.high / MIB
-        ticks = [tick * MIB for tick in Scale(low, high, 0, 1).ticks(4)]
-    for tick in ticks:
+    for tick in panel.scale.ticks(4):
         y = panel.scale(tick)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'

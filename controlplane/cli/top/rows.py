@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from controlplane.cli.render import instance_word, percent
+from controlplane.cli.render import instance_word, percent, replacement_word
 from controlplane.cli.top.model import GuestRate, Model, downstairs_word, slot_word, volume_word
 from controlplane.cli.top.sparkline import sparkline
 from controlplane.cli.units import format_bytes, format_limit, format_rate, format_seconds
@@ -135,7 +135,7 @@ def _doing(model: Model, disk: Disk) -> str:
     one = model.replacement_of(disk.name)
     if one is None:
         return "-"
-    word = progress_line(one).split()[0]
+    word = replacement_word(one.state)
     return f"{word} {percent(one.bytes_done, one.bytes_total)}" if one.bytes_total else word
 
 
@@ -184,7 +184,7 @@ def replacements_table(model: Model) -> Table:
         rows.append(
             (
                 one.id,
-                (one.disk, str(one.slot), progress_line(one).split()[0],
+                (one.disk, str(one.slot), replacement_word(one.state),
                  percent(one.bytes_done, one.bytes_total), rate, eta, waits or "-"),
             )
         )  # fmt: skip
@@ -193,6 +193,12 @@ def replacements_table(model: Model) -> Table:
         (14, 4, 10, 5, 10, 9, 20), tuple(rows), "none runs; `stairwell vcr` or "
         "`stairwell replacement start` begins one",
     )  # fmt: skip
+
+
+def tables(model: Model) -> list[Table]:
+    """All of them, in the order people read them."""
+    makers = (machines_table, disks_table, downstairs_table, replacements_table)
+    return [make(model) for make in makers]
 
 
 # ----- one disk
@@ -239,13 +245,8 @@ def replacement_lines(one: Replacement) -> list[str]:
     if one.HasField("repair_rate"):
         line += f"   limit {format_limit(rate.bytes_per_second_max)}"
     # What it waits for has a line of its own: it is the last thing that may be cut.
-    bare = Replacement()
-    bare.CopyFrom(one)
-    bare.ClearField("blocked_on")
-    lines = [
-        line,
-        f"{bar(one.bytes_done, one.bytes_total, 12)} {' '.join(progress_line(bare).split())}",
-    ]
+    words = " ".join(progress_line(one, waits=False).split())
+    lines = [line, f"{bar(one.bytes_done, one.bytes_total, 12)} {words}"]
     if one.blocked_on:
         lines.append(f"waits for {one.blocked_on}")
     if one.last_error:
@@ -279,10 +280,7 @@ def _spark(name: str, values: Sequence[float], word: str) -> str:
 def as_text(model: Model, address: str, log_lines: int = 8) -> str:
     """Everything on paper, for `--once`."""
     parts = [header(model, address)]
-    for table in (
-        machines_table(model), disks_table(model), downstairs_table(model),
-        replacements_table(model),
-    ):  # fmt: skip
+    for table in tables(model):
         parts += ["", *table_lines(table)]
     for disk in model.inventory.disks:
         parts += ["", disk.name, *(f"  {line}" for line in detail(model, disk.name))]
@@ -323,14 +321,11 @@ def as_data(model: Model, address: str) -> dict[str, Any]:
             "bytes_per_second": round(rate.bytes, 1),
             "p99_milliseconds": round(rate.p99, 3),
         }
-    tables = {
+    found = {
         table.title.lower(): [
             dict(zip((name.lower() for name in table.columns), texts, strict=True))
             for _key, texts in table.rows
         ]
-        for table in (
-            machines_table(model), disks_table(model), downstairs_table(model),
-            replacements_table(model),
-        )
-    }  # fmt: skip
-    return {"control_plane": address, "time": model.now, **tables, "guests": guests}
+        for table in tables(model)
+    }
+    return {"control_plane": address, "time": model.now, **found, "guests": guests}

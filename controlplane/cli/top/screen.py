@@ -70,7 +70,6 @@ class TopApp(App[None]):
         self._session = session
         self._interval = interval
         self._feed = Feed(session, model, self.take, self._in_sight)
-        self._logged = 0
         self._last_line: object = None
         # The disk whose limit is being asked for.
         self._limited = ""

@@ -53,6 +53,11 @@ class ReconcilePlan:
             filled[row, extents] = True
         return filled
 
+    def alone(self) -> npt.NDArray[np.bool_]:
+        """Per extent, whether its source is the only copy that is not replaced by another."""
+        alone: npt.NDArray[np.bool_] = self.filled().sum(axis=0) == len(self.members) - 1
+        return alone
+
     def is_source(self, member: Member) -> bool:
         """Another member is filled from this one."""
         row = self.members.index(member)
@@ -63,9 +68,7 @@ class ReconcilePlan:
         """Of some extent, all other members may have been marked by now."""
         if member not in self.members:
             return False
-        filled = self.filled()
-        alone = filled.sum(axis=0) == len(self.members) - 1
-        return bool((alone & (self.source == self.members.index(member))).any())
+        return bool((self.alone() & (self.source == self.members.index(member))).any())
 
 
 def trust_regions(members: list[Member]) -> None:

@@ -105,5 +105,9 @@ def refusal(code: str) -> Refusal:
 
 def described(code: str, reason: str) -> str:
     """The sentence, with a reason that can be looked up before it."""
-    known = code in REFUSALS and code not in reason
-    return f"{code}: {reason}" if known else reason
+    return coded(code, reason) if code in REFUSALS else reason
+
+
+def coded(code: str, text: str) -> str:
+    """The text with its code before it, unless it names the code already."""
+    return text if code in text else f"{code}: {text}"

@@ -33,9 +33,7 @@ class Rehearsal:
         self._region = region
         self._plan = plan
         filled = plan.filled()
-        alone = filled.sum(axis=0) == len(plan.members) - 1
-        alone &= (filled & plan.whole).any(axis=0)
-        self._asked = np.flatnonzero(alone)
+        self._asked = np.flatnonzero(plan.alone() & (filled & plan.whole).any(axis=0))
         self._well = np.zeros(len(plan.source), dtype=np.bool_)
         self._waiting = deque(
             (row, extent)

@@ -27,7 +27,7 @@ from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.live_repair import LiveRepair
 from vmmd.upstairs.core.read_only import ReadOnlyMembers
 from vmmd.upstairs.core.reads import ReadBook
-from vmmd.upstairs.core.refusals import Outcome, described, refusal
+from vmmd.upstairs.core.refusals import Outcome, coded, described, refusal
 from vmmd.upstairs.core.region_set import RegionSet, UpstairsConfig
 from vmmd.upstairs.core.repair_states import RepairPhase
 from vmmd.upstairs.core.replace import decide, refuse_taken_back, take_back
@@ -491,9 +491,7 @@ class Upstairs:
         region = self._region
         if region.state in (UpstairsState.INITIALIZING, UpstairsState.DISABLED):
             return
-        # What a downstairs refused with names its code already.
-        known = error.message.startswith(f"{error.reason}:")
-        region.reason = error.message if known else f"{error.reason}: {error.message}"
+        region.reason = coded(error.reason, error.message)
         region.move(UpstairsMove.FAIL)
         self._answer_all(self._activate_keys, error)
         self._stop_work(error.message)

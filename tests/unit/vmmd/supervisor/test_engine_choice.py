@@ -48,6 +48,23 @@ async def test_what_cannot_boot_has_no_engine_unless_it_insists(nowhere: Path) -
     assert caught.value.reason == "QEMU_MISSING"
 
 
+@pytest.mark.parametrize(("version", "place"), [("6.2.0", "0.4.0"), ("7.2.22", "0.1.0")])
+async def test_a_host_whose_qemu_will_not_do_starts_all_the_same(
+    nowhere: Path, version: str, place: str
+) -> None:
+    """It names no engine: QEMU is too old, or its board has no place for a device."""
+    (nowhere / "rom").write_bytes(bytes(4096))
+    (nowhere / "image").touch()
+    (nowhere / "bin").mkdir()
+    qemu = nowhere / "bin" / probe.PROGRAM
+    qemu.write_text(f"#!/bin/sh\necho QEMU emulator version {version}\n")
+    qemu.chmod(0o755)
+    chosen, hypervisor = await choose_engine(config(nowhere, place))
+    assert (chosen.engine, hypervisor) == (EngineName.NONE, None)
+    with pytest.raises((UnavailableError, InvalidRequestError)):
+        await choose_engine(config(nowhere, place, engine="qemu"))
+
+
 async def test_media_that_are_not_there_are_named(nowhere: Path) -> None:
     (nowhere / "rom").write_bytes(bytes(4096))
     with pytest.raises(InvalidRequestError, match=r"block_dev\.u: no such file: .*/image"):

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from controlplane.cli.doctor import probes
 from controlplane.cli.doctor.facts import ProgramFacts
+from controlplane.cli.settings import DEFAULT_PORT
+from downstaird.agent.arguments import DEFAULT_LISTEN
+from downstaird.dsc.__main__ import DEFAULT_CONTROL
 from stairlib.rpc.server import RpcServer
 from stairlib.telemetry.tracing import Tracing
+from vmmd.config import DEFAULT_ADDRESS
+
+ROOT = Path(__file__).resolve().parents[5]
+CRUCIBLE = ROOT / "examples/crucible-disks.json"
 
 
 def script(folder: Path, name: str, text: str) -> None:
@@ -116,3 +125,18 @@ def test_the_clock_and_the_limits_are_told():
     limits = probes.limit_facts()
     assert limits.processors >= 1
     assert limits.memory_available > 0
+
+
+def test_ports_and_extras_are_those_of_the_programs():
+    """Which the client does not import; so what it says of them is compared here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {extra for _name, extra in probes.EXTRAS} == set(project["optional-dependencies"])
+    assert set(probes.OWN_PROGRAMS) == set(project["scripts"])
+    ports = dict(probes.PORTS)
+    assert ports["controlplane"] == DEFAULT_PORT
+    assert f"127.0.0.1:{ports['vmmd']}" == DEFAULT_ADDRESS
+    assert f"127.0.0.1:{ports['downstaird agent']}" == DEFAULT_LISTEN
+    assert f"127.0.0.1:{ports['dsc']}" == DEFAULT_CONTROL
+    walk = (ROOT / "examples/replace.json").read_text() + CRUCIBLE.read_text()
+    named = {port for daemon, port in probes.PORTS if daemon == "downstaird"}
+    assert named == set(map(int, re.findall(r"127\.0\.0\.1:(\d+)", walk)))

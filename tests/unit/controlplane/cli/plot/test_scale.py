@@ -37,8 +37,11 @@ def test_ticks_are_round_and_within():
 
 
 def test_scales_around_values_hold_them_all():
-    assert from_zero([3, 17], 0, 1, 1).high == 20
-    assert from_zero([], 0, 1, 1).high == 1
+    assert from_zero([3, 17], 0, 1).high == 20
+    assert from_zero([], 0, 1).high == 1
+    kibi = from_zero([3000, 17_000], 0, 1, 1024)
+    assert kibi.high == 20 * 1024
+    assert kibi.ticks(4) == [0, 5 * 1024, 10 * 1024, 15 * 1024, 20 * 1024]
     scale = logarithmic([0, 0.7, 130], 0, 1)
     assert (scale.low, scale.high) == (pytest.approx(0.5), 200)
     assert logarithmic([], 0, 1).high >= 10 * logarithmic([], 0, 1).low
