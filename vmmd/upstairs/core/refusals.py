@@ -105,9 +105,10 @@ def refusal(code: str) -> Refusal:
 
 def described(code: str, reason: str) -> str:
     """The sentence, with a reason that can be looked up before it."""
-    return coded(code, reason) if code in REFUSALS else reason
+    known = code in REFUSALS and code not in reason
+    return coded(code, reason) if known else reason
 
 
 def coded(code: str, text: str) -> str:
-    """The text with its code before it, unless it names the code already."""
-    return text if code in text else f"{code}: {text}"
+    """The text beginning with its code, by which programs tell one reason from another."""
+    return text if text.startswith(f"{code}:") else f"{code}: {text}"

@@ -113,7 +113,7 @@ def test_what_nobody_has_is_told_and_nothing_is_given_up(serving):
     assert "slot 0 (d0:1)" in error.message
     assert error.metadata["extent"] == "0"
     assert world.upstairs.status().state is UpstairsState.DISABLED
-    assert "SOURCE_DAMAGED" in world.upstairs.status().reason
+    assert world.upstairs.status().reason.startswith("SOURCE_DAMAGED: ")
     assert marks(world) == [False] * 3
     assert [dict(world.daemons[target].memory) for target in world.targets] == before
     # It stays so: it is not begun again by itself.
@@ -152,6 +152,9 @@ def test_damage_that_is_met_when_the_others_are_marked_ends_it_too():
     error = world.answers[key].error
     assert error.reason == "SOURCE_DAMAGED"
     assert "being filled from it" in error.message
+    # What the copy ended with is named in the sentence; the code stands before it all the same.
+    assert "EXTENT_COPY" in error.message
+    assert world.upstairs.status().reason == f"SOURCE_DAMAGED: {error.message}"
     newest.rotten = set()
     world.ask(lambda key: events.Activate(key, generation=10))
     assert world.run_until(world.healthy, 20)
