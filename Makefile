@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := stairlib controlplane vmmd downstaird scripts bench tests
 TEST_FLAGS ?=
+# The tests that need nothing but Python.
+PYTEST_OF_PYTHON = $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
+  --ignore tests/compose --ignore tests/documents --ignore tests/guest --ignore tests/sim \
+  --ignore tests/torture_storage --ignore tests/bench
 # Of `make bench`: --quick, --only TEXT, --rounds N, --stack NAME.
 BENCH_FLAGS ?=
 FUZZ_SECONDS ?= 60
@@ -43,10 +47,11 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 
 .PHONY: test
 test: setup ## Run the tests that need only Python
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
-	  --ignore tests/compose --ignore tests/documents --ignore tests/guest --ignore tests/sim --ignore tests/torture_storage \
-	  --ignore tests/bench \
-	  -m 'not postgres' $(TEST_FLAGS)
+	@$(PYTEST_OF_PYTHON) -m 'not postgres and not long' $(TEST_FLAGS)
+
+.PHONY: test-long
+test-long: setup ## Run what `make test` leaves out because it takes long: more kills, more seeds, whole scenarios (Python only)
+	@$(PYTEST_OF_PYTHON) -m 'long and not postgres' $(TEST_FLAGS)
 
 .PHONY: test-postgres
 test-postgres: setup ## Run the store's tests on a PostgreSQL of their own, and kill control planes that share it (skipped where it is not installed)

@@ -58,6 +58,7 @@ SHAPE_FLAGS = ("--block-size", str(BLOCK_SIZE), "--extent-size", str(BLOCKS_PER_
 SHAPE = Geometry(BLOCK_SIZE, BLOCKS_PER_EXTENT, EXTENT_COUNT)
 
 
+@pytest.mark.long
 async def test_an_agent_that_is_killed_leaves_its_regions_to_the_next(tmp_path: Path) -> None:
     async with agent_on(tmp_path, 2) as agent:
         first, second = await agent.create(), await agent.create()
@@ -246,6 +247,7 @@ async def test_killed_right_after_each_answer_it_keeps_its_word(tmp_path: Path) 
         assert (facts.regions, facts.ports_free, facts.provisioned_bytes) == (0, 2, 0)
 
 
+@pytest.mark.long
 async def test_snapshots_are_gone_on_with_and_need_no_process(tmp_path: Path) -> None:
     """As an agent leaves them that is killed at a step; then with nobody to serve the region."""
     states = ["requested", "taking", "taking-done", "deleting", "deleting-done"]
@@ -403,6 +405,7 @@ def key_text(files: TlsFiles) -> str:
     return "".join(Path(files.key).read_text().splitlines()[1:-1])
 
 
+@pytest.mark.long
 async def test_a_volume_goes_on_while_its_agent_is_killed_and_replaced(tmp_path: Path) -> None:
     async with (
         Cluster.started(tmp_path / "cluster") as cluster,

@@ -187,6 +187,7 @@ async def instance(scene: Scene, spec: dict[str, Any]) -> AsyncIterator[str]:
         (await scene.cluster.cli("delete", "third")).good()
 
 
+@pytest.mark.long
 async def test_states_that_an_instance_cannot_take(scene: Scene) -> None:
     cli = scene.cluster.cli
     (await cli("new", "third")).good()
@@ -271,6 +272,7 @@ async def test_a_control_plane_that_is_away(scene: Scene) -> None:
         (await scene.cluster.cli(*words, server=nobody)).bad(nobody, "controlplane run")
 
 
+@pytest.mark.long
 async def test_a_vmmd_that_is_away(stage: Scene) -> None:
     """Asked while it is away: an error that names it, and no instance left; last in the module."""
     cluster = stage.cluster

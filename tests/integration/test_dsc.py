@@ -161,6 +161,7 @@ def test_the_documents_regions_live_and_end(dsc: Dsc) -> None:
     assert all(is_free(dsc.base + STEP * n) for n in range(4))
 
 
+@pytest.mark.long
 def test_members_die_and_come_back(dsc: Dsc) -> None:
     dsc.start("--create", *SMALL, "--region-count", "2")
     first = dsc.members()[0]["pid"]
@@ -188,6 +189,7 @@ def test_members_die_and_come_back(dsc: Dsc) -> None:
     assert dsc.end(None) == 0
 
 
+@pytest.mark.long
 def test_regions_are_kept_from_one_start_to_the_next(dsc: Dsc) -> None:
     made = dsc.once("create", *dsc.flags(*SMALL, "--region-count", "2", "--encrypted"))
     assert made.returncode == 0, made.stderr

@@ -45,6 +45,7 @@ async def good(volume: Volume) -> None:
     await volume.read_back()
 
 
+@pytest.mark.long
 async def test_a_member_that_dies_and_comes_back(volume: Volume) -> None:
     """After a short absence it is replayed; after one too long to keep the writes, repaired."""
     member = volume.downstairs[1]
@@ -86,6 +87,7 @@ async def test_the_new_member_dies_in_the_middle_of_its_repair(volume: Volume) -
     assert (await volume.slot(2)).address == volume.spare.address
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slot", [0, 1])
 async def test_a_good_member_dies_in_the_middle_of_a_repair(volume: Volume, slot: int) -> None:
     """One of the two is the source; the other one's loss leaves one source."""
@@ -104,6 +106,7 @@ async def test_a_good_member_dies_in_the_middle_of_a_repair(volume: Volume, slot
     await good(volume)
 
 
+@pytest.mark.long
 async def test_the_old_member_is_dead_before_it_is_replaced(volume: Volume) -> None:
     async with volume.load():
         volume.downstairs[2].kill()
@@ -114,6 +117,7 @@ async def test_the_old_member_is_dead_before_it_is_replaced(volume: Volume) -> N
     assert (await volume.slot(2)).address == volume.spare.address
 
 
+@pytest.mark.long
 async def test_another_member_is_away_during_the_replacement(volume: Volume) -> None:
     async with volume.load():
         volume.downstairs[0].kill()
@@ -143,6 +147,7 @@ async def test_one_replacement_at_a_time(volume: Volume) -> None:
     await good(volume)
 
 
+@pytest.mark.long
 async def test_two_volumes_on_one_host(cluster: Cluster, volume: Volume) -> None:
     async with fresh_volume(cluster) as other:
         await other.fill(seed=7)

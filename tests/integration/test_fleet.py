@@ -108,6 +108,7 @@ async def kill_and_start(program: Program) -> None:
     await program.start()
 
 
+@pytest.mark.long
 async def test_a_member_that_dies_is_replaced_by_itself_and_maintenance_holds(
     cluster: Cluster,
 ) -> None:
@@ -133,6 +134,7 @@ async def test_a_member_that_dies_is_replaced_by_itself_and_maintenance_holds(
         assert "away" in listed
 
 
+@pytest.mark.long
 async def test_a_host_with_two_volumes_is_emptied_under_load_over_a_restart(
     cluster: Cluster,
 ) -> None:
@@ -172,6 +174,7 @@ async def test_a_host_with_two_volumes_is_emptied_under_load_over_a_restart(
             await cluster.cli("fleet", "deregister", spare.address)
 
 
+@pytest.mark.long
 async def test_two_operators_and_the_way_back_from_no_spare(cluster: Cluster) -> None:
     async with volumes(cluster, 1, 1) as (volume,):
         await volume.limit(SLOW)

@@ -42,6 +42,7 @@ async def regions(agent: Agent) -> list[agent_pb.Region]:
     return list(answer.regions)
 
 
+@pytest.mark.long
 async def test_a_region_is_made_where_no_spare_fits(
     cluster: Cluster, agent: Agent, volume: Volume
 ) -> None:
@@ -77,6 +78,7 @@ async def test_a_region_is_made_where_no_spare_fits(
     second.bad("NO_SPARE", "host g0 has a member")
 
 
+@pytest.mark.long
 async def test_a_region_whose_replacement_never_began_is_collected(
     cluster: Cluster, agent: Agent, volume: Volume
 ) -> None:

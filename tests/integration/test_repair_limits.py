@@ -79,6 +79,7 @@ async def limit(volume: Shaped, name: str, rate: int, **more: Any) -> None:
 
 
 # Small extents make many round trips, one large one no progress by extents.
+@pytest.mark.long
 @pytest.mark.parametrize("extent_bytes", [64 << 10, 32 * MIB])
 async def test_a_limit_that_is_moved_is_obeyed_at_once(cluster: Cluster, extent_bytes: int) -> None:
     volume = await filled(cluster, extent_bytes)
@@ -107,6 +108,7 @@ async def test_a_limit_that_is_moved_is_obeyed_at_once(cluster: Cluster, extent_
         cluster.remove(volume.downstairs)
 
 
+@pytest.mark.long
 async def test_limits_outlive_the_control_plane_and_vmmd(cluster: Cluster) -> None:
     volume = await filled(cluster, MIB)
     try:

@@ -158,6 +158,7 @@ async def test_a_replacement_before_the_volume_is_active(cluster: Cluster) -> No
         await volume.verify()
 
 
+@pytest.mark.long
 async def test_the_flow_around_the_comparison_remembers(volume: Volume) -> None:
     """The identical request again: already, once a replacement led to it; else no difference."""
     with pytest.raises(InvalidRequestError) as caught:

@@ -102,6 +102,7 @@ async def deaths(cluster: Cluster, points: tuple[str, ...], last: str = "") -> N
     await cluster.controlplane.serving()
 
 
+@pytest.mark.long
 async def test_killed_at_every_point_it_ends_the_same(volume: Volume) -> None:
     """After each stored transition and before each effect, one replacement through all of them."""
     cluster = volume.cluster
@@ -125,6 +126,7 @@ async def test_killed_at_every_point_it_ends_the_same(volume: Volume) -> None:
     await volume.read_back()
 
 
+@pytest.mark.long
 async def test_killed_at_every_point_of_undoing_it_is_undone(volume: Volume) -> None:
     cluster = volume.cluster
     identity = await halfway(volume)
@@ -233,6 +235,7 @@ async def test_the_machine_s_process_dies_in_the_middle(volume: Volume) -> None:
     assert volume.spare.address in targets
 
 
+@pytest.mark.long
 async def test_two_operators_at_once(volume: Volume) -> None:
     """By the command line: one replacement, and one answer that names it."""
     cluster = volume.cluster

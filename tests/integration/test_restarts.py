@@ -106,6 +106,7 @@ def read_all(where: str) -> None:
         assert client.read(7 * MIB, BLOCK_SIZE) == bytes(BLOCK_SIZE)
 
 
+@pytest.mark.long
 async def test_a_replacement_outlives_its_control_plane(volume: Volume) -> None:
     """Killed right after its answer, twice in the repair, and when the repair ends."""
     cluster = volume.cluster
@@ -143,6 +144,7 @@ async def test_a_replacement_outlives_its_control_plane(volume: Volume) -> None:
     assert (await volume.info()).recorded_generation == 2
 
 
+@pytest.mark.long
 async def test_a_vmmd_that_is_told_to_stop_stops_its_machines_first(lasting: Volume) -> None:
     """What was written, not flushed, is there after an orderly end; the machine is made again."""
     cluster = lasting.cluster
@@ -237,6 +239,7 @@ async def test_a_machine_is_stopped_under_load(lasting: Volume) -> None:
     await lasting.verify()
 
 
+@pytest.mark.long
 async def test_an_instance_waits_for_its_members_and_can_be_stopped(cluster: Cluster) -> None:
     async with fresh_volume(cluster, run=False) as volume:
         volume.downstairs[2].kill()

@@ -138,6 +138,7 @@ async def killed_and_back(program: Program) -> None:
     await program.start()
 
 
+@pytest.mark.long
 async def test_a_scrub_outlives_every_daemon_and_the_parent_is_not_needed_any_more(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ async def test_a_scrub_outlives_every_daemon_and_the_parent_is_not_needed_any_mo
         await volume.verify()
 
 
+@pytest.mark.long
 async def test_a_scrub_that_is_stopped_goes_on_from_what_was_copied(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -261,6 +263,7 @@ async def region_parent(cluster: Cluster) -> tuple[dict[str, Any], bytearray, li
     return request, content, served
 
 
+@pytest.mark.long
 async def test_members_of_a_second_region_and_of_a_parent_are_replaced(
     cluster: Cluster, tmp_path: Path
 ) -> None:

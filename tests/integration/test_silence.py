@@ -38,6 +38,7 @@ async def hang_and_return(volume: Volume, slot: int) -> float:
         member.signal(signal.SIGCONT)
 
 
+@pytest.mark.long
 async def test_members_that_hang_are_given_up_and_come_back(cluster: Cluster) -> None:
     """One under a load, one of a disk that does nothing: pings notice that as well."""
     async with (
@@ -57,6 +58,7 @@ async def test_members_that_hang_are_given_up_and_come_back(cluster: Cluster) ->
         assert max(seconds) < 2 * SESSION_SILENCE_SECONDS
 
 
+@pytest.mark.long
 async def test_a_new_member_that_hangs_is_waited_for(cluster: Cluster) -> None:
     """Shorter than the limit: the repair goes on where it was, nothing is given up."""
     async with fresh_volume(cluster) as volume:

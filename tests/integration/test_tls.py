@@ -120,6 +120,7 @@ async def test_a_file_that_is_not_there_is_named(
     cluster.remove(volume.downstairs)
 
 
+@pytest.mark.long
 async def test_spares_are_registered_with_the_control_plane_s_own_files(
     cluster: Cluster, authority: Authority, client: TlsFiles
 ) -> None:
@@ -152,6 +153,7 @@ async def test_spares_are_registered_with_the_control_plane_s_own_files(
         cluster.remove([spare])
 
 
+@pytest.mark.long
 async def test_dsc_gives_its_files_to_each_downstairs(
     cluster: Cluster, authority: Authority
 ) -> None:

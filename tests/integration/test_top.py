@@ -29,6 +29,8 @@ from tests.integration.volume import Volume, fresh_volume
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 
 SLOW = 2 * MIB
+# So slow that it does not end while a program is started twice on a busy machine.
+SLOWER = 128 << 10
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -65,10 +67,10 @@ def picture(app: TopApp) -> str:
     )
 
 
-async def in_repair(volume: Volume) -> str:
+async def in_repair(volume: Volume, rate: int = SLOW) -> str:
     """A replacement that takes its time; its id."""
     await volume.fill(32 * MIB)
-    await limit(volume, SLOW)
+    await limit(volume, rate)
     answer = await volume.replace()
     await volume.mid_repair(answer.replacement_id)
     return answer.replacement_id
@@ -82,6 +84,7 @@ async def limit(volume: Volume, rate: int) -> None:
     await volume.cluster.call(stub, "SetRepairLimits", request)
 
 
+@pytest.mark.long
 async def test_a_replacement_is_watched_paused_resumed_and_quickened(cluster: Cluster) -> None:
     async with (
         fresh_volume(cluster) as volume,
@@ -144,6 +147,7 @@ async def test_a_limit_that_is_not_given_after_all_changes_nothing(cluster: Clus
         assert app.return_code == 0
 
 
+@pytest.mark.long
 async def test_a_control_plane_that_goes_away_and_comes_back(cluster: Cluster) -> None:
     async with (
         fresh_volume(cluster, spare=False) as volume,
@@ -160,9 +164,10 @@ async def test_a_control_plane_that_goes_away_and_comes_back(cluster: Cluster) -
         assert "NO ANSWER" not in picture(app)
 
 
+@pytest.mark.long
 async def test_once_is_text_and_data_without_a_screen(cluster: Cluster, tmp_path: Path) -> None:
     async with fresh_volume(cluster) as volume, volume.load():
-        name = await in_repair(volume)
+        name = await in_repair(volume, SLOWER)
         answer = (await cluster.cli("top", "--once")).good()
         assert all(len(line) <= COLUMNS for line in answer.out.splitlines())
         for word in (volume.disk, volume.instance, "◐", "guest p99", "repair", "slot 2: "):

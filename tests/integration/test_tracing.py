@@ -71,6 +71,7 @@ def named(spans: list[Span], name: str) -> list[Span]:
     return [span for span in spans if span.name == name]
 
 
+@pytest.mark.long
 async def test_one_trace_over_all_daemons_also_when_two_were_killed(
     tmp_path: Path, receiver: Receiver
 ) -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
+
+import pytest
 
 from tests.unit.vmmd.upstairs.world import World
+
+# So many tests of seeds are run by `make test`; the others are for `make test-long`.
+QUICK = 2
 
 FIRST, COUNT = map(int, os.environ.get("STAIRWELL_SEEDS", "0:300").split(":"))
 
@@ -21,9 +26,13 @@ class SeededRun(Protocol):
         ...
 
 
-def first_seeds(per_test: int) -> range:
-    """The first seed of each test."""
-    return range(FIRST, FIRST + COUNT, per_test)
+def first_seeds(per_test: int) -> list[Any]:
+    """The first seed of each test, as pytest's parameters."""
+    firsts = range(FIRST, FIRST + COUNT, per_test)
+    return [
+        pytest.param(first, marks=[] if turn < QUICK else pytest.mark.long)
+        for turn, first in enumerate(firsts)
+    ]
 
 
 def run_seeds(make: Callable[[int], SeededRun], first: int, per_test: int) -> None:
