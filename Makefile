@@ -91,7 +91,7 @@ grpcurl: .grpcurl/grpcurl ## Build grpcurl into .grpcurl, from the Go module pro
 	GOBIN=$(CURDIR)/.grpcurl go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
 
 .PHONY: test-docs
-test-docs: setup ## Run the commands of docs/operations.md and docs/grpcurl.md and compare what they print (the latter needs `make grpcurl`)
+test-docs: setup ## Run the commands of docs/tutorial.md, docs/operations.md and docs/grpcurl.md and compare what they print (these need qemu-io, nothing, `make grpcurl`)
 	@$(BIN)/python -m pytest --numprocesses 2 tests/documents -ra $(TEST_FLAGS)
 
 .PHONY: record-docs

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.documents.console_blocks import steps
-from tests.documents.stage import OPERATIONS, TOUR, stage
+from tests.documents.stage import OPERATIONS, TOUR, TUTORIAL, stage
 
 
 async def recorded(text: str, name: str) -> str:
@@ -35,6 +35,6 @@ async def recorded(text: str, name: str) -> str:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or (TOUR, OPERATIONS):
+    for each in sys.argv[1:] or (TOUR, OPERATIONS, TUTORIAL):
         document = Path(each)
         document.write_text(asyncio.run(recorded(document.read_text(), document.name)))

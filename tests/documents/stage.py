@@ -16,7 +16,7 @@ from tests.integration.cluster import run
 from tests.integration.document_house import DOCUMENT_PORTS, EXAMPLES, House
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-TOUR, OPERATIONS = DOCS / "grpcurl.md", DOCS / "operations.md"
+TOUR, OPERATIONS, TUTORIAL = DOCS / "grpcurl.md", DOCS / "operations.md", DOCS / "tutorial.md"
 # What the documents call things that are other ones here.
 FOLDER, HOST = "/var/lib/stairwell", "host1"
 AGENT, AGENT_PORTS = "127.0.0.1:17000", (8910, 8912)

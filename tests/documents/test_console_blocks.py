@@ -38,6 +38,7 @@ def test_commands_and_what_they_print_are_found() -> None:
         (("a", "...", "d"), "a\nb\nc\nd\n"),
         (("...", "c", "..."), "a\nb\nc\nd\n"),
         (('"n": 12345,', "1.5s 2026-11-26T11:57:34.5Z"), '"n":  98765,\n20s 2027-01-01T00:00:00Z'),
+        (("record 26.3 ms 2.1 s ███",), "record 1.2 s 264 µs █\n"),
         (("at 127.0.0.1:8810 in /srv/a",), "at 127.0.0.1:14050 in /tmp/x1/a"),
         ((ONE, ONE.replace("-", "")), f"{OTHER}\n{OTHER.replace('-', '')}"),
     ],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.documents.console_blocks import steps
-from tests.documents.stage import OPERATIONS, TOUR, grpcurl, stage
+from tests.documents.stage import OPERATIONS, TOUR, TUTORIAL, grpcurl, stage
 
 PROTOS = TOUR.parents[1] / "protos"
 # Between vmmd and the processes that it starts, on sockets nobody else can open.
@@ -18,6 +19,10 @@ needs_grpcurl = pytest.mark.skipif(
     grpcurl() is None, reason="grpcurl is not installed: `make grpcurl` builds it where Go is"
 )
 
+needs_qemu_io = pytest.mark.skipif(
+    shutil.which("qemu-io") is None, reason="qemu-io is not installed: `apt install qemu-utils`"
+)
+
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -25,6 +30,7 @@ needs_grpcurl = pytest.mark.skipif(
     [
         pytest.param(TOUR, id="grpcurl", marks=needs_grpcurl),
         pytest.param(OPERATIONS, id="operations"),
+        pytest.param(TUTORIAL, id="tutorial", marks=needs_qemu_io),
     ],
 )
 async def test_every_command_prints_what_is_shown(tmp_path: Path, document: Path) -> None:
@@ -51,3 +57,11 @@ def test_every_service_is_called() -> None:
         for name in re.findall(r"^service (\w+)", file.read_text(), re.MULTILINE)
     }
     assert served - PRIVATE - called == set()
+
+
+def test_the_tutorial_starts_the_daemons_as_the_readme_does() -> None:
+    daemons = ("dsc start", "vmmd run", "controlplane run")
+    readme = (TUTORIAL.parents[1] / "README.md").read_text().splitlines()
+    started = [line for line in TUTORIAL.read_text().splitlines() if line.startswith(daemons)]
+    assert len(started) == len(daemons)
+    assert set(started) <= set(readme)

@@ -11,12 +11,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from controlplane.cli import disks as disk_views
 from controlplane.cli import render
 from controlplane.cli.command import command
 from controlplane.cli.commands import scrub
 from controlplane.cli.commands.instance import list_disks, spinner
+from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import plain
 from controlplane.cli.session import Session
 from stairwell.controlplane.v1 import disk_service_pb2 as pb
@@ -30,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
     disk = typer.Typer(help="Disks: members, sources and parents.", no_args_is_help=True)
     app.add_typer(disk, name="disk")
     command(disk, "status")(status)
+    command(disk, "uri")(uri)
     command(disk, "verify")(verify)
     command(disk, "snapshot")(snapshot)
     scrub.add_to(disk)
@@ -62,6 +65,28 @@ async def status(
         parts += [""] * bool(parts) + [disk_views.disk_status(disk)]
     human = Group(*parts) if parts else "no disks; `stairwell new` makes an instance with disks"
     session.show({"disks": [plain(disk) for disk in disks]}, human)
+
+
+async def uri(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Disk name or volume UUID.")],
+    vhost_user: Annotated[
+        bool, typer.Option("--vhost-user", help="The socket for a QEMU of your own instead.")
+    ] = False,
+) -> None:
+    """Print the URI of a disk's NBD export, and nothing else, for other commands to use:
+
+    qemu-io -f raw -c "read 0 1M" "$(stairwell disk uri block2)"
+    """
+    volume = (await get_disk(session, name)).volume
+    found = volume.vhost_user_socket if vhost_user else volume.nbd_uri
+    if not found:
+        what = "vhost-user socket" if vhost_user else "NBD export"
+        raise CommandError(
+            f"{name} has no {what}: no machine has it open that offers one",
+            hint="`stairwell list` shows its instance; `stairwell state run` starts that",
+        )
+    session.show({"vhost_user_socket" if vhost_user else "nbd_uri": found}, Text(found))
 
 
 async def verify(

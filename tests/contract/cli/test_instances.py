@@ -248,6 +248,23 @@ def test_disk_status_of_one_and_of_all(plane, client):
     assert "127.0.0.1:8830" in out
 
 
+def test_the_uri_alone_is_printed_for_other_commands(plane, client):
+    disk = disk_pb.Disk(name="block2")
+    plane.answers["GetDisk"] = disk_pb.GetDiskResponse(disk=disk)
+    code, out, err = client("disk", "uri", "block2")
+    assert (code, out) == (1, "")
+    assert "block2 has no NBD export" in err
+    assert "stairwell state run" in err
+    # Longer than a line of the terminal is wide: it is not wrapped.
+    long = f"nbd+unix:///block2?socket=/run/{'x' * 200}.sock"
+    disk.volume.nbd_uri = long
+    disk.volume.vhost_user_socket = "/run/vhost.sock"
+    plane.answers["GetDisk"] = disk_pb.GetDiskResponse(disk=disk)
+    assert client("disk", "uri", "block2")[1] == f"{long}\n"
+    assert client("disk", "uri", "block2", "--vhost-user")[1] == "/run/vhost.sock\n"
+    assert client.json("disk", "uri", "block2") == {"nbd_uri": long}
+
+
 def test_verify_is_exit_1_when_members_differ(plane, client):
     plane.answers["VerifyDisk"] = disk_pb.VerifyDiskResponse()
     plane.answers["VerifyDisk"].report.members_compared = 3
