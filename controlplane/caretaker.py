@@ -1,10 +1,13 @@
 """Begins what is begun unasked: replacements of members that are gone, and the moves of drains.
 
-One task in a control plane, so that the two duties never count past each other. Each round looks at
-the store and at the machines, has the core decide, and begins at most one replacement; what it
-begins is an ordinary replacement, which the driver carries out. Nothing is kept here that a crash
-may not take: since when a member is gone is stored, and what a drain has moved are the replacements
-that carry its name.
+One task in one control plane, so that the two never count past each other: of several that share a
+database one has this duty, by a lease like those of replacements; another one takes it over when it
+ends. Each round looks at the store and at the machines, has the core decide, and begins at most one
+replacement; what it begins is an ordinary replacement, which the driver carries out. Nothing is
+kept here that a crash may not take: since when a member is gone is stored, why one is not replaced
+yet is noted for the next one, and what a drain has moved are the replacements that carry its name.
+
+Those who do not have the duty tell their own watchers how drains stand, and change nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextvars import Context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 
+from controlplane.claims import Claims, Driver
 from controlplane.core import automation
 from controlplane.core import drain as drains
-from controlplane.core.automation import DiskSeen, Key
+from controlplane.core.automation import DiskSeen
 from controlplane.core.drain import Drain, Plan
 from controlplane.core.fleet import FaultedMember, FleetPolicy
+from controlplane.core.held import Held
+from controlplane.core.leases import Kind, Lease, LeaseLostError
 from controlplane.core.records import DiskRecord
 from controlplane.core.replace_intent import Wish
 from controlplane.core.replacement import Replacement
@@ -37,31 +43,14 @@ from stairlib.telemetry.tracing import Tracing
 
 _log = get_logger(__name__)
 
+# Its row among the duties.
+DUTY = "caretaker"
 # Between two rounds, unless something is known to have changed.
 ROUND_SECONDS = 5.0
 # Before a member that could not be replaced is tried again: a spare may have come meanwhile.
 HELD_SECONDS = 15.0
 # Machines asked at a time.
 AT_ONCE = 16
-
-
-@dataclass(slots=True)
-class _Held:
-    """Why attempts did not begin, and until when they are not made again."""
-
-    reasons: dict[Key, tuple[str, float]] = field(default_factory=dict)
-
-    def now(self, at: float) -> dict[Key, str]:
-        """Those that still hold."""
-        return {key: why for key, (why, until) in self.reasons.items() if at < until}
-
-    def because(self, key: Key, why: str, until: float) -> None:
-        """Holds one."""
-        self.reasons[key] = (why, until)
-
-    def forget(self) -> None:
-        """Everything may be tried again."""
-        self.reasons.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +68,7 @@ class Caretaker:
     def __init__(
         self,
         store: Store,
+        claims: Claims,
         vmmd: Vmmd,
         driver: ReplacementDriver,
         starting: Starting,
@@ -99,11 +89,34 @@ class Caretaker:
         self._tracing = tracing
         self._clock = clock
         self._pace = pace
-        self._held = _Held()
+        self._claims = claims
+        self._epoch: int | None = None
+        self._held = Held()
+        self._noted = ""
         self._told: dict[UUID, DrainView] = {}
         self._due = asyncio.Event()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._task: asyncio.Task[None] | None = None
+        claims.serve(Kind.DUTY, Driver(self._take, self._drop))
+
+    async def _take(self, lease: Lease) -> None:
+        """Has the duty from now on, and goes on from what the one before has noted."""
+        self._noted = await self._store.duty_notes(lease.key)
+        self._held = Held.from_notes(self._noted)
+        self._epoch = lease.epoch
+        _log.info("takes care of the fleet", epoch=lease.epoch)
+        self._due.set()
+
+    async def _drop(self, _lease: Lease) -> None:
+        """Has it no more; what is under way meets `_require` before it does anything."""
+        self._epoch = None
+
+    def _require(self) -> int:
+        """The epoch of the duty; LeaseLostError unless it is held now."""
+        if self._epoch is None:
+            raise LeaseLostError(Kind.DUTY, DUTY)
+        self._claims.require(Kind.DUTY, DUTY, self._epoch)
+        return self._epoch
 
     def start(self) -> None:
         """Takes care from now on."""
@@ -143,11 +156,32 @@ class Caretaker:
         """One look at everything; whether something was begun, so that the next one is due now."""
         await self._making.collect()
         policy = await self._store.fleet_policy()
+        running = [
+            each
+            for each in await self._store.holding_drains()
+            if each.state is drains.State.RUNNING
+        ]
+        if self._epoch is None:
+            await self._tell_all(running, policy)
+            return False
         begun = await self._replace_gone(policy)
-        for each in await self._store.holding_drains():
-            if each.state is drains.State.RUNNING:
-                begun = await self._empty(each, policy) or begun
+        for each in running:
+            begun = await self._empty(each, policy) or begun
+        await self._note()
         return begun
+
+    async def _note(self) -> None:
+        """Writes down why members are held, for whoever is asked and for the next one."""
+        notes = self._held.notes(self._clock())
+        if notes != self._noted:
+            await self._store.save_duty_notes(DUTY, notes, self._require())
+            self._noted = notes
+
+    async def _tell_all(self, running: list[Drain], policy: FleetPolicy) -> None:
+        """Tells the watchers here what another control plane has done about drains."""
+        ended = set(self._told) - {each.id for each in running}
+        for each in [*running, *[await self._store.drain(str(one)) for one in ended]]:
+            self.tell(await self.view(each, policy))
 
     # ----- members that are gone
 
@@ -155,6 +189,7 @@ class Caretaker:
         known = await self._store.faulted_members()
         if not policy.automatic:
             if known:
+                self._require()
                 await self._store.set_faulted_members([])
             return False
         seen = await self._seen()
@@ -163,6 +198,7 @@ class Caretaker:
         running = len(await self._store.running_replacements()) if faulted else 0
         decision = automation.decide(faulted, seen, policy, running, self._held.now(now), now)
         if list(decision.faulted) != known:
+            self._require()
             await self._store.set_faulted_members(decision.faulted)
         if decision.begin is None:
             return False
@@ -210,8 +246,11 @@ class Caretaker:
         running = await self._store.running_replacements()
         left = drains.members_left(wanted, disks, places)
         left += drains.departing(wanted, running, places)
+        held = self._held
+        if self._epoch is None:
+            held = Held.from_notes(await self._store.duty_notes(DUTY))
         found = drains.plan(
-            left, moves, running, drains.recorded(disks), policy, self._held.now(self._clock())
+            left, moves, running, drains.recorded(disks), policy, held.now(self._clock())
         )
         shown = () if wanted.state is drains.State.DONE else found.left
         return found, DrainView(wanted, moves, shown)
@@ -220,6 +259,7 @@ class Caretaker:
         """One step of a drain; whether a replacement was begun."""
         found, view = await self._planned(wanted, policy)
         if found.over:
+            self._require()
             done = replace(wanted, state=drains.State.DONE, updated_at=self._clock())
             if await self._store.end_drain(done):
                 _log.info("drain is done", drain=str(done.id), target=done.target)
@@ -244,6 +284,7 @@ class Caretaker:
         """Begins the replacement of a member; a refusal is remembered for a while."""
         key = (member.disk_key, member.region_path, member.slot)
         wish = Wish(member.slot, member.target, member.region_path)
+        self._require()
         try:
             with self._tracing.tracer.start_as_current_span(
                 "replace a member unasked",

@@ -171,9 +171,6 @@ class ControlPlane:
         for end in (detached.drain, scrub_driver.stop, driver.stop):
             stack.push_async_callback(end)
         follower = MachineFollower(store, claims, vmmd, news.instances, limiter)
-        relay = Relay(store, claims, words, news.instances, news.replacements, news.disks)
-        for end in (follower.stop, relay.stop, words.stop, claims.halt):
-            stack.push_async_callback(end)
         fleet = Fleet(tracing, self._downstairs_tls)
         answers = AnswerBook(store)
         replacements = Replacements(store, driver, words, traces, news.replacements, limiter)
@@ -185,10 +182,14 @@ class ControlPlane:
         )
         disks = Disks(store, vmmd, scrub_driver, news.disks)
         care = FleetCare(
-            store, vmmd, fleet, driver, replacing, detached, tracing,
+            store, claims, vmmd, fleet, driver, replacing, detached, tracing,
             tls=self._downstairs_tls, pace=self._pace,
         )  # fmt: skip
-        stack.push_async_callback(care.stop)
+        relay = Relay(
+            store, claims, words, news.instances, news.replacements, news.disks, care.poke
+        )
+        for end in (follower.stop, relay.stop, words.stop, claims.halt, care.stop):
+            stack.push_async_callback(end)
         scrubs = Scrubs(store, scrub_driver, words, detached)
         await _begin(claims, words, relay, care)
         services = _services(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from controlplane.caretaker import Caretaker, DrainView
+from controlplane.claims import Claims
 from controlplane.detached import Detached
 from controlplane.driver import ReplacementDriver
 from controlplane.feed import Feed
@@ -23,11 +24,13 @@ from stairlib.telemetry.tracing import Tracing
 
 
 class FleetCare:
-    """`starting`, `book` and `drains` are for the services, `news` is closed before a stop."""
+    """`starting`, `book` and `drains` are for the services, `news` is closed before a stop;
+    `poke` says that something has changed."""
 
     def __init__(
         self,
         store: Store,
+        claims: Claims,
         vmmd: Vmmd,
         fleet: Fleet,
         driver: ReplacementDriver,
@@ -44,8 +47,9 @@ class FleetCare:
         making = RegionMaking(store, fleet, agents, pace=pace)
         self.starting = Starting(store, self._watcher, making, driver, replacing, detached)
         self._caretaker = Caretaker(
-            store, vmmd, driver, self.starting, making, self.news, tracing, pace=pace
+            store, claims, vmmd, driver, self.starting, making, self.news, tracing, pace=pace
         )
+        self.poke = self._caretaker.poke
         self.book = FleetBook(store, fleet, agents, self._watcher, changed=self._caretaker.poke)
         self.drains = Drains(store, self._caretaker, self.news)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import Context
 from uuid import UUID
 
@@ -37,6 +38,7 @@ class Relay:
         instances: Feed[InstanceRecord],
         replacements: Feed[Replacement],
         disks: Feed[None],
+        fleet_changed: Callable[[], None],
     ) -> None:
         self._store = store
         self._claims = claims
@@ -44,6 +46,7 @@ class Relay:
         self._instances = instances
         self._replacements = replacements
         self._disks = disks
+        self._fleet_changed = fleet_changed
         self._waiting: set[tuple[str, str]] = set()
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -67,7 +70,10 @@ class Relay:
             self._words.answered(key)
         elif kind == "lease":
             self._claims.wake()
+        elif kind == "fleet":
+            self._fleet_changed()
         elif kind == "":
+            self._fleet_changed()
             self._words.wake()
             self._claims.wake()
             self._wait(*((Kind.INSTANCE, str(each)) for each in self._instances.watched()))

@@ -301,6 +301,14 @@ class LeaseStore(Protocol):
         """Whether there is such a record, and it has not ended."""
         ...
 
+    async def duty_notes(self, name: str) -> str:
+        """What who has the duty, or had it last, has noted for the others."""
+        ...
+
+    async def save_duty_notes(self, name: str, notes: str, epoch: int) -> None:
+        """Notes it in the place of what was noted before; LeaseLostError unless it is held."""
+        ...
+
     async def add_wish(self, wish: Wish) -> None:
         """Keeps a wish for whoever drives the record."""
         ...
@@ -325,7 +333,8 @@ class LeaseStore(Protocol):
         """Has `hear(kind, key)` called, on the event loop, for what other control planes change.
 
         An empty kind means that anything may have changed; other kinds are those of `Kind`,
-        "disk", "wish", "answer" and "lease". Where nobody else can be there, it is never called.
+        "disk", "wish", "answer", "lease" and "fleet". Where nobody else can be there, it is never
+        called.
         """
         ...
 

@@ -41,13 +41,20 @@ class FleetMethods(ABC):
         """Runs `work(connection, ...)` in one transaction."""
         ...
 
+    @abstractmethod
+    async def _fleet_changed(
+        self, work: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """The same; other control planes hear that what is begun unasked may be another."""
+        ...
+
     async def register_downstairs(self, record: DownstairsRecord, place: Place) -> DownstairsRecord:
         """See `FleetCareStore`."""
-        return await self._run(sql_fleet.register, record, place)
+        return await self._fleet_changed(sql_fleet.register, record, place)
 
     async def deregister_downstairs(self, address: str) -> None:
         """See `FleetCareStore`."""
-        await self._run(sql_fleet.deregister, self._sealer, address)
+        await self._fleet_changed(sql_fleet.deregister, self._sealer, address)
 
     async def fleet(self) -> list[FleetEntry]:
         """See `FleetCareStore`."""
@@ -103,7 +110,7 @@ class FleetMethods(ABC):
 
     async def set_fleet_policy(self, policy: FleetPolicy) -> None:
         """See `FleetCareStore`."""
-        await self._run(sql_fleet.set_policy, policy)
+        await self._fleet_changed(sql_fleet.set_policy, policy)
 
     async def faulted_members(self) -> list[FaultedMember]:
         """See `FleetCareStore`."""
@@ -115,11 +122,11 @@ class FleetMethods(ABC):
 
     async def begin_drain(self, drain: Drain) -> Drain:
         """See `FleetCareStore`."""
-        return await self._run(sql_fleet.begin_drain, drain)
+        return await self._fleet_changed(sql_fleet.begin_drain, drain)
 
     async def end_drain(self, drain: Drain) -> bool:
         """See `FleetCareStore`."""
-        return await self._run(sql_fleet.end_drain, drain)
+        return await self._fleet_changed(sql_fleet.end_drain, drain)
 
     async def drain(self, name: str) -> Drain:
         """See `FleetCareStore`."""

@@ -323,6 +323,15 @@ wishes = Table(
     Column("answer", Text, nullable=True),
 )
 
+# What one control plane does for all of them; `notes` are for the next one who does it.
+duties = Table(
+    "duties",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("notes", Text, nullable=False, server_default="[]"),
+    *_lease(),
+)
+
 # What the store knows of itself.
 facts = Table(
     "facts",

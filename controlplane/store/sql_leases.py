@@ -25,6 +25,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -34,7 +35,7 @@ from controlplane.core.records import InstanceState
 from controlplane.core.replacement import State as ReplacementState
 from controlplane.core.scrub import State as ScrubState
 from controlplane.store.base import Wish
-from controlplane.store.schema import instances, replacements, scrubs, wishes
+from controlplane.store.schema import duties, instances, replacements, scrubs, wishes
 from stairlib.model.errors import NotFoundError
 
 # Wishes nobody came back for.
@@ -77,6 +78,8 @@ _TABLES = {
     Kind.SCRUB: _Leased(
         scrubs, (scrubs.c.disk_key, scrubs.c.path), _not_in(scrubs.c.state, ScrubState)
     ),
+    # A duty never ends.
+    Kind.DUTY: _Leased(duties, (duties.c.name,), true()),
 }
 
 
@@ -272,3 +275,16 @@ def holders(connection: Connection) -> list[tuple[str, float | None, int]]:
         )
         found += [(row[0], row[1], row[2]) for row in connection.execute(query)]
     return found
+
+
+def duty_notes(connection: Connection, name: str) -> str:
+    """See `LeaseStore.duty_notes`."""
+    notes: str = connection.execute(select(duties.c.notes).where(duties.c.name == name)).scalar_one()
+    return notes
+
+
+def save_duty_notes(
+    connection: Connection, owner: Owner, name: str, notes: str, epoch: int
+) -> None:
+    """See `LeaseStore.save_duty_notes`."""
+    fenced(connection, owner, Kind.DUTY, name, epoch, {"notes": notes})

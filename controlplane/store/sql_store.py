@@ -118,6 +118,12 @@ class SqlStore(FleetMethods):
             self._thread, lambda connection: work(connection, *args, **kwargs), notices
         )
 
+    async def _fleet_changed(
+        self, work: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """See `FleetMethods`."""
+        return await self._changed([Notice("fleet", "")], work, *args, **kwargs)
+
     async def _on_leases(
         self, work: Callable[[Connection], _T], notices: Sequence[Notice] = ()
     ) -> _T:
@@ -394,6 +400,14 @@ class SqlStore(FleetMethods):
     async def is_driven(self, kind: Kind, key: str) -> bool:
         """See `LeaseStore`."""
         return await self._run(sql_leases.is_driven, kind, key)
+
+    async def duty_notes(self, name: str) -> str:
+        """See `LeaseStore`."""
+        return await self._run(sql_leases.duty_notes, name)
+
+    async def save_duty_notes(self, name: str, notes: str, epoch: int) -> None:
+        """See `LeaseStore`."""
+        await self._fleet_changed(sql_leases.save_duty_notes, self._owner, name, notes, epoch)
 
     async def add_wish(self, wish: Wish) -> None:
         """See `LeaseStore`."""

@@ -71,7 +71,10 @@ async def expire(shared: Place, postgres: PostgresServer) -> None:
     """All leases end, as if their time had passed."""
     database = shared.url.rpartition("/")[2]
     postgres.sql(
-        *(f"UPDATE {table} SET lease_until = 1" for table in ("instances", "replacements")),
+        *(
+            f"UPDATE {table} SET lease_until = 1"
+            for table in ("instances", "replacements", "duties")
+        ),
         database=database,
     )
 
@@ -166,9 +169,9 @@ async def test_a_lease_is_one_control_plane_s(
     await first.add_instance(instance(), [disk()])
     record = begun()
     lease = await first.begin_replacement(record)
-    assert await second.claim_leases(9) == []
+    assert {each.kind for each in await second.claim_leases(9)} == {Kind.DUTY}
     assert {each.key for each in await first.renew_leases()} == {str(INSTANCE), lease.key}
-    assert await second.renew_leases() == []
+    assert {each.kind for each in await second.renew_leases()} == {Kind.DUTY}
     with pytest.raises(LeaseLostError):
         await second.save_replacement(record, lease.epoch)
     await expire(shared, postgres)
@@ -193,6 +196,27 @@ async def test_a_lease_is_one_control_plane_s(
     assert {each.epoch for each in await first.claim_leases(9)} == {3}
 
 
+async def test_a_duty_is_one_control_plane_s_and_its_notes_go_on(
+    two: Two, shared: Place, postgres: PostgresServer
+) -> None:
+    first, second = two
+    (lease,) = await first.claim_leases(9)
+    assert (lease.kind, lease.key) == (Kind.DUTY, "caretaker")
+    assert await second.claim_leases(9) == []
+    await first.save_duty_notes(lease.key, "[1]", lease.epoch)
+    assert await second.duty_notes(lease.key) == "[1]"
+    await expire(shared, postgres)
+    (taken,) = await second.claim_leases(9)
+    assert taken.epoch == lease.epoch + 1
+    with pytest.raises(LeaseLostError):
+        await first.save_duty_notes(lease.key, "[2]", lease.epoch)
+    await second.save_duty_notes(lease.key, "[3]", taken.epoch)
+    assert await first.duty_notes(lease.key) == "[3]"
+    # Let go in order, it is free at once.
+    await second.release_leases([taken])
+    assert [each.epoch for each in await first.claim_leases(9)] == [3]
+
+
 async def test_of_two_that_claim_at_once_each_takes_other_rows(
     two: Two, shared: Place, postgres: PostgresServer
 ) -> None:
@@ -201,7 +225,8 @@ async def test_of_two_that_claim_at_once_each_takes_other_rows(
     await expire(shared, postgres)
     taken = await asyncio.gather(*(store.claim_leases(99) for store in two))
     keys = [each.key for leases in taken for each in leases]
-    assert sorted(keys) == sorted(str(UUID(int=100 + number)) for number in range(ROUNDS))
+    names = [str(UUID(int=100 + number)) for number in range(ROUNDS)]
+    assert sorted(keys) == sorted([*names, "caretaker"])
 
 
 async def test_an_epoch_of_before_is_no_lease_of_one_s_own(
