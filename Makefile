@@ -111,8 +111,9 @@ bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/
 	@$(BIN)/python bench/region.py
 
 .PHONY: fuzz
-fuzz: setup ## Feed the judge of construction requests whatever atheris thinks of (FUZZ_SECONDS=60)
+fuzz: setup ## Feed the judge of construction requests and the NVMe controller whatever atheris thinks of (FUZZ_SECONDS=60 each)
 	@$(BIN)/python tests/fuzz/fuzz_construction.py --seconds $(FUZZ_SECONDS)
+	@$(BIN)/python tests/fuzz/fuzz_nvme.py --seconds $(FUZZ_SECONDS)
 
 .PHONY: bench-replacements
 bench-replacements: setup ## Many replacements in one control plane: time of an answer, lost transitions, memory, idle watchers

@@ -11,18 +11,15 @@ checked, compared with another and shown beside it.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import importlib.util
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from tests.fuzz import runner  # noqa: E402 - found by the path above
 
 # What the mutator may put in: the words of the language, and values at its limits.
 NAMES = (
@@ -36,7 +33,6 @@ VALUES = (
     *("http://a/1", "-----BEGIN", "0cedae45-3d6e-4d90-b2cb-56f1a1a42a89"),
     "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
 )
-LONGEST_INPUT = 1 << 14
 # An input that begins with this byte is a message, any other is JSON text.
 MESSAGE_MARK = b"\x00"
 
@@ -112,74 +108,17 @@ def seeds() -> Iterator[bytes]:
             yield MESSAGE_MARK + to_message(construction).SerializeToString()
 
 
-def write_corpus(directory: Path) -> None:
-    """The seeds as files, and the dictionary beside them."""
-    corpus = directory / "corpus"
-    corpus.mkdir(exist_ok=True)
-    for number, seed in enumerate(dict.fromkeys(seeds())):
-        (corpus / f"seed-{number}").write_bytes(seed)
-    lines = [f'"{word}"' for word in NAMES + VALUES] + [f'"\\"{name}\\":"' for name in NAMES]
-    (directory / "words.dict").write_text("\n".join(lines) + "\n")
-
-
-def fuzz(directory: Path, seconds: int) -> None:
-    """Never returns: the fuzzer ends the process, with a code that is not 0 when it found one."""
-    import atheris
-
-    write_corpus(directory)
-    with atheris.instrument_imports(include=["stairlib", "controlplane.core", "controlplane.cli"]):
-        for name in [
-            one for one in sys.modules if one.split(".")[0] in ("stairlib", "controlplane")
-        ]:
-            del sys.modules[name]
-        judge = Judge()
-    atheris.Setup(
-        [
-            sys.argv[0],
-            str(directory / "corpus"),
-            f"-max_total_time={seconds}",
-            f"-max_len={LONGEST_INPUT}",
-            f"-dict={directory / 'words.dict'}",
-            f"-artifact_prefix={directory}/",
-            "-timeout=10",
-            "-print_final_stats=1",
-            "-verbosity=0",
-        ],
-        judge,
-    )
-    atheris.Fuzz()
-
-
-def main() -> int:
-    """One command; leaves nothing behind but what it found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=60, help="how long")
-    parser.add_argument("--keep", type=Path, help="keep corpus and findings here")
-    parser.add_argument("--again", type=Path, help="run one input that was found; no fuzzing")
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.again:
-        Judge()(options.again.read_bytes())
-        print("nothing is wrong with it")
-        return 0
-    if options.inside:
-        fuzz(options.inside, options.seconds)
-    if importlib.util.find_spec("atheris") is None:
-        print("skipped: atheris is not installed; `.venv/bin/pip install --group fuzz` installs it")
-        return 0
-    with contextlib.ExitStack() as stack:
-        directory = options.keep
-        if directory is None:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuzz-")))
-        directory.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, "--seconds", str(options.seconds)]
-        ended = subprocess.run([*command, "--inside", str(directory)], check=False)
-        for found in [*directory.glob("crash-*"), *directory.glob("timeout-*")]:
-            kept = Path.cwd() / found.name
-            kept.write_bytes(found.read_bytes())
-            print(f"found: {kept}; see it again with --again {kept}")
-        return ended.returncode
-
+TARGET = runner.Target(
+    script=Path(__file__),
+    purpose=__doc__,
+    make=Judge,
+    seeds=seeds,
+    words=(
+        *(f'"{word}"' for word in NAMES + VALUES),
+        *(f'"\\"{name}\\":"' for name in NAMES),
+    ),
+    instrumented=("stairlib", "controlplane.core", "controlplane.cli"),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runner.main(TARGET))

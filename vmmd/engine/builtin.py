@@ -13,7 +13,6 @@ from vmmd.guest.console import GuestConsole
 from vmmd.guest.machine_guest import GuestSystem
 from vmmd.guest.memory import GuestRam
 from vmmd.hw.nvme.controller import NvmeController
-from vmmd.hw.nvme.identify import NO_UUID
 from vmmd.hw.pci.topology import PciTopology
 from vmmd.machine.console import Console
 
@@ -42,8 +41,9 @@ class BuiltInEngine:
         memory = GuestRam(memory_mib << 20)
         self._topology = PciTopology(memory)
         for disk in disks:
-            identity = disk.namespace_uuid or NO_UUID
-            controller = NvmeController(disk.backend, serial=disk.name, namespace_uuid=identity)
+            controller = NvmeController(
+                disk.backend, serial=disk.name, namespace_uuid=disk.namespace_uuid
+            )
             self._topology.attach(disk.pci_path, controller)
         self.guest = GuestSystem(self._topology, memory, names=names)
         self.on_event: OnEvent = lambda _event, _reason: None

@@ -17,7 +17,8 @@ OnEvent: TypeAlias = Callable[[GuestEvent, str], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineDisk:
-    """A disk as an engine gets it: the backend itself, and where its exports listen."""
+    """A disk as an engine gets it: the backend itself, and where its exports listen. No two disks
+    of a machine have the same `namespace_uuid`, over a restart each has its own again."""
 
     name: str
     device: DiskDevice
@@ -25,7 +26,7 @@ class EngineDisk:
     backend: Backend
     nbd_socket: str
     vhost_user_socket: str
-    namespace_uuid: UUID | None = None
+    namespace_uuid: UUID
 
 
 class Engine(Protocol):

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from stairlib.model.errors import (
     AlreadyExistsError,
@@ -54,6 +54,8 @@ from vmmd.vhost_user.export import VhostUserExport
 log = get_logger(__name__)
 
 DEACTIVATE_SECONDS = 20.0
+# What the namespace UUIDs of host files are made in.
+HOST_FILES = UUID("5e6e1c0b-5a0e-4b3c-9a55-0c9d7a3f2e41")
 
 
 class Exports:
@@ -182,7 +184,9 @@ class Machine:
             path = PciPath.parse(device.pci_path)
             exports = Exports(backend, name, path, self._directory)
             kind = DEVICE_OF_DRIVER[device.driver]
-            seen = _seen(name, kind, path, backend, exports, None)
+            # Guests know a disk by it: the file's is made of the machine's and where it is.
+            identity = uuid5(HOST_FILES, f"{self.spec.id} {path}")
+            seen = _seen(name, kind, path, backend, exports, identity)
             yield HostFile(backend, exports, seen, lock)
 
     def _build_engine(self, config: ServerConfig) -> Engine:
@@ -347,7 +351,7 @@ def _seen(
     path: PciPath,
     backend: Backend,
     exports: Exports,
-    namespace_uuid: UUID | None,
+    namespace_uuid: UUID,
 ) -> EngineDisk:
     return EngineDisk(
         name=name,

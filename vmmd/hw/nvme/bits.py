@@ -1,4 +1,4 @@
-"""Offsets, bits, opcodes and status codes of NVM Express 1.3.
+"""Offsets, bits, opcodes and status codes of NVM Express 1.4.
 
 Constants only. A status is the 15-bit field of a completion without its phase bit:
 code | type << 8 | DNR, where DNR ("do not retry") tells the guest that the command itself is wrong.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 
-VERSION = 0x00010300
+VERSION = 0x00010400
 
 REG_CAP = 0x00
 REG_VS = 0x08
@@ -61,6 +61,7 @@ class AdminOpcode(enum.IntEnum):
     SET_FEATURES = 0x09
     GET_FEATURES = 0x0A
     ASYNC_EVENT = 0x0C
+    DOORBELL_BUFFER_CONFIG = 0x7C
 
 
 class IoOpcode(enum.IntEnum):
@@ -94,6 +95,8 @@ class LogPage(enum.IntEnum):
     ERROR = 0x01
     SMART = 0x02
     FIRMWARE_SLOT = 0x03
+    CHANGED_NAMESPACES = 0x04
+    COMMAND_EFFECTS = 0x05
 
 
 class IdentifyKind(enum.IntEnum):
@@ -103,7 +106,35 @@ class IdentifyKind(enum.IntEnum):
     CONTROLLER = 0x01
     ACTIVE_NAMESPACES = 0x02
     NAMESPACE_DESCRIPTORS = 0x03
+    ALLOCATED_NAMESPACES = 0x10
+    ALLOCATED_NAMESPACE = 0x11
+    NAMESPACE_CONTROLLERS = 0x12
+    CONTROLLERS = 0x13
 
+
+class FeatureSelect(enum.IntEnum):
+    """Which value of a feature Get Features returns."""
+
+    CURRENT = 0
+    DEFAULT = 1
+    SAVED = 2
+    CAPABILITIES = 3
+
+
+class EventType(enum.IntEnum):
+    """What an asynchronous event is about. Of each type one is told until its log page was read."""
+
+    ERROR = 0
+    SMART = 1
+
+
+# What an event of type ERROR or SMART tells.
+EVENT_INVALID_DOORBELL = 0
+EVENT_INVALID_DOORBELL_VALUE = 1
+EVENT_TEMPERATURE = 1
+
+# Bits of the SMART page's critical warning, and of the feature that says which are told.
+WARNING_TEMPERATURE = 1 << 1
 
 DNR = 1 << 14
 
@@ -126,10 +157,13 @@ INTERRUPT_VECTOR_INVALID = 0x108 | DNR
 LOG_PAGE_INVALID = 0x109 | DNR
 QUEUE_DELETION_INVALID = 0x10C | DNR
 FEATURE_NOT_SAVEABLE = 0x10D | DNR
+FEATURE_NOT_NAMESPACE_SPECIFIC = 0x10F | DNR
 READ_ONLY_RANGE = 0x182 | DNR
 # Media errors: the backend could not do it. They carry no DNR, trying again may help.
 WRITE_FAULT = 0x280
 UNRECOVERED_READ = 0x281
+
+LOG_RETAIN_EVENT = 1 << 15
 
 RW_FUA = 1 << 30
 DSM_DEALLOCATE = 1 << 2

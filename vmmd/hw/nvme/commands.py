@@ -19,6 +19,14 @@ assert ENTRY.size == 64
 _PSDT_OR_FUSED = 0xC3
 
 
+class CommandError(Exception):
+    """The command completes with `status`."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status:#x}")
+        self.status = status
+
+
 class Entry(NamedTuple):
     """One submission queue entry. `flags` holds the fuse (low two) and PSDT (high two) bits."""
 
@@ -69,15 +77,17 @@ class Phase(enum.Enum):
 class Ongoing:
     """A command in flight at the backend; the token of its requests.
 
-    `segments` are the guest's buffers of a READ. `rest` yields what is still to be submitted when a
+    `segments` are the guest's buffers of a READ, as they were found in its memory's version
+    `memory`; `entry` is what they are found by. `rest` yields what is still to be submitted when a
     command takes many requests. `status` keeps the first failure.
     """
 
     __slots__ = (
         "bytes_held",
+        "entry",
         "epoch",
         "flush_after",
-        "identifier",
+        "memory",
         "outstanding",
         "phase",
         "queue",
@@ -86,10 +96,13 @@ class Ongoing:
         "status",
     )
 
-    def __init__(self, queue: SubmissionQueue | None, identifier: int, epoch: int) -> None:
+    def __init__(
+        self, queue: SubmissionQueue | None, entry: Entry | None, epoch: int, memory: int = 0
+    ) -> None:
         self.queue = queue
-        self.identifier = identifier
+        self.entry = entry
         self.epoch = epoch
+        self.memory = memory
         self.outstanding = 0
         self.bytes_held = 0
         self.status = 0

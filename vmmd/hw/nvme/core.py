@@ -1,23 +1,31 @@
 """The controller's decisions: registers, queues and commands, with no backend, clock or interrupts.
 
-Calls in: `register_read`, `register_write`, `process`, `complete`. Each returns what is to be
-done: block requests to submit and MSI-X vectors to fire. Completions come back in batches through
-`complete`. Invariants: no guest input raises; every entry taken is completed exactly once unless
-its queue is deleted or the controller reset; a reset forgets what is in flight (late completions
-carry an older epoch and are ignored, so they never touch memory the guest may have reused).
+Calls in: `register_read`, `register_write`, `process`, `complete`, `memory_changed`. Each returns
+what is to be done: block requests to submit and interrupt vectors to fire. Completions come back in
+batches through `complete`. Invariants: no guest input raises; every entry taken is completed
+exactly once unless its queue is deleted or the controller reset; a reset forgets what is in flight
+(late completions carry an older epoch and are ignored, so they never touch memory the guest may
+have reused).
+
+Memory may be mapped anew at any time (`memory_changed`): from then on nothing of the old mapping is
+touched. What is in flight finds its memory again by address; as long as that is not mapped its
+completion is kept, and the guest's queues are left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vmmd.block.attachment import AttachmentCounters
 from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Request
 from vmmd.hw.memory import GuestMemory
 from vmmd.hw.nvme import admin, bits, identify, prp, transfer
-from vmmd.hw.nvme.admin import AdminState, CommandError
-from vmmd.hw.nvme.commands import Entry, Ongoing, Phase, parse_entries
+from vmmd.hw.nvme.admin import AdminState
+from vmmd.hw.nvme.commands import CommandError, Entry, Ongoing, Phase, parse_entries
+from vmmd.hw.nvme.doorbells import DoorbellBuffers
+from vmmd.hw.nvme.features import Features
+from vmmd.hw.nvme.logs import NO_COMMAND, ControllerLogs, ErrorEntry
 from vmmd.hw.nvme.queue import (
     ADMIN_ENTRIES_MAX,
     QUEUE_ENTRIES_MAX,
@@ -33,6 +41,8 @@ COMMANDS_IN_FLIGHT_MAX = 1024
 BYTES_IN_FLIGHT_MAX = 64 << 20
 # Entries taken from one queue before the next one has its turn.
 BURST_ENTRIES = 16
+# Looks at shadow doorbells in one call, while the guest goes on beside it.
+LOOKS = 8
 # Half-seconds a guest waits for ready: enabling is immediate, a shutdown takes one flush.
 _TIMEOUT = 40
 
@@ -51,14 +61,17 @@ _STATUS_OF_READ = {**_STATUS_OF_WRITE, BlockStatus.FAILED: bits.UNRECOVERED_READ
 
 @dataclass(slots=True)
 class Effects:
-    """What the caller is to do: submit `requests`, fire each of `vectors` once."""
+    """What the caller is to do: submit `requests`, fire each of `vectors` once, and call `process`
+    `again` after it gave others their turn."""
 
     requests: list[Request] = field(default_factory=list)
     vectors: set[int] = field(default_factory=set)
+    again: bool = False
 
 
 class NvmeCore:
-    """One controller with one namespace."""
+    """One controller with one namespace. With a `barrier` (see `doorbells`) it offers shadow
+    doorbells."""
 
     def __init__(
         self,
@@ -66,11 +79,15 @@ class NvmeCore:
         identity: identify.NvmeIdentity,
         counters: AttachmentCounters,
         vectors: int,
+        *,
+        barrier: Callable[[], None] | None = None,
     ) -> None:
         self._info = info
         self._identity = identity
         self._counters = counters
         self._vectors = vectors
+        self._barrier = barrier
+        self.logs = ControllerLogs()
         self._memory: GuestMemory | None = None
         self._namespace: transfer.Namespace | None = None
         self._paused = False
@@ -81,7 +98,10 @@ class NvmeCore:
         self._configuration = 0
         self._status = 0
         self._admin: AdminState | None = None
-        self._events: list[int] = []
+        # Counts the times that memory was mapped anew; whether all kept memory is there now.
+        self._mapping = 0
+        self._mapped = True
+        self._held: list[Completion] = []
         self._commands_in_flight = 0
         self._bytes_in_flight = 0
         self._turn = 0
@@ -109,6 +129,7 @@ class NvmeCore:
             if size == 4:
                 self._doorbell((offset - bits.REG_DOORBELLS) // 4, value & 0xFFFF)
                 self._process(effects)
+                self._tell_events(effects)
             return effects
         self._write_dword(offset, value & 0xFFFFFFFF, effects)
         if size == 8:
@@ -185,37 +206,51 @@ class NvmeCore:
         cq_view = self._memory.view(self._admin_bases[bits.REG_ACQ], cq_size * bits.CQ_ENTRY_BYTES)
         if sq_view is None or cq_view is None:
             return False
-        completions = CompletionQueue(0, cq_size, cq_view, 0, interrupts=True)
+        asq, acq = self._admin_bases[bits.REG_ASQ], self._admin_bases[bits.REG_ACQ]
+        completions = CompletionQueue(0, cq_size, cq_view, 0, interrupts=True, address=acq)
+        submission = SubmissionQueue(0, sq_size, sq_view, completions, address=asq)
         self._admin = AdminState(
             memory=self._memory,
             identity=self._identity,
             info=self._info,
             counters=self._counters,
-            vectors=self._vectors,
-            submission={0: SubmissionQueue(0, sq_size, sq_view, completions)},
+            logs=self.logs,
+            features=Features(self._vectors),
+            submission={0: submission},
             completion={0: completions},
             sq_entry_shift=self._configuration >> bits.CC_IOSQES_SHIFT & 0xF,
             cq_entry_shift=self._configuration >> bits.CC_IOCQES_SHIFT & 0xF,
+            barrier=self._barrier,
         )
+        self._mapped = True
         return True
 
     def _shut_down(self, effects: Effects) -> None:
         """A guest that shuts down may lose power next: what it wrote is made durable first."""
         self._status |= bits.CSTS_SHUTDOWN_OCCURRING
-        ongoing = Ongoing(None, 0, self._epoch)
+        ongoing = Ongoing(None, None, self._epoch)
         effects.requests.append(Request(BlockOp.FLUSH, ongoing))
 
     def _doorbell(self, index: int, value: int) -> None:
+        state = self._admin
+        if state is None:
+            self.refused_doorbells += 1
+            return
         identifier = index // 2
-        admin_state = self._admin
-        accepted = False
-        if admin_state is not None and index % 2 == 0:
-            submission = admin_state.submission.get(identifier)
-            accepted = submission is not None and submission.tail_doorbell(value)
-        elif admin_state is not None:
-            completion = admin_state.completion.get(identifier)
-            accepted = completion is not None and completion.head_doorbell(value)
-        self.refused_doorbells += not accepted
+        queue: SubmissionQueue | CompletionQueue | None = (
+            state.completion.get(identifier) if index % 2 else state.submission.get(identifier)
+        )
+        if queue is None:
+            self._refuse_doorbell(state, identifier, bits.EVENT_INVALID_DOORBELL)
+        # With doorbells in memory a register write only says that there is something new there,
+        # and may be older than that.
+        elif (state.doorbells is None or identifier == 0) and not queue.doorbell(value):
+            self._refuse_doorbell(state, identifier, bits.EVENT_INVALID_DOORBELL_VALUE)
+
+    def _refuse_doorbell(self, state: AdminState, identifier: int, why: int) -> None:
+        self.refused_doorbells += 1
+        self.logs.failed(ErrorEntry(identifier & 0xFFFF, NO_COMMAND, 0, 0, 0))
+        state.events.happened(bits.EventType.ERROR, why)
 
     # --- life ---
 
@@ -234,7 +269,11 @@ class NvmeCore:
         self._clear()
 
     def reset(self) -> None:
-        """Power-on state."""
+        """Power-on state. Its log goes on: it is the same controller, which lost power."""
+        if self._status & bits.CSTS_READY:
+            shut_down = self._status & bits.CSTS_SHUTDOWN_MASK == bits.CSTS_SHUTDOWN_COMPLETE
+            self.logs.unsafe_shutdowns += not shut_down
+            self.logs.power_cycles += 1
         self.reset_queues()
         self._admin_sizes = 0
         self._admin_bases = dict.fromkeys(self._admin_bases, 0)
@@ -243,7 +282,8 @@ class NvmeCore:
         self._configuration = 0
         self._status = 0
         self._admin = None
-        self._events = []
+        self._held = []
+        self.logs.warning = 0
         self._commands_in_flight = 0
         self._bytes_in_flight = 0
         self._turn = 0
@@ -257,10 +297,24 @@ class NvmeCore:
         return effects
 
     def _process(self, effects: Effects) -> None:
+        state = self._admin
+        if state is None or not self._mapped or self._paused:
+            return
+        for _look in range(LOOKS):
+            if state.doorbells is not None:
+                self._look_in_memory(state, state.doorbells)
+            self._take_entries(state, effects)
+            # A command may have brought them.
+            if state.doorbells is None or not self._ask_to_ring(state, state.doorbells):
+                return
+        effects.again = True
+
+    def _take_entries(self, state: AdminState, effects: Effects) -> None:
+        """Until nothing is left, or nothing more can be taken."""
         progress = True
-        while progress and self._admin is not None and not self._paused:
+        while progress:
             progress = False
-            queues = list(self._admin.submission.values())
+            queues = list(state.submission.values())
             # Each round begins one queue further, so that limits do not starve the last ones.
             self._turn = (self._turn + 1) % len(queues)
             for queue in queues[self._turn :] + queues[: self._turn]:
@@ -268,10 +322,44 @@ class NvmeCore:
                     return
                 if queue.deleted or not queue.pending:
                     continue
+                if state.doorbells is not None and queue.completions.free < queue.pending:
+                    self._look_at_head(state.doorbells, queue.completions)
                 raw = queue.take(BURST_ENTRIES)
                 if raw:
                     progress = True
-                    self._execute(queue, raw, effects)
+                    self._execute(state, queue, raw, effects)
+
+    def _look_in_memory(self, state: AdminState, doorbells: DoorbellBuffers) -> None:
+        """Takes the tails that the guest has left there."""
+        for number, queue in state.submission.items():
+            if number and queue.told_in_memory(doorbells) and not queue.catch_up(doorbells):
+                self._refuse_doorbell(state, number, bits.EVENT_INVALID_DOORBELL_VALUE)
+
+    def _look_at_head(self, doorbells: DoorbellBuffers, completions: CompletionQueue) -> bool:
+        return completions.identifier != 0 and completions.catch_up(doorbells)
+
+    def _ask_to_ring(self, state: AdminState, doorbells: DoorbellBuffers) -> bool:
+        """Leaves in memory past which values the guest has to ring; whether it went on meanwhile.
+
+        The tail of each submission queue always; the head of a completion queue only where a full
+        one holds commands up. The values are looked at once more behind the barrier: what the guest
+        left before it saw ours is found here, and of what it leaves later it rings.
+        """
+        queues = [queue for number, queue in state.submission.items() if number]
+        corked = set()
+        for queue in queues:
+            doorbells.ring_past_tail(queue.identifier, queue.tail)
+            if queue.pending and not queue.completions.free:
+                corked.add(queue.completions)
+        for number, completions in state.completion.items():
+            if number:
+                stop = completions.head if completions in corked else completions.tail
+                doorbells.ring_past_head(number, stop)
+        doorbells.barrier()
+        if self._full():
+            return False  # looked at again when something is done
+        moved = [queue for queue in corked if self._look_at_head(doorbells, queue)]
+        return bool(moved) or any(queue.told_in_memory(doorbells) for queue in queues)
 
     def _full(self) -> bool:
         return (
@@ -279,60 +367,80 @@ class NvmeCore:
             or self._bytes_in_flight >= BYTES_IN_FLIGHT_MAX
         )
 
-    def _execute(self, queue: SubmissionQueue, raw: bytes, effects: Effects) -> None:
+    def _execute(
+        self, state: AdminState, queue: SubmissionQueue, raw: bytes, effects: Effects
+    ) -> None:
         for entry in parse_entries(memoryview(raw)):
             if queue.identifier == 0:
-                self._execute_admin(queue, entry, effects)
+                self._execute_admin(state, queue, entry, effects)
             else:
-                self._execute_io(queue, entry, effects)
+                self._execute_io(state, queue, entry, effects)
 
-    def _execute_admin(self, queue: SubmissionQueue, entry: Entry, effects: Effects) -> None:
-        assert self._admin is not None
+    def _execute_admin(
+        self, state: AdminState, queue: SubmissionQueue, entry: Entry, effects: Effects
+    ) -> None:
         if entry.opcode == bits.AdminOpcode.ASYNC_EVENT and entry.plain:
-            self._hold_event(queue, entry, effects)
+            self._hold_event(state, queue, entry, effects)
             return
         if entry.opcode == bits.AdminOpcode.ABORT and entry.plain:
-            self._post(
-                queue, entry.identifier, bits.OK, effects, self._abort(queue, entry, effects)
-            )
+            aborted = self._abort(state, queue, entry, effects)
+            self._post(queue, entry.identifier, bits.OK, effects, aborted)
             return
         try:
-            result = admin.execute(self._admin, entry)
+            result = admin.execute(state, entry)
         except (CommandError, prp.PrpError) as error:
-            self._post(queue, entry.identifier, error.status, effects)
+            self._fail(queue, entry, error.status, effects)
         else:
             self._post(queue, entry.identifier, bits.OK, effects, result)
+            self._tell_events(effects)
 
-    def _hold_event(self, queue: SubmissionQueue, entry: Entry, effects: Effects) -> None:
-        """Asynchronous event requests are kept until there is an event; so far there are none."""
-        if len(self._events) >= identify.ASYNC_EVENTS_MAX:
-            self._post(queue, entry.identifier, bits.ASYNC_EVENT_LIMIT, effects)
+    def _hold_event(
+        self, state: AdminState, queue: SubmissionQueue, entry: Entry, effects: Effects
+    ) -> None:
+        """Asynchronous event requests are kept until there is an event."""
+        if state.events.full:
+            self._fail(queue, entry, bits.ASYNC_EVENT_LIMIT, effects)
             return
-        self._events.append(entry.identifier)
+        state.events.held.append(entry.identifier)
         queue.completions.release()
+        self._tell_events(effects)
 
-    def _abort(self, queue: SubmissionQueue, entry: Entry, effects: Effects) -> int:
+    def _tell_events(self, effects: Effects) -> None:
+        """Completes a held request for each event, as far as there are completion slots."""
+        state = self._admin
+        if state is None or not self._mapped:
+            return
+        queue = state.submission[0]
+        while state.events.ready and queue.completions.free:
+            identifier, result = state.events.take()
+            queue.completions.reserve(1)
+            self._post(queue, identifier, bits.OK, effects, result)
+
+    def _abort(
+        self, state: AdminState, queue: SubmissionQueue, entry: Entry, effects: Effects
+    ) -> int:
         """0 when the command was aborted, 1 when not. Only held event requests can be: everything
         else is at the backend already."""
         sq_identifier, identifier = entry.cdw10 & 0xFFFF, entry.cdw10 >> 16
-        held = sq_identifier == 0 and identifier in self._events
+        held = sq_identifier == 0 and identifier in state.events.held
         if not held or queue.completions.free < 1:
             return 1
-        self._events.remove(identifier)
+        state.events.held.remove(identifier)
         queue.completions.reserve(1)
         self._post(queue, identifier, bits.ABORT_REQUESTED, effects)
         return 0
 
-    def _execute_io(self, queue: SubmissionQueue, entry: Entry, effects: Effects) -> None:
-        assert self._admin is not None
+    def _execute_io(
+        self, state: AdminState, queue: SubmissionQueue, entry: Entry, effects: Effects
+    ) -> None:
         assert self._namespace is not None
-        ongoing = Ongoing(queue, entry.identifier, self._epoch)
+        ongoing = Ongoing(queue, entry, self._epoch, self._mapping)
         try:
             requests = transfer.begin(
-                self._namespace, entry, ongoing, cached=self._admin.write_cache
+                self._namespace, entry, ongoing, cached=state.features.write_cache
             )
         except (CommandError, prp.PrpError) as error:
-            self._post(queue, entry.identifier, error.status, effects)
+            self._fail(queue, entry, error.status, effects)
             return
         if not requests:
             self._post(queue, entry.identifier, bits.OK, effects)
@@ -341,6 +449,14 @@ class NvmeCore:
         self._commands_in_flight += 1
         self._bytes_in_flight += ongoing.bytes_held
         effects.requests.extend(requests)
+
+    def _fail(self, queue: SubmissionQueue, entry: Entry, status: int, effects: Effects) -> None:
+        """Completes a command that did not succeed."""
+        lba = entry.start_lba if queue.identifier else 0
+        self.logs.failed(
+            ErrorEntry(queue.identifier, entry.identifier, status, lba, entry.namespace)
+        )
+        self._post(queue, entry.identifier, status, effects)
 
     def _post(
         self,
@@ -360,13 +476,46 @@ class NvmeCore:
     def complete(self, completions: Sequence[Completion]) -> Effects:
         """Takes the backend's answers, completes what is done and goes on with what was waiting."""
         effects = Effects()
-        for token, status, data, _owned in completions:
+        for completion in completions:
+            token, status, data, _owned = completion
             ongoing = token
             assert isinstance(ongoing, Ongoing)
-            if ongoing.epoch == self._epoch:
-                self._completed(ongoing, status, data, effects)
+            if ongoing.epoch != self._epoch:
+                continue
+            if ongoing.memory != self._mapping and not self._found_again(ongoing):
+                # Its data is only lent.
+                kept = None if data is None else bytes(data)
+                self._held.append(completion._replace(data=kept))
+                continue
+            self._completed(ongoing, status, data, effects)
         self._process(effects)
         return effects
+
+    def _found_again(self, ongoing: Ongoing) -> bool:
+        """Whether all memory that a command needs to go on is there, as mapped now."""
+        if ongoing.queue is None:
+            return True
+        if not self._mapped:
+            return False
+        if ongoing.segments:
+            assert self._memory is not None
+            assert ongoing.entry is not None
+            entry = ongoing.entry
+            try:
+                ongoing.segments = prp.walk(
+                    self._memory, entry.prp1, entry.prp2, ongoing.bytes_held
+                )
+            except prp.PrpError:
+                return False
+        ongoing.memory = self._mapping
+        return True
+
+    def memory_changed(self) -> Effects:
+        """The guest's memory was mapped anew, or some of it no longer is."""
+        self._mapping += 1
+        self._mapped = self._admin is None or self._admin.look_again()
+        held, self._held = self._held, []
+        return self.complete(held)
 
     def _completed(
         self,
@@ -413,7 +562,10 @@ class NvmeCore:
     def _finish(self, ongoing: Ongoing, queue: SubmissionQueue, effects: Effects) -> None:
         self._commands_in_flight -= 1
         self._bytes_in_flight -= ongoing.bytes_held
+        assert ongoing.entry is not None
         if queue.deleted:
             queue.completions.release()
+        elif ongoing.status == bits.OK:
+            self._post(queue, ongoing.entry.identifier, bits.OK, effects)
         else:
-            self._post(queue, ongoing.identifier, ongoing.status, effects)
+            self._fail(queue, ongoing.entry, ongoing.status, effects)

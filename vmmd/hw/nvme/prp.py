@@ -41,7 +41,7 @@ def walk(memory: GuestMemory, prp1: int, prp2: int, length: int) -> list[memoryv
         if prp2 & _OFFSET:
             raise PrpError(bits.PRP_OFFSET_INVALID)
         if prp2 == prp1 + first:
-            return [_view(memory, prp1, length)]
+            return _views(memory, prp1, length)
         return [_view(memory, prp1, first), _view(memory, prp2, rest)]
     pages = _list_pages(memory, prp2, -(-rest // _PAGE))
     return _joined(memory, prp1, first, pages, rest)
@@ -97,4 +97,18 @@ def _joined(
         runs[0] = (prp1, first + runs[0][1])
     else:
         runs.insert(0, (prp1, first))
-    return [_view(memory, address, size) for address, size in runs]
+    return [view for address, size in runs for view in _views(memory, address, size)]
+
+
+def _views(memory: GuestMemory, address: int, size: int) -> list[memoryview]:
+    """A run of pages; where no single view covers it, the pieces of memory that do together."""
+    whole = memory.view(address, size)
+    if whole is not None:
+        return [whole]
+    found = []
+    while size:
+        step = min(_PAGE - (address & _OFFSET), size)
+        found.append(_view(memory, address, step))
+        address += step
+        size -= step
+    return found

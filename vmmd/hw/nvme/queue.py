@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import struct
 
+from vmmd.hw.memory import GuestMemory
 from vmmd.hw.nvme import bits
+from vmmd.hw.nvme.doorbells import DoorbellBuffers
 
 # Entries of one queue. Linux asks for 1024; larger queues only hold commands longer.
 QUEUE_ENTRIES_MAX = 4096
@@ -18,13 +20,23 @@ QUEUE_ENTRIES_MIN = 2
 
 _COMPLETION = struct.Struct("<IIHHHH")
 assert _COMPLETION.size == bits.CQ_ENTRY_BYTES
+# In place of memory that is not mapped at present.
+_NOWHERE = memoryview(b"")
 
 
 class CompletionQueue:
-    """Completions on their way to the guest. `view` covers exactly the queue's memory."""
+    """Completions on their way to the guest. `view` covers exactly the queue's memory, which is at
+    `address`."""
 
     def __init__(
-        self, identifier: int, size: int, view: memoryview, vector: int, interrupts: bool
+        self,
+        identifier: int,
+        size: int,
+        view: memoryview,
+        vector: int,
+        interrupts: bool,
+        *,
+        address: int = 0,
     ) -> None:
         assert size >= QUEUE_ENTRIES_MIN
         assert len(view) == size * bits.CQ_ENTRY_BYTES
@@ -33,11 +45,28 @@ class CompletionQueue:
         self.vector = vector
         self.interrupts = interrupts
         self.submission_queues = 0
+        self._address = address
         self._view = view
         self._head = 0
         self._tail = 0
         self._phase = 1
         self._reserved = 0
+
+    def look_again(self, memory: GuestMemory) -> bool:
+        """Finds its memory anew; False while that is not mapped, and then it must not be used."""
+        view = memory.view(self._address, self.size * bits.CQ_ENTRY_BYTES)
+        self._view = _NOWHERE if view is None else view
+        return view is not None
+
+    @property
+    def head(self) -> int:
+        """Where the guest looks next, as far as it said."""
+        return self._head
+
+    @property
+    def tail(self) -> int:
+        """Where the next completion goes."""
+        return self._tail
 
     @property
     def free(self) -> int:
@@ -72,7 +101,12 @@ class CompletionQueue:
             self._tail = 0
             self._phase ^= 1
 
-    def head_doorbell(self, value: int) -> bool:
+    def catch_up(self, doorbells: DoorbellBuffers) -> bool:
+        """Takes the head that the guest left in memory; whether it has moved."""
+        before = self._head
+        return self.doorbell(doorbells.head(self.identifier)) and self._head != before
+
+    def doorbell(self, value: int) -> bool:
         """The guest has consumed up to `value`; False when it cannot have."""
         if value >= self.size:
             return False
@@ -84,10 +118,16 @@ class CompletionQueue:
 
 
 class SubmissionQueue:
-    """Commands from the guest. `view` covers exactly the queue's memory."""
+    """Commands from the guest. `view` covers exactly the queue's memory, which is at `address`."""
 
     def __init__(
-        self, identifier: int, size: int, view: memoryview, completions: CompletionQueue
+        self,
+        identifier: int,
+        size: int,
+        view: memoryview,
+        completions: CompletionQueue,
+        *,
+        address: int = 0,
     ) -> None:
         assert size >= QUEUE_ENTRIES_MIN
         assert len(view) == size * bits.SQ_ENTRY_BYTES
@@ -96,21 +136,44 @@ class SubmissionQueue:
         self.head = 0
         self.deleted = False
         self.completions = completions
+        self._address = address
         self._view = view
         self._tail = 0
+        # What it last said in memory, possible or not.
+        self._shadow = 0
         completions.submission_queues += 1
+
+    def look_again(self, memory: GuestMemory) -> bool:
+        """As CompletionQueue.look_again."""
+        view = memory.view(self._address, self.size * bits.SQ_ENTRY_BYTES)
+        self._view = _NOWHERE if view is None else view
+        return view is not None
+
+    @property
+    def tail(self) -> int:
+        """Behind the last entry the guest has told of."""
+        return self._tail
 
     @property
     def pending(self) -> int:
         """Entries the guest has submitted and nobody has taken."""
         return (self._tail - self.head) % self.size
 
-    def tail_doorbell(self, value: int) -> bool:
+    def doorbell(self, value: int) -> bool:
         """The guest has added entries up to `value`; False when it cannot have."""
         if value >= self.size:
             return False
         self._tail = value
         return True
+
+    def told_in_memory(self, doorbells: DoorbellBuffers) -> bool:
+        """Whether the guest has left another tail in memory than the last one looked at."""
+        return doorbells.tail(self.identifier) != self._shadow
+
+    def catch_up(self, doorbells: DoorbellBuffers) -> bool:
+        """Takes the tail that the guest left in memory; False when it cannot be."""
+        self._shadow = doorbells.tail(self.identifier)
+        return self.doorbell(self._shadow)
 
     def take(self, limit: int) -> bytes:
         """Up to `limit` pending entries, copied so that the guest cannot change them under a check.

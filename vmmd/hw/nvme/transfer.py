@@ -21,8 +21,7 @@ from vmmd.block.pieces import (
 )
 from vmmd.hw.memory import GuestMemory
 from vmmd.hw.nvme import bits, identify, prp
-from vmmd.hw.nvme.admin import CommandError
-from vmmd.hw.nvme.commands import Entry, Ongoing
+from vmmd.hw.nvme.commands import CommandError, Entry, Ongoing
 from vmmd.hw.segments import gather
 
 _RANGE = struct.Struct("<IIQ")

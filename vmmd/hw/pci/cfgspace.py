@@ -7,6 +7,7 @@ Invariant: bytes outside the masks change only through `set_*` calls of the devi
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,10 @@ class ConfigSpace:
         power_on[bits.HEADER_TYPE] |= bits.HEADER_TYPE_MULTIFUNCTION
         self._power_on = bytes(power_on)
 
+    def set_value(self, offset: int, size: int, value: int) -> None:
+        """For the device itself: changes bytes whatever their masks."""
+        self._bytes[offset : offset + size] = value.to_bytes(size, "little")
+
     @property
     def command(self) -> int:
         """The command register."""
@@ -150,3 +155,19 @@ class ConfigSpace:
             offset += (2 + len(body) + 3) & ~3
         if capabilities:
             self._store(bits.STATUS, 2, bits.STATUS_CAPABILITY_LIST)
+
+
+# PCI Express capability, version 2, of an endpoint: device and link as far as they are checked.
+_EXPRESS_BODY = struct.Struct("<HIHHIHH40x")
+_EXPRESS_VERSION = 2
+# The only width and speed: one lane, 2.5 GT/s.
+_EXPRESS_LINK = 1 << 4 | 1
+_EXPRESS_ROLE_BASED_ERRORS = 1 << 15
+
+
+def express_capability() -> Capability:
+    """Says that the function is a PCI Express endpoint, which NVMe has to be."""
+    body = _EXPRESS_BODY.pack(
+        _EXPRESS_VERSION, _EXPRESS_ROLE_BASED_ERRORS, 0, 0, _EXPRESS_LINK, 0, _EXPRESS_LINK
+    )
+    return Capability(bits.CAPABILITY_EXPRESS, body)

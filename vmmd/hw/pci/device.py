@@ -1,4 +1,4 @@
-"""A PCI function: configuration space, BARs, MSI-X, and a device's life.
+"""A PCI function: configuration space, BARs, MSI or MSI-X, and a device's life.
 
 Life (the order of calls is the machine's to keep): attach once, start once, then any number of
 pause → (paused) → resume, with reset or halt only while paused. Devices do nothing on their own
@@ -12,16 +12,27 @@ from collections.abc import Callable
 from vmmd.hw.memory import GuestMemory
 from vmmd.hw.pci import bits
 from vmmd.hw.pci.cfgspace import ConfigSpace
+from vmmd.hw.pci.msi import Msi
 from vmmd.hw.pci.msix import MsixTable, SendMessage
 
 
 class PciFunction:
     """Base of every emulated function. Subclasses say what lies behind the BARs."""
 
-    def __init__(self, config: ConfigSpace, *, msix: MsixTable | None, msix_bar: int) -> None:
+    def __init__(
+        self,
+        config: ConfigSpace,
+        *,
+        msix: MsixTable | None = None,
+        msix_bar: int = -1,
+        msi: Msi | None = None,
+    ) -> None:
         self.config = config
         self._msix = msix
         self._msix_bar = msix_bar
+        self._msi = msi
+        if msi is not None:
+            msi.bind(config)
         self._memory: GuestMemory | None = None
         self._send: SendMessage | None = None
 
@@ -42,6 +53,8 @@ class PciFunction:
             control = self.config.capability_offset(bits.CAPABILITY_MSIX) + 2
             if offset < control + 2 and offset + size > control:
                 self._msix.control_written(self.config.read(control, 2))
+        if self._msi is not None:
+            self._msi.config_written()
 
     def bar_read(self, index: int, offset: int, size: int) -> int:
         """A guest's read at `offset` of BAR `index`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from uuid import UUID
 
 from vmmd.block.attachment import AttachmentCounters
@@ -32,11 +33,17 @@ class Ram:
 class Rig:
     """One admin queue of 16 entries; `create_io` adds queue pair 1."""
 
-    def __init__(self, *, read_only: bool = False, discard: bool = True) -> None:
+    def __init__(
+        self, *, read_only: bool = False, discard: bool = True, shadow: bool = True
+    ) -> None:
         self.ram = Ram(MEMORY)
         self.info = BackendInfo(BLOCK, BLOCKS, read_only, discard)
         identity = NvmeIdentity(serial="S1", namespace_uuid=UUID(int=7))
-        self.core = NvmeCore(self.info, identity, AttachmentCounters(), vectors=16)
+        self.counters = AttachmentCounters()
+        # Called between what the core stores for the guest and what it loads after that.
+        self.at_barrier: Callable[[], None] = lambda: None
+        barrier = (lambda: self.at_barrier()) if shadow else None
+        self.core = NvmeCore(self.info, identity, self.counters, vectors=16, barrier=barrier)
         self.core.connect(self.ram)
         self.tails = {0: 0, 1: 0}
         self.heads = {0: 0, 1: 0}

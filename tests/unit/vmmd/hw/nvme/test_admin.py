@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -11,6 +12,8 @@ from vmmd.hw.nvme import bits
 from vmmd.hw.nvme.bits import AdminOpcode, Feature, IdentifyKind
 
 PAGE = 0x100000
+# Not offered: a disk is not lost by a word of a guest.
+FORMAT_NVM = 0x80
 
 
 @pytest.fixture
@@ -29,8 +32,10 @@ def test_identify_controller(bare: Any) -> None:
     data = page(bare)
     assert data[4:24] == b"S1".ljust(20)
     assert data[77] == 8
-    assert (data[512], data[513], data[525]) == (0x66, 0x44, 1)
-    assert struct.unpack_from("<H", data, 520) == (0b1100,)
+    assert (data[512], data[513]) == (0x66, 0x44)
+    assert struct.unpack_from("<H", data, 520) == (0b11100,)
+    assert struct.unpack_from("<HI", data, 78) == (1, 0x00010400)
+    assert (data[261], data[262], data[525]) == (0b111, 63, 0b111)
     assert data[768:].startswith(b"nqn.2014-08.org.nvmexpress:uuid:")
 
 
@@ -46,7 +51,22 @@ def test_identify_namespace_list_and_descriptors(bare: Any) -> None:
     assert bare.admin(identify, prp1=PAGE, cdw10=2, namespace=1) == (0, 0)
     assert struct.unpack_from("<I", page(bare)) == (0,)
     assert bare.admin(identify, prp1=PAGE, cdw10=3, namespace=1) == (0, 0)
-    assert page(bare, 4) == b"\x03\x10\x00\x00"
+    uuid = UUID(int=7).bytes
+    assert page(bare, 41) == b"\x02\x10\0\0" + uuid + b"\x03\x10\0\0" + uuid + b"\0"
+    assert bare.admin(identify, prp1=PAGE, cdw10=0x10) == (0, 0)
+    assert struct.unpack_from("<II", page(bare)) == (1, 0)
+    assert bare.admin(identify, prp1=PAGE, cdw10=0x11, namespace=1) == (0, 0)
+    assert page(bare) == data
+
+
+def test_identify_lists_of_controllers(bare: Any) -> None:
+    """One, whose number is in its own page."""
+    identify = AdminOpcode.IDENTIFY
+    for kind, namespace in ((0x12, 1), (0x13, 0)):
+        assert bare.admin(identify, prp1=PAGE, cdw10=kind, namespace=namespace) == (0, 0)
+        assert struct.unpack_from("<HHH", page(bare)) == (1, 1, 0)
+        assert bare.admin(identify, prp1=PAGE, cdw10=2 << 16 | kind, namespace=namespace) == (0, 0)
+        assert struct.unpack_from("<H", page(bare)) == (0,)
 
 
 def test_identify_over_two_unaligned_pages(bare: Any) -> None:
@@ -64,6 +84,9 @@ def test_identify_over_two_unaligned_pages(bare: Any) -> None:
         ({"cdw10": 0, "namespace": 0}, bits.INVALID_NAMESPACE),
         ({"cdw10": 2, "namespace": 0xFFFFFFFF}, bits.INVALID_NAMESPACE),
         ({"cdw10": 3, "namespace": 9}, bits.INVALID_NAMESPACE),
+        ({"cdw10": 0x11, "namespace": 2}, bits.INVALID_NAMESPACE),
+        ({"cdw10": 0x12, "namespace": 0}, bits.INVALID_NAMESPACE),
+        ({"cdw10": 0x06}, bits.INVALID_FIELD),
         ({"cdw10": 0x1F}, bits.INVALID_FIELD),
         ({"cdw10": 1, "prp1": PAGE + 1}, bits.PRP_OFFSET_INVALID),
         ({"cdw10": 1, "prp1": 1 << 40}, bits.DATA_TRANSFER_ERROR),
@@ -146,9 +169,10 @@ def test_features_keep_what_is_set(bare: Any) -> None:
         (AdminOpcode.SET_FEATURES, 0x80000001, bits.FEATURE_NOT_SAVEABLE),
         (AdminOpcode.SET_FEATURES, 0xC0, bits.INVALID_FIELD),
         (AdminOpcode.GET_FEATURES, 0xC0, bits.INVALID_FIELD),
-        (AdminOpcode.GET_FEATURES, 0x101, bits.INVALID_FIELD),
+        (AdminOpcode.GET_FEATURES, 0x401, bits.INVALID_FIELD),
         (AdminOpcode.GET_LOG_PAGE, 0xC0, bits.LOG_PAGE_INVALID),
         (AdminOpcode.GET_LOG_PAGE, 0xFFFF0002, bits.PRP_OFFSET_INVALID),
+        (FORMAT_NVM, 0, bits.INVALID_OPCODE),
         (0x7F, 0, bits.INVALID_OPCODE),
         (0xC5, 0, bits.INVALID_OPCODE),
     ],

@@ -21,7 +21,7 @@ def test_capabilities_and_version(make_rig: Any) -> None:
     assert capabilities >> 16 & 1 == 1
     assert capabilities >> 37 & 1 == 1
     assert core.register_read(bits.REG_CAP, 4) | core.register_read(4, 4) << 32 == capabilities
-    assert core.register_read(bits.REG_VS, 4) == 0x00010300
+    assert core.register_read(bits.REG_VS, 4) == 0x00010400
     assert core.register_read(0xF00, 4) == 0
 
 
