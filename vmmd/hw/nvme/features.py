@@ -53,11 +53,8 @@ class Features:
     vectors: int
     values: dict[int, int] = field(default_factory=dict)
     thresholds: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def write_cache(self) -> bool:
-        """Whether writes may stay in the write cache."""
-        return bool(self._current(Feature.VOLATILE_WRITE_CACHE))
+    # Whether writes may stay in the write cache: the feature's value, looked at for each command.
+    write_cache: bool = True
 
     @property
     def warning(self) -> int:
@@ -72,8 +69,8 @@ class Features:
         """Which bits of it are told by events."""
         return self._current(Feature.ASYNC_EVENT_CONFIGURATION) & 0xFF
 
-    def _current(self, feature: int) -> int:
-        return self.values.get(feature, _DEFAULTS[Feature(feature)])
+    def _current(self, feature: Feature) -> int:
+        return self.values.get(feature, _DEFAULTS[feature])
 
     def set(self, entry: Entry, *, queues_made: bool) -> int:
         """Result dword; CommandError. `queues_made`: I/O queues are there already."""
@@ -96,6 +93,8 @@ class Features:
             raise CommandError(bits.INVALID_FIELD)
         else:
             self.values[feature] = value
+            if feature is Feature.VOLATILE_WRITE_CACHE:
+                self.write_cache = bool(value)
         return 0
 
     def get(self, entry: Entry) -> int:
