@@ -60,6 +60,7 @@ def _disk_fields(disk: Disk) -> Table:
             ("size", size),
             ("nbd_uri", volume.nbd_uri),
             ("vhost_user_socket", volume.vhost_user_socket),
+            ("vfio_user_socket", volume.vfio_user_socket),
             ("guest_device", volume.guest_device),
             ("served", served),
         ]

@@ -1,6 +1,7 @@
 """What guests boot, made once and kept for later runs; and the cluster their disks are of.
 
 STAIRWELL_GUEST_IMAGE: where the kernel and the initramfs are kept (~/.cache/stairwell/guest).
+STAIRWELL_GUEST_QEMU: where a newer QEMU is kept (~/.cache/stairwell/guest-qemu).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.guest.machine import missing
+from tests.guest.machine import QEMU, missing, speaks_vfio_user
 from tests.integration.cluster import Cluster
 from tests.integration.volume import Volume, fresh_volume
 
@@ -36,6 +37,26 @@ def image() -> Path:
     if done.returncode:
         pytest.skip(f"no image for a guest: {done.stderr.strip()}")
     return directory
+
+
+@pytest.fixture(scope="session")
+def newer_qemu() -> str:
+    """A QEMU that speaks vfio-user: the system's, or one that is unpacked beside it; skips where
+    neither can be had."""
+    if speaks_vfio_user(QEMU):
+        return QEMU
+    kept = os.environ.get("STAIRWELL_GUEST_QEMU")
+    directory = Path(kept) if kept else Path.home() / ".cache/stairwell/guest-qemu"
+    script = ROOT / "scripts/guest_qemu.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(directory)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no QEMU that speaks vfio-user (10.1 or later): {done.stderr.strip()}")
+    program = done.stdout.strip()
+    if not speaks_vfio_user(program):
+        pytest.skip(f"{program} does not speak vfio-user")
+    return program
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

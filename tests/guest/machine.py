@@ -210,6 +210,18 @@ def vhost_user_disk(socket_path: str, name: str = "disk", *, queues: int = 2) ->
     ]  # fmt: skip
 
 
+def vfio_user_disk(socket_path: str, name: str = "disk", **more: Any) -> list[str]:
+    """The arguments for an NVMe controller that this project emulates."""
+    device = {
+        "driver": "vfio-user-pci",
+        "socket": {"type": "unix", "path": socket_path},
+        "x-msg-timeout": 60_000,
+        "id": f"{name}-device",
+        **more,
+    }
+    return ["-device", json.dumps(device)]
+
+
 @contextlib.contextmanager
 def booted(*args: Any, **kwargs: Any) -> Iterator[Guest]:
     """A guest that takes commands; gone afterwards."""
@@ -219,6 +231,15 @@ def booted(*args: Any, **kwargs: Any) -> Iterator[Guest]:
         yield guest
     finally:
         guest.close()
+
+
+def speaks_vfio_user(program: str) -> bool:
+    """Whether a QEMU has the device; versions do not tell."""
+    if shutil.which(program) is None:
+        return False
+    words = [program, "-device", "help"]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    return '"vfio-user-pci"' in told.stdout
 
 
 def missing() -> str:

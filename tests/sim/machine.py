@@ -422,7 +422,13 @@ class Machine:
             repair_rate=RepairRate(0, RateReason.UNLIMITED, 0.0, 1.0, RepairPolicy()),
         )
         return volume_message(
-            "machine", "disk", volume, nbd_uri="", vhost_user_socket="", guest_device=""
+            "machine",
+            "disk",
+            volume,
+            nbd_uri="",
+            vhost_user_socket="",
+            vfio_user_socket="",
+            guest_device="",
         )
 
     def replace(

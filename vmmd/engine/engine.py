@@ -26,7 +26,11 @@ class EngineDisk:
     backend: Backend
     nbd_socket: str
     vhost_user_socket: str
+    vfio_user_socket: str
     namespace_uuid: UUID
+    # As an NVMe controller by vfio-user it has MSI in place of MSI-X, and can be unplugged: QEMU
+    # 11.1 aborts when one with MSI-X is.
+    removable: bool = False
 
 
 class Engine(Protocol):

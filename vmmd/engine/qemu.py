@@ -93,12 +93,17 @@ class QemuEngine:
     def _attached(self, disk: EngineDisk) -> AttachedDisk:
         transport = self._transport(disk)[0]
         by_nbd = transport is Transport.NBD
+        sockets = {
+            Transport.NBD: disk.nbd_socket,
+            Transport.VHOST_USER: disk.vhost_user_socket,
+            Transport.VFIO_USER: disk.vfio_user_socket,
+        }
         info = disk.backend.info
         return AttachedDisk(
             name=disk.name,
             transport=transport,
             pci_path=disk.pci_path,
-            socket=disk.nbd_socket if by_nbd else disk.vhost_user_socket,
+            socket=sockets[transport],
             block_size=info.block_size,
             read_only=info.read_only,
             nbd_export=disk.name if by_nbd else "",
@@ -200,6 +205,13 @@ class QemuEngine:
     async def unplug(self, disk: EngineDisk) -> None:
         """As Engine."""
         attached = self._attached(disk)
+        if attached.transport is Transport.VFIO_USER and not disk.removable:
+            raise StateError(
+                f"disk {disk.name!r} was there when the machine started, and QEMU "
+                f"{self._hypervisor.version} cannot let such an NVMe disk go while it runs: stop "
+                "the machine, or plug disks that are to be unplugged into the running one",
+                reason="DISK_NOT_REMOVABLE",
+            )
         if attached.id in self._unplugged:
             raise ConflictError(f"disk {disk.name!r} is being unplugged", reason="UNPLUGGING")
         if attached.id not in self._let_go:

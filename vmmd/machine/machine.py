@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -48,7 +48,9 @@ from vmmd.engine.engine import Engine, EngineDisk
 from vmmd.engine.host_check import check_host
 from vmmd.engine.qemu import QemuEngine
 from vmmd.guest.machine_guest import GuestSystem
+from vmmd.hw.nvme.controller import InterruptKind
 from vmmd.machine.console import Console
+from vmmd.vfio_user.export import VfioUserExport, is_served
 from vmmd.vhost_user.export import VhostUserExport
 
 log = get_logger(__name__)
@@ -59,29 +61,47 @@ HOST_FILES = UUID("5e6e1c0b-5a0e-4b3c-9a55-0c9d7a3f2e41")
 
 
 class Exports:
-    """Where a backend is served: over NBD, and to a hypervisor by vhost-user."""
+    """Where a backend is served: over NBD, and to a hypervisor by vhost-user and by vfio-user."""
 
-    def __init__(self, backend: Backend, name: str, path: PciPath, directory: Path) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        name: str,
+        path: PciPath,
+        directory: Path,
+        namespace_uuid: UUID,
+        *,
+        removable: bool,
+    ) -> None:
         # Named by place, not by name: a disk's name may hold anything.
         self.nbd_socket = directory / f"nbd-{path}.sock"
         self.nbd = NbdExport(backend, name, socket=self.nbd_socket)
         self.vhost_user = VhostUserExport(
             backend, serial=name, socket=directory / f"vhost-{path}.sock"
         )
+        self.vfio_user = VfioUserExport(
+            backend,
+            serial=name,
+            namespace_uuid=namespace_uuid,
+            socket=directory / f"vfio-{path}.sock",
+            interrupts=InterruptKind.MSI if removable else InterruptKind.MSIX,
+        )
 
     async def start(self, name: str) -> None:
         """Listens; UnavailableError when the NBD socket cannot be had."""
         await self.nbd.start()
-        try:
-            await self.vhost_user.start()
-        except UnavailableError as error:
-            # The machine needs it not; who looks for it finds no address, and this.
-            log.warning("disk not there by vhost-user", disk=name, reason=str(error))
+        for way, export in (("vhost-user", self.vhost_user), ("vfio-user", self.vfio_user)):
+            try:
+                await export.start()
+            except UnavailableError as error:
+                # The machine needs it not; who looks for it finds no address, and this.
+                log.warning("disk not there by one way", way=way, disk=name, reason=str(error))
 
     async def stop(self) -> None:
         """Hangs up."""
         await self.nbd.stop()
         await self.vhost_user.stop()
+        await self.vfio_user.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +180,16 @@ class Machine:
                 await volume.close()
             raise
 
-    def _build_disk(self, disk: DiskSpec, volume: Volume) -> Disk:
-        exports = Exports(volume, disk.name, disk.pci_path, self._directory)
+    def _build_disk(self, disk: DiskSpec, volume: Volume, *, removable: bool = False) -> Disk:
+        """`removable`: plugged into a running machine, and so perhaps unplugged."""
+        exports = Exports(
+            volume, disk.name, disk.pci_path, self._directory, volume.id, removable=removable
+        )
         device = DiskDevice(disk.device)
-        seen = _seen(disk.name, device, disk.pci_path, volume, exports, volume.id)
+        seen = replace(
+            _seen(disk.name, device, disk.pci_path, volume, exports, volume.id),
+            removable=removable,
+        )
         return Disk(disk, volume, exports, seen)
 
     def _build_host_files(self, config: ServerConfig) -> Iterator[HostFile]:
@@ -182,10 +208,10 @@ class Machine:
                 workers=block.workers,
             )
             path = PciPath.parse(device.pci_path)
-            exports = Exports(backend, name, path, self._directory)
-            kind = DEVICE_OF_DRIVER[device.driver]
             # Guests know a disk by it: the file's is made of the machine's and where it is.
             identity = uuid5(HOST_FILES, f"{self.spec.id} {path}")
+            exports = Exports(backend, name, path, self._directory, identity, removable=False)
+            kind = DEVICE_OF_DRIVER[device.driver]
             seen = _seen(name, kind, path, backend, exports, identity)
             yield HostFile(backend, exports, seen, lock)
 
@@ -206,7 +232,9 @@ class Machine:
             bootrom=bootrom,
             bootrom_bytes=Path(bootrom).stat().st_size if bootrom else 0,
         )
-        return QemuEngine(self.hypervisor, board, [*own, *disks], self.console)
+        return QemuEngine(
+            self.hypervisor, board, [*own, *disks], self.console, serves_vfio_user=is_served()
+        )
 
     @property
     def guest(self) -> GuestSystem:
@@ -293,7 +321,7 @@ class Machine:
             self._check_room(spec)
             self.engine.require_plugging(spec.name)
             volume = await _opened(0, spec, self._tracing)
-            disk = self._build_disk(spec, volume)
+            disk = self._build_disk(spec, volume, removable=True)
             try:
                 await self._activate(volume)
                 await disk.exports.start(spec.name)
@@ -360,6 +388,7 @@ def _seen(
         backend=backend,
         nbd_socket=str(exports.nbd_socket),
         vhost_user_socket=exports.vhost_user.path,
+        vfio_user_socket=exports.vfio_user.path,
         namespace_uuid=namespace_uuid,
     )
 

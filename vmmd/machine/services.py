@@ -167,6 +167,7 @@ class VolumeServicer(VolumeServiceServicer):
             disk.volume.status(),
             nbd_uri=exports.nbd.uri,
             vhost_user_socket=exports.vhost_user.path if exports.vhost_user.listening else "",
+            vfio_user_socket=exports.vfio_user.path if exports.vfio_user.listening else "",
             guest_device=self._host.machine.engine.describe(disk.seen),
         )
 

@@ -22,6 +22,7 @@ def volume_message(
     *,
     nbd_uri: str,
     vhost_user_socket: str,
+    vfio_user_socket: str,
     guest_device: str,
 ) -> pb.VolumeInfo:
     """The whole volume, region by region, and where it is exported."""
@@ -37,6 +38,7 @@ def volume_message(
         regions=[_region(path, region) for path, region in status.regions],
         nbd_uri=nbd_uri,
         vhost_user_socket=vhost_user_socket,
+        vfio_user_socket=vfio_user_socket,
         guest_device=guest_device,
         sources=[
             pb.SourceInfo(
