@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.guest.machine import Guest, vfio_user_disk
-from tests.guest.test_vhost_user import CHURN, TROUBLE, killed, run
+from tests.guest.test_vhost_user import CHURN, TROUBLE, killed, machine_pid, rows_seen, run
 from tests.integration.cluster import until
 from tests.integration.volume import SLOT_ACTIVE, Volume
 
@@ -86,4 +87,153 @@ async def test_a_file_system_while_a_replica_is_replaced_and_over_a_reboot(
             guest, f"dd if={DISK} bs=1M iflag=direct 2> /dev/null | tr -d '\\0' | wc -c"
         )
         assert zeros == "0"
+    await volume.verify()
+
+
+async def test_a_member_killed_while_the_guest_writes(
+    volume: Volume, image: Path, newer_qemu: str, tmp_path: Path
+) -> None:
+    async with guest_on(volume, image, newer_qemu, tmp_path) as guest:
+        await mounted(guest)
+        writing = guest.send(CHURN)
+        volume.downstairs[1].kill()
+        await volume.slot_not_active(1)
+        await asyncio.to_thread(guest.wait, writing)
+        await volume.downstairs[1].start()
+        await until(lambda: volume.slot(1), lambda slot: slot.state == SLOT_ACTIVE)
+        await run(guest, "cp /tmp/r /mnt/r && sync && cmp /tmp/r /mnt/r")
+        await unmounted(guest)
+    await volume.verify()
+
+
+async def told(guest: Guest, command: str) -> Any:
+    """What an nvme command says, as JSON."""
+    return json.loads(await run(guest, f"nvme {command} -o json"))
+
+
+async def test_what_nvme_cli_asks(
+    volume: Volume, image: Path, newer_qemu: str, tmp_path: Path
+) -> None:
+    """Identity, health, logs and features; and refusals that leave the disk as it is."""
+    identity = (await volume.info()).volume.volume_id
+    async with guest_on(volume, image, newer_qemu, tmp_path) as guest:
+        controller = await told(guest, "id-ctrl /dev/nvme0")
+        assert controller["sn"].strip() == volume.disk[:20]
+        assert controller["mn"].strip() == "Stairwell NVMe"
+        assert controller["subnqn"].endswith(identity)
+        assert (controller["ver"], controller["nn"], controller["mdts"]) == (0x10400, 1, 8)
+        namespace = await told(guest, f"id-ns {DISK}")
+        assert namespace["nsze"] == 16384
+        assert namespace["lbafs"][0]["ds"] == 12
+        assert namespace["nguid"] == identity.replace("-", "")
+        (listed,) = (await told(guest, "list"))["Devices"]
+        assert (listed["DevicePath"], listed["SectorSize"]) == (DISK, 4096)
+        assert "[   0]:0x1" in await run(guest, "nvme list-ns /dev/nvme0")
+        assert "[   0]:0x1" in await run(guest, "nvme list-ctrl /dev/nvme0")
+        assert identity in await run(guest, f"nvme ns-descs {DISK}")
+
+        before = await told(guest, "smart-log /dev/nvme0")
+        await run(guest, f"dd if=/dev/zero of={DISK} bs=1M count=8 oflag=direct 2> /dev/null")
+        after = await told(guest, "smart-log /dev/nvme0")
+        for counter, least in (("host_write_commands", 8), ("data_units_written", 16)):
+            assert int(after[counter]) >= int(before[counter]) + least
+        assert (after["critical_warning"], after["media_errors"]) == (0, 0)
+
+        get = "nvme get-feature /dev/nvme0 -f"
+        for feature in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11):
+            assert "Current value" in await run(guest, f"{get} {feature}")
+        await run(guest, "nvme set-feature /dev/nvme0 -f 6 -v 0")
+        assert "00000000" in await run(guest, f"{get} 6")
+        await run(guest, "nvme set-feature /dev/nvme0 -f 6 -v 1")
+        await run(guest, "nvme set-feature /dev/nvme0 -f 4 -v 300")
+        assert (await told(guest, "smart-log /dev/nvme0"))["critical_warning"] != 0
+        await run(guest, "nvme set-feature /dev/nvme0 -f 4 -v 350")
+
+        wrote = await run(guest, f"dd if={DISK} bs=1M count=8 2> /dev/null | sha256sum")
+        refused = await run(guest, f"nvme format {DISK} -f 2>&1; test $? != 0")
+        assert "Invalid Command Opcode" in refused
+        refused = await run(guest, "nvme set-feature /dev/nvme0 -f 2 -v 3 2>&1; test $? != 0")
+        assert "Invalid Field" in refused
+        (newest, *_) = (await told(guest, "error-log /dev/nvme0 -e 2"))["errors"]
+        assert newest["error_count"] >= 2
+        await run(guest, f"nvme flush {DISK} -n 1 && nvme write-zeroes {DISK} -s 9000 -c 7")
+        await run(guest, f"nvme dsm {DISK} -d -s 9000 -b 8 && nvme reset /dev/nvme0")
+        assert await run(guest, f"dd if={DISK} bs=1M count=8 2> /dev/null | sha256sum") == wrote
+    await volume.verify()
+
+
+@pytest.mark.parametrize("what", ["members", "machine"])
+async def test_a_disk_that_stands_still_for_a_while(
+    volume: Volume, image: Path, newer_qemu: str, tmp_path: Path, what: str
+) -> None:
+    """For 10 s nothing can be flushed, since two members stand still; for 45 s the machine's
+    process does, and the driver asks after 30 s to abort what it waits for. Nothing fails."""
+    async with guest_on(volume, image, newer_qemu, tmp_path) as guest:
+        await mounted(guest, 4)
+        members = [member.pid for member in volume.downstairs[:2]]
+        stopped = members if what == "members" else [machine_pid(volume)]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        writing = guest.send("cp /tmp/r /mnt/r && sync && cmp /tmp/r /mnt/r")
+        try:
+            # What is tested is time that passes.
+            await asyncio.sleep(10 if what == "members" else 45)
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        await asyncio.to_thread(guest.wait, writing)
+        await unmounted(guest)
+        errors = "I/O error|Buffer I/O|EXT4-fs error|controller is down"
+        await run(guest, f'dmesg > /tmp/log; ! grep -E "{errors}" /tmp/log')
+        # What a driver says while it waits was looked at.
+        await run(guest, "dmesg -c > /dev/null")
+    await volume.settled()
+    await volume.verify()
+
+
+async def test_the_machine_s_process_killed(
+    volume: Volume, image: Path, newer_qemu: str, tmp_path: Path
+) -> None:
+    """QEMU does not come back to a device that it has lost: the guest sees a disk that was pulled
+    out, and the next guest all that was flushed."""
+    async with guest_on(volume, image, newer_qemu, tmp_path / "first") as guest:
+        await mounted(guest, 4)
+        await run(guest, "cp /tmp/r /mnt/r && sync")
+        wrote = await run(guest, "sha256sum < /mnt/r")
+        await killed(volume)
+        gone = f"until ! test -b {DISK}; do cat {DISK} > /dev/null 2>&1; done; true"
+        await run(guest, gone, 90)
+        guest.process.kill()
+        guest.process.wait()
+    await volume.settled()
+    async with guest_on(volume, image, newer_qemu, tmp_path / "second") as guest:
+        await run(guest, f"mount -t ext4 {DISK} /mnt")
+        assert await run(guest, "sha256sum < /mnt/r") == wrote
+        await unmounted(guest)
+    await volume.verify()
+
+
+async def test_a_database_and_a_power_cut(
+    volume: Volume, image: Path, newer_qemu: str, tmp_path: Path
+) -> None:
+    """QEMU is: what a database had committed is there, and the file system is sound."""
+    async with guest_on(volume, image, newer_qemu, tmp_path / "first") as guest:
+        await mounted(guest, 1)
+        insert = "pragma synchronous = extra; insert into t select coalesce(max(n), 0) + 1 from t;"
+        insert += " select max(n) from t;"
+        await run(guest, "sqlite3 /mnt/db 'create table t (n integer primary key)'")
+        await run(guest, "sync")
+        guest.send(f'while sqlite3 /mnt/db "{insert}" > /tmp/n; do cat /tmp/n; done')
+        committed = await asyncio.to_thread(rows_seen, guest, 20)
+        guest.process.kill()
+        guest.process.wait()
+    async with guest_on(volume, image, newer_qemu, tmp_path / "second") as guest:
+        await run(guest, f"mount -t ext4 {DISK} /mnt")
+        assert await run(guest, "sqlite3 /mnt/db 'pragma integrity_check'") == "ok"
+        count, highest = (
+            await run(guest, "sqlite3 /mnt/db 'select count(*), max(n) from t'")
+        ).split("|")
+        assert count == highest
+        assert int(highest) >= committed
+        await unmounted(guest)
     await volume.verify()
