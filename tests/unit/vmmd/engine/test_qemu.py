@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -18,8 +19,9 @@ from vmmd.machine.console import Console
 
 async def test_a_disk_that_was_let_go_late_can_be_taken_away(tmp_path: Path) -> None:
     board = Board("one", 1, 64, str(tmp_path / "c"), str(tmp_path / "q"))
+    path = PciPath.parse("0.20.0")
     disk = EngineDisk(
-        "late", DiskDevice.NVME, PciPath.parse("0.20.0"), MemoryBackend(4096, 16), "nbd", "vhost"
+        "late", DiskDevice.NVME, path, MemoryBackend(4096, 16), "nbd", "vhost", "vfio", uuid4()
     )
     hypervisor = Hypervisor("qemu", "7.2.22", Accelerator.TCG, "")
     engine = QemuEngine(hypervisor, board, [disk], Console())
