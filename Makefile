@@ -77,7 +77,15 @@ torture-storage: setup ## Cut the power under regions; kill, cut off and fill th
 
 .PHONY: test-guest
 test-guest: setup ## Boot a real Linux on replicated disks (needs qemu-system-x86 and apt; says so where they are absent)
+	@$(BIN)/python -m pytest tests/guest -ra -m 'not long' $(TEST_FLAGS)
+
+.PHONY: test-guest-all
+test-guest-all: setup ## Those, and what they show on every other transport as well (twenty minutes)
 	@$(BIN)/python -m pytest tests/guest -ra $(TEST_FLAGS)
+
+.PHONY: guest-qemu
+guest-qemu: setup ## Unpack a QEMU that speaks vfio-user beside the system's, as `make test-guest` does (a minute, 430 MB, no root)
+	@$(BIN)/python -m tests.guest.newer_qemu
 
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)

@@ -3,6 +3,8 @@
     python scripts/guest_image.py DIRECTORY     leaves vmlinuz and initrd there, and says so
     ... --disk FILE [--block-size 4096]         and a bootable disk of the same: GPT, a boot loader
                                                 for UEFI, the kernel, and a root file system
+    ... --tools FILE                            and an ext4 with this machine's fio: in a guest,
+                                                mount it read-only at /tools; /tools/run fio ...
 
 Packages are fetched with apt into the directory and unpacked there; nothing is installed and no
 root is needed. What is there already is not made again. The guest's first program reads commands
@@ -12,6 +14,8 @@ from its console, one a line, and runs them one after another.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -21,7 +25,7 @@ import sys
 import tempfile
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 KERNEL = "linux-image-cloud-amd64"
@@ -77,10 +81,14 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--disk", type=Path)
     parser.add_argument("--block-size", type=int, default=512, choices=(512, 4096))
+    parser.add_argument("--tools", type=Path)
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
     try:
-        make(directory)
+        with _alone(directory):
+            make(directory)
+            if arguments.tools:
+                make_tools(directory, arguments.tools)
         if arguments.disk:
             make_disk(directory, arguments.disk, arguments.block_size)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -90,13 +98,21 @@ def main() -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Who comes meanwhile waits, and finds it made."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def make(directory: Path) -> None:
     """Makes what is missing; what was made by another version of this script is made anew."""
     stamp = directory / "made-by"
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == version:
         return
-    directory.mkdir(parents=True, exist_ok=True)
     packages = directory / "packages"
     packages.mkdir(exist_ok=True)
     kernel = _fetch(packages, _kernel_package())
@@ -218,10 +234,7 @@ def make_disk(directory: Path, disk: Path, block_size: int) -> None:
         _run(root / "sbin/mkfs.vfat", *kind, "-S", block_size, esp)
         _fill_boot(root, directory, Path(scratch), esp, root_id, env)
         _sized(files, ROOT_MIB)
-        _run(
-            root / "sbin/mke2fs", "-q", "-t", "ext4", "-b", 4096, "-d", directory / "tree", files,
-            env=env,
-        )  # fmt: skip
+        _make_ext4(directory, directory / "tree", files)
         parts = [(ESP_TYPE, esp_id, ESP_MIB, "boot"), (LINUX_TYPE, root_id, ROOT_MIB, "root")]
         head, tail = partition_tables(parts, block_size)
         with disk.open("wb") as out:
@@ -253,6 +266,54 @@ def _fill_boot(
         (scratch / "guest.conf", "loader/entries/guest.conf"),
     ):
         _run(mtools, "-c", "mcopy", "-i", esp, source, f"::/{target}", env=env)
+
+
+# A guest's own C library is another one than these programs want.
+RUN = """#!/bin/sh
+program=$1
+shift
+exec /tools/lib/ld-linux-x86-64.so.2 --library-path /tools/lib /tools/bin/$program "$@"
+"""
+# What a guest needs sometimes, and has more libraries than all else: too large for its memory.
+TOOLS = ("fio",)
+
+
+def make_tools(directory: Path, disk: Path) -> None:
+    """This machine's programs with their libraries as a file system, left as it is when it is there
+    and newer than they are. FileNotFoundError where one is not installed."""
+    programs = []
+    for name in TOOLS:
+        found = shutil.which(name)
+        if found is None:
+            raise FileNotFoundError(f"{name} is not installed (Debian: {name})")
+        programs.append(Path(found))
+    made = disk.stat().st_mtime if disk.is_file() else 0.0
+    if all(program.stat().st_ctime < made for program in (*programs, Path(__file__))):
+        return
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        tree = Path(scratch) / "tree"
+        for folder in ("bin", "lib"):
+            (tree / folder).mkdir(parents=True)
+        for program in programs:
+            shutil.copy2(program, tree / "bin")
+            for line in _run("ldd", program).splitlines():
+                for word in line.split():
+                    if word.startswith("/"):
+                        shutil.copy2(word, tree / "lib")
+        (tree / "run").write_text(RUN)
+        (tree / "run").chmod(0o755)
+        used = sum(path.stat().st_size for path in tree.rglob("*"))
+        files = Path(scratch) / "files"
+        _sized(files, used // MIB + 32)
+        _make_ext4(directory, tree, files)
+        files.replace(disk)
+
+
+def _make_ext4(directory: Path, tree: Path, files: Path) -> None:
+    root = directory / "unpacked"
+    places = ":".join(f"{root}/{place}/x86_64-linux-gnu" for place in ("usr/lib", "lib"))
+    env = {**os.environ, "LD_LIBRARY_PATH": places}
+    _run(root / "sbin/mke2fs", "-q", "-t", "ext4", "-b", 4096, "-d", tree, files, env=env)
 
 
 def partition_tables(

@@ -11,6 +11,7 @@ its list. What is there already is not fetched again. Takes a minute and 430 MB.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import shutil
@@ -45,7 +46,12 @@ def main() -> int:
     parser.add_argument("--mirror", default=MIRROR, help="another mirror of the Debian archive")
     arguments = parser.parse_args()
     try:
-        print(make(arguments.directory.resolve(), arguments.mirror))
+        directory = arguments.directory.resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "lock").open("w") as lock:
+            # Who comes meanwhile waits, and finds it made.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            print(make(directory, arguments.mirror))
     except subprocess.CalledProcessError as error:
         told = (error.stderr or "").strip().splitlines()
         print(f"guest_qemu: {told[-1] if told else error}", file=sys.stderr)

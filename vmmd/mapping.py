@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+from stairlib.model.construction import join_path
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.wire import construction as construction_wire
 from stairlib.wire.durations import seconds_of
@@ -26,6 +31,8 @@ _SIGNALS = {
     pb.GUEST_SIGNAL_POWER_BUTTON: GuestSignal.POWER_BUTTON,
     pb.GUEST_SIGNAL_NMI: GuestSignal.NMI,
 }
+# Where a disk's construction request is in its message.
+CONSTRUCTION = "volume_construction_request"
 
 
 def requested_state(value: int) -> RequestKind:
@@ -57,17 +64,29 @@ def guest_signal(value: int) -> GuestSignal:
 
 def disk_from_message(disk: pb.MachineDisk, field: str) -> DiskSpec:
     """One disk; InvalidRequestError names the fields, below `field`."""
-    try:
+    with below(f"{field}.pci_path"):
         path = PciPath.parse(disk.pci_path)
+    with below(f"{field}.{CONSTRUCTION}"):
         construction = construction_wire.from_message(disk.volume_construction_request)
-    except InvalidRequestError as error:
-        found = error.violations or (FieldViolation("pci_path", error.message),)
-        raise InvalidRequestError(
-            f"{field}: {error.message}",
-            tuple(FieldViolation(f"{field}.{v.field}", v.description, v.reason) for v in found),
-        ) from error
     after = seconds_of(disk.activate_with_two_after)
     return DiskSpec(disk.device, disk.name, disk.read_only, path, construction, after)
+
+
+@contextlib.contextmanager
+def below(field: str) -> Iterator[None]:
+    """InvalidRequestError names the whole field, as the request has it."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        found = error.violations or (FieldViolation("", error.message),)
+        raise InvalidRequestError(
+            f"{field}: {error.message}",
+            tuple(
+                replace(each, field=join_path(field, each.field) if each.field else field)
+                for each in found
+            ),
+            reason=error.reason,
+        ) from error
 
 
 def spec_from_message(message: pb.MachineSpec) -> MachineSpec:

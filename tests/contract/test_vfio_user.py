@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from stairlib.model.errors import UnavailableError
+from tests.contract.held_backend import BLOCK, BLOCKS, HeldBackend
 from tests.contract.vfio_user_front import (
     DATA,
     EINVAL,
@@ -26,8 +27,6 @@ from tests.contract.vfio_user_front import (
     FrontDisk,
     RefusedError,
 )
-from vmmd.block.backend import BackendInfo, Done, Request
-from vmmd.block.memory import MemoryBackend
 from vmmd.hw.nvme import bits
 from vmmd.hw.nvme.bits import AdminOpcode, IoOpcode
 from vmmd.hw.nvme.controller import InterruptKind
@@ -36,44 +35,7 @@ from vmmd.vfio_user.core import wire
 from vmmd.vfio_user.core.wire import Command, Irq
 from vmmd.vfio_user.export import VfioUserExport
 
-BLOCK = 4096
-BLOCKS = 2048
 DISK = UUID(int=0xD15C)
-
-
-class HeldBackend:
-    """A disk in memory that answers when it is let to."""
-
-    def __init__(self) -> None:
-        self.disk = MemoryBackend(BLOCK, BLOCKS)
-        self.open = True
-        self.batches: list[int] = []
-        self.changed = asyncio.Event()
-        self._waiting: list[tuple[Request, Done]] = []
-
-    @property
-    def info(self) -> BackendInfo:
-        return self.disk.info
-
-    def submit(self, batch: Sequence[Request], done: Done) -> None:
-        self.batches.append(len(batch))
-        self.changed.set()
-        if self.open:
-            self.disk.submit(batch, done)
-        else:
-            self._waiting += [(request, done) for request in batch]
-
-    def let_go(self) -> None:
-        self.open = True
-        waiting, self._waiting = self._waiting, []
-        for request, done in waiting:
-            self.disk.submit([request], done)
-
-    async def until_asked(self, count: int) -> None:
-        async with asyncio.timeout(20):
-            while sum(self.batches) < count:
-                self.changed.clear()
-                await self.changed.wait()
 
 
 @pytest_asyncio.fixture

@@ -225,7 +225,7 @@ async def test_a_workload_needs_a_running_machine(vmmd: Vmmd) -> None:
         (pb.MachineDisk(device="nvme", name="d", pci_path="0.99.0"), "spec.disks[0].pci_path"),
         (
             pb.MachineDisk(device="nvme", name="d", pci_path="0.16.0"),
-            "spec.disks[0].type",
+            "spec.disks[0].volume_construction_request.type",
         ),
         (
             pb.MachineDisk(
@@ -238,7 +238,7 @@ async def test_a_workload_needs_a_running_machine(vmmd: Vmmd) -> None:
                     block_size=4096,
                 ),
             ),
-            "spec.disks[0].sub_volumes",
+            "spec.disks[0].volume_construction_request.sub_volumes",
         ),
     ],
 )

@@ -222,6 +222,23 @@ def vfio_user_disk(socket_path: str, name: str = "disk", **more: Any) -> list[st
     return ["-device", json.dumps(device)]
 
 
+def tools_disk(tools: Path) -> list[str]:
+    """The arguments for a disk of QEMU's own with more programs, the last of the virtio disks."""
+    drive = f"if=none,id=tools,format=raw,readonly=on,file={tools}"
+    return ["-drive", drive, "-device", "virtio-blk-pci,drive=tools"]
+
+
+def verified_work(disk: str, tools: str) -> str:
+    """The command that has fio write all of 32 MiB of a disk in random order and sizes, several
+    requests at once, and compare each with what it wrote: at once, and all of it in the end."""
+    job = (
+        f"--name=verify --filename={disk} --size=32m --rw=randwrite --bsrange=4k-128k"
+        " --ioengine=libaio --iodepth=16 --direct=1 --fsync=64 --verify=crc32c --verify_fatal=1"
+        " --verify_backlog=64 --randrepeat=0 --output-format=terse"
+    )
+    return f"mkdir -p /tools && mount -o ro {tools} /tools && /tools/run fio {job} > /tmp/fio"
+
+
 @contextlib.contextmanager
 def booted(*args: Any, **kwargs: Any) -> Iterator[Guest]:
     """A guest that takes commands; gone afterwards."""

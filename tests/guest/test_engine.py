@@ -19,7 +19,7 @@ from stairlib.model.errors import AlreadyExistsError, StateError, UnsupportedErr
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 from stairwell.vmmd.v1 import machine_service_pb2_grpc as machine_grpc
-from tests.guest.conftest import ROOT
+from tests.guest.conftest import ROOT, lacking
 from tests.guest.serial_guest import SerialGuest
 from tests.guest.test_vhost_user import CHURN, TROUBLE
 from tests.integration.cluster import Cluster, children, until
@@ -55,7 +55,7 @@ STUB = machine_grpc.MachineServiceStub
 def disk_image(image: Path, disk: Path, block_size: int) -> None:
     """A bootable disk; skips where it cannot be made."""
     if not OVMF.is_file():
-        pytest.skip(f"{OVMF} is not there (Debian: ovmf)")
+        lacking(f"{OVMF} is not there (Debian: ovmf)")
     script = ROOT / "scripts/guest_image.py"
     words = [str(image), "--disk", str(disk), "--block-size", str(block_size)]
     done = subprocess.run(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
-from tests.guest.machine import Guest, vhost_user_disk
+from tests.guest.machine import Guest, tools_disk, verified_work, vhost_user_disk
 from tests.integration.cluster import children, until
 from tests.integration.volume import SLOT_ACTIVE, Volume
 
@@ -126,6 +126,17 @@ async def test_a_member_killed_while_the_guest_writes(
         await until(lambda: volume.slot(1), lambda slot: slot.state == SLOT_ACTIVE)
         await run(guest, "cp /tmp/r /mnt/r && sync && cmp /tmp/r /mnt/r")
         await unmounted(guest)
+    await volume.verify()
+
+
+async def test_what_fio_wrote_it_reads_while_a_replica_is_replaced(
+    volume: Volume, image: Path, tools: Path, tmp_path: Path
+) -> None:
+    async with guest_on(volume, image, tmp_path, *tools_disk(tools)) as guest:
+        working = guest.send(verified_work("/dev/vda", tools="/dev/vdb"))
+        started = await volume.replace()
+        await asyncio.to_thread(guest.wait, working)
+        await volume.done(started.replacement_id)
     await volume.verify()
 
 

@@ -46,6 +46,8 @@ QUIT_SECONDS = 5.0
 HANG_UP_SECONDS = 2.0
 # A guest lets a disk go within a second, if it listens to ACPI at all.
 UNPLUG_SECONDS = 30.0
+# Between two looks at what was plugged in vain.
+TAKE_BACK_SECONDS = 1.0
 LAST_WORDS = 20
 WORDS_BYTES = 4096
 _MINE = "host-"
@@ -79,6 +81,9 @@ class QemuEngine:
         self._unplugged: dict[str, asyncio.Future[None]] = {}
         # Let go by the guest when nobody waited for it any more.
         self._let_go: set[str] = set()
+        # Plugged in vain, and perhaps still there.
+        self._going_back: set[str] = set()
+        self._failures: dict[str, int] = {}
 
     # --- what the machine asks
 
@@ -190,17 +195,44 @@ class QemuEngine:
         """As Engine: this one can."""
 
     async def plug(self, disk: EngineDisk) -> None:
-        """As Engine. Taken back when the guest's board refuses it."""
+        """As Engine. Taken back when QEMU refuses it; when QEMU does not answer, which may mean
+        that it does it later, then as soon as it answers again. Until that is done the place is
+        taken (ConflictError)."""
         attached = self._attached(disk)
-        done = False
+        if attached.id in self._going_back:
+            raise ConflictError(
+                f"a disk that was plugged in vain at {disk.pci_path} is being taken back: QEMU has"
+                " to answer first; try again in a moment",
+                reason="PLACE_BEING_CLEARED",
+            )
         try:
             for name, arguments in plug_commands(attached, self._board.cpus):
                 await self._ask(name, arguments)
-            self._disks.append(disk)
-            done = True
+        except StateError:
+            await self._clear_away(attached)
+            raise
+        except BaseException:
+            self._going_back.add(attached.id)
+            self._spawn(self._take_back(attached))
+            raise
+        self._disks.append(disk)
+
+    async def _take_back(self, disk: AttachedDisk) -> None:
+        """QEMU obeys in order: once it has answered this, whatever it was asked before is done."""
+        try:
+            while not self._gone.is_set():
+                try:
+                    await self._ask_back(disk)
+                    break
+                except StateError as error:
+                    if error.reason != "GUEST_HOLDS_DISK":
+                        break  # there is no such device
+                except UnavailableError as error:
+                    log.warning("disk not yet taken back", disk=disk.name, reason=error.message)
+                    await asyncio.sleep(TAKE_BACK_SECONDS)
+            await self._clear_away(disk)
         finally:
-            if not done:
-                await self._clear_away(attached)
+            self._going_back.discard(disk.id)
 
     async def unplug(self, disk: EngineDisk) -> None:
         """As Engine."""
@@ -288,8 +320,15 @@ class QemuEngine:
         elif name == "DEVICE_UNPLUG_GUEST_ERROR":
             refusal = StateError("the guest refuses to let the disk go", reason="GUEST_HOLDS_DISK")
             self._answer_unplug(data, refusal)
-        elif name in ("BLOCK_IO_ERROR", "NIC_RX_FILTER_CHANGED"):
-            log.warning("hypervisor event", event_name=name, data=data)
+        elif name == "BLOCK_IO_ERROR":
+            self._count_failure(data)
+
+    def _count_failure(self, data: dict[str, Any]) -> None:
+        """A disk that is gone fails each request of its guest: told at 1, 2, 4, 8, ..."""
+        node = str(data.get("node-name") or data.get("device", ""))
+        count = self._failures[node] = self._failures.get(node, 0) + 1
+        if count & (count - 1) == 0:
+            log.warning("requests of a guest failed", node=node, count=count, latest=data)
 
     def _answer_unplug(self, data: dict[str, Any], error: StairwellError | None) -> None:
         device = str(data.get("device", ""))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid5
 
+from stairlib.model.construction import join_path
 from stairlib.model.errors import (
     AlreadyExistsError,
     FieldViolation,
@@ -50,6 +51,7 @@ from vmmd.engine.qemu import QemuEngine
 from vmmd.guest.machine_guest import GuestSystem
 from vmmd.hw.nvme.controller import InterruptKind
 from vmmd.machine.console import Console
+from vmmd.mapping import CONSTRUCTION
 from vmmd.vfio_user.export import VfioUserExport, is_served
 from vmmd.vhost_user.export import VhostUserExport
 
@@ -172,7 +174,7 @@ class Machine:
         volumes: list[Volume] = []
         try:
             for index, disk in enumerate(spec.disks):
-                volume = await _opened(index, disk, tracing)
+                volume = await _opened(f"spec.disks[{index}]", disk, tracing)
                 volumes.append(volume)
             return cls(spec, config, directory, volumes, hypervisor, tracing)
         except BaseException:
@@ -320,7 +322,7 @@ class Machine:
             self._require_running("a new disk")
             self._check_room(spec)
             self.engine.require_plugging(spec.name)
-            volume = await _opened(0, spec, self._tracing)
+            volume = await _opened("disk", spec, self._tracing)
             disk = self._build_disk(spec, volume, removable=True)
             try:
                 await self._activate(volume)
@@ -428,7 +430,8 @@ def check_for_engine(spec: MachineSpec, config: ServerConfig) -> None:
     check_host(config)
 
 
-async def _opened(index: int, disk: DiskSpec, tracing: Tracing) -> Volume:
+async def _opened(field: str, disk: DiskSpec, tracing: Tracing) -> Volume:
+    """StairwellError names the disk and, below `field`, what of its request will not do."""
     try:
         return await Volume.open(
             disk.construction,
@@ -441,7 +444,7 @@ async def _opened(index: int, disk: DiskSpec, tracing: Tracing) -> Volume:
         error.args = (error.message,)
         if isinstance(error, InvalidRequestError):
             error.violations = tuple(
-                FieldViolation(f"spec.disks[{index}].{v.field}", v.description, v.reason)
-                for v in error.violations
+                replace(each, field=join_path(f"{field}.{CONSTRUCTION}", each.field))
+                for each in error.violations
             )
         raise

@@ -27,6 +27,9 @@ HISTORY_BYTES = 16 << 10
 # What is kept of the latest, and what one answer holds.
 HISTORY_BYTES_MAX = 1 << 20
 READ_BYTES = 4096
+# What was typed and not yet taken; a machine that does not listen takes nothing.
+TYPED_BYTES_MAX = 4 << 20
+LEAVE_SECONDS = 1.0
 
 
 def add_to(app: typer.Typer) -> None:
@@ -88,17 +91,12 @@ def _print(data: bytes) -> None:
 
 async def _attached(session: Session, name: str, history: int, keys: _Keys) -> bool:
     """Both ways until somebody ends it; whether that was who types."""
-    left = asyncio.Event()
+    typing = _Typing(keys)
 
-    async def typed() -> AsyncIterator[pb.AttachRequest]:
+    async def sent() -> AsyncIterator[pb.AttachRequest]:
         yield pb.AttachRequest(instance=name, history_bytes=history)
-        async for data in keys:
-            before, leave, _rest = data.partition(LEAVE) if keys.is_terminal else (data, b"", b"")
-            if before:
-                yield pb.AttachRequest(data=before)
-            if leave:
-                left.set()
-                return
+        async for data in typing:
+            yield pb.AttachRequest(data=data)
 
     async def shown() -> None:
         async for answer in call:
@@ -109,9 +107,9 @@ async def _attached(session: Session, name: str, history: int, keys: _Keys) -> b
     with translated(session.peer):
         # mypy-protobuf types a stub by its channel; this one is asynchronous.
         stub: Any = session.serial_ports
-        call = stub.Attach(typed())
+        call = stub.Attach(sent())
         showing = asyncio.create_task(shown())
-        leaving = asyncio.create_task(left.wait())
+        leaving = asyncio.create_task(typing.until_left())
         try:
             await asyncio.wait({showing, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if showing.done():
@@ -121,7 +119,65 @@ async def _attached(session: Session, name: str, history: int, keys: _Keys) -> b
             for task in (showing, leaving):
                 task.cancel()
             await asyncio.gather(showing, leaving, return_exceptions=True)
-    return left.is_set()
+    if typing.lost_bytes:
+        session.note(f"\n{typing.lost_bytes} typed bytes were not taken, and are lost")
+    return typing.left
+
+
+class _Typing:
+    """What is typed on its way out. A terminal is read whether the machine takes it or not, since
+    Ctrl-] may be behind; what is piped in is read as it is taken."""
+
+    def __init__(self, keys: _Keys) -> None:
+        self._keys = keys
+        self._waiting = bytearray()
+        self._changed = asyncio.Condition()
+        self._ended = False
+        self.left = False
+        self.lost_bytes = 0
+
+    async def until_left(self) -> None:
+        """Reads; returns when who types leaves and what came before is sent, or is not taken."""
+        async for data in self._keys:
+            before, leave, _rest = (
+                data.partition(LEAVE) if self._keys.is_terminal else (data, b"", b"")
+            )
+            await self._add(before)
+            if leave:
+                self.left = True
+                break
+        async with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        if not self.left:
+            # Nothing more is typed; the machine is listened to.
+            await asyncio.Event().wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS), self._changed:
+                await self._changed.wait_for(lambda: not self._waiting)
+        self.lost_bytes += len(self._waiting)
+
+    async def _add(self, data: bytes) -> None:
+        async with self._changed:
+            if not self._keys.is_terminal:
+                await self._changed.wait_for(lambda: not self._waiting)
+            room = TYPED_BYTES_MAX - len(self._waiting)
+            self._waiting += data[:room]
+            self.lost_bytes += max(0, len(data) - room)
+            self._changed.notify_all()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Pieces to send. The next one is asked for when the last one is gone."""
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: bool(self._waiting) or self._ended)
+                data = bytes(self._waiting[:READ_BYTES])
+            if not data:
+                return
+            yield data
+            async with self._changed:
+                del self._waiting[: len(data)]
+                self._changed.notify_all()
 
 
 class _Keys:
