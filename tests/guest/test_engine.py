@@ -107,9 +107,18 @@ def qemu_pid(volume: Volume) -> int:
     for machine in children(volume.cluster.vmmd.pid):
         for pid in children(machine):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if volume.instance.encode() in words and b"-machine" in words:
+            if f"guest={volume.instance}".encode() in words and b"-machine" in words:
                 return pid
     return 0
+
+
+def kill_qemu(volume: Volume) -> int:
+    """Kills it, and says which it was."""
+    pid = qemu_pid(volume)
+    # 0 would be all of this test's own processes.
+    assert pid, "the machine has no QEMU"
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 async def machine(volume: Volume) -> machine_pb.Machine:
@@ -265,8 +274,7 @@ async def test_a_hypervisor_that_dies_is_made_again(volume: Volume, guest: Seria
     await guest.run("dd if=/dev/urandom of=/tmp/r bs=1M count=2 2> /dev/null")
     await guest.run(f"dd if=/tmp/r of={disk} bs=1M conv=fsync 2> /dev/null")
     wrote = await guest.run("sha256sum < /tmp/r")
-    dead = qemu_pid(volume)
-    os.kill(dead, signal.SIGKILL)
+    dead = kill_qemu(volume)
 
     async def another() -> bool:
         return qemu_pid(volume) not in (0, dead)
@@ -318,6 +326,7 @@ async def test_a_stop_ends_though_disks_do_not_answer(house: Cluster) -> None:
 async def test_no_qemu_outlives_whom_it_belongs_to(house: Cluster, who: str) -> None:
     async with fresh_volume(house, spare=False) as made:
         qemu = qemu_pid(made)
+        assert qemu
         (parent,) = (pid for pid in children(house.vmmd.pid) if qemu in children(pid))
         os.kill(parent if who == "machine" else house.vmmd.pid, signal.SIGKILL)
 
@@ -359,8 +368,7 @@ async def test_the_root_file_system_on_the_volume_and_a_power_cut(
         while committed < 20:
             line = (await guest.until(b"\n", 60)).strip()
             committed = int(line) if line.isdigit() else committed
-        dead = qemu_pid(volume)
-        os.kill(dead, signal.SIGKILL)
+        dead = kill_qemu(volume)
 
         async def another() -> bool:
             return qemu_pid(volume) not in (0, dead)

@@ -75,6 +75,8 @@ def machine_pid(volume: Volume) -> int:
 async def killed(volume: Volume) -> None:
     """Kills the machine's process; returns when the next one serves."""
     dead = machine_pid(volume)
+    # 0 would be all of this test's own processes.
+    assert dead, "there is no machine"
     os.kill(dead, signal.SIGKILL)
 
     async def another() -> bool:
