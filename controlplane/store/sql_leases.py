@@ -279,7 +279,9 @@ def holders(connection: Connection) -> list[tuple[str, float | None, int]]:
 
 def duty_notes(connection: Connection, name: str) -> str:
     """See `LeaseStore.duty_notes`."""
-    notes: str = connection.execute(select(duties.c.notes).where(duties.c.name == name)).scalar_one()
+    notes: str = connection.execute(
+        select(duties.c.notes).where(duties.c.name == name)
+    ).scalar_one()
     return notes
 
 
