@@ -29,6 +29,7 @@ from controlplane.machines import MachineFollower
 from controlplane.metrics import WorkflowMetrics
 from controlplane.operations.disks import Disks
 from controlplane.operations.instances import Instances
+from controlplane.operations.plugging import Plugging
 from controlplane.operations.replacements import Replacements
 from controlplane.operations.replacing import Replacing
 from controlplane.operations.scrubs import Scrubs
@@ -180,6 +181,7 @@ class ControlPlane:
         instances = Instances(
             store, vmmd, follower, driver, scrub_driver, words, detached, news.instances
         )
+        plugging = Plugging(store, vmmd, instances, follower, driver, scrub_driver, words, detached)
         disks = Disks(store, vmmd, scrub_driver, news.disks)
         care = FleetCare(
             store, claims, vmmd, fleet, driver, replacing, detached, tracing,
@@ -193,7 +195,7 @@ class ControlPlane:
         scrubs = Scrubs(store, scrub_driver, words, detached)
         await _begin(claims, words, relay, care)
         services = _services(
-            InstanceServicer(instances, answers, self._vmmd_address),
+            InstanceServicer(instances, plugging, answers, self._vmmd_address),
             SerialServicer(instances),
             DiskServicer(disks, replacing, scrubs, answers),
             ReplacementServicer(replacements, care.starting, answers),

@@ -20,27 +20,32 @@ def machine_spec(
     """The machine of an instance; `generations` are what its volumes are to be activated with.
     `unfinished` are the disks (keys) of which a recorded member may not have been filled: all three
     have to be there."""
-    after = instance.activate_with_two_after
     return pb.MachineSpec(
         id=str(instance.id),
         name=instance.name,
         cpus=instance.cpus,
         memory_mib=instance.memory_mib,
         disks=[
-            pb.MachineDisk(
-                device=disk.device,
-                name=disk.name,
-                read_only=disk.read_only,
-                pci_path=disk.pci_path,
-                volume_construction_request=to_message(
-                    with_generation(disk.construction, generations[disk.volume_id])
-                ),
-                activate_with_two_after=duration(after)
-                if after and disk.key not in unfinished
-                else None,
+            machine_disk(
+                instance, disk, generations[disk.volume_id], unfinished=disk.key in unfinished
             )
             for disk in disks
         ],
+    )
+
+
+def machine_disk(
+    instance: InstanceRecord, disk: DiskRecord, generation: int, *, unfinished: bool = False
+) -> pb.MachineDisk:
+    """One disk of it."""
+    after = instance.activate_with_two_after
+    return pb.MachineDisk(
+        device=disk.device,
+        name=disk.name,
+        read_only=disk.read_only,
+        pci_path=disk.pci_path,
+        volume_construction_request=to_message(with_generation(disk.construction, generation)),
+        activate_with_two_after=duration(after) if after and not unfinished else None,
     )
 
 

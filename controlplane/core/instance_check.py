@@ -76,6 +76,11 @@ def check_instance(
     return tuple(found)
 
 
+def check_plugged_disk(disk: DiskRequest) -> tuple[FieldViolation, ...]:
+    """Everything that is wrong with a disk that comes alone, as `disk`."""
+    return tuple(_check_disk("disk", disk))
+
+
 def check_name(field: str, name: str) -> Iterator[FieldViolation]:
     """Names are words; what looks like a UUID would be taken for an id."""
     if not name:

@@ -163,7 +163,7 @@ class Instances:
             created_at=self._clock(),
             activate_with_two_after=wish.activate_with_two_after or 0.0,
         )
-        return instance, [_disk(instance, disk) for disk in wish.disks]
+        return instance, [disk_record(instance, disk) for disk in wish.disks]
 
     async def _take_back(self, instance: InstanceRecord) -> None:
         """Forgets an instance whose machine could not be made, and what there may be of it."""
@@ -317,7 +317,8 @@ class Instances:
         return self._vmmd.run_workload(instance.id, workload)
 
 
-def _disk(instance: InstanceRecord, disk: DiskRequest) -> DiskRecord:
+def disk_record(instance: InstanceRecord, disk: DiskRequest) -> DiskRecord:
+    """The record of a well-formed disk of a request."""
     assert disk.construction is not None
     return DiskRecord(
         key=uuid4(),

@@ -40,6 +40,8 @@ DELETE_SECONDS = 60.0
 ASK_SECONDS = 5.0
 # A hypervisor that waits for a disk answers late.
 SIGNAL_SECONDS = 30.0
+# A volume becomes active, or is flushed, and the guest has half a minute to let it go.
+PLUG_SECONDS = 60.0
 # Asked on behalf of a user who wants an answer now, with or without it.
 GLANCE_SECONDS = 2.0
 # The machine looks at its own state and answers; nothing is copied meanwhile.
@@ -108,6 +110,23 @@ class Vmmd:
         request = machine_pb.SignalGuestRequest(id=str(machine_id), signal=signal)
         with translated(self.peer):
             await self._machines.SignalGuest(request, timeout=SIGNAL_SECONDS)
+
+    async def plug_disk(self, machine_id: UUID, disk: machine_pb.MachineDisk) -> machine_pb.Machine:
+        """Gives a running machine one more disk; returns once its guest can see it."""
+        request = machine_pb.PlugDiskRequest(id=str(machine_id), disk=disk)
+        with translated(self.peer):
+            answer = await self._machines.PlugDisk(request, timeout=PLUG_SECONDS)
+        machine: machine_pb.Machine = answer.machine
+        return machine
+
+    async def unplug_disk(self, machine_id: UUID, disk: str) -> machine_pb.Machine:
+        """Returns once the guest has let it go; NotFoundError (its kind says) when vmmd knows no
+        such machine, or the machine no such disk."""
+        request = machine_pb.UnplugDiskRequest(id=str(machine_id), disk=disk)
+        with translated(self.peer):
+            answer = await self._machines.UnplugDisk(request, timeout=PLUG_SECONDS)
+        machine: machine_pb.Machine = answer.machine
+        return machine
 
     def attach_serial(
         self, machine_id: UUID, history_bytes: int, typed: AsyncIterator[bytes]

@@ -10,7 +10,14 @@ import grpc.aio
 from controlplane.answers import AnswerBook
 from controlplane.core.records import InstanceRecord
 from controlplane.operations.instances import Instances
-from controlplane.services.mapping import create_wish, desired_state, instance_message
+from controlplane.operations.plugging import Plugging
+from controlplane.services.mapping import (
+    create_wish,
+    desired_state,
+    disk_name,
+    instance_message,
+    plug_wish,
+)
 from stairwell.controlplane.v1 import instance_service_pb2 as pb
 from stairwell.controlplane.v1 import instance_service_pb2_grpc as pb_grpc
 
@@ -18,8 +25,11 @@ from stairwell.controlplane.v1 import instance_service_pb2_grpc as pb_grpc
 class InstanceServicer(pb_grpc.InstanceServiceServicer):
     """Instances over gRPC."""
 
-    def __init__(self, instances: Instances, answers: AnswerBook, vmmd_address: str) -> None:
+    def __init__(
+        self, instances: Instances, plugging: Plugging, answers: AnswerBook, vmmd_address: str
+    ) -> None:
         self._instances = instances
+        self._plugging = plugging
         self._answers = answers
         self._vmmd_address = vmmd_address
 
@@ -109,6 +119,40 @@ class InstanceServicer(pb_grpc.InstanceServiceServicer):
         del context
         pressed = await self._instances.signal_guest(request.name, request.signal)
         return pb.SignalGuestResponse(instance=await self._message(pressed))
+
+    async def PlugDisk(
+        self,
+        request: pb.PlugDiskRequest,
+        context: grpc.aio.ServicerContext[pb.PlugDiskRequest, pb.PlugDiskResponse],
+    ) -> pb.PlugDiskResponse:
+        """Gives the machine one more disk."""
+        del context
+        wish = plug_wish(request)
+
+        async def plug() -> pb.PlugDiskResponse:
+            changed = await self._plugging.plug(wish)
+            return pb.PlugDiskResponse(instance=await self._message(changed))
+
+        return await self._answers.once(
+            "PlugDisk", request.request_id, request, pb.PlugDiskResponse, plug
+        )
+
+    async def UnplugDisk(
+        self,
+        request: pb.UnplugDiskRequest,
+        context: grpc.aio.ServicerContext[pb.UnplugDiskRequest, pb.UnplugDiskResponse],
+    ) -> pb.UnplugDiskResponse:
+        """Takes a disk away."""
+        del context
+        name = disk_name(request.disk, "disk")
+
+        async def unplug() -> pb.UnplugDiskResponse:
+            changed = await self._plugging.unplug(name)
+            return pb.UnplugDiskResponse(instance=await self._message(changed))
+
+        return await self._answers.once(
+            "UnplugDisk", request.request_id, request, pb.UnplugDiskResponse, unplug
+        )
 
     async def RunGuestWorkload(
         self,

@@ -15,6 +15,7 @@ from controlplane.core.scrub import Scrub
 from controlplane.core.scrub import State as ScrubState
 from controlplane.operations.disks import DiskView
 from controlplane.operations.instances import CreateInstance
+from controlplane.operations.plugging import PlugDisk
 from controlplane.operations.replacing import ReplaceAnswer, ReplaceWish
 from controlplane.services.fleet_mapping import placement_message
 from stairlib.model.errors import FieldViolation, InvalidRequestError
@@ -43,15 +44,9 @@ def create_wish(request: instance_pb.CreateInstanceRequest) -> CreateInstance:
     disks: list[DiskRequest] = []
     unread: list[FieldViolation] = []
     for index, disk in enumerate(request.disks):
-        path = f"disks[{index}].volume_construction_request"
-        if disk.HasField("volume_construction_request"):
-            parsed = parse_message(disk.volume_construction_request, path=path)
-        else:
-            parsed = Parsed(None, (FieldViolation(path, "is missing", "MISSING"),))
-        unread.extend(parsed.violations)
-        disks.append(
-            DiskRequest(disk.device, disk.name, disk.slot, disk.read_only, parsed.construction)
-        )
+        read, violations = _disk_request(disk, f"disks[{index}]")
+        disks.append(read)
+        unread.extend(violations)
     return CreateInstance(
         name=request.name,
         disks=disks,
@@ -64,6 +59,25 @@ def create_wish(request: instance_pb.CreateInstanceRequest) -> CreateInstance:
         else None,
         unread=tuple(unread),
     )
+
+
+def plug_wish(request: instance_pb.PlugDiskRequest) -> PlugDisk:
+    """The wish of a request; what cannot be read of it is in `unread`."""
+    disk, unread = _disk_request(request.disk, "disk")
+    return PlugDisk(request.name, disk, unread)
+
+
+def _disk_request(
+    disk: instance_pb.DiskSpec, field: str
+) -> tuple[DiskRequest, tuple[FieldViolation, ...]]:
+    """A disk of a request, and what cannot be read of it."""
+    path = f"{field}.volume_construction_request"
+    if disk.HasField("volume_construction_request"):
+        parsed = parse_message(disk.volume_construction_request, path=path)
+    else:
+        parsed = Parsed(None, (FieldViolation(path, "is missing", "MISSING"),))
+    read = DiskRequest(disk.device, disk.name, disk.slot, disk.read_only, parsed.construction)
+    return read, tuple(parsed.violations)
 
 
 def desired_state(request: instance_pb.SetInstanceStateRequest) -> Desired | None:

@@ -83,6 +83,22 @@ class InstanceStore(Protocol):
         """Removes it and its disks; its members become retired."""
         ...
 
+    async def add_disk(self, disk: DiskRecord) -> None:
+        """Records one more disk of an instance, and its targets as members.
+
+        Errors as `add_instance`; AlreadyExistsError (SLOT_TAKEN) when another disk of the instance
+        is in its slot; NotFoundError when there is no such instance any more.
+        """
+        ...
+
+    async def forget_disk(self, disk_key: UUID) -> None:
+        """Takes `add_disk` back, as if it had never been."""
+        ...
+
+    async def remove_disk(self, disk_key: UUID) -> None:
+        """Removes a disk; its members become retired. Nothing when it is gone already."""
+        ...
+
     async def instance(self, name_or_id: str) -> InstanceRecord:
         """NotFoundError when there is none."""
         ...

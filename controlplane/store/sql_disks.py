@@ -38,11 +38,46 @@ def add_instance(
     row = rows.instance_row(instance) | sql_leases.columns(connection, owner)
     connection.execute(insert(instances).values(row))
     for index, disk in enumerate(added):
-        _refuse_taken(connection, disks.c.name == disk.name, "disk", disk.name)
-        volume = str(disk.volume_id)
-        _refuse_taken(connection, disks.c.volume_id == volume, "volume", volume)
-        connection.execute(insert(disks).values(rows.disk_row(disk, sealer)))
-        add_members(connection, disk, f"disks[{index}].volume_construction_request.")
+        _insert_disk(connection, sealer, disk, f"disks[{index}]")
+
+
+def _insert_disk(connection: Connection, sealer: Sealer, disk: DiskRecord, field: str) -> None:
+    _refuse_taken(connection, disks.c.name == disk.name, "disk", disk.name)
+    volume = str(disk.volume_id)
+    _refuse_taken(connection, disks.c.volume_id == volume, "volume", volume)
+    connection.execute(insert(disks).values(rows.disk_row(disk, sealer)))
+    add_members(connection, disk, f"{field}.volume_construction_request.")
+
+
+def add_disk(connection: Connection, sealer: Sealer, disk: DiskRecord) -> None:
+    """See `InstanceStore.add_disk`."""
+    # Locked: nobody deletes it, or takes the slot, meanwhile.
+    owner = select(instances.c.id).where(instances.c.id == str(disk.instance_id))
+    if connection.execute(owner.with_for_update()).first() is None:
+        raise NotFoundError("instance", disk.instance_name)
+    there = disks.c.instance_id == str(disk.instance_id)
+    query = select(disks.c.name).where(there, disks.c.slot == disk.slot)
+    holder = connection.execute(query).scalar()
+    if holder is not None and holder != disk.name:
+        raise AlreadyExistsError(
+            f"slot {disk.slot} of instance {disk.instance_name!r} is taken by disk {holder!r};"
+            " choose another slot",
+            reason="SLOT_TAKEN",
+            disk=holder,
+        )
+    _insert_disk(connection, sealer, disk, "disk")
+
+
+def forget_disk(connection: Connection, sealer: Sealer, disk_key: UUID) -> None:
+    """See `InstanceStore.forget_disk`."""
+    _give_back(connection, _members(connection, sealer, disks.c.key == str(disk_key)))
+    _remove_disks(connection, disks.c.key == str(disk_key))
+
+
+def remove_disk(connection: Connection, sealer: Sealer, disk_key: UUID) -> None:
+    """See `InstanceStore.remove_disk`."""
+    _retire(connection, _members(connection, sealer, disks.c.key == str(disk_key)))
+    _remove_disks(connection, disks.c.key == str(disk_key))
 
 
 def _refuse_taken(
@@ -112,34 +147,45 @@ def confirm_instance(connection: Connection, instance_id: UUID, handed: Mapping[
 
 def forget_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -> None:
     """See `InstanceStore.forget_instance`."""
-    for address in _members(connection, sealer, instance_id):
+    _give_back(connection, _members(connection, sealer, _of_instance(instance_id)))
+    _remove(connection, instance_id)
+
+
+def _give_back(connection: Connection, addresses: Sequence[str]) -> None:
+    """These downstairs are no members any more, and never were."""
+    for address in addresses:
         known = downstairs(connection, address, lock=True)
         assert known is not None
         connection.execute(delete(fleet).where(fleet.c.address == address))
         if known.region_id is not None:
             # Somebody registered it: it was known before, and is a spare again.
             put_member(connection, replace(known, role=Role.SPARE, volume_id=None))
-    _remove(connection, instance_id)
 
 
 def delete_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -> None:
     """See `InstanceStore.delete_instance`."""
-    addresses = _members(connection, sealer, instance_id)
-    connection.execute(
-        update(fleet).where(fleet.c.address.in_(addresses)).values(role=Role.RETIRED.value)
-    )
+    _retire(connection, _members(connection, sealer, _of_instance(instance_id)))
     _remove(connection, instance_id)
 
 
-def _members(connection: Connection, sealer: Sealer, instance_id: UUID) -> list[str]:
-    """The addresses that are members of the instance's volumes.
+def _retire(connection: Connection, addresses: Sequence[str]) -> None:
+    connection.execute(
+        update(fleet).where(fleet.c.address.in_(addresses)).values(role=Role.RETIRED.value)
+    )
 
-    Its disks are locked: no replacement gives them another member until they are gone.
+
+def _of_instance(instance_id: UUID) -> ColumnElement[bool]:
+    return disks.c.instance_id == str(instance_id)
+
+
+def _members(connection: Connection, sealer: Sealer, which: ColumnElement[bool]) -> list[str]:
+    """The addresses that are members of these disks' volumes.
+
+    The disks are locked: no replacement gives them another member until they are gone.
     """
-    locked = select(disks.c.key).where(disks.c.instance_id == str(instance_id))
-    connection.execute(locked.with_for_update())
-    found = list_disks(connection, sealer, instance_id, "", 0)
-    volumes = [str(disk.volume_id) for disk in found]
+    connection.execute(select(disks.c.key).where(which).with_for_update())
+    found = connection.execute(_disks().where(which)).mappings()
+    volumes = [str(rows.disk_of(row, sealer).volume_id) for row in found]
     query = select(fleet.c.address).where(
         fleet.c.volume_id.in_(volumes), fleet.c.role == Role.MEMBER.value
     )
@@ -147,13 +193,18 @@ def _members(connection: Connection, sealer: Sealer, instance_id: UUID) -> list[
 
 
 def _remove(connection: Connection, instance_id: UUID) -> None:
-    keys = select(disks.c.key).where(disks.c.instance_id == str(instance_id))
+    _remove_disks(connection, _of_instance(instance_id))
+    connection.execute(delete(instances).where(instances.c.id == str(instance_id)))
+
+
+def _remove_disks(connection: Connection, which: ColumnElement[bool]) -> None:
+    """With their scrubs, and the traces of those."""
+    keys = select(disks.c.key).where(which)
     gone = connection.execute(select(scrubs).where(scrubs.c.disk_key.in_(keys))).mappings()
     traces = [rows.scrub_of(row).trace_id for row in gone]
     connection.execute(delete(spans).where(spans.c.trace_id.in_(traces)))
     connection.execute(delete(scrubs).where(scrubs.c.disk_key.in_(keys)))
-    connection.execute(delete(disks).where(disks.c.instance_id == str(instance_id)))
-    connection.execute(delete(instances).where(instances.c.id == str(instance_id)))
+    connection.execute(delete(disks).where(which))
 
 
 def instance(connection: Connection, name_or_id: str) -> InstanceRecord:

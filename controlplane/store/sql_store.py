@@ -202,6 +202,19 @@ class SqlStore(FleetMethods):
         notice = _of(Kind.INSTANCE, instance_id)
         await self._changed([notice], sql_disks.delete_instance, self._sealer, instance_id)
 
+    async def add_disk(self, disk: DiskRecord) -> None:
+        """See `InstanceStore`."""
+        notices = [_of(Kind.INSTANCE, disk.instance_id)]
+        await self._changed(notices, sql_disks.add_disk, self._sealer, disk)
+
+    async def forget_disk(self, disk_key: UUID) -> None:
+        """See `InstanceStore`."""
+        await self._changed([_of_disk(disk_key)], sql_disks.forget_disk, self._sealer, disk_key)
+
+    async def remove_disk(self, disk_key: UUID) -> None:
+        """See `InstanceStore`."""
+        await self._changed([_of_disk(disk_key)], sql_disks.remove_disk, self._sealer, disk_key)
+
     async def instance(self, name_or_id: str) -> InstanceRecord:
         """See `InstanceStore`."""
         return await self._run(sql_disks.instance, name_or_id)

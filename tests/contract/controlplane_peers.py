@@ -11,7 +11,13 @@ from uuid import UUID, uuid4
 
 from stairlib.model.construction import VolumeSpec, regions, total_bytes, walk
 from stairlib.model.construction_diff import compare
-from stairlib.model.errors import ConflictError, NotFoundError, StairwellError, UnavailableError
+from stairlib.model.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    StairwellError,
+    UnavailableError,
+)
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
 from stairlib.telemetry.tracing import Tracing
@@ -142,24 +148,28 @@ class ScriptedVmmd:
             state_generation=1, engine="none",
         )  # fmt: skip
         for disk in spec.disks:
-            vcr = disk.volume_construction_request
-            self.volumes[disk.name] = pb.VolumeInfo(
-                machine_id=spec.id, disk=disk.name, volume_id=vcr.id,
-                state=pb.VOLUME_STATE_INITIALIZING, nbd_uri="nbd+unix:///block2",
-                regions=[
-                    pb.RegionInfo(
-                        path=path, generation=region.generation,
-                        state=pb.VOLUME_STATE_INITIALIZING,
-                        read_only=region.options.read_only,
-                        slots=[
-                            pb.SlotInfo(slot=number, address=address,
-                                        state=pb.SLOT_STATE_WAIT_CONNECT)
-                            for number, address in enumerate(region.options.targets)
-                        ],
-                    )
-                    for path, region in regions(from_message(vcr))
-                ],
-            )  # fmt: skip
+            self.add_disk(spec.id, disk)
+
+    def add_disk(self, machine_id: str, disk: machine_pb.MachineDisk) -> None:
+        self.machines[machine_id].disks.append(disk.name)
+        vcr = disk.volume_construction_request
+        self.volumes[disk.name] = pb.VolumeInfo(
+            machine_id=machine_id, disk=disk.name, volume_id=vcr.id,
+            state=pb.VOLUME_STATE_INITIALIZING, nbd_uri="nbd+unix:///block2",
+            regions=[
+                pb.RegionInfo(
+                    path=path, generation=region.generation,
+                    state=pb.VOLUME_STATE_INITIALIZING,
+                    read_only=region.options.read_only,
+                    slots=[
+                        pb.SlotInfo(slot=number, address=address,
+                                    state=pb.SLOT_STATE_WAIT_CONNECT)
+                        for number, address in enumerate(region.options.targets)
+                    ],
+                )
+                for path, region in regions(from_message(vcr))
+            ],
+        )  # fmt: skip
 
     def volume(self, request: Any) -> pb.VolumeInfo:
         if request.machine_id not in self.machines:
@@ -211,6 +221,22 @@ class Machines(machine_grpc.MachineServiceServicer):
                     await self.script.changed.wait()
             if request.id not in self.script.machines:
                 raise UnavailableError("the stream was cut: vmmd has restarted")
+
+    async def PlugDisk(self, request, context):
+        await self.script.heard("PlugDisk", request)
+        machine = self.find(request.id)
+        if request.disk.name in machine.disks:
+            raise AlreadyExistsError("the machine has it", reason="DISK_EXISTS")
+        self.script.add_disk(request.id, request.disk)
+        return machine_pb.PlugDiskResponse(machine=machine)
+
+    async def UnplugDisk(self, request, context):
+        await self.script.heard("UnplugDisk", request)
+        machine = self.find(request.id)
+        if request.disk not in machine.disks:
+            raise NotFoundError("disk", request.disk)
+        machine.disks.remove(request.disk)
+        return machine_pb.UnplugDiskResponse(machine=machine)
 
     async def DeleteMachine(self, request, context):
         await self.script.heard("DeleteMachine", request)

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from google.protobuf import json_format
 
-from stairlib.model.errors import AlreadyExistsError, StateError, UnsupportedError
+from stairlib.model.errors import StateError, UnsupportedError
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
+from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 from stairwell.vmmd.v1 import machine_service_pb2_grpc as machine_grpc
 from tests.guest.conftest import ROOT, lacking
@@ -186,37 +188,53 @@ async def test_a_member_killed_and_one_replaced_while_the_guest_writes_and_a_reb
 async def test_a_disk_plugged_and_unplugged_at_its_place(
     volume: Volume, guest: SerialGuest, house: Cluster
 ) -> None:
-    """Both kinds, one after the other, on the same regions: what the one wrote the other reads."""
+    """Both kinds, one after the other, on the same regions: what the one wrote the other reads. One
+    that is there when QEMU is killed is there again."""
     programs = [house.downstairs() for _ in range(3)]
     more = Volume(house, programs)
+    call = partial(house.call, instance_grpc.InstanceServiceStub)
     try:
         await asyncio.gather(*(program.start() for program in programs))
-        for generation, kind, name in ((1, "virtio", "vda"), (2, "nvme", "")):
-            request = machine_pb.PlugDiskRequest(id=volume.instance_id)
+        for kind in ("nvme", "virtio"):
+            request = instance_pb.PlugDiskRequest(name=volume.instance)
             request.disk.device = kind
             request.disk.name = more.disk
-            request.disk.pci_path = "0.20.0"
+            request.disk.slot = 4
             json_format.ParseDict(
-                more.vcr(generation, more.targets), request.disk.volume_construction_request
+                more.vcr(1, more.targets), request.disk.volume_construction_request
             )
-            assert more.disk in (await plug(volume, request, "PlugDisk")).disks
-            with pytest.raises(AlreadyExistsError):
-                await plug(volume, request, "PlugDisk")
-            if kind == "virtio":
-                disk = f"/dev/{name}"
-                await guest.run(f"until test -b {disk}; do usleep 20000; done", 30)
+            assert more.disk in (await call("PlugDisk", request)).instance.disks
+            assert more.disk in (await machine(volume)).disks
+            if kind == "nvme":
+                disk = await device(guest, more.disk)
+                assert "0000:00:14.0" in await guest.run("cat /sys/class/nvme/nvme*/address")
                 await guest.run(f"dd if=/dev/urandom of={disk} bs=1M count=4 2> /dev/null; sync")
                 wrote = await guest.run(f"dd if={disk} bs=1M count=4 2> /dev/null | sha256sum")
             else:
-                disk = await device(guest, more.disk)
-                assert "0000:00:14.0" in await guest.run("cat /sys/class/nvme/nvme*/address")
-                read = await guest.run(f"dd if={disk} bs=1M count=4 2> /dev/null | sha256sum")
-                assert read == wrote
-            gone = machine_pb.UnplugDiskRequest(id=volume.instance_id, disk=more.disk)
-            assert more.disk not in (await plug(volume, gone, "UnplugDisk")).disks
+                disk = "/dev/vda"
+                read = f"dd if={disk} bs=1M count=4 2> /dev/null | sha256sum"
+                await guest.run(f"until test -b {disk}; do usleep 20000; done", 30)
+                assert await guest.run(read) == wrote
+                await made_again(volume, guest, kill_qemu(volume))
+                await guest.run(f"until test -b {disk}; do usleep 20000; done", 30)
+                assert await guest.run(read) == wrote
+            gone = instance_pb.UnplugDiskRequest(disk=more.disk)
+            assert more.disk not in (await call("UnplugDisk", gone)).instance.disks
             await guest.run(f"! test -b {disk}")
     finally:
         house.remove(programs)
+
+
+async def made_again(volume: Volume, guest: SerialGuest, dead: int) -> None:
+    """Returns once there is another QEMU than the dead one, and a guest at its console."""
+
+    async def another() -> bool:
+        return qemu_pid(volume) not in (0, dead)
+
+    await until(another, bool)
+    await volume.reach(RUNNING)
+    await guest.attach()
+    await guest.ready()
 
 
 @pytest.mark.parametrize("seconds", [10, 45])
@@ -274,15 +292,7 @@ async def test_a_hypervisor_that_dies_is_made_again(volume: Volume, guest: Seria
     await guest.run("dd if=/dev/urandom of=/tmp/r bs=1M count=2 2> /dev/null")
     await guest.run(f"dd if=/tmp/r of={disk} bs=1M conv=fsync 2> /dev/null")
     wrote = await guest.run("sha256sum < /tmp/r")
-    dead = kill_qemu(volume)
-
-    async def another() -> bool:
-        return qemu_pid(volume) not in (0, dead)
-
-    await until(another, bool)
-    await volume.reach(RUNNING)
-    await guest.attach()
-    await guest.ready()
+    await made_again(volume, guest, kill_qemu(volume))
     disk = await device(guest, volume.disk)
     assert await guest.run(f"dd if={disk} bs=1M count=2 2> /dev/null | sha256sum") == wrote
     await volume.verify()
@@ -368,15 +378,7 @@ async def test_the_root_file_system_on_the_volume_and_a_power_cut(
         while committed < 20:
             line = (await guest.until(b"\n", 60)).strip()
             committed = int(line) if line.isdigit() else committed
-        dead = kill_qemu(volume)
-
-        async def another() -> bool:
-            return qemu_pid(volume) not in (0, dead)
-
-        await until(another, bool)
-        await volume.reach(RUNNING)
-        await guest.attach()
-        await guest.ready()
+        await made_again(volume, guest, kill_qemu(volume))
         assert await guest.run("sqlite3 /db 'pragma integrity_check'") == "ok"
         count, highest = (await guest.run("sqlite3 /db 'select count(*), max(n) from t'")).split(
             "|"

@@ -1,7 +1,7 @@
 """`disk status`, `disk verify`, `disk snapshot`: what a disk is kept on, whether its copies agree,
 and a copy of all that it holds now.
 
-`disk scrub` and `disk scrub-stop` are in a module of their own.
+`disk scrub` and `disk scrub-stop`, `disk plug` and `disk unplug` are in modules of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.text import Text
 from controlplane.cli import disks as disk_views
 from controlplane.cli import render
 from controlplane.cli.command import command
-from controlplane.cli.commands import scrub
+from controlplane.cli.commands import plug, scrub
 from controlplane.cli.commands.instance import list_disks, spinner
 from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import plain
@@ -33,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(disk, name="disk")
     command(disk, "status")(status)
     command(disk, "uri")(uri)
+    plug.add_to(disk)
     command(disk, "verify")(verify)
     command(disk, "snapshot")(snapshot)
     scrub.add_to(disk)

@@ -70,6 +70,16 @@ class InstanceServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestResponse.FromString,
                 _registered_method=True)
+        self.PlugDisk = channel.unary_unary(
+                '/stairwell.controlplane.v1.InstanceService/PlugDisk',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.PlugDiskRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.PlugDiskResponse.FromString,
+                _registered_method=True)
+        self.UnplugDisk = channel.unary_unary(
+                '/stairwell.controlplane.v1.InstanceService/UnplugDisk',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.UnplugDiskRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.UnplugDiskResponse.FromString,
+                _registered_method=True)
         self.RunGuestWorkload = channel.unary_stream(
                 '/stairwell.controlplane.v1.InstanceService/RunGuestWorkload',
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.RunGuestWorkloadRequest.SerializeToString,
@@ -127,6 +137,22 @@ class InstanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlugDisk(self, request, context):
+        """Gives a running machine one more disk (engine "qemu"), and records it: a machine that is made again
+        has it. The same request again gives the same answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnplugDisk(self, request, context):
+        """Takes a disk away from a running machine, once its guest has let it go, and forgets it; what was
+        flushed stays in its regions, which are retired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RunGuestWorkload(self, request, context):
         """Runs a workload of the built-in guest (engine "none") and streams what it did.
         """
@@ -171,6 +197,16 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.SignalGuest,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestResponse.SerializeToString,
+            ),
+            'PlugDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlugDisk,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.PlugDiskRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.PlugDiskResponse.SerializeToString,
+            ),
+            'UnplugDisk': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnplugDisk,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.UnplugDiskRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.UnplugDiskResponse.SerializeToString,
             ),
             'RunGuestWorkload': grpc.unary_stream_rpc_method_handler(
                     servicer.RunGuestWorkload,
@@ -368,6 +404,60 @@ class InstanceService:
             '/stairwell.controlplane.v1.InstanceService/SignalGuest',
             stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.SignalGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlugDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.InstanceService/PlugDisk',
+            stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.PlugDiskRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.PlugDiskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnplugDisk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.InstanceService/UnplugDisk',
+            stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.UnplugDiskRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_instance__service__pb2.UnplugDiskResponse.FromString,
             options,
             channel_credentials,
             insecure,

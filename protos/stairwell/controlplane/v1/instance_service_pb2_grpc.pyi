@@ -44,6 +44,14 @@ class InstanceServiceStub:
     DeleteInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]
     SignalGuest: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.SignalGuestRequest, _instance_service_pb2.SignalGuestResponse]
     """The power button or the NMI switch of its machine; returns when it was pressed."""
+    PlugDisk: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.PlugDiskRequest, _instance_service_pb2.PlugDiskResponse]
+    """Gives a running machine one more disk (engine "qemu"), and records it: a machine that is made again
+    has it. The same request again gives the same answer.
+    """
+    UnplugDisk: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnplugDiskRequest, _instance_service_pb2.UnplugDiskResponse]
+    """Takes a disk away from a running machine, once its guest has let it go, and forgets it; what was
+    flushed stays in its regions, which are retired.
+    """
     RunGuestWorkload: _grpc.UnaryStreamMultiCallable[_instance_service_pb2.RunGuestWorkloadRequest, _instance_service_pb2.RunGuestWorkloadResponse]
     """Runs a workload of the built-in guest (engine "none") and streams what it did."""
 
@@ -63,6 +71,14 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]  # type: ignore[assignment]
     SignalGuest: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.SignalGuestRequest, _instance_service_pb2.SignalGuestResponse]  # type: ignore[assignment]
     """The power button or the NMI switch of its machine; returns when it was pressed."""
+    PlugDisk: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.PlugDiskRequest, _instance_service_pb2.PlugDiskResponse]  # type: ignore[assignment]
+    """Gives a running machine one more disk (engine "qemu"), and records it: a machine that is made again
+    has it. The same request again gives the same answer.
+    """
+    UnplugDisk: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnplugDiskRequest, _instance_service_pb2.UnplugDiskResponse]  # type: ignore[assignment]
+    """Takes a disk away from a running machine, once its guest has let it go, and forgets it; what was
+    flushed stays in its regions, which are retired.
+    """
     RunGuestWorkload: _aio.UnaryStreamMultiCallable[_instance_service_pb2.RunGuestWorkloadRequest, _instance_service_pb2.RunGuestWorkloadResponse]  # type: ignore[assignment]
     """Runs a workload of the built-in guest (engine "none") and streams what it did."""
 
@@ -121,6 +137,26 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.SignalGuestResponse, _abc.Awaitable[_instance_service_pb2.SignalGuestResponse]]:
         """The power button or the NMI switch of its machine; returns when it was pressed."""
+
+    @_abc_1.abstractmethod
+    def PlugDisk(
+        self,
+        request: _instance_service_pb2.PlugDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.PlugDiskResponse, _abc.Awaitable[_instance_service_pb2.PlugDiskResponse]]:
+        """Gives a running machine one more disk (engine "qemu"), and records it: a machine that is made again
+        has it. The same request again gives the same answer.
+        """
+
+    @_abc_1.abstractmethod
+    def UnplugDisk(
+        self,
+        request: _instance_service_pb2.UnplugDiskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.UnplugDiskResponse, _abc.Awaitable[_instance_service_pb2.UnplugDiskResponse]]:
+        """Takes a disk away from a running machine, once its guest has let it go, and forgets it; what was
+        flushed stays in its regions, which are retired.
+        """
 
     @_abc_1.abstractmethod
     def RunGuestWorkload(
