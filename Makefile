@@ -131,6 +131,10 @@ bench-replacements: setup ## Many replacements in one control plane: time of an 
 bench-repair: setup ## What a guest feels of a repair: latency before, during and after it, with limits off, fixed and adaptive
 	@$(BIN)/python bench/repair_latency.py
 
+.PHONY: bench-guest
+bench-guest: setup ## What a guest gets of a disk, 4 KiB at random: vhost-user-blk and vfio-user beside QEMU's own virtio-blk and NVMe on qemu-nbd
+	@$(BIN)/python bench/guest.py
+
 .PHONY: check
 check: setup ## Format, lint, types, stubs current, layering
 	@$(BIN)/ruff format --check $(SOURCES)
