@@ -232,6 +232,7 @@ async def main(bytes_per_second: float) -> None:
             )
         ],
         Tracing("downstairs", "fake"),
+        insecure=True,
     )
     await vmmd.start()
     await regions_server.start()

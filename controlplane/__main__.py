@@ -7,6 +7,8 @@ import sys
 from controlplane import database
 from controlplane.config import TLS_FLAGS, Config, parse
 from controlplane.daemon import ControlPlane
+from stairlib.rpc.flags import security
+from stairlib.rpc.gate import require_private
 from stairlib.rpc.tls import tls_files
 from stairlib.runtime.process import StopSignal, run
 from stairlib.telemetry import logs
@@ -36,14 +38,25 @@ async def _serve(config: Config, stop: StopSignal) -> int:
     tls = tls_files(*config.downstairs_tls, names=TLS_FLAGS)
     if tls is not None:
         tls.check()
+    assert config.security is not None
+    secured = security(config.security)
+    if secured.tls is None and not secured.insecure:
+        require_private(config.address, "listening")
+        # Keys of volumes go there.
+        require_private(config.vmmd, "speaking to vmmd")
+    if config.metrics and not secured.insecure:
+        require_private(config.metrics, "serving metrics", tls=False)
     async with ControlPlane(
-        config.address, config.vmmd, config.place, downstairs_tls=tls, metrics=config.metrics
-    ) as control:
+        config.address, config.vmmd, config.place, downstairs_tls=tls, security=secured,
+        metrics=config.metrics,
+    ) as control:  # fmt: skip
         print(
             f"controlplane ready on {control.address} (vmmd {config.vmmd}, state in"
             f" {config.place.words})",
             flush=True,
         )
+        if control.tokens_address:
+            print(f"people with tokens on {control.tokens_address}", flush=True)
         if control.metrics_address:
             print(f"metrics on http://{control.metrics_address}/metrics", flush=True)
         await stop.event.wait()

@@ -13,6 +13,7 @@ from controlplane.core.leases import LEASE_SECONDS, LEASE_SECONDS_MAX, LEASE_SEC
 from controlplane.store.place import Place, database_url
 from controlplane.store.sealing import ENVIRONMENT as KEY_ENVIRONMENT
 from stairlib.model.errors import InvalidRequestError
+from stairlib.rpc.flags import add_tls, add_tokens
 
 DEFAULT_ADDRESS = "127.0.0.1:55400"
 DEFAULT_VMMD = "127.0.0.1:55401"
@@ -38,9 +39,9 @@ plane in order; replacements under way go on when it is started again with the s
 
 _TLS_TEXT = """\
 The control plane asks a downstairs what it is before it becomes a member. Where a region's request
-names TLS files it does so over TLS: with the files given here, or else with those of the request,
-which must then be readable on this host too. Where it names none, in plain text. Spares are
-registered over TLS if files are given here, in plain text if not."""
+names TLS files it does so over TLS: with the files given here, or else with its own (--tls-cert),
+or else with those of the request, which must then be readable on this host too. Where it names
+none, in plain text. Spares are registered over TLS if it has files, in plain text if not."""
 
 
 _DATABASE_TEXT = f"""\
@@ -65,7 +66,8 @@ planes and make a backup first; a schema that is newer than this program is refu
 class Config:
     """One start of the program. `command` is run, check-database or migrate-database;
     `downstairs_tls` holds the paths given with `TLS_FLAGS`; `metrics` is where they are read, or
-    empty; `log_json` None means "unless stderr is a terminal"."""
+    empty; `security` has the flags of `stairlib.rpc.flags`; `log_json` None means "unless stderr is
+    a terminal"."""
 
     command: str
     address: str
@@ -76,6 +78,7 @@ class Config:
     log_level: str
     log_json: bool | None
     as_json: bool = False
+    security: argparse.Namespace | None = None
 
     @property
     def data(self) -> Path:
@@ -130,6 +133,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         "--metrics", default="", metavar="ADDR",
         help="serve metrics to Prometheus there, as 127.0.0.1:55480 (default: nowhere)",
     )  # fmt: skip
+    add_tls(run)
+    add_tokens(run)
     _add_tls(run)
     _add_logging(run)
     for name, text, said in (
@@ -181,6 +186,7 @@ def _config(
         metrics=parsed.metrics,
         log_level=parsed.log_level,
         log_json={"auto": None, "text": False, "json": True}[parsed.log_format],
+        security=parsed,
     )
 
 

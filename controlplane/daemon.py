@@ -49,7 +49,7 @@ from controlplane.store.place import Place
 from controlplane.store.sql_store import SqlStore
 from controlplane.traces import TraceKeeper
 from controlplane.words import Words
-from stairlib.rpc.server import RpcServer, Service
+from stairlib.rpc.server import RpcServer, Security, Service
 from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
 from stairlib.runtime.limits import STOP_GRACE_SECONDS
@@ -110,18 +110,21 @@ class ControlPlane:
         place: Place | Path,
         *,
         downstairs_tls: TlsFiles | None = None,
+        security: Security | None = None,
         metrics: str = "",
         grace_seconds: float = STOP_GRACE_SECONDS,
         pace: float = 1.0,
     ) -> None:
         """`place` is where its state is, or the directory of it; `downstairs_tls` is what it shows
-        the downstairs it asks; `metrics` is the address they are read from, if any; `pace` scales
+        the downstairs it asks, by default the files of `security`, which says how it is spoken to,
+        and speaks to vmmd; `metrics` is the address they are read from, if any; `pace` scales
         the waits between a replacement's attempts; tests make it
         small."""
         self._wanted = address
         self._vmmd_address = str(parse_address(vmmd))
         self._place = place if isinstance(place, Place) else Place(place)
-        self._downstairs_tls = downstairs_tls
+        self._security = security or Security()
+        self._downstairs_tls = downstairs_tls or self._security.tls
         self._metrics_wanted = metrics
         self.metrics_address = ""
         self._grace_seconds = grace_seconds
@@ -134,6 +137,12 @@ class ControlPlane:
         """Where it listens."""
         assert self._server is not None, "not started"
         return self._server.address
+
+    @property
+    def tokens_address(self) -> str:
+        """Where people with tokens are served; empty when nowhere."""
+        assert self._server is not None, "not started"
+        return self._server.tokens_address
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -155,7 +164,7 @@ class ControlPlane:
         stack.push_async_callback(store.close)
         tracing = Tracing.configure("controlplane", self._wanted)
         stack.callback(tracing.shutdown)
-        vmmd = Vmmd(self._vmmd_address, tracing)
+        vmmd = Vmmd(self._vmmd_address, tracing, self._security.tls)
         stack.push_async_callback(vmmd.close)
         news = _News()
         detached = Detached()
@@ -212,7 +221,12 @@ class ControlPlane:
         self, stack: AsyncExitStack, services: list[Service], tracing: Tracing
     ) -> RpcServer:
         """The server, which takes calls."""
-        server = RpcServer(self._wanted, services, tracing)
+        security = self._security
+        server = RpcServer(
+            self._wanted, services, tracing,
+            tls=security.tls.server() if security.tls is not None else None,
+            insecure=security.insecure, tokens=security.tokens,
+        )  # fmt: skip
         await server.start()
         stack.push_async_callback(server.stop, self._grace_seconds)
         return server

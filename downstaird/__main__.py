@@ -178,9 +178,10 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
     for kind in ("read", "write", "flush"):
         if not 0 <= getattr(options, f"{kind}_errors") <= 1:
             raise wrong(f"--{kind}-errors", "must be a probability from 0 to 1")
+    tls = _tls_files(options, server=True)
     return RunOptions(
         directory=options.data,
-        address=Address(options.address.strip("[]"), options.port),
+        address=_listens(options, tls),
         data_port=options.data_port,
         advertise=options.advertise,
         read_only=options.mode == "ro" or bool(options.snapshot),
@@ -192,19 +193,33 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
             latency_seconds=options.latency / 1000,
         ),
         create=_create_options(options) if options.create else None,
-        tls=_tls_files(options, server=True),
+        tls=tls,
+        insecure=options.insecure,
         snapshot=options.snapshot or "",
     )
 
 
 def _tls_files(options: argparse.Namespace, *, server: bool) -> TlsFiles | None:
     """The files, if any, that will do: said before a region is made or locked for them."""
-    from stairlib.rpc.tls import FLAGS, tls_files
+    from stairlib.rpc.flags import daemon_files
+    from stairlib.rpc.tls import FLAGS
 
-    files = tls_files(options.cert_pem, options.key_pem, options.root_cert_pem, FLAGS)
+    files = daemon_files((options.cert_pem, options.key_pem, options.root_cert_pem), FLAGS)
     if files is not None:
         files.check(server=server)
     return files
+
+
+def _listens(options: argparse.Namespace, tls: TlsFiles | None) -> Address:
+    """Where to; InvalidRequestError where plain text would go over a network."""
+    from stairlib.rpc.gate import require_private
+
+    everywhere = tls is not None or options.insecure
+    host = options.address or ("0.0.0.0" if everywhere else "127.0.0.1")
+    address = Address(host.strip("[]"), options.port)
+    if not everywhere:
+        require_private(str(address), "listening")
+    return address
 
 
 if __name__ == "__main__":

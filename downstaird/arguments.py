@@ -9,6 +9,7 @@ from downstaird.agent.arguments import GUIDE, TEXT, add_agent
 from downstaird.config import add_cipher
 from downstaird.faults import CHANCE
 from downstaird.snapshot_arguments import add_snapshot
+from stairlib.rpc.flags import add_insecure
 
 _GUIDE = """\
 A downstairs keeps one of the three copies of a region: a directory of block data, served to one
@@ -25,7 +26,11 @@ _TLS_GUIDE = """\
 With these files the daemon speaks TLS and nothing else, over gRPC and on the data connection. It
 takes clients whose certificates are signed by the root certificate: volumes, whose construction
 requests name three such files too (cert_pem, key_pem, root_cert_pem), and other downstairs. When it
-is repaired it asks those itself, with this certificate. By hand:
+is repaired it asks those itself, with this certificate. Certificates name roles, as
+stairwell://daemon/NAME among their alternative names (`stairwell pki issue`); one for downstairs0,
+downstairs1 or downstairs2 is a daemon's. A file that changes is read again. Also taken from
+STAIRWELL_DAEMON_TLS_CERT, _KEY and _CA. Without files, plain text is spoken on this host only,
+unless --insecure is said. By hand:
 
   grpcurl -cacert ROOT -cert CERT -key KEY -servername downstairs0 127.0.0.1:8810 \\
       stairwell.downstairs.v1.RegionService/GetRegion
@@ -326,8 +331,9 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="gRPC port, 0 for any (default %(default)s)",
     )
     run.add_argument(
-        "-a", "--address", default="0.0.0.0", help="address to listen on (default %(default)s)"
-    )
+        "-a", "--address",
+        help="address to listen on (default: all with TLS or --insecure, else 127.0.0.1)",
+    )  # fmt: skip
     run.add_argument(
         "--data-port",
         type=int,
@@ -374,11 +380,13 @@ def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     agent = _add(commands, "agent", TEXT, GUIDE)
     add_agent(agent)
     _add_logging(agent)
+    group = agent.add_argument_group(
+        "TLS (all three or none)",
+        "For the agent and for each of its regions, see `downstaird run --help`.",
+    )
+    add_insecure(group)
     _add_tls_files(
-        agent.add_argument_group(
-            "TLS (all three or none)",
-            "For the agent and for each of its regions, see `downstaird run --help`.",
-        ),
+        group,
         "the certificate of the agent and the regions",
         "what the certificates of clients, and of other downstairs, must be signed by",
     )
@@ -386,6 +394,7 @@ def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_tls(run: argparse.ArgumentParser) -> None:
     tls = run.add_argument_group("TLS (all three or none)", _TLS_GUIDE)
+    add_insecure(tls)
     _add_tls_files(
         tls,
         "this daemon's certificate: for the name downstairs0, downstairs1 or downstairs2, which is "
@@ -395,11 +404,16 @@ def _add_tls(run: argparse.ArgumentParser) -> None:
 
 
 def _add_tls_files(group: argparse._ArgumentGroup, certificate: str, root: str) -> None:
-    group.add_argument("--cert-pem", metavar="FILE", help=certificate)
     group.add_argument(
-        "--key-pem", metavar="FILE", help="the private key of --cert-pem, without a passphrase"
+        "--tls-cert", "--cert-pem", dest="cert_pem", metavar="FILE", help=certificate
     )
-    group.add_argument("--root-cert-pem", metavar="FILE", help=root)
+    group.add_argument(
+        "--tls-key", "--key-pem", dest="key_pem", metavar="FILE",
+        help="the private key of that certificate, without a passphrase",
+    )  # fmt: skip
+    group.add_argument(
+        "--tls-ca", "--root-cert-pem", dest="root_cert_pem", metavar="FILE", help=root
+    )
 
 
 def _add_creation(run: argparse.ArgumentParser) -> None:

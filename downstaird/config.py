@@ -51,7 +51,8 @@ class CloneOptions:
 class RunOptions:
     """How to serve a region. `create` is set when it may be made on the first start. `data_port`
     None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
-    each client. `tls` None: plain text. `snapshot`: serve that instead of the region itself."""
+    each client. `tls` None: plain text, to other hosts only if
+    `insecure`. `snapshot`: serve that instead of the region itself."""
 
     directory: Path
     address: Address
@@ -62,6 +63,7 @@ class RunOptions:
     create: CreateOptions | None
     tls: TlsFiles | None = None
     snapshot: str = ""
+    insecure: bool = False
 
 
 def checked_uuid(text: str | None, flag: str) -> uuid.UUID:

@@ -82,7 +82,8 @@ class Daemon:
                 ),
             ),
             tracing,
-            credentials=tls.credentials if tls is not None else None,
+            tls=tls,
+            insecure=options.insecure,
         )
 
     def place(self) -> DataPlace:

@@ -55,12 +55,13 @@ class RegionPlan(Protocol):
 @dataclass(frozen=True, slots=True)
 class Launcher:
     """How downstairs are run: with which program, on which host, writable or not, with which TLS
-    files if any."""
+    files if any, and whether they may speak plain text to other hosts."""
 
     program: str
     host: str
     read_only: bool
     tls: TlsFiles | None = None
+    insecure: bool = False
 
     def address(self, plan: RegionPlan) -> str:
         """Where a member is reached from here."""
@@ -153,6 +154,7 @@ class Launcher:
             *(self.program, "run", "-d", plan.directory, "-p", str(plan.port)),
             *("--address", self.host, "--mode", "ro" if self.read_only else "rw"),
             *self._tls_flags(),
+            *(["--insecure"] if self.insecure else []),
         ]
 
     def _tls_flags(self) -> list[str]:

@@ -59,15 +59,20 @@ class Authority:
         period: Period = VALID,
         passphrase: bytes | None = None,
         uses: Sequence[x509.ObjectIdentifier] = (),
+        role: str | None = "daemon",
     ) -> TlsFiles:
         """A certificate for host names and IP addresses (`names`), as three files; for any use
-        where `uses` is empty."""
+        where `uses` is empty; without a role where that is None."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._name, key, period)
-        if names:
-            alternatives = x509.SubjectAlternativeName([_general(each) for each in names])
-            builder = builder.add_extension(alternatives, critical=False)
+        alternatives = [_general(each) for each in names]
+        if role is not None:
+            alternatives.append(x509.UniformResourceIdentifier(f"stairwell://{role}/{name}"))
+        if alternatives:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName(alternatives), critical=False
+            )
         if uses:
             builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stairlib.model.errors import InvalidRequestError
+from stairlib.rpc.flags import add_tls
 from vmmd.core.server_config import FileBlockDevice, ServerConfig, parse_server_config
 
 DEFAULT_ADDRESS = "127.0.0.1:55401"
@@ -32,13 +33,14 @@ the configuration (every key may be left out):
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What `vmmd run` was told."""
+    """What `vmmd run` was told; `security` has the flags of `stairlib.rpc.flags`."""
 
     config: Path
     address: str
     log_level: str
     log_format: str
     runtime_directory: Path | None
+    security: argparse.Namespace
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -78,9 +80,15 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         "one, of at most 70 characters, where a hypervisor has to find its disks again after vmmd "
         "was restarted",
     )
+    add_tls(run)
     given = parser.parse_args(argv)
     return Arguments(
-        given.config, given.address, given.log_level, given.log_format, given.runtime_directory
+        given.config,
+        given.address,
+        given.log_level,
+        given.log_format,
+        given.runtime_directory,
+        given,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stairlib.rpc.flags import security
+from stairlib.rpc.gate import require_private
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry.logs import get_logger
@@ -29,6 +31,9 @@ STOP_GRACE_SECONDS = 2.0
 
 async def serve(arguments: Arguments, stop: StopSignal) -> int:
     """Serves until told to stop; StairwellError says why it could not start."""
+    secured = security(arguments.security)
+    if secured.tls is None and not secured.insecure:
+        require_private(arguments.address, "listening")
     tracing = Tracing.configure("vmmd", arguments.address)
     config = load_server_config(arguments.config)
     for name, block in missing_media(config):
@@ -66,6 +71,8 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
             ),
         ],
         tracing,
+        tls=secured.tls.server() if secured.tls is not None else None,
+        insecure=secured.insecure,
     )
     try:
         await server.start()

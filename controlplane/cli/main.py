@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,12 +16,14 @@ from controlplane.cli.commands import (
     fleet,
     health,
     instance,
+    pki,
     replacement,
     serial,
     top,
     trace,
     vcr,
 )
+from controlplane.cli.credentials import Credentials
 from controlplane.cli.settings import DEFAULT_PORT, DEFAULT_SERVER, Output, Settings
 
 EXIT_USAGE = 2
@@ -40,6 +42,12 @@ def _version(wanted: bool) -> None:
     if wanted:
         print(f"stairwell {importlib.metadata.version('stairwell')}")
         raise typer.Exit(0)
+
+
+def _tls(flag: str, text: str) -> Any:
+    """The option of one file, also taken from the environment."""
+    variable = "STAIRWELL_" + flag.strip("-").replace("-", "_").upper()
+    return typer.Option(flag, metavar="FILE", envvar=variable, help=text)
 
 
 @app.callback()
@@ -68,6 +76,20 @@ def _global_options(
         float | None,
         typer.Option("--timeout", min=0.001, help="Seconds one call may take.  [default: 30]"),
     ] = None,
+    tls_ca: Annotated[
+        str | None, _tls("--tls-ca", "The authority that the control plane's certificate is of.")
+    ] = None,
+    tls_cert: Annotated[str | None, _tls("--tls-cert", "Your certificate.")] = None,
+    tls_key: Annotated[str | None, _tls("--tls-key", "Its private key.")] = None,
+    token_file: Annotated[
+        str | None, _tls("--token-file", "A bearer token, instead of certificate and key.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", envvar="STAIRWELL_INSECURE", help="Plain text to another host too."
+        ),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
@@ -75,7 +97,8 @@ def _global_options(
 ) -> None:
     """Machines whose disks are kept three times, and the live replacement of a replica."""
     del version
-    context.obj = Settings(server, port, output, timeout, debug)
+    credentials = Credentials(tls_ca, tls_cert, tls_key, token_file, insecure)
+    context.obj = Settings(server, port, output, timeout, debug, credentials)
 
 
 instance.add_to(app)
@@ -87,6 +110,7 @@ trace.add_to(app)
 fleet.add_to(app)
 health.add_to(app)
 top.add_to(app)
+pki.add_to(app)
 doctor.add_to(app)
 demo.add_to(app)
 

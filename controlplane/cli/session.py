@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self, TypeVar
 
 import grpc.aio
@@ -73,7 +73,9 @@ class Session:
     def channel(self) -> grpc.aio.Channel:
         """The channel, opened at first use: a command that refuses its input opens none."""
         if self._channel is None:
-            self._channel = open_channel(self.settings.address, tracing=self.tracing)
+            address = self.settings.address
+            tls = self.settings.credentials.peer(address)
+            self._channel = open_channel(address, tracing=self.tracing, tls=tls)
         return self._channel
 
     @property
@@ -116,6 +118,18 @@ class Session:
         """Whether stdout belongs to a program."""
         return self.settings.output is Output.JSON
 
+    @asynccontextmanager
+    async def _said(self) -> AsyncIterator[None]:
+        """Failures as domain errors; what is wrong with certificates is found out and said."""
+        try:
+            with translated(self.peer):
+                yield
+        except UnavailableError as error:
+            found = await self.settings.credentials.why(self.settings.address, error)
+            if found is error:
+                raise
+            raise found from error
+
     async def call(
         self,
         method: Callable[..., Any],
@@ -129,7 +143,7 @@ class Session:
         Raises StairwellError as the daemon raised it.
         """
         deadline = self.settings.timeout or seconds
-        with translated(self.peer):
+        async with self._said():
             response = await method(request, timeout=deadline)
         assert isinstance(response, answer)
         return response
@@ -138,7 +152,7 @@ class Session:
         self, method: Callable[..., Any], request: Request, answer: type[Response]
     ) -> AsyncGenerator[Response]:
         """The messages of a server stream; leaving the loop cancels the call."""
-        with translated(self.peer):
+        async with self._said():
             call = method(request)
             try:
                 async for response in call:

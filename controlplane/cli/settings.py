@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from controlplane.cli.credentials import Credentials
 
 DEFAULT_SERVER = "127.0.0.1"
 DEFAULT_PORT = 55400
@@ -27,6 +29,7 @@ class Settings:
     output: Output = Output.HUMAN
     timeout: float | None = None
     debug: bool = False
+    credentials: Credentials = field(default_factory=Credentials)
 
     @property
     def address(self) -> str:

@@ -7,6 +7,7 @@ that is left, for whatever reason, is cancelled on the other side.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -14,8 +15,12 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from stairlib.model.construction import Construction
+from stairlib.model.errors import UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.flags import FLAGS
+from stairlib.rpc.renewed_channel import RenewedChannel
+from stairlib.rpc.tls import Kind, TlsFiles, why
 from stairlib.telemetry.trace_service import collect
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.construction import to_message
@@ -31,6 +36,9 @@ from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc
 
 _T = TypeVar("_T")
+
+_KIND = Kind("vmmd", FLAGS, "vmmd")
+_REMEDY = f"start the control plane with {', '.join(FLAGS)}"
 
 # Starting a machine's process and its devices: a second or so, on a busy host several.
 ENSURE_SECONDS = 30.0
@@ -54,14 +62,22 @@ VERIFY_DATA_SECONDS = 6 * 3600.0
 SNAPSHOT_SECONDS = 60.0
 
 
+def _channel(address: str, tracing: Tracing, tls: TlsFiles | None) -> Any:
+    if tls is None:
+        return open_channel(address, tracing=tracing)
+    return RenewedChannel(address, tls, tracing)
+
+
 class Vmmd:
     """The vmmd at one address. `close` it when done."""
 
-    def __init__(self, address: str, tracing: Tracing) -> None:
+    def __init__(self, address: str, tracing: Tracing, tls: TlsFiles | None = None) -> None:
+        """With `tls`, both sides show certificates. StateError TLS_FILE when they will not do."""
         self.address = address
         self.peer = f"vmmd at {address}"
-        self._channel = open_channel(address, tracing=tracing)
-        # mypy-protobuf types a stub by its channel; these are asynchronous.
+        self._tls = tls
+        # A channel as stubs want it: mypy-protobuf types a stub by its channel.
+        self._channel = _channel(address, tracing, tls)
         self._machines: Any = machine_grpc.MachineServiceStub(self._channel)
         self._volumes: Any = volume_grpc.VolumeServiceStub(self._channel)
         # What was last told of each disk's repairs, by machine and disk.
@@ -73,6 +89,18 @@ class Vmmd:
         """Ends every call and the connection."""
         await self._channel.close()
 
+    @asynccontextmanager
+    async def _said(self) -> AsyncIterator[None]:
+        """Failures as domain errors; what is wrong with certificates is found out and said."""
+        try:
+            with translated(self.peer):
+                yield
+        except UnavailableError as error:
+            found = await why(self.address, error, self._tls, _KIND, _REMEDY)
+            if found is error:
+                raise
+            raise found from error
+
     def channels(self, _machine_id: str = "") -> list[tuple[str, grpc.aio.Channel]]:
         """(name, channel) of those behind the control plane in a trace."""
         return [(self.peer, self._channel)]
@@ -80,7 +108,7 @@ class Vmmd:
     async def ensure_machine(self, spec: machine_pb.MachineSpec) -> machine_pb.Machine:
         """Makes the machine, or finds the same one."""
         request = machine_pb.EnsureMachineRequest(spec=spec)
-        with translated(self.peer):
+        async with self._said():
             answer = await self._machines.EnsureMachine(request, timeout=ENSURE_SECONDS)
         machine: machine_pb.Machine = answer.machine
         return machine
@@ -88,7 +116,7 @@ class Vmmd:
     async def get_machine(self, machine_id: UUID) -> machine_pb.Machine:
         """The machine now; NotFoundError when vmmd does not know it."""
         request = machine_pb.GetMachineRequest(id=str(machine_id))
-        with translated(self.peer):
+        async with self._said():
             answer = await self._machines.GetMachine(request, timeout=ASK_SECONDS)
         machine: machine_pb.Machine = answer.machine
         return machine
@@ -98,7 +126,7 @@ class Vmmd:
     ) -> machine_pb.Machine:
         """Queues a change of state."""
         request = machine_pb.SetMachineStateRequest(id=str(machine_id), state=state)
-        with translated(self.peer):
+        async with self._said():
             answer = await self._machines.SetMachineState(request, timeout=ASK_SECONDS)
         machine: machine_pb.Machine = answer.machine
         return machine
@@ -108,7 +136,7 @@ class Vmmd:
     ) -> None:
         """Presses a button of the machine."""
         request = machine_pb.SignalGuestRequest(id=str(machine_id), signal=signal)
-        with translated(self.peer):
+        async with self._said():
             await self._machines.SignalGuest(request, timeout=SIGNAL_SECONDS)
 
     async def plug_disk(self, machine_id: UUID, disk: machine_pb.MachineDisk) -> machine_pb.Machine:
@@ -144,7 +172,7 @@ class Vmmd:
         self, request: serial_pb.GetHistoryRequest
     ) -> serial_pb.GetHistoryResponse:
         """What the machine's serial port has said."""
-        with translated(self.peer):
+        async with self._said():
             answer: serial_pb.GetHistoryResponse = await self._serials.GetHistory(
                 request, timeout=ASK_SECONDS
             )
@@ -160,7 +188,7 @@ class Vmmd:
     async def delete_machine(self, machine_id: UUID) -> None:
         """Stops and forgets the machine; NotFoundError when vmmd does not know it."""
         request = machine_pb.DeleteMachineRequest(id=str(machine_id))
-        with translated(self.peer):
+        async with self._said():
             await self._machines.DeleteMachine(request, timeout=DELETE_SECONDS)
         for key in [each for each in self.rates if each[0] == machine_id]:
             del self.rates[key]
@@ -170,7 +198,7 @@ class Vmmd:
     ) -> volume_pb.VolumeInfo:
         """The state of a volume and of its slots."""
         request = volume_pb.GetVolumeInfoRequest(machine_id=str(machine_id), disk=disk)
-        with translated(self.peer):
+        async with self._said():
             answer = await self._volumes.GetVolumeInfo(request, timeout=seconds)
         return self._noted(machine_id, disk, answer.volume)
 
@@ -207,7 +235,7 @@ class Vmmd:
         request = volume_pb.GetVolumeHistoryRequest(
             machine_id=str(machine_id), disk=disk, after_time=after, samples_max=newest
         )
-        with translated(self.peer):
+        async with self._said():
             answer = await self._volumes.GetVolumeHistory(request, timeout=ASK_SECONDS)
         return list(answer.samples)
 
@@ -223,7 +251,7 @@ class Vmmd:
             replacement=to_message(replacement),
             replacement_id=str(replacement_id),
         )
-        with translated(self.peer):
+        async with self._said():
             answer: volume_pb.ReplaceVcrResponse = await self._volumes.ReplaceVcr(
                 request, timeout=REPLACE_SECONDS
             )
@@ -239,7 +267,7 @@ class Vmmd:
         )
         if seconds is None:
             seconds = VERIFY_DATA_SECONDS if read_data else VERIFY_SECONDS
-        with translated(self.peer):
+        async with self._said():
             answer = await self._volumes.VerifyVolume(request, timeout=seconds)
         report: volume_pb.VerifyReport = answer.report
         return report
@@ -249,7 +277,7 @@ class Vmmd:
     ) -> list[volume_pb.RegionSnapshot]:
         """Has all members keep what the volume holds now."""
         request = volume_pb.SnapshotRequest(machine_id=str(machine_id), disk=disk, name=name)
-        with translated(self.peer):
+        async with self._said():
             answer = await self._volumes.Snapshot(request, timeout=SNAPSHOT_SECONDS)
         return list(answer.regions)
 
@@ -263,7 +291,7 @@ class Vmmd:
             path=path,
             bytes_per_second_max=bytes_per_second_max,
         )
-        with translated(self.peer):
+        async with self._said():
             answer = await self._volumes.StartScrub(request, timeout=ASK_SECONDS)
         scrub: volume_pb.ScrubInfo = answer.scrub
         return scrub
@@ -271,7 +299,7 @@ class Vmmd:
     async def stop_scrub(self, machine_id: UUID, disk: str, path: str) -> volume_pb.ScrubInfo:
         """Ends one; NotFoundError or StateError when there is none."""
         request = volume_pb.StopScrubRequest(machine_id=str(machine_id), disk=disk, path=path)
-        with translated(self.peer):
+        async with self._said():
             answer = await self._volumes.StopScrub(request, timeout=ASK_SECONDS)
         scrub: volume_pb.ScrubInfo = answer.scrub
         return scrub
@@ -283,7 +311,7 @@ class Vmmd:
         request = volume_pb.HoldRepairRequest(
             machine_id=str(machine_id), disk=disk, region_path=region_path, slot=slot, held=held
         )
-        with translated(self.peer):
+        async with self._said():
             await self._volumes.HoldRepair(request, timeout=ASK_SECONDS)
 
     async def repair_member(
@@ -298,7 +326,7 @@ class Vmmd:
             whole=whole,
             reason=reason,
         )
-        with translated(self.peer):
+        async with self._said():
             await self._volumes.RepairMember(request, timeout=ASK_SECONDS)
 
     async def take_back(
@@ -316,7 +344,7 @@ class Vmmd:
             new_target=new,
             replacement_id=str(replacement_id),
         )
-        with translated(self.peer):
+        async with self._said():
             await self._volumes.TakeBackReplacement(request, timeout=REPLACE_SECONDS)
 
     async def set_repair_limits(
@@ -326,7 +354,7 @@ class Vmmd:
         request = volume_pb.SetRepairLimitsRequest(
             machine_id=str(machine_id), disk=disk, limits=limits
         )
-        with translated(self.peer):
+        async with self._said():
             answer = await self._volumes.SetRepairLimits(request, timeout=ASK_SECONDS)
         if answer.HasField("repair_rate"):
             self.rates[machine_id, disk] = answer.repair_rate
@@ -352,7 +380,7 @@ class Vmmd:
         """What `taken` takes from each answer. Close it (`aclosing`) to end the call."""
         call = method(request)
         try:
-            with translated(self.peer):
+            async with self._said():
                 async for answer in call:
                     yield taken(answer)
         finally:

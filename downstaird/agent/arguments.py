@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stairlib.model.errors import FieldViolation, InvalidRequestError, UnsupportedError
-from stairlib.runtime.addresses import parse_address
+from stairlib.runtime.addresses import Address, parse_address
 
 if TYPE_CHECKING:
     from downstaird.agent.start import AgentOptions
@@ -54,9 +54,9 @@ def add_agent(agent: argparse.ArgumentParser) -> None:
     agent.add_argument(
         "-a",
         "--address",
-        default="0.0.0.0",
         metavar="HOST",
-        help="address that the regions listen on (default %(default)s)",
+        help="address that the regions listen on (default: all with TLS or --insecure, else "
+        "127.0.0.1)",
     )
     agent.add_argument(
         "--advertise",
@@ -96,6 +96,7 @@ def agent_options(options: argparse.Namespace, tls: TlsFiles | None) -> AgentOpt
     from downstaird.agent.host import HostOptions
     from downstaird.agent.start import AgentOptions
     from downstaird.launching import Launcher, find_program
+    from stairlib.rpc.gate import require_private
 
     if sys.platform != "linux":
         raise UnsupportedError(
@@ -103,15 +104,21 @@ def agent_options(options: argparse.Namespace, tls: TlsFiles | None) -> AgentOpt
             "use `downstaird run` for each region here",
             reason="NEEDS_LINUX",
         )
+    everywhere = tls is not None or options.insecure
+    address = options.address or ("0.0.0.0" if everywhere else "127.0.0.1")
+    if not everywhere:
+        require_private(str(Address(address.strip("[]"), 0)), "having regions listen")
+        require_private(options.listen, "listening")
     return AgentOptions(
         host=HostOptions(
             root=options.root.absolute(),
             limits=Limits(port_range(options.ports), _size(options.capacity)),
             launcher=Launcher(
                 program=find_program(options.ds_bin),
-                host=options.address.strip("[]"),
+                host=address.strip("[]"),
                 read_only=False,
                 tls=tls,
+                insecure=options.insecure,
             ),
             advertise=options.advertise.strip("[]"),
             failure_domain=options.failure_domain,

@@ -46,7 +46,8 @@ async def _serve(options: AgentOptions, stop: StopSignal) -> int:
         options.listen,
         services(host, tracing),
         tracing,
-        credentials=tls.server().credentials if tls is not None else None,
+        tls=tls.server() if tls is not None else None,
+        insecure=options.host.launcher.insecure,
     )
     try:
         # The root first: whoever has it has the address too, most likely, and is named better so.

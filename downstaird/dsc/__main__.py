@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stairlib.model.errors import StairwellError
+from stairlib.rpc.flags import add_insecure
+from stairlib.runtime.addresses import Address
 
 if TYPE_CHECKING:
     from downstaird.dsc.start import CreateOptions
@@ -88,7 +90,9 @@ def _local(options: argparse.Namespace) -> int:
     from downstaird.dsc import start
     from downstaird.dsc.core.layout import plan_members
     from downstaird.launching import Launcher, find_program
-    from stairlib.rpc.tls import FLAGS, tls_files
+    from stairlib.rpc.flags import daemon_files
+    from stairlib.rpc.gate import require_private
+    from stairlib.rpc.tls import FLAGS
     from stairlib.runtime import process
     from stairlib.telemetry import logs
 
@@ -97,9 +101,14 @@ def _local(options: argparse.Namespace) -> int:
         _parser().error("--cleanup deletes regions, so it needs --create to make new ones")
     tls = None
     if starting:
-        tls = tls_files(options.cert_pem, options.key_pem, options.root_cert_pem, FLAGS)
+        tls = daemon_files((options.cert_pem, options.key_pem, options.root_cert_pem), FLAGS)
     if tls is not None:
         tls.check(server=True)
+    if starting and not options.insecure:
+        # The control port is plain text in any case.
+        require_private(options.control, "taking orders")
+        if tls is None:
+            require_private(str(Address(options.address.strip("[]"), 0)), "having regions listen")
     dsc = start.DscOptions(
         plans=plan_members(
             count=options.region_count,
@@ -113,6 +122,7 @@ def _local(options: argparse.Namespace) -> int:
             host=options.address.strip("[]") if starting else "127.0.0.1",
             read_only=starting and options.read_only,
             tls=tls,
+            insecure=starting and options.insecure,
         ),
         create=_creation(options) if not starting or options.create else None,
         control=options.control if starting else "",
@@ -236,11 +246,14 @@ def _add_tls(start: argparse.ArgumentParser) -> None:
         "Given to each downstairs, see `downstaird run --help`. The one certificate is for the\n"
         "host of --address, or for all of downstairs0, downstairs1 and downstairs2.",
     )
-    group.add_argument("--cert-pem", metavar="FILE", help="the downstairs' certificate")
-    group.add_argument("--key-pem", metavar="FILE", help="its private key")
-    group.add_argument(
-        "--root-cert-pem", metavar="FILE", help="what clients' certificates must be signed by"
-    )
+    add_insecure(group)
+    for flags, text in (
+        (("--tls-cert", "--cert-pem"), "the downstairs' certificate"),
+        (("--tls-key", "--key-pem"), "its private key"),
+        (("--tls-ca", "--root-cert-pem"), "what clients' certificates must be signed by"),
+    ):
+        dest = flags[1].strip("-").replace("-", "_")
+        group.add_argument(*flags, dest=dest, metavar="FILE", help=text)
 
 
 def _add_geometry(parser: argparse.ArgumentParser) -> None:

@@ -64,7 +64,9 @@ async def start(options: DscOptions, stop: StopSignal) -> int:
     asyncio.get_running_loop().add_signal_handler(SIGHUP, stop.request, SIGHUP)
     tracing = Tracing.configure("dsc", options.control)
     fleet = Fleet(options.plans, options.launcher, _report)
-    server = RpcServer(options.control, [_service(fleet, stop)], tracing)
+    server = RpcServer(
+        options.control, [_service(fleet, stop)], tracing, insecure=options.launcher.insecure
+    )
     server.set_serving(False)
     try:
         await server.start()

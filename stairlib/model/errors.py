@@ -99,6 +99,12 @@ class RefusedError(StairwellError):
     reason = "PERMISSION_DENIED"
 
 
+class UnauthenticatedError(StairwellError):
+    """The caller did not show, or not well enough, who it is."""
+
+    reason = "UNAUTHENTICATED"
+
+
 class LimitError(StairwellError):
     """A stated limit was reached."""
 

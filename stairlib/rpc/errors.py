@@ -30,6 +30,7 @@ from stairlib.model.errors import (
     RefusedError,
     StairwellError,
     StateError,
+    UnauthenticatedError,
     UnavailableError,
     UnsupportedError,
 )
@@ -45,6 +46,7 @@ CODES: Final[dict[type[StairwellError], grpc.StatusCode]] = {
     ConflictError: grpc.StatusCode.ABORTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     RefusedError: grpc.StatusCode.PERMISSION_DENIED,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     DataError: grpc.StatusCode.DATA_LOSS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,24 @@ from grpc_health.v1 import health_pb2
 
 from stairlib.model.errors import StairwellError
 from stairlib.rpc.errors import translated
+from stairlib.rpc.flags import DAEMON_VARIABLES
 from stairlib.runtime.addresses import parse_address
 
 if TYPE_CHECKING:
-    from stairlib.rpc.tls import TlsFiles
+    from stairlib.rpc.tls import PeerTls, TlsFiles
 
 _OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 
 async def check(
-    address: str, service: str = "", seconds: float = 3.0, *, tls: TlsFiles | None = None
-) -> str:
+    address: str, service: str = "", seconds: float = 3.0, *,
+    tls: TlsFiles | PeerTls | None = None,
+) -> str:  # fmt: skip
     """The status of `service` ("" for the whole daemon) by name, as "SERVING".
 
     Raises UnavailableError when nobody answers, NotFoundError for a service it does not have. A
-    downstairs that speaks TLS is asked with `tls`.
+    daemon that speaks TLS is asked with `tls`: files, with which it is found out what its
+    certificate is for, or all that is needed.
     """
     target = str(parse_address(address))
     async with await _channel(target, tls) as channel:
@@ -44,22 +48,24 @@ async def check(
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
-async def _channel(target: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+async def _channel(target: str, tls: TlsFiles | PeerTls | None) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
     from stairlib.rpc.channel import open_channel
-    from stairlib.rpc.tls import reach
+    from stairlib.rpc.tls import TlsFiles, reach
 
-    return open_channel(target, tls=await reach(target, tls))
+    peer = await reach(target, tls) if isinstance(tls, TlsFiles) else tls
+    return open_channel(target, tls=peer)
 
 
 def _tls(options: argparse.Namespace) -> TlsFiles | None:
     paths = (options.cert_pem, options.key_pem, options.root_cert_pem)
-    if not any(paths):
+    if not any(paths) and not any(os.environ.get(name) for name in DAEMON_VARIABLES):
         return None
-    from stairlib.rpc.tls import FLAGS, tls_files
+    from stairlib.rpc.flags import daemon_files
+    from stairlib.rpc.tls import FLAGS
 
-    return tls_files(*paths, names=FLAGS)
+    return daemon_files(paths, FLAGS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,8 +74,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("address", help='"host:port" or "unix:/path"')
     parser.add_argument("--service", default="", help="a full service name; default: the daemon")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds (default: 3)")
-    for flag in ("--cert-pem", "--key-pem", "--root-cert-pem"):
-        parser.add_argument(flag, metavar="FILE", help="as of the downstairs, if it speaks TLS")
+    for flag, older in (
+        ("--tls-cert", "--cert-pem"), ("--tls-key", "--key-pem"), ("--tls-ca", "--root-cert-pem"),
+    ):  # fmt: skip
+        parser.add_argument(
+            flag, older, dest=older.strip("-").replace("-", "_"), metavar="FILE",
+            help="as of the daemon, if it speaks TLS; also from STAIRWELL_DAEMON_TLS_...",
+        )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         tls = _tls(options)

@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from stairlib.model.errors import UnsupportedError
 from stairlib.rpc.errors import rpc_failure
+from stairlib.rpc.gate import Gate
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing, context_from
 
@@ -205,17 +206,24 @@ def _meant(error: Exception, context: _Context) -> Exception:
 
 
 class ErrorInterceptor(_Around):
-    """Ends a call that raised with the status of `stairlib.rpc.errors`."""
+    """Ends a call that raised with the status of `stairlib.rpc.errors`; asks a `gate` first, if
+    there is one."""
+
+    def __init__(self, gate: Gate | None = None) -> None:
+        self._gate = gate
 
     def wants(self, method: str) -> bool:
-        """Trace collection has errors of its own to map; health and reflection have not."""
-        return not method.startswith(QUIET_PREFIXES[:2])
+        """Trace collection has errors of its own to map; health and reflection have not, unless
+        callers are asked who they are."""
+        return self._gate is not None or not method.startswith(QUIET_PREFIXES[:2])
 
     async def around(
         self, details: grpc.HandlerCallDetails, context: _Context, call: _Call
     ) -> object:
         """Runs the call; whatever it raises becomes an abort with rich details."""
         try:
+            if self._gate is not None:
+                self._gate.admit(details, context)
             return await call()
         except grpc.aio.AbortError:
             raise

@@ -15,24 +15,30 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from stairlib.model.errors import StairwellError, UnavailableError
+from stairlib.rpc.gate import Gate, require_private
 from stairlib.rpc.interceptors import ErrorInterceptor, LoggingInterceptor, TracingInterceptor
 from stairlib.rpc.reflection import add_reflection
+from stairlib.rpc.tokens import TokenBook
 from stairlib.runtime import limits
 from stairlib.runtime.addresses import Address, parse_address
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from stairlib.rpc.tls import ServerTls, TlsFiles
 
 _log = get_logger(__name__)
 
 _HEALTH_NAME: Final = "grpc.health.v1.Health"
 OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", 1_000 * limits.RPC_HANDSHAKE_SECONDS),
     ("grpc.keepalive_time_ms", 1_000 * limits.RPC_KEEPALIVE_SECONDS),
     ("grpc.keepalive_timeout_ms", 1_000 * limits.RPC_KEEPALIVE_TIMEOUT_SECONDS),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -50,10 +56,30 @@ class Service:
     register: Callable[[grpc.aio.Server], None]
 
 
+@dataclass(frozen=True, slots=True)
+class TokenPort:
+    """A second port, for people who show tokens; its address is TCP, over TLS like the first."""
+
+    address: Address
+    book: TokenBook
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """How a daemon is spoken to, and speaks to its like: with the files `tls`, or else in plain
+    text, to other hosts only if `insecure`."""
+
+    tls: TlsFiles | None = None
+    insecure: bool = False
+    tokens: TokenPort | None = None
+
+
 class RpcServer:
     """Serves `services` at `address` ("host:port" with 0 for any free port, or "unix:/path").
 
-    With `credentials` it speaks TLS, and nothing else.
+    With `tls` it speaks that and nothing else, and asks each caller who it is; at the address of
+    `tokens` too, where people show those instead of a certificate. Without, whoever can connect may
+    do everything: so only on this host, unless `insecure`.
     """
 
     def __init__(
@@ -62,10 +88,17 @@ class RpcServer:
         services: Sequence[Service],
         tracing: Tracing,
         *,
-        credentials: grpc.ServerCredentials | None = None,
+        tls: ServerTls | None = None,
+        insecure: bool = False,
+        tokens: TokenPort | None = None,
     ) -> None:
+        """InvalidRequestError PLAIN_TEXT where that would go over a network."""
         self._wanted = parse_address(address)
-        self._credentials = credentials
+        if tls is None and not insecure:
+            require_private(address, "listening")
+        self._tls = tls
+        self._tokens = tokens if tls is not None else None
+        self._tokens_bound: Address | None = None
         self._bound: Address | None = None
         self._services = tuple(services)
         self._tracing = tracing
@@ -80,6 +113,11 @@ class RpcServer:
         return str(self._bound or self._wanted)
 
     @property
+    def tokens_address(self) -> str:
+        """Where people with tokens are served; empty when nowhere."""
+        return str(self._tokens_bound or "")
+
+    @property
     def port(self) -> int:
         """The bound TCP port; 0 on a unix socket."""
         return (self._bound or self._wanted).port
@@ -87,11 +125,13 @@ class RpcServer:
     async def start(self) -> None:
         """Binds and serves; raises UnavailableError (PORT_IN_USE, CANNOT_LISTEN) if it cannot."""
         await _probe(self._wanted)
+        if self._tokens is not None:
+            await _probe(self._tokens.address)
         server = grpc.aio.server(
             interceptors=[
                 TracingInterceptor(self._tracing),
                 LoggingInterceptor(),
-                ErrorInterceptor(),
+                ErrorInterceptor(self._gate()),
             ],
             options=OPTIONS,
             maximum_concurrent_rpcs=limits.RPC_CONCURRENT_CALLS,
@@ -102,6 +142,10 @@ class RpcServer:
         add_reflection(server, [*(service.name for service in self._services), _HEALTH_NAME])
         try:
             port = self._bind(server)
+            if self._tokens is not None and self._tls is not None:
+                where = self._tokens.address
+                bound = server.add_secure_port(str(where), self._tls.token_credentials)
+                self._tokens_bound = where.with_port(bound)
         except RuntimeError as error:  # lost the race between the probe and here
             raise _in_use(self._wanted) from error
         await self._announce(self._serving)
@@ -109,12 +153,17 @@ class RpcServer:
         self._server = server
         _restrict(self._wanted)
         self._bound = self._wanted if self._wanted.is_unix else self._wanted.with_port(port)
-        _log.info("listening", address=self.address, tls=self._credentials is not None)
+        _log.info("listening", address=self.address, tls=self._tls is not None)
+
+    def _gate(self) -> Gate | None:
+        if self._tls is None:
+            return None
+        return Gate(self._tokens.book if self._tokens is not None else None)
 
     def _bind(self, server: grpc.aio.Server) -> int:
-        if self._credentials is None:
+        if self._tls is None:
             return server.add_insecure_port(str(self._wanted))
-        return server.add_secure_port(str(self._wanted), self._credentials)
+        return server.add_secure_port(str(self._wanted), self._tls.credentials)
 
     def set_serving(self, serving: bool) -> None:
         """Says through health whether calls make sense now; true from `start` unless set before."""

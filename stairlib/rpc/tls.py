@@ -30,6 +30,7 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
+from stairlib.rpc.renewal import Renewed
 from stairlib.runtime.addresses import parse_address
 
 if TYPE_CHECKING:
@@ -74,11 +75,16 @@ class TlsFiles:
         return ClientTls(grpc.ssl_channel_credentials(root, key, cert), context, probe)
 
     def server(self) -> ServerTls:
-        """What a server needs; it turns away clients without a certificate. StateError TLS_FILE."""
+        """What a server needs; it turns away clients without a certificate. Each connection gets
+        what the files hold by then. StateError TLS_FILE."""
+        return ServerTls(Renewed("certificates", (self.cert, self.key, self.root), self._served))
+
+    def _served(self) -> _Served:
         key, cert, root = self._read(server=True)
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
-        return ServerTls(grpc.ssl_server_credentials([(key, cert)], root, True), context)
+        make = grpc.ssl_server_certificate_configuration
+        return _Served(make([(key, cert)], root), make([(key, cert)]), context)
 
     def _read(self, *, server: bool) -> tuple[bytes, bytes, bytes]:
         """(key, certificate chain, roots) in PEM, checked."""
@@ -109,11 +115,66 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class _Served:
+    """What the files of a server come to: for clients with certificates, and for those who show
+    tokens instead."""
+
+    mutual: grpc.ServerCertificateConfiguration
+    own: grpc.ServerCertificateConfiguration
+    context: ssl.SSLContext
+
+
+class _RenewedContext(ssl.SSLContext):
+    """Lends each connection the context of the files as they are now.
+
+    Event loops ask their context for nothing but `wrap_bio`. Loading other files into one context
+    would only ever add authorities, never let go of one.
+    """
+
+    files: Renewed[_Served]
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        """One end of a connection."""
+        return self.files.now().context.wrap_bio(*arguments, **named)
+
+
 class ServerTls:
     """For gRPC and for the data connection of one daemon."""
 
-    credentials: grpc.ServerCredentials
-    context: ssl.SSLContext
+    def __init__(self, files: Renewed[_Served]) -> None:
+        self._files = files
+        self.context = _RenewedContext(ssl.PROTOCOL_TLS_SERVER)
+        # It holds no certificate: used in any other way than by `wrap_bio`, it shakes no hands.
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.files = files
+
+    @property
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a port that takes clients with certificates."""
+        return self._dynamic(lambda served: served.mutual, mutual=True)
+
+    @property
+    def token_credentials(self) -> grpc.ServerCredentials:
+        """For a port whose clients show no certificate."""
+        return self._dynamic(lambda served: served.own, mutual=False)
+
+    def _dynamic(
+        self, part: Callable[[_Served], grpc.ServerCertificateConfiguration], *, mutual: bool
+    ) -> grpc.ServerCredentials:
+        given = part(self._files.now())
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            # Asked before each handshake; None is "as before".
+            nonlocal given
+            found = part(self._files.now())
+            if found is given:
+                return None
+            given = found
+            return found
+
+        # Typed as if it had to answer each time; None is what gRPC documents.
+        return grpc.dynamic_ssl_server_credentials(given, changed, mutual)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +185,20 @@ class ClientTls:
     credentials: grpc.ChannelCredentials
     context: ssl.SSLContext
     probe: ssl.SSLContext
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What one kind of daemon is called in errors (`start`: in "start ... with"), the flags that
+    give it certificates, and whether its certificate may be for the name of a slot."""
+
+    words: str
+    flags: tuple[str, str, str]
+    start: str
+    slots: bool = False
+
+
+DOWNSTAIRS: Final = Kind("the downstairs", FLAGS, "that downstairs", slots=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,22 +242,25 @@ def server_names(address: str, slot: int | None = None) -> tuple[str, ...]:
     return (*slots, host)
 
 
-async def reach(address: str, files: TlsFiles, slot: int | None = None) -> PeerTls:
-    """How to talk to the downstairs at `address`, proven by a handshake with its gRPC server.
+async def reach(
+    address: str, files: TlsFiles, slot: int | None = None, kind: Kind = DOWNSTAIRS
+) -> PeerTls:
+    """How to talk to the downstairs, or another `kind` of daemon, at `address`, proven by a
+    handshake with its gRPC server.
 
     gRPC checks one name and says little when a handshake fails; this finds out which of the names
     the certificate has, and raises an UnavailableError that says what is wrong.
     """
     client = files.client()
-    certificate = await _shown(address, client.probe, files)
-    names = server_names(address, slot)
+    certificate = await _shown(address, client.probe, files, kind)
+    names = server_names(address, slot) if kind.slots else (parse_address(address).host,)
     for name in names:
         if _is_for(certificate, name):
             return PeerTls(client.credentials, client.context, name)
     raise _wrong(
         "TLS_NAME",
         address,
-        f"the certificate of the downstairs at {address} is for "
+        f"the certificate of {kind.words} at {address} is for "
         f"{_listed(_names_of(certificate)) or 'no name'}: give it one that is for {_listed(names)}",
     )
 
@@ -200,12 +278,30 @@ async def speaks_tls(address: str) -> bool:
     return False
 
 
-async def explained(address: str, error: UnavailableError, remedy: str) -> UnavailableError:
+async def why(
+    address: str, error: UnavailableError, files: TlsFiles | None, kind: Kind, remedy: str
+) -> UnavailableError:
+    """The failure of a call, or what a handshake finds to be wrong with the certificates of one
+    side; `remedy` is for who asks in plain text where TLS is wanted."""
+    if error.reason != UnavailableError.reason or parse_address(address).is_unix:
+        return error
+    if files is None:
+        return await explained(address, error, remedy, kind)
+    try:
+        await reach(address, files, kind=kind)
+    except UnavailableError as found:
+        return found if found.reason.startswith("TLS_") else error
+    return error
+
+
+async def explained(
+    address: str, error: UnavailableError, remedy: str, kind: Kind = DOWNSTAIRS
+) -> UnavailableError:
     """The failure of a call without TLS; another one where the daemon wants TLS, with `remedy` as
     what to do."""
     if error.reason == "DEADLINE_EXCEEDED" or not await speaks_tls(address):
         return error
-    return _wrong("TLS_NEEDED", address, f"the downstairs at {address} speaks TLS only: {remedy}")
+    return _wrong("TLS_NEEDED", address, f"{kind.words} at {address} speaks TLS only: {remedy}")
 
 
 # ---- a handshake
@@ -218,7 +314,9 @@ async def _connected(
     return await asyncio.open_connection(peer.host, peer.port, ssl=context, server_hostname="")
 
 
-async def _shown(address: str, context: ssl.SSLContext, files: TlsFiles) -> dict[str, Any]:
+async def _shown(
+    address: str, context: ssl.SSLContext, files: TlsFiles, kind: Kind
+) -> dict[str, Any]:
     """The certificate shown at `address`, as `ssl` tells it, once ours was accepted too."""
     shaken = False
     try:
@@ -234,46 +332,48 @@ async def _shown(address: str, context: ssl.SSLContext, files: TlsFiles) -> dict
                 writer.transport.abort()
     except TimeoutError:
         raise UnavailableError(
-            f"{address} did not end a TLS handshake in time: is downstaird running there?",
+            f"{address} did not end a TLS handshake in time: does {kind.words} run there?",
             reason="DEADLINE_EXCEEDED",
             target=address,
         ) from None
     except OSError as error:
-        raise _refused(address, files) if shaken else _failed(address, error, files) from error
+        raise (
+            _refused(address, files, kind) if shaken else _failed(address, error, files, kind)
+        ) from error
     if not accepted:
-        raise _refused(address, files)
+        raise _refused(address, files, kind)
     return certificate
 
 
-def _failed(address: str, error: OSError, files: TlsFiles) -> UnavailableError:
+def _failed(address: str, error: OSError, files: TlsFiles, kind: Kind) -> UnavailableError:
     """Why there was no handshake."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _wrong(
             "TLS_UNTRUSTED",
             address,
-            f"the certificate of the downstairs at {address} is not accepted "
+            f"the certificate of {kind.words} at {address} is not accepted "
             f"({error.verify_message}): it must be valid, and signed by {files.names[2]}",
         )
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         if "ALERT" in (error.reason or ""):
-            return _refused(address, files)
+            return _refused(address, files, kind)
         return _wrong(
             "TLS_NOT_SPOKEN",
             address,
-            f"what listens at {address} does not speak TLS: start that downstairs with "
-            f"{', '.join(FLAGS)}, or leave out {', '.join(files.names)} here",
+            f"what listens at {address} does not speak TLS: start {kind.start} with "
+            f"{', '.join(kind.flags)}, or leave out {', '.join(files.names)} here",
         )
     return UnavailableError(
         f"cannot reach {address}: {error.strerror or error}; is it running?", target=address
     )
 
 
-def _refused(address: str, files: TlsFiles) -> UnavailableError:
+def _refused(address: str, files: TlsFiles, kind: Kind) -> UnavailableError:
     return _wrong(
         "TLS_REFUSED",
         address,
-        f"the downstairs at {address} does not accept our certificate: {files.names[0]} must be "
-        "valid, and signed by what that daemon has as --root-cert-pem",
+        f"{kind.words} at {address} does not accept our certificate: {files.names[0]} must be "
+        f"valid, and signed by what that daemon has as {kind.flags[2]}",
     )
 
 
@@ -282,7 +382,9 @@ def _wrong(reason: str, address: str, text: str) -> UnavailableError:
 
 
 def _names_of(certificate: dict[str, Any]) -> list[str]:
-    return [str(name) for _kind, name in certificate.get("subjectAltName", ())]
+    """What a server may be called; roles, which are URIs, are no names."""
+    shown = certificate.get("subjectAltName", ())
+    return [str(name) for kind, name in shown if kind in ("DNS", "IP Address")]
 
 
 def _is_for(certificate: dict[str, Any], wanted: str) -> bool:

@@ -23,6 +23,8 @@ RPC_DEFAULT_SECONDS: Final = 60.0
 RPC_KEEPALIVE_SECONDS: Final = 20
 RPC_KEEPALIVE_TIMEOUT_SECONDS: Final = 10
 RPC_KEEPALIVE_ALLOWED_SECONDS: Final = 10
+# Who connects and does not say what it wants, over TLS or not, is cut off (gRPC's own: 2 minutes).
+RPC_HANDSHAKE_SECONDS: Final = 10
 # A daemon that comes back is found again this soon (gRPC's own limit is two minutes).
 RPC_RECONNECT_MAX_SECONDS: Final = 2
 

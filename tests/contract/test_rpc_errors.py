@@ -21,6 +21,7 @@ from stairlib.model.errors import (
     RefusedError,
     StairwellError,
     StateError,
+    UnauthenticatedError,
     UnavailableError,
     UnsupportedError,
 )
@@ -44,6 +45,7 @@ ERRORS = [
     ConflictError("a replacement is running", reason="REPLACEMENT_RUNNING", replacement="r-1"),
     UnavailableError("vmmd is away", reason="VMMD_AWAY", address="127.0.0.1:1"),
     RefusedError("only the owner may", reason="NOT_OWNER"),
+    UnauthenticatedError("the token is not known", reason="TOKEN_UNKNOWN"),
     LimitError("eight volumes are the most", reason="TOO_MANY", limit="8"),
     UnsupportedError("not in this version", reason="NO_TLS"),
     DataError("extent 7 is damaged — repair it", reason="BAD_HASH", extent="7"),

@@ -45,7 +45,7 @@ class Waiting(pb_grpc.VcrServiceServicer):
 def make(address="127.0.0.1:0", servicer=None):
     servicer = servicer or Waiting()
     service = Service(NAME, lambda it: pb_grpc.add_VcrServiceServicer_to_server(servicer, it))
-    return RpcServer(address, [service], Tracing("test", "here"))
+    return RpcServer(address, [service], Tracing("test", "here"), insecure=True)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ each what it prints. Output is compared in shape:
 - a line `...` stands for any number of lines,
 - a UUID stands for one UUID, the same wherever the document shows it again, in commands too, with
   dashes or without,
-- times, durations, the bars of a waterfall, longer hexadecimal numbers and numbers of three digits
-  and more stand for any other of their kind; how a line is spaced does not matter,
+- times, days, durations, the bars of a waterfall, longer hexadecimal numbers and numbers of three
+  digits and more stand for any other of their kind; how a line is spaced does not matter,
 - an address or another word that the run was given one for (a folder, the host's name) stands for
   that; all else is compared as it is.
 """
@@ -23,6 +23,7 @@ _FENCE = re.compile(r"^```(\w*)\s*$")
 _TOKENS = re.compile(
     r"(?P<uuid>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b)"
     r"|(?P<time>\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?Z)"
+    r"|(?P<day>\b\d{4}-\d\d-\d\d\b)"
     r"|(?P<address>\b127\.0\.0\.1:\d+\b)"
     r"|(?P<duration>\b\d+(?:\.\d+)?(?:s| s| ms| µs)\b)"
     r"|(?P<bar>█+)"

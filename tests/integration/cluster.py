@@ -32,7 +32,7 @@ from stairlib.model.errors import StairwellError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.health_check import check
-from stairlib.rpc.tls import FLAGS, TlsFiles
+from stairlib.rpc.tls import FLAGS, PeerTls, TlsFiles
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -271,8 +271,15 @@ def children(pid: int) -> list[int]:
 class Cluster:
     """See the module. Use `started`; everything a test adds goes away with it."""
 
-    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
-        """`env` is given to all programs."""
+    def __init__(
+        self,
+        folder: Path,
+        env: dict[str, str] | None = None,
+        identity: Callable[[str], TlsFiles] | None = None,
+    ) -> None:
+        """`env` is given to all programs; `identity` says by a program's name what it is shown with
+        calls, where these go over TLS: "controlplane", or "" for the other daemons."""
+        self.identity = identity
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.sockets = Path(tempfile.mkdtemp(prefix="sw-"))
@@ -366,7 +373,12 @@ class Cluster:
     def channel(self, address: str) -> grpc.aio.Channel:
         """The channel to a daemon, opened once."""
         if address not in self._channels:
-            self._channels[address] = open_channel(address)
+            tls = None
+            if self.identity is not None:
+                name = "controlplane" if address == self.controlplane.address else ""
+                client = self.identity(name).client()
+                tls = PeerTls(client.credentials, client.context, LOOPBACK)
+            self._channels[address] = open_channel(address, tls=tls)
         return self._channels[address]
 
     async def call(self, stub: type, method: str, request: Any, *, at: str = "") -> Any:

@@ -27,6 +27,14 @@ def test_every_target_of_the_examples_is_a_service_at_that_port():
         assert f"-p {port} --advertise {host}\n" in compose
 
 
+def test_plain_text_between_containers_is_said_openly():
+    """Each program listens for others without certificates: none would start otherwise."""
+    compose = (ROOT / "docker-compose.yml").read_text()
+    commands = re.findall(r"^    command: (.*(?:\n      .*)*)", compose, re.MULTILINE)
+    assert len(commands) == 6
+    assert all("--insecure" in command for command in commands)
+
+
 def test_every_copy_has_a_region_id_of_its_own():
     ids = re.findall(r"--create -u ([0-9a-f-]{36})", (ROOT / "docker-compose.yml").read_text())
     assert len(ids) == len(set(ids)) == 4

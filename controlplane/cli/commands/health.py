@@ -31,6 +31,9 @@ async def health(
 ) -> int:
     """Ask a daemon whether it serves. Exit 0 only if it does."""
     where = address or session.settings.address
-    status = await check(where, service, session.settings.timeout or HEALTH_SECONDS)
+    credentials = session.settings.credentials
+    # With a token alone there is no certificate to show; the control plane's health needs neither.
+    tls = credentials.files() or credentials.peer(where)
+    status = await check(where, service, session.settings.timeout or HEALTH_SECONDS, tls=tls)
     session.show({"address": where, "service": service, "status": status.lower()}, status)
     return 0 if status == "SERVING" else 1

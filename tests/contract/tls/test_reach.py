@@ -24,8 +24,8 @@ async def listen():
     made = []
 
     async def start(files=None, address="127.0.0.1:0"):
-        credentials = files.server().credentials if files is not None else None
-        server = RpcServer(address, (), tracing, credentials=credentials)
+        secure = files.server() if files is not None else None
+        server = RpcServer(address, (), tracing, tls=secure)
         await server.start()
         made.append(server)
         return server.address

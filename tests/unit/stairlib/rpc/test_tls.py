@@ -39,9 +39,13 @@ def test_good_files_serve_both_sides(authority: Authority) -> None:
     server, client = files.server(), files.client()
     assert server.context.verify_mode is ssl.CERT_REQUIRED
     assert client.context.check_hostname
-    for context in (server.context, client.context, client.probe):
+    # What is lent to each connection is made of the files; the lender itself has none.
+    lent = server.context.files.now().context
+    assert not server.context.get_ca_certs()
+    for context in (server.context, lent, client.context, client.probe):
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    for context in (lent, client.context, client.probe):
         assert context.get_ca_certs()
 
 
