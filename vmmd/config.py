@@ -7,8 +7,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from stairlib.model.errors import InvalidRequestError
+from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.rpc.flags import add_tls
+from vmmd.block.confinement import is_inside
 from vmmd.core.server_config import FileBlockDevice, ServerConfig, parse_server_config
 
 DEFAULT_ADDRESS = "127.0.0.1:55401"
@@ -19,6 +20,9 @@ example:
 the configuration (every key may be left out):
   bootrom = "/usr/share/OVMF/OVMF_CODE.fd"
   engine = "qemu"             # or "none": devices run, no CPU. Left out: qemu where it can boot
+  file_directories = ["/var/lib/images", "/usr/share/OVMF"]   # files of requests, and those named
+                              # here, are below one of these. Left out: any file on a host that only
+                              # itself can reach, none for requests elsewhere
 
   [block_dev.ubuntu]
   type = "file"
@@ -108,7 +112,35 @@ def load_server_config(path: Path) -> ServerConfig:
         for name, block in config.block_devices
     )
     bootrom = str(base / config.bootrom) if config.bootrom else ""
-    return dataclasses.replace(config, block_devices=blocks, bootrom=bootrom)
+    directories = config.file_directories
+    if directories is not None:
+        directories = tuple(str(base / each) for each in directories)
+        _check_inside(path, directories, [("bootrom", bootrom)] if bootrom else [])
+        named = [(f"block_dev.{name}.path", block.path) for name, block in blocks]
+        _check_inside(path, directories, named)
+    return dataclasses.replace(
+        config, block_devices=blocks, bootrom=bootrom, file_directories=directories
+    )
+
+
+def _check_inside(source: Path, directories: tuple[str, ...], named: list[tuple[str, str]]) -> None:
+    outside = [
+        FieldViolation(field, f"{file} must be in one of file_directories", "FILE_OUTSIDE")
+        for field, file in named
+        if not is_inside(file, directories)
+    ]
+    if outside:
+        listed = "; ".join(f"{each.field}: {each.description}" for each in outside)
+        raise InvalidRequestError(f"{source}: {listed}", tuple(outside), reason="FILE_OUTSIDE")
+
+
+def confined(config: ServerConfig, *, reachable: bool, plain_text: bool) -> ServerConfig:
+    """The rules for requests: where others reach this host (`reachable`) and no directory is named,
+    none may be used."""
+    directories = config.file_directories
+    if directories is None and reachable:
+        directories = ()
+    return dataclasses.replace(config, file_directories=directories, plain_text=plain_text)
 
 
 def missing_media(config: ServerConfig) -> list[tuple[str, FileBlockDevice]]:

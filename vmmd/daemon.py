@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stairlib.rpc.flags import security
-from stairlib.rpc.gate import require_private
+from stairlib.rpc.gate import is_private, require_private
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry.logs import get_logger
@@ -14,7 +14,7 @@ from stairwell.vmmd.v1.guest_service_pb2_grpc import add_GuestServiceServicer_to
 from stairwell.vmmd.v1.machine_service_pb2_grpc import add_MachineServiceServicer_to_server
 from stairwell.vmmd.v1.serial_service_pb2_grpc import add_SerialServiceServicer_to_server
 from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
-from vmmd.config import Arguments, load_server_config, missing_media
+from vmmd.config import Arguments, confined, load_server_config, missing_media
 from vmmd.supervisor.engine_choice import choose_engine
 from vmmd.supervisor.machines import Machines
 from vmmd.supervisor.services import (
@@ -35,7 +35,11 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
     if secured.tls is None and not secured.insecure:
         require_private(arguments.address, "listening")
     tracing = Tracing.configure("vmmd", arguments.address)
-    config = load_server_config(arguments.config)
+    config = confined(
+        load_server_config(arguments.config),
+        reachable=secured.tls is not None or not is_private(arguments.address),
+        plain_text=secured.insecure,
+    )
     for name, block in missing_media(config):
         log.warning(
             "no such file: machines go without this device", block_dev=name, path=block.path

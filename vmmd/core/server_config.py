@@ -4,6 +4,8 @@
     engine = "qemu"              # or "none": devices run, no CPU. Left out: QEMU where it is
                                  # installed and the bootrom is there, none elsewhere
 
+    file_directories = ["PATH"]  # files of requests, and those named here, are below one of these
+
     [block_dev.NAME]             # a backend
     type = "file"
     path = "PATH"
@@ -30,7 +32,7 @@ from stairlib.model.errors import FieldViolation, InvalidRequestError
 from vmmd.core.pci_path import PciPath
 from vmmd.engine.core.hypervisor import DiskDevice
 
-TOP_KEYS = {"bootrom", "bootrom_version", "engine", "block_dev", "dev"}
+TOP_KEYS = {"bootrom", "bootrom_version", "engine", "block_dev", "dev", "file_directories"}
 BLOCK_KEYS = {"type", "path", "readonly", "block_size", "workers"}
 DEVICE_KEYS = {"driver", "block_dev", "pci-path"}
 DEVICE_OF_DRIVER = {"pci-nvme": DiskDevice.NVME, "pci-virtio-block": DiskDevice.VIRTIO}
@@ -73,6 +75,10 @@ class ServerConfig:
     # False: the host is to choose.
     engine_named: bool = False
     bootrom: str = ""
+    # None: any; empty: none.
+    file_directories: tuple[str, ...] | None = None
+    # Whether members on other hosts may be spoken to without TLS.
+    plain_text: bool = False
     block_devices: tuple[tuple[str, FileBlockDevice], ...] = ()
     devices: tuple[tuple[str, HostDevice], ...] = ()
 
@@ -88,6 +94,10 @@ class ServerConfig:
             engine=EngineName(data["engine"]),
             engine_named=data["engine_named"],
             bootrom=data["bootrom"],
+            file_directories=(
+                None if data["file_directories"] is None else tuple(data["file_directories"])
+            ),
+            plain_text=data["plain_text"],
             block_devices=tuple((n, FileBlockDevice(**d)) for n, d in data["block_devices"]),
             devices=tuple((n, HostDevice(**d)) for n, d in data["devices"]),
         )
@@ -150,14 +160,30 @@ def parse_server_config(text: str, *, source: str = "server.toml") -> ServerConf
         for name, value in reader.table(data.get("dev", {}), "dev").items()
     }
     _check_paths(reader, devices)
+    directories = _directories(reader, data)
     if reader.violations:
         listed = "; ".join(f"{v.field}: {v.description}" for v in reader.violations)
         raise InvalidRequestError(
             f"{source}: {listed}", tuple(reader.violations), reason="BAD_CONFIGURATION"
         )
     return ServerConfig(
-        engine, "engine" in data, bootrom, tuple(blocks.items()), tuple(devices.items())
+        engine=engine,
+        engine_named="engine" in data,
+        bootrom=bootrom,
+        file_directories=directories,
+        block_devices=tuple(blocks.items()),
+        devices=tuple(devices.items()),
     )
+
+
+def _directories(reader: _Reader, data: dict[str, Any]) -> tuple[str, ...] | None:
+    if "file_directories" not in data:
+        return None
+    value = data["file_directories"]
+    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        reader.refuse("file_directories", 'must be a list of paths, as ["/var/lib/images"]')
+        return ()
+    return tuple(value)
 
 
 def _engine(reader: _Reader, value: str) -> EngineName:

@@ -31,6 +31,7 @@ from stairlib.model.errors import (
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import Backend
+from vmmd.block.confinement import Confinement
 from vmmd.block.file import FileBackend
 from vmmd.block.nbd import NbdExport
 from vmmd.block.volume import Volume
@@ -146,6 +147,7 @@ class Machine:
     ) -> None:
         """`volumes` in the order of the disks; `build` opens them."""
         self.spec = spec
+        self.confinement = Confinement(config.file_directories, config.plain_text)
         self.console = Console()
         self.hypervisor = hypervisor
         self._directory = directory
@@ -171,10 +173,11 @@ class Machine:
         """Opens the volumes, which asks for the size of files and URLs, and builds the machine.
         StairwellError names the disk and the part of its request that will not do."""
         check_for_engine(spec, config)
+        confinement = Confinement(config.file_directories, config.plain_text)
         volumes: list[Volume] = []
         try:
             for index, disk in enumerate(spec.disks):
-                volume = await _opened(f"spec.disks[{index}]", disk, tracing)
+                volume = await _opened(f"spec.disks[{index}]", disk, tracing, confinement)
                 volumes.append(volume)
             return cls(spec, config, directory, volumes, hypervisor, tracing)
         except BaseException:
@@ -322,7 +325,7 @@ class Machine:
             self._require_running("a new disk")
             self._check_room(spec)
             self.engine.require_plugging(spec.name)
-            volume = await _opened("disk", spec, self._tracing)
+            volume = await _opened("disk", spec, self._tracing, self.confinement)
             disk = self._build_disk(spec, volume, removable=True)
             try:
                 await self._activate(volume)
@@ -430,9 +433,10 @@ def check_for_engine(spec: MachineSpec, config: ServerConfig) -> None:
     check_host(config)
 
 
-async def _opened(field: str, disk: DiskSpec, tracing: Tracing) -> Volume:
+async def _opened(field: str, disk: DiskSpec, tracing: Tracing, confinement: Confinement) -> Volume:
     """StairwellError names the disk and, below `field`, what of its request will not do."""
     try:
+        confinement.check(disk.construction)
         return await Volume.open(
             disk.construction,
             tracing=tracing,

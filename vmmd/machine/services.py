@@ -200,12 +200,11 @@ class VolumeServicer(VolumeServiceServicer):
         self, request: pb.ReplaceVcrRequest, _context: Context
     ) -> pb.ReplaceVcrResponse:
         disk = self._disk(request.disk)
-        changed = changed_target(
-            construction_wire.from_message(request.original),
-            construction_wire.from_message(request.replacement),
-        )
+        replacement = construction_wire.from_message(request.replacement)
+        changed = changed_target(construction_wire.from_message(request.original), replacement)
         if changed is None:
             return pb.ReplaceVcrResponse(result=pb.VCR_REPLACE_RESULT_VCR_MATCHES)
+        self._host.machine.confinement.check(replacement)
         outcome = await self._host.driver.replace(
             lambda: disk.volume.replace(
                 changed.region_path,

@@ -36,6 +36,11 @@ def test_an_empty_file_is_a_host_with_no_devices() -> None:
 def test_json_both_ways() -> None:
     config = parse_server_config(EXAMPLE.read_text())
     assert ServerConfig.from_json(config.to_json()) == config
+    assert config.file_directories is None
+    for text, directories in (("[]", ()), ('["/a", "b"]', ("/a", "b"))):
+        confined = parse_server_config(f"file_directories = {text}")
+        assert confined.file_directories == directories
+        assert ServerConfig.from_json(confined.to_json()) == confined
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,9 @@ def test_json_both_ways() -> None:
         ('botrom = "x"', ["botrom"]),
         ('engine = "kvm"', ["engine"]),
         ("bootrom = 5", ["bootrom"]),
+        ('file_directories = "/x"', ["file_directories"]),
+        ("file_directories = [5]", ["file_directories"]),
+        ('file_directories = [""]', ["file_directories"]),
         ("block_dev = 5", ["block_dev"]),
         ('[block_dev.a]\ntype = "file"', ["block_dev.a.path"]),
         ('[block_dev.a]\ntype = "disk"\npath = "x"', ["block_dev.a.type"]),
