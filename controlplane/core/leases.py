@@ -3,8 +3,9 @@
 Several control planes may share one store. What one task drives (the machine of an instance, a
 replacement, a scrub, a duty such as the care of the fleet) is leased by its row there: to an owner,
 with an epoch that rises each time the lease goes to somebody, until a time of the database's clock.
-The book here is what one control plane believes of its own leases. `until` is on its own steady clock, counted from before the
-database was asked, so that belief always ends before the lease does. Invariants:
+The book here is what one control plane believes of its own leases. `until` is on its own steady
+clock, counted from before the database was asked, so that belief always ends before the lease does.
+Invariants:
 
 - a lease that was not renewed in time is given up, whatever the database would say by then;
 - an epoch that was given up is never held again: who drove under it has to stop.

@@ -66,7 +66,8 @@ _BY_HAND: Final = frozenset({Role.OPERATOR, Role.DAEMON})
 _TABLE: Final[dict[str, dict[frozenset[Role], str]]] = {
     "stairwell.controlplane.v1.InstanceService": {
         _SEES: "GetInstance ListInstances WatchInstance",
-        _DOES: "CreateInstance SetInstanceState DeleteInstance SignalGuest RunGuestWorkload",
+        _DOES: "CreateInstance SetInstanceState DeleteInstance SignalGuest RunGuestWorkload"
+        " PlugDisk UnplugDisk",
     },
     "stairwell.controlplane.v1.SerialService": {_DOES: "Attach GetHistory"},
     "stairwell.controlplane.v1.DiskService": {
