@@ -36,7 +36,7 @@ class RenewedChannel:
         )
         self._made_of = self._files.now()
         self._channel = self._open()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     def _open(self) -> grpc.aio.Channel:
         client = self._made_of
@@ -50,15 +50,19 @@ class RenewedChannel:
             old, self._made_of = self._channel, newest
             self._channel = self._open()
             task = asyncio.get_running_loop().create_task(old.close(RETIRE_SECONDS))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retiring[task] = old
+            task.add_done_callback(lambda done: self._retiring.pop(done, None))
         return self._channel
 
     async def close(self, grace: float | None = None) -> None:
         """Ends every call and the connections."""
-        for task in self._retiring:
+        retiring = dict(self._retiring)
+        for task in retiring:
             task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await asyncio.gather(*retiring, return_exceptions=True)
+        # A close that is cancelled while it waits has ended nothing yet.
+        for old in retiring.values():
+            await old.close()
         await self._channel.close(grace)
 
     def _callable(self, kind: str, path: str, *given: Any, **named: Any) -> Callable[..., Any]:

@@ -207,24 +207,19 @@ async def test_a_downstairs_takes_no_orders_from_people_and_no_plain_text(
         assert "takes the role daemon" in refused.value.message
 
 
-async def test_requests_name_no_files_and_no_members_in_plain_text(
+async def test_requests_name_no_files(
     cluster: SecureCluster, volume: Volume, tmp_path: Path
 ) -> None:
     """The machine's host is reached by others, and its configuration names no directories."""
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
-    spec = volume.spec()
-    source = {"type": "file", "id": volume.id, "block_size": 4096, "path": str(tmp_path / "disk")}
+    other = Volume(cluster, volume.downstairs)
+    spec = other.spec()
+    source = {"type": "file", "id": other.id, "block_size": 4096, "path": str(tmp_path / "disk")}
     spec["volume_construction_request"] = source
     file = tmp_path / "disk.json"
     file.write_text(json.dumps([spec]))
     refused = await cluster.cli("new", "filed", "--crucible-disks", str(file))
     refused.bad("must not be used", "file_directories", "FILE_OUTSIDE")
-    far = volume.spec()
-    options = far["volume_construction_request"]["sub_volumes"][0]["opts"]
-    for name in ("cert_pem", "key_pem", "root_cert_pem"):
-        options.pop(name)
-    file.write_text(json.dumps([far]))
-    (await cluster.cli("new", "plain", "--crucible-disks", str(file))).bad("TLS_NEEDED")
 
 
 async def test_no_secret_is_in_a_log_or_an_answer(cluster: SecureCluster, volume: Volume) -> None:

@@ -25,6 +25,7 @@ from stairlib.rpc.access import Role
 from stairlib.rpc.authority import Authority, Wish
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
+from stairlib.rpc.renewed_channel import RenewedChannel
 from stairlib.rpc.server import RpcServer, Service, TokenPort
 from stairlib.rpc.tls import PeerTls, TlsFiles
 from stairlib.rpc.tokens import TokenBook, add_line, new_token
@@ -43,9 +44,11 @@ class Disks(disk_grpc.DiskServiceServicer):
 
     def __init__(self):
         self.seen = []
+        self.shown = None
 
     async def ListDisks(self, request, context):
         self.seen.append("ListDisks")
+        self.shown = context.auth_context().get("x509_pem_cert")
         return disk_pb.ListDisksResponse()
 
     async def StopScrub(self, request, context):
@@ -337,6 +340,34 @@ async def test_certificates_are_renewed_without_a_restart(served, pki, disks):
     old_root = TlsFiles(operator.cert, operator.key, str(pki.root))
     with pytest.raises(UnavailableError):
         await ask(address, old_root.client().credentials)
+
+
+async def test_a_long_lived_channel_shows_the_renewed_certificate(served, pki, disks):
+    """As of the control plane to vmmd: calls begun before go on, those after show the new one."""
+    address, _, _ = served
+    channel = RenewedChannel(address, files(pki, "otto", Role.OPERATOR))
+    stub = disk_grpc.DiskServiceStub(channel)
+    try:
+        watch = stub.WatchDisk(disk_pb.WatchDiskRequest())
+        await watch.read()
+        shown = []
+        for _ in range(2):
+            await stub.ListDisks(disk_pb.ListDisksRequest(), timeout=5)
+            shown.append([pem.strip() for pem in disks.shown])
+            assert shown[-1] == [(pki.folder / "otto.pem").read_bytes().strip()]
+            pki.renew("otto", 30)
+        assert shown[0] != shown[1]
+        assert not watch.done()
+        # Files that will not do: the channel of before stays.
+        (pki.folder / "otto.key").write_text("no key")
+        before = channel.current()
+        await stub.ListDisks(disk_pb.ListDisksRequest(), timeout=5)
+        assert channel.current() is before
+    finally:
+        await channel.close()
+    async with asyncio.timeout(10):
+        with contextlib.suppress(asyncio.CancelledError):
+            assert await watch.code() is grpc.StatusCode.CANCELLED
 
 
 def _pair(pki, name):
