@@ -143,7 +143,9 @@ async def measure(options: argparse.Namespace, report: Report, folder: Path) -> 
     ):
         with served_file(folder, "n0") as first, served_file(folder, "n1") as second:
             devices = [
-                *vhost_user_disk(await socket_of(virtio, "vhost_user_socket")),
+                *vhost_user_disk(
+                    await socket_of(virtio, "vhost_user_socket"), reconnect="reconnect-ms=1000"
+                ),
                 *vfio_user_disk(await socket_of(nvme, "vfio_user_socket"), "ours"),
                 *nbd_disk(first, "virtio-blk-pci", "n0"),
                 *nbd_disk(second, "nvme", "n1"),
@@ -182,7 +184,9 @@ def in_guest(
 
 def nvme_named(guest: Guest, model: str) -> str:
     """The disk of the controller of a model."""
-    look = f'for c in /sys/class/nvme/nvme*; do grep -q "{model}" $c/model && basename $c; done'
+    look = (
+        f'for c in /sys/class/nvme/nvme*; do grep -q "{model}" $c/model && basename $c; done; true'
+    )
     return f"/dev/{guest.run(look).split()[-1]}n1"
 
 

@@ -202,10 +202,13 @@ class Monitor:
         self._connection.close()
 
 
-def vhost_user_disk(socket_path: str, name: str = "disk", *, queues: int = 2) -> list[str]:
-    """The arguments for a disk that comes back after its server was killed."""
+def vhost_user_disk(
+    socket_path: str, name: str = "disk", *, queues: int = 2, reconnect: str = "reconnect=1"
+) -> list[str]:
+    """The arguments for a disk that comes back after its server was killed. From QEMU 9.2 on
+    `reconnect` is spelled reconnect-ms=1000."""
     return [
-        "-chardev", f"socket,id={name},path={socket_path},reconnect=1",
+        "-chardev", f"socket,id={name},path={socket_path},{reconnect}",
         "-device", f"vhost-user-blk-pci,chardev={name},num-queues={queues},id={name}-device",
     ]  # fmt: skip
 
