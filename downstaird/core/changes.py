@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from downstaird.core.engine import ExtentStates
-from downstaird.core.region_io import true_runs
+from downstaird.core.mask_runs import true_runs
 from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
 
 # Whatever their stamps say, what these extents hold is not of that flush, or not known to be.

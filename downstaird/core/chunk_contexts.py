@@ -53,7 +53,10 @@ class Home:
     def of(cls, contexts: ContextArray, blocks: int) -> Home:
         """`blocks`: how many of the entries belong to the chunk (the others are padding)."""
         # Most blocks have something in their first word; the others are looked at twice.
-        full = bool(contexts[:blocks, 0].all()) or bool(written(contexts[:blocks]).all())
+        full = (
+            np.count_nonzero(contexts[:blocks, 0]) == blocks
+            or np.count_nonzero(written(contexts[:blocks])) == blocks
+        )
         return cls(contexts, full)
 
 

@@ -53,14 +53,14 @@ class ExtentTable:
 
     def states(self) -> ExtentStates:
         """Copies, with the dirty bit put in."""
-        flags = self._seen["flags"].astype(np.uint8)
-        flags[[*self._active, *self._frozen]] |= FLAG_DIRTY
+        seen = self._seen
+        flags = seen["flags"].astype(np.uint8)
+        if self._active or self._frozen:
+            flags[[*self._active, *self._frozen]] |= FLAG_DIRTY
         marked = (flags & FLAG_INCOMPLETE) != 0
-        return ExtentStates(
-            np.where(marked, self._marks["generation"], self._seen["generation"]),
-            np.where(marked, self._marks["flush"], self._seen["flush"]),
-            flags,
-        )
+        if np.count_nonzero(marked):
+            seen = np.where(marked, self._marks, seen)
+        return ExtentStates(seen["generation"].copy(), seen["flush"].copy(), flags)
 
     def touch(self, extent: int) -> None:
         """The session changed something in the extent."""

@@ -42,6 +42,7 @@ from downstaird.core.extent_table import ExtentTable
 from downstaird.core.layout import CHUNK_BYTES, DEFAULT_TUNING, Layout, Tuning
 from downstaird.core.log import LOG_NAMES, Log
 from downstaird.core.log_record import ExtentEntries
+from downstaird.core.mask_runs import true_runs
 from downstaird.core.overlay import Arena, Overlay
 from downstaird.core.region_checkpoint import (
     CheckpointJob,
@@ -67,7 +68,7 @@ from downstaird.core.region_files import (
     write_definition,
 )
 from downstaird.core.region_flush import FlushJob
-from downstaird.core.region_io import RegionBlocks, true_runs
+from downstaird.core.region_io import RegionBlocks
 from downstaird.core.region_recovery import recover
 from downstaird.core.region_repair import RepairTracker, by_extent, in_order
 from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots

@@ -12,18 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from downstaird.core.chunk_contexts import Home
 from downstaird.core.disk import Buffer, File
 from downstaird.core.log import Log, LogPlace
 from downstaird.core.log_record import ExtentEntries, Record
+from downstaird.core.mask_runs import Mask, true_runs
 from downstaird.core.overlay import Arena, I64Array, LoggedEpoch
 from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
 from stairlib.model.context import empty_contexts
 from stairlib.model.errors import DataError
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -126,10 +124,6 @@ def _runs_of(masks: dict[int, Mask], chunk_blocks: int) -> I64Array:
     """(first address, count) of each run of set blocks. Shape (n, 2)."""
     runs = []
     for chunk, mask in masks.items():
-        edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
         base = chunk * chunk_blocks
-        runs += [
-            (base + int(start), int(stop - start))
-            for start, stop in zip(edges[::2], edges[1::2], strict=True)
-        ]
+        runs += [(base + start, stop - start) for start, stop in true_runs(mask)]
     return np.array(runs, dtype=np.int64).reshape(-1, 2)

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from downstaird.core.chunk_contexts import Home
 from downstaird.core.chunk_map import ChunkMap
 from downstaird.core.disk import Buffer
 from downstaird.core.layout import Layout, Piece
+from downstaird.core.mask_runs import Mask, true_runs
 from downstaird.core.overlay import DISCARDED, HOME, I64Array, Overlay
 from stairlib.model.context import ContextArray, empty_contexts, written
-
-Mask = npt.NDArray[np.bool_]
 
 
 class RegionBlocks:
@@ -345,6 +343,8 @@ def _places(locations: I64Array) -> list[tuple[int, int, int]]:
     before = locations[:-1]
     apart = (locations[1:] - before) != (before >= 0)
     edges = (apart.nonzero()[0] + 1).tolist()
+    if not edges:
+        return [(int(locations[0]), 0, len(locations))]
     starts = [0, *edges]
     firsts = locations[starts].tolist()
     stops = [*edges, len(locations)]
@@ -352,11 +352,3 @@ def _places(locations: I64Array) -> list[tuple[int, int, int]]:
         (place, start, stop - start)
         for place, start, stop in zip(firsts, starts, stops, strict=True)
     ]
-
-
-def true_runs(mask: Mask) -> list[tuple[int, int]]:
-    """(start, stop) of each run of True."""
-    if bool(mask.all()):
-        return [(0, len(mask))] if len(mask) else []
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))

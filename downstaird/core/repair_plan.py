@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from downstaird.core.mask_runs import true_runs
 from stairlib.model.context import (
     CONTEXT_BYTES,
     ContextArray,
@@ -82,10 +83,7 @@ def _wrong(key: str, rule: str) -> InvalidRequestError:
 
 def runs(mask: npt.NDArray[np.bool_]) -> list[Run]:
     """The runs of set entries, in order."""
-    if not len(mask):
-        return []
-    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
-    return [Run(int(first), int(end - first)) for first, end in edges.reshape(-1, 2)]
+    return [Run(first, end - first) for first, end in true_runs(mask)]
 
 
 def stored_runs(contexts: ContextArray) -> list[tuple[int, bytes]]:

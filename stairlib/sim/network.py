@@ -64,11 +64,12 @@ class Stream:
         self._start()
 
     def _start(self) -> None:
-        schedule = self._network.schedule
-        way = self.way
-        at = max(self._clear_at, schedule.now + self._network.chance.uniform(way.low, way.high))
+        network, way = self._network, self.way
+        schedule = network.schedule
+        now = schedule.now
+        at = max(self._clear_at, now + network.chance.uniform(way.low, way.high))
         self._clear_at = at
-        schedule.later(at - schedule.now, self._arrive)
+        schedule.later(at - now, self._arrive)
 
     def _arrive(self) -> None:
         if self.cut:
@@ -368,7 +369,7 @@ class Call:
         self._server = server
         self._there = Stream(network, network.way(client, server), self._arrived)
         self._back = Stream(network, network.way(server, client), self._returned)
-        self._timer: Timer = network.schedule.later(deadline, self._expired)
+        self._timer: Timer = network.schedule.timer(deadline, self._expired)
         self._there.send(None)
 
     def _arrived(self, _request: Any) -> None:

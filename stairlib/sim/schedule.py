@@ -37,23 +37,27 @@ class Schedule:
     def __init__(self) -> None:
         self.now = 0.0
         self.steps = 0
-        self._heap: list[tuple[float, int, Timer]] = []
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
 
-    def later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Timer:
+    def later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
         """`call(*arguments)` after so many seconds."""
-        timer = Timer(call, arguments)
         self._order += 1
-        heapq.heappush(self._heap, (self.now + seconds, self._order, timer))
+        heapq.heappush(self._heap, (self.now + seconds, self._order, call, arguments))
+
+    def timer(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Timer:
+        """As `later`, for what may be cancelled."""
+        timer = Timer(call, arguments)
+        self.later(seconds, timer.fire)
         return timer
 
     def step(self) -> None:
         """The next thing that is due. Only while there is one."""
-        at, _order, timer = heapq.heappop(self._heap)
+        at, _order, call, arguments = heapq.heappop(self._heap)
         if at > self.now:
             self.now = at
         self.steps += 1
-        timer.fire()
+        call(*arguments)
 
     def run(self, seconds: float) -> None:
         """Everything that is due within so many seconds; the clock stands at their end then."""

@@ -30,6 +30,11 @@ _STAMP = struct.Struct("<QQ")
 _ENDED = (BlockStatus.OK, BlockStatus.FAILED, BlockStatus.ABORTED)
 
 
+# Of a block when a flush was asked for: its versions, the place of the newest one among them, and
+# whether it was that for sure.
+Mark = tuple[list[int], int, bool]
+
+
 def block_data(number: int, version: int) -> bytes:
     """What a block of 512 bytes holds that was written with that version."""
     return _STAMP.pack(number, version) * (_BLOCK_BYTES // _STAMP.size)
@@ -86,8 +91,8 @@ class Guest:
             "write_unwritten": 0,
             "failed": 0,
         }
-        # Flushes in flight: by token, the version of each block that is to be kept; None = unknown.
-        self._flushes: dict[object, list[int | None]] = {}
+        # Flushes in flight: by token, the mark of each block that is to be kept.
+        self._flushes: dict[object, list[Mark]] = {}
         self._lossy = False
         self._losses = 0
         chance = world.chance
@@ -323,10 +328,10 @@ class Guest:
 
         token = self._token(done)
         self._show("flushes")
-        self._flushes[token] = [b.versions[-1] if b.exact else None for b in self.blocks]
+        self._flushes[token] = marks
         return Request(BlockOp.FLUSH, token)
 
-    def _flushed(self, marks: list[tuple[list[int], int, bool]], *, strict: bool) -> None:
+    def _flushed(self, marks: list[Mark], *, strict: bool) -> None:
         """`strict`: members were lost, and no flush has failed since. So nothing was lost."""
         for number, (block, mark) in enumerate(zip(self.blocks, marks, strict=True)):
             versions, at, known = mark
@@ -378,9 +383,12 @@ class Guest:
             marks = promises.pop(completion.token, None)
             if marks is None or completion.status is not BlockStatus.OK:
                 return
-            for number, (block, mark) in enumerate(zip(self.blocks, marks, strict=True)):
-                if mark is None:
+            for number, (block, (versions, at, known)) in enumerate(
+                zip(self.blocks, marks, strict=True)
+            ):
+                if not known:
                     continue
+                mark = versions[at]
                 if mark in block.versions:
                     block.floor = max(block.floor, block.versions.index(mark))
                 elif block.exact and abs(block.versions[0]) < abs(mark):
@@ -402,7 +410,7 @@ class Guest:
         for block in self.blocks:
             block.loosen()
 
-    def _kept(self, number: int, mark: tuple[list[int], int, bool]) -> list[int]:
+    def _kept(self, number: int, mark: Mark) -> list[int]:
         """What the block may be where a flush with that mark was made durable."""
         versions, at, known = mark
         block = self.blocks[number]

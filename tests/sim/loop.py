@@ -55,7 +55,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> _Handle:
         """After so many simulated seconds."""
-        timer = self._schedule.later(max(0.0, delay), self._run, callback, args, context)
+        timer = self._schedule.timer(max(0.0, delay), self._run, callback, args, context)
         return _Handle(timer, self.time() + delay)
 
     def call_at(  # type: ignore[override]

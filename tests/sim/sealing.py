@@ -45,6 +45,8 @@ class Sealing:
         self._aead = self._make_aead(str(owner))
         # By nonce, the tag and the place of the block that came with it.
         self._nonces: dict[bytes, tuple[int, bytes]] = {}
+        # Blocks that were decrypted before: a key is used on each once.
+        self._opened: dict[tuple[int, bytes, bytes], bytes | None] = {}
 
     def _make_aead(self, owner: str) -> AESGCM | AESGCMSIV | None:
         if self.cipher == AES_256_GCM:
@@ -92,11 +94,15 @@ class Sealing:
         """A stored block as the guest wrote it; None when it does not decrypt."""
         if self._aead is None or not any(context):
             return data
-        nonce, tag = context[_NONCE_AT:_TAG_AT], context[_TAG_AT:]
-        try:
-            return self._aead.decrypt(nonce, data + tag, number.to_bytes(8, "little"))
-        except InvalidTag:
-            return None
+        stored = number, context, data
+        if stored not in self._opened:
+            nonce, tag = context[_NONCE_AT:_TAG_AT], context[_TAG_AT:]
+            try:
+                found = self._aead.decrypt(nonce, data + tag, number.to_bytes(8, "little"))
+            except InvalidTag:
+                found = None
+            self._opened[stored] = found
+        return self._opened[stored]
 
     def values(self, contexts: ContextArray, data: bytes, size: int) -> list[bytes | None]:
         """All blocks of a region as the guest wrote them."""
