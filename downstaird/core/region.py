@@ -12,8 +12,7 @@ Invariants:
 - a failure to make something durable ends all further writes and flushes until the region is
   opened again.
 
-docs/region-format.md describes the files. The other region_*.py modules hold the parts: flush,
-checkpoint, recovery.
+docs/region-format.md describes the files. The parts are in the other region_*.py modules.
 """
 
 from __future__ import annotations
