@@ -37,6 +37,7 @@ from downstaird.core.repair_plan import (
 )
 from downstaird.core.session import Counters
 from downstaird.core.session_effects import CopyExtent
+from downstaird.repair_threads import RepairThreads
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
@@ -68,6 +69,7 @@ class CopyHost(Protocol):
     engine: Engine
     tracing: Tracing
     tls: TlsFiles | None
+    repair_threads: RepairThreads
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Holds on to a task nobody waits for until it is done."""
@@ -293,7 +295,7 @@ class ExtentCopier:
         call = stream(request)
         try:
             while (raw := await self._next_chunk(call, source)) is not None:
-                chunk, contexts, good = self._checked(raw, extent, source)
+                chunk, contexts, good = await self._checked(raw, extent, source)
                 received += len(chunk.data)
                 if effect.rehearsal:
                     await self._turn(number, len(chunk.data))
@@ -319,7 +321,7 @@ class ExtentCopier:
             part = view[done * size : (done + run.count) * size]
             await self._turn(number, len(part))
             began = self._loop.time()
-            copied += self._engine.repair_merge(
+            copied += await self._host.repair_threads.merge(
                 base + run.first, contexts[done : done + run.count], part
             )
             counters, now = self._session.counters, self._loop.time()
@@ -347,7 +349,7 @@ class ExtentCopier:
             raise _source_failed(source, error) from error
         return chunk if isinstance(chunk, bytes) else None
 
-    def _checked(
+    async def _checked(
         self, message: bytes, extent: int, source: CopySource
     ) -> tuple[Chunk, ContextArray, list[Run]]:
         """A chunk, its contexts, and which of its blocks to take, once all about it is right.
@@ -366,15 +368,17 @@ class ExtentCopier:
             or chunk.first_block + count > self._blocks_per_extent
         ):
             raise _damaged(source, extent, "sent a chunk that does not fit")
-        if checksum(raw, (data,)) != chunk.checksum:
-            raise _damaged(source, extent, "sent a chunk that was damaged on its way")
         contexts = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
-        bad = mismatches(
-            data,
-            contexts,
-            self._block_size,
-            encrypted=self._engine.definition.encrypted,
-        )
+        encrypted = self._engine.definition.encrypted
+
+        def bad_blocks() -> list[int] | None:
+            if checksum(raw, (data,)) != chunk.checksum:
+                return None
+            return mismatches(data, contexts, self._block_size, encrypted=encrypted)
+
+        bad = await self._host.repair_threads.call(bad_blocks)
+        if bad is None:
+            raise _damaged(source, extent, "sent a chunk that was damaged on its way")
         first = extent * self._blocks_per_extent + chunk.first_block
         good = (
             spared(bad, contexts, self._engine.contexts(first, count)) if bad else [Run(0, count)]

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from downstaird.core.engine import Buffer, Engine, FlushWork
+from downstaird.core.engine import Buffer, Engine, FlushWork, ReadWork
 from stairlib.model.context import ContextArray
 from stairlib.model.errors import DataError
 
@@ -69,6 +69,10 @@ def with_faults(engine: Engine, plan: FaultPlan, chance: random.Random) -> Engin
         def read(self, offset: int, count: int) -> tuple[ContextArray, Sequence[Buffer]]:
             fail(plan.read_errors, "read")
             return read(offset, count)
+
+        def begin_read(self, _offset: int, _count: int) -> ReadWork | None:
+            """None: what a repair reads fails by the same chance."""
+            return None
 
         def write(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
             fail(plan.write_errors, "write")

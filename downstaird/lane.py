@@ -1,8 +1,9 @@
 """The one worker thread of a region: flushes, repair marks and checkpoints, one at a time.
 
-Everything else of the engine runs on the loop. Invariants: at most one work at a time; its outcome
-is given to the engine on the loop before anybody is told; a checkpoint gives way to waiting flushes
-for a while, never for ever, since only a checkpoint empties the log."""
+All else of the engine runs on the loop, but for a repair's bytes (`repair_threads`). Invariants: at
+most one work at a time; its outcome is given to the engine on the loop before anybody is told; a
+checkpoint gives way to waiting flushes for a while, never for ever, since only a checkpoint empties
+the log."""
 
 from __future__ import annotations
 

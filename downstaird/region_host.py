@@ -16,6 +16,7 @@ from downstaird.core.promotion import Proposal, check_compatible, check_key, pro
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
 from downstaird.lane import Lane
+from downstaird.repair_threads import RepairThreads
 from stairlib.model.errors import StateError
 from stairlib.rpc.tls import TlsFiles
 from stairlib.telemetry.logs import get_logger
@@ -54,6 +55,7 @@ class RegionHost:
         self.tls = tls
         self.conversations: set[Conversation] = set()
         self.lane = Lane(engine, self)
+        self.repair_threads = RepairThreads(engine)
         self._table = SessionTable()
         self._kept: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -210,5 +212,6 @@ class RegionHost:
         self.end_sessions("SHUTTING_DOWN the daemon is being stopped")
         if self._kept:
             await asyncio.wait(self._kept)
+        await self.repair_threads.close()
         await self.lane.close()
         self.engine.close()

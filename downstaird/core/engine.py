@@ -1,9 +1,9 @@
 """What the daemon asks of the storage engine: the region of one directory.
 
-Everything but `FlushWork.run` and `CheckpointWork.run` is called on the loop's thread and is quick
-(memory and page cache). The slow part of a flush or checkpoint, which writes and syncs, runs on a
-worker thread between `begin_*` and `finish_*`; reads, writes and discards go on meanwhile. At most
-one of the two runs at a time.
+Everything but the `run` of a work is called on the loop's thread and is quick (memory and page
+cache). The slow part of a flush or checkpoint, which writes and syncs, runs on a worker thread
+between `begin_*` and `finish_*`; reads, writes and discards go on meanwhile. At most one of the two
+runs at a time. The bytes of a repair are read and written on further threads, several at a time.
 
 Errors are `stairlib.model.errors` classes: InvalidRequestError OUT_OF_RANGE, DataError
 (HASH_MISMATCH, EXTENT_FAULTED, IO_ERROR, NO_SPACE), StateError.
@@ -94,6 +94,28 @@ class CheckpointWork(Protocol):
 
     def run(self) -> None:
         """Moves flushed blocks home and syncs them, on any one thread."""
+        ...
+
+
+class MergeWork(Protocol):
+    """Blocks of a repair on their way to the medium; made by `begin_merge`."""
+
+    def run(self) -> None:
+        """Writes them, on any thread, several works at a time. Raises DataError."""
+        ...
+
+
+class ReadWork(Protocol):
+    """Blocks that are read beside the loop; made by `begin_read`."""
+
+    @property
+    def contexts(self) -> ContextArray:
+        """Theirs, shape (count, 4)."""
+        ...
+
+    def run(self) -> list[Buffer]:
+        """Reads them, on any thread, several works at a time: buffers that add up to the blocks.
+        Raises DataError."""
         ...
 
 
@@ -198,6 +220,26 @@ class Engine(Protocol):
         """Takes blocks from a repair source: those the session has not written since
         `repair_begin`. A zero context makes the block never-written. Contexts have been checked.
         Returns the bytes applied."""
+        ...
+
+    def begin_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> MergeWork | None:
+        """As `repair_merge`, with the writing left to a work whose `run` is for a thread beside the
+        loop; several may run at once. None: use `repair_merge`, as the blocks are not whole chunks
+        that are all wanted."""
+        ...
+
+    def finish_merge(self, work: MergeWork, *, keep: bool) -> int:
+        """What `run` wrote counts from now on; what the session wrote meanwhile stays. Returns the
+        bytes applied. keep False: it failed, or is no longer wanted."""
+        ...
+
+    def begin_read(self, offset: int, count: int) -> ReadWork | None:
+        """As `read`, with the reading left to a work whose `run` is for a thread beside the loop.
+        None: use `read`."""
+        ...
+
+    def read_holds(self, work: ReadWork) -> bool:
+        """Whether what `run` read is what `read` would have given; if not, use `read`."""
         ...
 
     def repair_extent_copied(self, extent: int, generation: int, number: int) -> None:

@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
-from downstaird.core import region_snapshots
+from downstaird.core import region_snapshots, repair_work
 from downstaird.core.checkpoint_stages import Seal, stages_of
 from downstaird.core.chunk_contexts import CONTEXT_NAMES, ContextFiles
 from downstaird.core.chunk_map import DATA_NAME, ChunkMap
@@ -33,7 +33,9 @@ from downstaird.core.engine import (
     ExtentStates,
     FlushWork,
     Marks,
+    MergeWork,
     Ownership,
+    ReadWork,
     RegionDefinition,
     SnapshotFacts,
 )
@@ -69,7 +71,8 @@ from downstaird.core.region_files import (
 from downstaird.core.region_flush import FlushJob
 from downstaird.core.region_io import RegionBlocks
 from downstaird.core.region_recovery import recover
-from downstaird.core.region_repair import RepairTracker, by_extent, in_order
+from downstaird.core.region_repair import RepairTracker, by_extent, in_order, require_whole
+from downstaird.core.repair_work import MergeJob, ReadJob
 from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
 from downstaird.core.snapshot_table import SnapshotTable
 from downstaird.core.state_file import STATE_NAMES
@@ -130,8 +133,8 @@ class Region:
         arena_blocks = max(layout.chunk_blocks, tuning.arena_bytes // geometry.block_size)
         self.overlay = Overlay(layout.chunk_blocks, geometry.block_size, arena_blocks)
         self.seal: Seal | None = None
-        self._repair = RepairTracker(geometry.blocks_per_extent)
-        self._blocks = RegionBlocks(layout, self.chunks, self.overlay, tuning.large_bytes)
+        self.repair = RepairTracker(geometry.blocks_per_extent)
+        self.blocks = RegionBlocks(layout, self.chunks, self.overlay, tuning.large_bytes)
         self._job: FlushJob | CheckpointJob | None = None
         self._failure: DataError | None = None
         # Of an extent without any context, once it was asked for.
@@ -228,24 +231,24 @@ class Region:
         """Contexts and data; see Engine.read."""
         self.layout.check(offset, count)
         if self.extents.damaged:
-            self._refuse_damaged(offset, count)
-        return self._blocks.read(self.layout.pieces(offset, count))
+            self.refuse_damaged(offset, count)
+        return self.blocks.read(self.layout.pieces(offset, count))
 
     def contexts(self, offset: int, count: int) -> ContextArray:
         """Contexts alone, shape (count, 4)."""
         self.layout.check(offset, count)
         if self.extents.damaged:
-            self._refuse_damaged(offset, count)
-        return self._blocks.contexts(self.layout.pieces(offset, count))
+            self.refuse_damaged(offset, count)
+        return self.blocks.contexts(self.layout.pieces(offset, count))
 
     def write(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
         """Takes the blocks; see Engine.write."""
         count = len(contexts)
         self._check_change(offset, count, len(data))
         self._touch(offset, count)
-        if self._repair:
+        if self.repair:
             self._note(offset, count)
-        self._blocks.write(self.layout.pieces(offset, count), contexts, data)
+        self.blocks.write(self.layout.pieces(offset, count), contexts, data)
 
     def write_unwritten(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
         """Takes only the blocks that have no context yet. Not remembered as written by a repair
@@ -257,7 +260,7 @@ class Region:
         size = self.layout.geometry.block_size
         for start, stop in true_runs(free):
             self._touch(offset + start, stop - start)
-            self._blocks.write(
+            self.blocks.write(
                 self.layout.pieces(offset + start, stop - start),
                 contexts[start:stop],
                 view[start * size : stop * size],
@@ -267,15 +270,15 @@ class Region:
         """Makes the blocks never-written again."""
         self._check_change(offset, count, None)
         self._touch(offset, count)
-        if self._repair:
+        if self.repair:
             self._note(offset, count)
-        self._blocks.discard(self.layout.pieces(offset, count))
+        self.blocks.discard(self.layout.pieces(offset, count))
 
     def digest(self, extent: int) -> int:
         """xxh3-64 over the extent's contexts."""
         per_extent = self.layout.geometry.blocks_per_extent
         chunks = self.layout.chunks_per_extent
-        if extent not in self.extents.damaged and self._blocks.untouched(extent * chunks, chunks):
+        if extent not in self.extents.damaged and self.blocks.untouched(extent * chunks, chunks):
             if self._digest_of_nothing is None:
                 self._digest_of_nothing = xxhash.xxh3_64_intdigest(
                     bytes(per_extent * CONTEXT_BYTES)
@@ -295,7 +298,7 @@ class Region:
                 reason="BAD_LENGTH",
             )
         if self.extents.damaged:
-            self._refuse_damaged(offset, count)
+            self.refuse_damaged(offset, count)
 
     def _check_writable(self) -> None:
         if self._failure is not None:
@@ -307,7 +310,8 @@ class Region:
         if self._read_only:
             raise StateError("the region is open read-only", reason="READ_ONLY")
 
-    def _refuse_damaged(self, offset: int, count: int) -> None:
+    def refuse_damaged(self, offset: int, count: int) -> None:
+        """DataError EXTENT_FAULTED when one of the blocks is in a damaged extent."""
         per_extent = self.layout.geometry.blocks_per_extent
         for extent in range(offset // per_extent, (offset + count - 1) // per_extent + 1):
             if extent in self.extents.damaged:
@@ -325,7 +329,7 @@ class Region:
 
     def _note(self, offset: int, count: int) -> None:
         for extent, first, here, _ in by_extent(self._per_extent, offset, count):
-            self._repair.note(extent, first, here)
+            self.repair.note(extent, first, here)
 
     def fault_chunk(self, chunk: int, found: DataError) -> None:
         """Something stored for the chunk is damaged: its extent waits for repair."""
@@ -536,51 +540,46 @@ class Region:
         for extent in self.extents.damaged.intersection(wanted):
             first = extent * self.layout.chunks_per_extent
             for chunk in range(first, first + self.layout.chunks_per_extent):
-                self._blocks.drop(chunk)
+                self.blocks.drop(chunk)
         entries = self.extents.begin_repair(marks)
-        self._repair.begin(wanted)
+        self.repair.begin(wanted)
         return self._job_of(entries, no_snapshots())
 
     def repair_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> int:
         """Takes blocks from a repair source; see Engine.repair_merge."""
-        count = len(contexts)
-        self._check_change(offset, count, len(data))
-        size = self.layout.geometry.block_size
-        view = memoryview(data)
-        applied = 0
-        for extent, first, here, before in by_extent(self._per_extent, offset, count):
-            if not self._repair.tracks(extent):
-                raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
-            wanted = self._repair.untouched(extent, first, here)
-            there = written(contexts[before : before + here])
-            self._blocks.merge(
-                self.layout.pieces(offset + before, here),
-                wanted & there,
-                contexts[before : before + here],
-                view[before * size : (before + here) * size],
-            )
-            for start, stop in true_runs(wanted & ~there):
-                self._blocks.discard(self.layout.pieces(offset + before + start, stop - start))
-            applied += int(np.count_nonzero(wanted)) * size
-        return applied
+        self._check_change(offset, len(contexts), len(data))
+        return repair_work.merge_now(self, offset, contexts, data)
+
+    def begin_merge(self, offset: int, contexts: ContextArray, data: Buffer) -> MergeJob | None:
+        """A merge beside the loop; see Engine.begin_merge."""
+        self._check_change(offset, len(contexts), len(data))
+        return repair_work.merge_of(self, offset, contexts, data)
+
+    def finish_merge(self, work: MergeWork, *, keep: bool) -> int:
+        """Its outcome; see Engine.finish_merge."""
+        assert isinstance(work, MergeJob)
+        return repair_work.finished(self, work, keep=keep)
+
+    def begin_read(self, offset: int, count: int) -> ReadJob | None:
+        """A read beside the loop; see Engine.begin_read."""
+        return repair_work.read_of(self, offset, count)
+
+    def read_holds(self, work: ReadWork) -> bool:
+        """Whether what it read is of one moment; see Engine.read_holds."""
+        assert isinstance(work, ReadJob)
+        return self.blocks.still_home(work.homes)
 
     def repair_extent_copied(self, extent: int, generation: int, number: int) -> None:
         """The extent is as the source's; see Engine.repair_extent_copied."""
         self._check_writable()
-        if not self._repair.tracks(extent):
+        if not self.repair.tracks(extent):
             raise StateError(f"extent {extent} is not under repair", reason="NOT_UNDER_REPAIR")
         self.extents.copied(extent, generation, number)
 
     def repair_end(self) -> None:
         """Stops remembering. StateError while an extent is still marked incomplete."""
-        left = self.extents.incomplete_count()
-        if left:
-            raise StateError(
-                f"{left} extents are still incomplete: copy them and flush first",
-                reason="REPAIR_INCOMPLETE",
-                extents=str(left),
-            )
-        self._repair.end()
+        require_whole(self.extents.incomplete_count())
+        self.repair.end()
 
     # --- the rest
 

@@ -215,25 +215,76 @@ class RegionBlocks:
     ) -> None:
         """Writes (chunk, first block in `view`, blocks) to fresh places, consecutive ones in one
         go. `full`: every block has a context."""
+        taken, writes = self.place(chunks, view)
+        try:
+            for part, at in writes:
+                self._chunks.data.pwritev([part], at)
+        except BaseException:
+            self.give_up(taken)
+            raise
+        self.settle(chunks, taken, contexts, full=full)
+
+    def place(
+        self, chunks: Sequence[tuple[int, int, int]], view: memoryview
+    ) -> tuple[list[int], list[tuple[memoryview, int]]]:
+        """Takes fresh places for (chunk, first block in `view`, blocks): them, and what is to be
+        written where in the data file, consecutive ones in one go. They hold nothing that counts
+        until `settle`; else `give_up` frees them. DataError NO_SPACE."""
         size = self._size
         taken = self._chunks.take(len(chunks))
-        try:
-            start = 0
-            while start < len(chunks):
-                stop = start + 1
-                while stop < len(chunks) and self._follows(chunks, taken, stop):
-                    stop += 1
-                low = chunks[start][1] * size
-                high = (chunks[stop - 1][1] + chunks[stop - 1][2]) * size
-                self._chunks.data.pwritev([view[low:high]], taken[start] * self._chunk_bytes)
-                start = stop
-        except BaseException:
-            for physical in taken:
-                self._chunks.release(physical)
-            raise
+        writes = []
+        start = 0
+        while start < len(chunks):
+            stop = start + 1
+            while stop < len(chunks) and self._follows(chunks, taken, stop):
+                stop += 1
+            low = chunks[start][1] * size
+            high = (chunks[stop - 1][1] + chunks[stop - 1][2]) * size
+            writes.append((view[low:high], taken[start] * self._chunk_bytes))
+            start = stop
+        return taken, writes
+
+    def settle(
+        self,
+        chunks: Sequence[tuple[int, int, int]],
+        taken: Sequence[int],
+        contexts: ContextArray,
+        *,
+        full: bool = True,
+    ) -> None:
+        """What was written to the places is what the chunks hold from now on."""
         kept = contexts.copy()
         for (chunk, at, count), physical in zip(chunks, taken, strict=True):
             self._remap(chunk, physical, kept[at : at + count], full=full)
+
+    def give_up(self, taken: Sequence[int]) -> None:
+        """Frees places that did not come to hold anything."""
+        for physical in taken:
+            self._chunks.release(physical)
+
+    def homes_of(self, pieces: Sequence[Piece]) -> list[tuple[int, int, Home]] | None:
+        """(chunk, physical chunk, contexts) of each piece, when all that is read of them lies in
+        their homes; None otherwise. DataError EXTENT_FAULTED."""
+        found = []
+        for chunk, _, _ in pieces:
+            physical = int(self._chunks.live[chunk])
+            if not physical or chunk in self._overlay.tables:
+                return None
+            home = self._chunks.home(chunk, physical)
+            if not home.full:
+                return None
+            found.append((chunk, physical, home))
+        return found
+
+    def still_home(self, homes: Sequence[tuple[int, int, Home]]) -> bool:
+        """Whether nothing has changed in these homes since `homes_of`: whatever writes to one in
+        place leaves a table or other contexts."""
+        return all(
+            int(self._chunks.live[chunk]) == physical
+            and chunk not in self._overlay.tables
+            and self._chunks.known(physical) is home
+            for chunk, physical, home in homes
+        )
 
     def _follows(
         self, chunks: Sequence[tuple[int, int, int]], taken: Sequence[int], index: int

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from downstaird.core.engine import Marks
-from stairlib.model.errors import InvalidRequestError
+from stairlib.model.errors import InvalidRequestError, StateError
 
 Mask = npt.NDArray[np.bool_]
 
@@ -24,6 +24,16 @@ def in_order(marks: Marks, extent_count: int) -> Marks:
         )
     chosen: Marks = marks[places]
     return chosen
+
+
+def require_whole(incomplete: int) -> None:
+    """StateError REPAIR_INCOMPLETE when so many extents are left."""
+    if incomplete:
+        raise StateError(
+            f"{incomplete} extents are still incomplete: copy them and flush first",
+            reason="REPAIR_INCOMPLETE",
+            extents=str(incomplete),
+        )
 
 
 def by_extent(blocks_per_extent: int, offset: int, count: int) -> list[tuple[int, int, int, int]]:
@@ -45,6 +55,8 @@ class RepairTracker:
     def __init__(self, blocks_per_extent: int) -> None:
         self._blocks = blocks_per_extent
         self._written: dict[int, Mask | None] = {}
+        # Which repair this is: what was begun in one is none of another's.
+        self.round = 0
 
     def __bool__(self) -> bool:
         return bool(self._written)
@@ -52,6 +64,7 @@ class RepairTracker:
     def begin(self, extents: Iterable[int]) -> None:
         """Forgets all, and starts with these extents, nothing written."""
         self._written = dict.fromkeys(extents)
+        self.round += 1
 
     def tracks(self, extent: int) -> bool:
         """Whether a repair of the extent has begun."""

@@ -6,12 +6,13 @@ session changes between two of them reaches the target by the session as well.""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 
+from downstaird.core.engine import Buffer
 from downstaird.core.rate_limit import Stride
 from downstaird.core.repair_plan import (
     CHUNK_BYTES_MAX,
@@ -25,6 +26,7 @@ from downstaird.core.repair_source import check_caller, check_extent, checked_ru
 from downstaird.core.verification import joined
 from downstaird.region_host import RegionHost
 from downstaird.services.mapping import uuid_of
+from stairlib.model.context import ContextArray
 from stairlib.wire.repair_chunk import Chunk, encode_chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 
@@ -43,11 +45,16 @@ def register(server: grpc.aio.Server, host: RegionHost) -> None:
         "StreamExtent": grpc.unary_stream_rpc_method_handler(
             servicer.StreamExtent,
             request_deserializer=repair_pb.StreamExtentRequest.FromString,
-            response_serializer=encode_chunk,
+            response_serializer=None,
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+def _message(first_block: int, contexts: ContextArray, buffers: Sequence[Buffer]) -> bytes:
+    raw, data = contexts.tobytes(), joined(buffers)
+    return encode_chunk(Chunk(first_block, raw, data, checksum(raw, (data,))))
 
 
 class RepairServicer:
@@ -93,9 +100,9 @@ class RepairServicer:
     async def StreamExtent(
         self,
         request: repair_pb.StreamExtentRequest,
-        _context: grpc.aio.ServicerContext[repair_pb.StreamExtentRequest, Chunk],
-    ) -> AsyncIterator[Chunk]:
-        """The blocks asked for, in steps, the loop free between two."""
+        _context: grpc.aio.ServicerContext[repair_pb.StreamExtentRequest, bytes],
+    ) -> AsyncIterator[bytes]:
+        """The blocks asked for, in steps, each read and made a message of off the loop."""
         engine = self._host.engine
         self._check_caller(request)
         check_extent(engine.extent_states(), request.extent)
@@ -105,6 +112,7 @@ class RepairServicer:
         parts = checked_runs(asked, geometry.blocks_per_extent)
         most = min(request.chunk_bytes, CHUNK_BYTES_MAX)
         stride = Stride(STEP_BYTES, most, self._host.guest_frames)
+        threads = self._host.repair_threads
 
         def size() -> int:
             return stride.bytes(self._host.guest_frames)
@@ -112,10 +120,9 @@ class RepairServicer:
         for run in steps(parts, geometry.block_size, size):
             # Asked each time: a takeover in between makes the caller a stranger.
             self._check_caller(request)
-            contexts, buffers = engine.read(base + run.first, run.count)
-            raw, data = contexts.tobytes(), joined(buffers)
-            yield Chunk(run.first, raw, data, checksum(raw, (data,)))
-            await asyncio.sleep(0)
+            yield await threads.read(
+                base + run.first, run.count, functools.partial(_message, run.first)
+            )
 
     def _check_caller(
         self, request: repair_pb.GetExtentContextsRequest | repair_pb.StreamExtentRequest

@@ -16,7 +16,7 @@ from stairlib.model.errors import RefusedError, StateError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing, traceparent
 from stairlib.wire.frame import FLAG_INCOMPLETE, OpKind, OpStatus, extent_marks
-from stairlib.wire.repair_chunk import Chunk
+from stairlib.wire.repair_chunk import Chunk, decode_chunk, encode_chunk
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.telemetry.v1 import trace_service_pb2 as trace_pb
 
@@ -477,10 +477,11 @@ async def test_a_source_that_ends_early_has_not_been_copied(serve, upstairs, mon
     whole = RepairServicer.StreamExtent
 
     async def cut_short(self, request, context):
-        async for chunk in whole(self, request, context):
+        async for message in whole(self, request, context):
+            chunk = decode_chunk(message)
             size = len(chunk.contexts) // 2
             raw, data = bytes(chunk.contexts[:size]), bytes(chunk.data[: len(chunk.data) // 2])
-            yield Chunk(chunk.first_block, raw, data, checksum(raw, (data,)))
+            yield encode_chunk(Chunk(chunk.first_block, raw, data, checksum(raw, (data,))))
             return
 
     monkeypatch.setattr(RepairServicer, "StreamExtent", cut_short)

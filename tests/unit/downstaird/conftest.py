@@ -156,6 +156,12 @@ class PlainEngine:
         self.session_wrote = wrote
         return applied
 
+    def begin_merge(self, offset, contexts, data):
+        return None
+
+    def begin_read(self, offset, count):
+        return None
+
     def repair_extent_copied(self, extent, generation, number):
         self.calls.append(("copied", extent, generation, number))
         self.copied.add(extent)

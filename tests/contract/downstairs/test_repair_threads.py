@@ -1,0 +1,119 @@
+"""A repair moves its bytes beside the loop: while its threads are held, guests go on at both
+ends."""
+
+import asyncio
+import threading
+
+import pytest
+
+from downstaird.core.repair_work import MergeJob, ReadJob
+from stairlib.model.errors import DataError
+from stairlib.wire.frame import OpKind, OpStatus
+from tests.contract.downstairs.test_downstairs_repair import (
+    EXTENTS,
+    PER_EXTENT,
+    begin,
+    copies,
+    equal,
+    eventually,
+    flush,
+    pattern,
+)
+
+WAIT_SECONDS = 30
+
+
+class Held:
+    """Stands where the threads must pass; notes which came."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.came = threading.Event()
+        self.may_go = threading.Event()
+        self.threads = set()
+
+    def run(self, job):
+        self.threads.add(threading.current_thread().name)
+        self.came.set()
+        assert self.may_go.wait(WAIT_SECONDS)
+        return self.inner(job)
+
+
+@pytest.fixture(params=[MergeJob, ReadJob])
+def held(request, monkeypatch):
+    found = Held(request.param.run)
+    monkeypatch.setattr(request.param, "run", lambda job: found.run(job))
+    yield found
+    found.may_go.set()
+
+
+async def test_guests_go_on_while_the_threads_of_a_repair_are_held(serve, upstairs, tmp_path, held):
+    source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    for extent in range(EXTENTS):
+        await a.write(extent * PER_EXTENT, pattern(extent, PER_EXTENT))
+    await a.flush(1)
+    await b.do(begin(), flush(1))
+    futures = b.start_ops(*copies(source, upstairs, 1))
+    await asyncio.to_thread(held.came.wait, WAIT_SECONDS)
+    # In the first extent, which is being copied, and at the source as the session would.
+    for client in (a, b):
+        await client.write(5, pattern(99, 2))
+        assert await client.read(5, 2) == pattern(99, 2)
+        await client.flush(2)
+    assert not any(future.done() for future in futures)
+    held.may_go.set()
+    answers = await asyncio.wait_for(asyncio.gather(*futures), WAIT_SECONDS)
+    assert {answer.status for answer in answers} == {OpStatus.OK}, answers
+    for client in (a, b):
+        await client.flush(3)
+    assert (await b.one(OpKind.REPAIR_END)).status is OpStatus.OK
+    await equal(a, b)
+    assert await b.read(5, 2) == pattern(99, 2)
+    assert await b.read(PER_EXTENT, PER_EXTENT) == pattern(1, PER_EXTENT)
+    assert all(name.startswith("repair") for name in held.threads)
+
+
+async def test_what_was_on_its_way_when_the_session_ended_does_not_count(
+    serve, upstairs, tmp_path, monkeypatch
+):
+    held = Held(MergeJob.run)
+    monkeypatch.setattr(MergeJob, "run", lambda job: held.run(job))
+    source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await a.write(0, pattern(1, PER_EXTENT))
+    await a.flush(1)
+    await b.do(begin(), flush(1))
+    b.start_ops(*copies(source, upstairs, 1, [0]))
+    await asyncio.to_thread(held.came.wait, WAIT_SECONDS)
+    host = target.daemon.host
+    spare = host.engine.chunks.space
+    before = spare.end - spare.free_count()
+    # Taken over: the older session ends.
+    await target.session(upstairs, generation=2)
+    held.may_go.set()
+    await eventually(lambda: not host.repair_threads.busy)
+    assert not host.engine.contexts(0, PER_EXTENT).any()
+    assert spare.end - spare.free_count() < before
+
+
+async def test_a_medium_that_fails_on_the_thread_fails_the_copy_and_keeps_nothing(
+    serve, upstairs, tmp_path, monkeypatch
+):
+    def fails(_job):
+        raise DataError("cannot write: no space left", reason="NO_SPACE")
+
+    source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await a.write(0, pattern(1, PER_EXTENT))
+    await a.flush(1)
+    await b.do(begin(), flush(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(MergeJob, "run", fails)
+        [answer] = await b.do(*copies(source, upstairs, 1, [0]))
+    assert answer.status is OpStatus.NO_SPACE
+    space = target.daemon.host.engine.chunks.space
+    assert space.free_count() == space.end - 1
+    [answer] = await b.do(*copies(source, upstairs, 1, [0]))
+    assert answer.status is OpStatus.OK
+    assert await b.read(0, PER_EXTENT) == pattern(1, PER_EXTENT)
