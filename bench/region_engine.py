@@ -106,21 +106,23 @@ def places(turn):
 
 
 def engine_batches(opened, first):
-    """Seconds of each batch of writes and its flush, and of all together with what checkpoints
-    took."""
+    """Seconds of each batch of writes and its flush, of all together with what checkpoints took,
+    and the processor time of each batch."""
     region, block = opened.region, DATA[:BLOCK]
     context = CONTEXTS[:1]
-    found = []
+    found, worked = [], []
     began = time.perf_counter()
     for turn in range(first, first + BATCHES):
         offsets = places(turn)
+        used = time.thread_time()
         start = time.perf_counter()
         for offset in offsets:
             region.write(offset, context, block)
         opened.flush()
         found.append(time.perf_counter() - start)
+        worked.append(time.thread_time() - used)
         opened.checkpoint_step()
-    return found, time.perf_counter() - began
+    return found, time.perf_counter() - began, worked
 
 
 def one_write_batches(descriptor, first):
@@ -129,6 +131,22 @@ def one_write_batches(descriptor, first):
     found = []
     for turn in range(first, first + BATCHES):
         start = time.perf_counter()
+        os.pwrite(descriptor, data, turn * len(data) % SPAN_BYTES)
+        os.fdatasync(descriptor)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def worked_batches(descriptor, first, seconds):
+    """The same after the processor was busy for so long, within what is timed: a medium, and a
+    scheduler, answer later than when they are asked again at once."""
+    data = memoryview(DATA)[: SCATTERED * BLOCK]
+    found = []
+    for turn in range(first, first + BATCHES):
+        start = time.perf_counter()
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
         os.pwrite(descriptor, data, turn * len(data) % SPAN_BYTES)
         os.fdatasync(descriptor)
         found.append(time.perf_counter() - start)
@@ -156,18 +174,24 @@ def flushes(opened, descriptor, rounds):
     median = Figure(f"{what}, time", once, at_most=2.0)
     mean = Figure(f"{what}, mean time, checkpoints included", once)
     spread = Figure(f"{what}, time", "the same 32 writes + fdatasync, file written before")
+    after = Figure(f"{what}, time", f"{once}, after as much work of the processor")
+    work = Figure("  of it work of the processor, ms", "")
     for number in range(-1, rounds):
         first = (number + 1) * BATCHES
         one = one_write_batches(descriptor, first)
-        ours, total = engine_batches(opened, first)
+        ours, total, worked = engine_batches(opened, first)
+        spent = statistics.median(worked)
+        busy = worked_batches(descriptor, first, spent)
         scattered = scattered_batches(descriptor, first)
         if number < 0:
             continue  # the first round pays for memory that is used for the first time
         median.values.append(statistics.median(ours) / statistics.median(one))
         mean.values.append(total / sum(one))
         spread.values.append(statistics.median(ours) / statistics.median(scattered))
+        after.values.append(statistics.median(ours) / statistics.median(busy))
+        work.values.append(spent * 1000)
     opened.checkpoint()
-    yield [median, mean, spread]
+    yield [median, mean, spread, after, work]
 
 
 # ---- sequential

@@ -285,7 +285,6 @@ class ExtentCopier:
         if not self._bucket.bytes_per_second:
             request.chunk_bytes = CHUNK_BYTES_MAX
         received = copied = 0
-        base = extent * self._blocks_per_extent
         # Not by the stub: what it makes of a message is copied several times.
         stream = (await self._channel(source)).unary_stream(
             "/stairwell.downstairs.v1.RepairService/StreamExtent",
@@ -295,39 +294,59 @@ class ExtentCopier:
         call = stream(request)
         try:
             while (raw := await self._next_chunk(call, source)) is not None:
-                chunk, contexts, good = await self._checked(raw, extent, source)
+                chunk, contexts = self._formed(raw, extent, source)
                 received += len(chunk.data)
-                if effect.rehearsal:
-                    await self._turn(number, len(chunk.data))
-                    continue
-                copied += await self._merge(number, base, chunk, contexts, good)
+                copied += await self._taken(effect, number, chunk, contexts)
             if received != sum(run.count for run in wanted) * self._block_size:
                 raise _damaged(source, extent, "did not send all that was asked for")
             return received, copied
         finally:
             call.cancel()
 
-    async def _merge(
-        self, number: int, base: int, chunk: Chunk, contexts: ContextArray, good: list[Run]
+    async def _taken(
+        self, effect: CopyExtent, number: int, chunk: Chunk, contexts: ContextArray
     ) -> int:
         """Gives what is good of one chunk to the engine, in small steps while the guest is at work
-        or the rate is limited. Bytes that it took."""
-        copied = 0
-        size = self._block_size
-        view = memoryview(chunk.data)
-        there = (Run(chunk.first_block + each.first, each.count) for each in good)
-        for run in steps(there, size, self._step_bytes):
-            done = run.first - chunk.first_block
-            part = view[done * size : (done + run.count) * size]
-            await self._turn(number, len(part))
+        or the rate is limited. Bytes that it took; a rehearsal's chunk is only checked."""
+        threads, size = self._host.repair_threads, self._block_size
+        base = effect.extent * self._blocks_per_extent
+        encrypted = self._engine.definition.encrypted
+
+        def check() -> list[int] | None:
+            if checksum(chunk.contexts, (chunk.data,)) != chunk.checksum:
+                return None
+            return mismatches(chunk.data, contexts, size, encrypted=encrypted)
+
+        whole = len(chunk.data) <= self._step_bytes() and not effect.rehearsal
+        if whole:
+            # All at once: one thread checks it and writes it.
+            await self._turn(number, len(chunk.data))
             began = self._loop.time()
-            copied += await self._host.repair_threads.merge(
-                base + run.first, contexts[done : done + run.count], part
-            )
-            counters, now = self._session.counters, self._loop.time()
-            counters.moved_bytes += len(part)
-            self._rests.worked(now - began, counters.guest_frames, now)
+            first = base + chunk.first_block
+            outcome = await threads.merge_checked(first, contexts, chunk.data, check)
+            if outcome is not None and outcome[0] == []:
+                self._moved(len(chunk.data), began)
+                return outcome[1]
+        good = self._good(effect, chunk, contexts, await threads.call(check))
+        if effect.rehearsal:
+            await self._turn(number, len(chunk.data))
+            return 0
+        copied = 0
+        there = (Run(chunk.first_block + each.first, each.count) for each in good)
+        for run in steps(there, size):
+            done = run.first - chunk.first_block
+            part = memoryview(chunk.data)[done * size : (done + run.count) * size]
+            # Its bytes were counted once.
+            await self._turn(number, 0 if whole else len(part))
+            began = self._loop.time()
+            copied += await threads.merge(base + run.first, contexts[done : done + run.count], part)
+            self._moved(len(part), began)
         return copied
+
+    def _moved(self, count: int, began: float) -> None:
+        counters, now = self._session.counters, self._loop.time()
+        counters.moved_bytes += count
+        self._rests.worked(now - began, counters.guest_frames, now)
 
     def _step_bytes(self) -> int:
         step = self._stride.bytes(self._session.counters.guest_frames)
@@ -349,11 +368,11 @@ class ExtentCopier:
             raise _source_failed(source, error) from error
         return chunk if isinstance(chunk, bytes) else None
 
-    async def _checked(
+    def _formed(
         self, message: bytes, extent: int, source: CopySource
-    ) -> tuple[Chunk, ContextArray, list[Run]]:
-        """A chunk, its contexts, and which of its blocks to take, once all about it is right.
-        DataError otherwise, SOURCE_DAMAGED when a block is bad that is needed here."""
+    ) -> tuple[Chunk, ContextArray]:
+        """A chunk whose blocks have yet to be checked, and its contexts. DataError for what is
+        none."""
         try:
             chunk = decode_chunk(message)
         except ChunkError as error:
@@ -368,25 +387,26 @@ class ExtentCopier:
             or chunk.first_block + count > self._blocks_per_extent
         ):
             raise _damaged(source, extent, "sent a chunk that does not fit")
-        contexts = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
-        encrypted = self._engine.definition.encrypted
+        # A copy: in the message they lie where numpy is slow.
+        return chunk, np.frombuffer(raw, dtype="<u8").reshape(-1, 4).copy()
 
-        def bad_blocks() -> list[int] | None:
-            if checksum(raw, (data,)) != chunk.checksum:
-                return None
-            return mismatches(data, contexts, self._block_size, encrypted=encrypted)
-
-        bad = await self._host.repair_threads.call(bad_blocks)
+    def _good(
+        self, effect: CopyExtent, chunk: Chunk, contexts: ContextArray, bad: list[int] | None
+    ) -> list[Run]:
+        """Which blocks of a chunk to take, when these are bad; None says that it came damaged.
+        DataError for that, and SOURCE_DAMAGED when a block is bad that is needed here."""
+        extent, source = effect.extent, effect.source
         if bad is None:
             raise _damaged(source, extent, "sent a chunk that was damaged on its way")
+        count = len(contexts)
+        if not bad:
+            return [Run(0, count)]
         first = extent * self._blocks_per_extent + chunk.first_block
-        good = (
-            spared(bad, contexts, self._engine.contexts(first, count)) if bad else [Run(0, count)]
-        )
+        good = spared(bad, contexts, self._engine.contexts(first, count))
         if good is None:
             what = f"has a damaged block {chunk.first_block + bad[0]} in the extent"
             raise _damaged(source, extent, what, "SOURCE_DAMAGED")
-        return chunk, contexts, good
+        return good
 
     def _ask_bytes(self) -> int:
         """How much a copy is to ask its source for now."""
@@ -396,19 +416,18 @@ class ExtentCopier:
         return int(rate * ASK_SECONDS / max(1, len(self._running)))
 
     async def _turn(self, number: int, count: int) -> None:
-        """Waits until this copy may take a chunk of `count` bytes, and counts them."""
+        """Waits until this copy may take `count` bytes more, and counts them; 0 when they were
+        counted before."""
         while number not in allowed(self._running, self._running_max):
             await self._told(None)
         async with self._gate:
-            wait = self._wait()
-            while wait > 0:
+            while (wait := self._wait(count)) > 0:
                 await self._told(wait)
-                wait = self._wait()
             self._bucket.take(count, self._loop.time())
 
-    def _wait(self) -> float:
+    def _wait(self, count: int) -> float:
         now = self._loop.time()
-        return max(self._bucket.wait(now), self._rests.wait(now))
+        return max(self._bucket.wait(now) if count else 0.0, self._rests.wait(now))
 
     async def _told(self, seconds: float | None) -> None:
         """Waits so long, or until the limits or the copies that run are others."""

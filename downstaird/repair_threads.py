@@ -15,6 +15,8 @@ from downstaird.core.engine import Buffer, Engine, MergeWork
 from stairlib.model.context import ContextArray
 
 T = TypeVar("T")
+# The blocks that are wrong, by their places; None: all of it is.
+Check = Callable[[], list[int] | None]
 
 # One that writes while another checks; more would only take turns.
 THREADS = 2
@@ -41,11 +43,31 @@ class RepairThreads:
         return asyncio.get_running_loop().run_in_executor(self._executor, what)
 
     async def merge(self, offset: int, contexts: ContextArray, data: Buffer) -> int:
-        """Engine.repair_merge, with the writing off the loop where that can be. DataError."""
+        """Engine.repair_merge of blocks that were checked, with the writing off the loop where that
+        can be. DataError."""
         work = self._engine.begin_merge(offset, contexts, data)
         if work is None:
             return self._engine.repair_merge(offset, contexts, data)
-        job = self._begun(work.run)
+        _, taken = await self._merged(work, list)
+        return taken
+
+    async def merge_checked(
+        self, offset: int, contexts: ContextArray, data: Buffer, check: Check
+    ) -> tuple[list[int] | None, int] | None:
+        """What `check` finds wrong with the blocks, and the bytes taken: all that are wanted when
+        it is an empty list, else none. Both off the loop; None, and nothing done, where the writing
+        cannot be. DataError."""
+        work = self._engine.begin_merge(offset, contexts, data)
+        return None if work is None else await self._merged(work, check)
+
+    async def _merged(self, work: MergeWork, check: Check) -> tuple[list[int] | None, int]:
+        def checked_and_written() -> list[int] | None:
+            found = check()
+            if found == []:
+                work.run()
+            return found
+
+        job = self._begun(checked_and_written)
         self._running.add(job)
         try:
             await asyncio.wait([job])
@@ -53,12 +75,12 @@ class RepairThreads:
             job.add_done_callback(lambda done: self._drop(done, work))
             raise
         self._running.discard(job)
-        if job.exception() is not None:
-            self._engine.finish_merge(work, keep=False)
-            job.result()
-        return self._engine.finish_merge(work, keep=True)
+        failed = job.exception() is not None
+        bad = None if failed else job.result()
+        taken = self._engine.finish_merge(work, keep=bad == [])
+        return job.result(), taken
 
-    def _drop(self, job: asyncio.Future[None], work: MergeWork) -> None:
+    def _drop(self, job: asyncio.Future[Any], work: MergeWork) -> None:
         # Its own failure, if it had one, concerns nobody any more.
         job.exception()
         self._running.discard(job)

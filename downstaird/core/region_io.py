@@ -266,12 +266,13 @@ class RegionBlocks:
         """(chunk, physical chunk, contexts) of each piece, when all that is read of them lies in
         their homes; None otherwise. DataError EXTENT_FAULTED."""
         found = []
-        for chunk, _, _ in pieces:
+        for chunk, first, count in pieces:
             physical = int(self._chunks.live[chunk])
             if not physical or chunk in self._overlay.tables:
                 return None
             home = self._chunks.home(chunk, physical)
-            if not home.full:
+            # Where a block has no context, its place holds anything.
+            if not home.full and not written(home.contexts[first : first + count]).all():
                 return None
             found.append((chunk, physical, home))
         return found

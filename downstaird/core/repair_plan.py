@@ -30,7 +30,8 @@ from stairlib.model.errors import DataError, FieldViolation, InvalidRequestError
 # twice, to the log and home.
 STEP_BYTES = 256 << 10
 # What is sent at once between two daemons that have nothing else to do: each message has its price.
-CHUNK_BYTES_MAX = 1 << 20
+# With its contexts it is still below what every gRPC takes in a message.
+CHUNK_BYTES_MAX = 2 << 20
 # Contexts asked for at once: 2 MiB of them, below any message limit; an extent of 512-byte blocks
 # may have 1M.
 WINDOW_BLOCKS = 65536

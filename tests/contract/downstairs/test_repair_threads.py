@@ -3,10 +3,14 @@ ends."""
 
 import asyncio
 import threading
+from collections import defaultdict
 
 import pytest
 
+from downstaird import extent_copier
 from downstaird.core.repair_work import MergeJob, ReadJob
+from downstaird.services import repair_service
+from downstaird.store.files import DirectoryFile
 from stairlib.model.errors import DataError
 from stairlib.wire.frame import OpKind, OpStatus
 from tests.contract.downstairs.test_downstairs_repair import (
@@ -117,3 +121,48 @@ async def test_a_medium_that_fails_on_the_thread_fails_the_copy_and_keeps_nothin
     [answer] = await b.do(*copies(source, upstairs, 1, [0]))
     assert answer.status is OpStatus.OK
     assert await b.read(0, PER_EXTENT) == pattern(1, PER_EXTENT)
+
+
+MOVES = (
+    (MergeJob, "run"),
+    (ReadJob, "run"),
+    (DirectoryFile, "pread"),
+    (DirectoryFile, "pwritev"),
+    (DirectoryFile, "datasync"),
+    (extent_copier, "checksum"),
+    (extent_copier, "mismatches"),
+    (repair_service, "checksum"),
+    (repair_service, "encode_chunk"),
+)
+
+
+async def test_nothing_that_moves_or_hashes_the_bytes_of_a_transfer_runs_on_the_loop(
+    serve, upstairs, tmp_path, monkeypatch
+):
+    source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    for extent in range(EXTENTS):
+        await a.write(extent * PER_EXTENT, pattern(extent, PER_EXTENT))
+    await a.flush(1)
+    await b.do(begin(), flush(1))
+    came = defaultdict(set)
+
+    def noted(owner, name):
+        inner = getattr(owner, name)
+
+        def step(*args, **named):
+            came[owner, name].add(threading.current_thread().name)
+            return inner(*args, **named)
+
+        monkeypatch.setattr(owner, name, step)
+
+    for owner, name in MOVES:
+        noted(owner, name)
+    answers = await b.do(*copies(source, upstairs, 1))
+    assert {answer.status for answer in answers} == {OpStatus.OK}, answers
+    steps = {move: came[move] for move in MOVES if came[move]}
+    assert set(MOVES) - set(steps) <= {(DirectoryFile, "datasync")}
+    loops = threading.current_thread().name
+    assert not [move for move, threads in steps.items() if loops in threads]
+    await b.flush(2)
+    await equal(a, b)
