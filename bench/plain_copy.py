@@ -67,7 +67,7 @@ def plain_copy(source, target):
         free.put(bytearray(PIECE + HASH_BYTES))
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     writer = threading.Thread(target=write_pieces, args=(full, free, descriptor))
-    with socket.create_server(("127.0.0.1", 0), family=socket.AF_INET6) as server:
+    with socket.create_server(("127.0.0.1", 0)) as server:
         command = [sys.executable, __file__, str(server.getsockname()[1]), source]
         with subprocess.Popen(command) as sender:
             peer, _ = server.accept()

@@ -12,6 +12,7 @@ from downstaird.core.repair_plan import checksum
 from downstaird.services import repair_service
 from downstaird.services.repair_service import RepairServicer
 from downstaird.store.memory import MemoryDisk
+from stairlib.model.context import written
 from stairlib.model.errors import RefusedError, StateError
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing, traceparent
@@ -233,8 +234,13 @@ async def test_a_source_lost_in_the_middle_fails_the_copy_and_another_goes_on(se
     assert (await b.one(OpKind.REPAIR_END)).status is not OpStatus.OK
     again = await serve(source.place)
     await b.one(OpKind.REPAIR_LIMIT, number=0)
+    there = written(stored.contexts(0, EXTENTS * PER_EXTENT)).sum()
     answers = await b.do(*copies(again, upstairs, 1))
     assert {answer.status for answer in answers} == {OpStatus.OK}, answers
+    # Gone on with where it was: what had come does not come again.
+    all_of_it = written(stored.contexts(0, EXTENTS * PER_EXTENT)).sum()
+    assert 0 < there < all_of_it
+    assert sum(answer.number for answer in answers) == (all_of_it - there) * BLOCK
     await b.flush(3)
     assert (await b.one(OpKind.REPAIR_END)).status is OpStatus.OK
     for extent in range(EXTENTS):
