@@ -3,31 +3,25 @@
 The target is driven over its data connection as the upstairs does it: its extents that have not
 the source's stamps are marked, copied a few at a time, and made whole by a flush. Timed from the
 marks to the end of that flush, when everything is durable. `cp` copies the source's files, and
-`sync` makes the copies durable; that is timed as well. Both read what is in the page cache. Told
-without a bound: the same beside a plain copy through a socket (`plain_copy`), and the processor
-time of both daemons beside that of `cp`.
+`sync` makes the copies durable; that is timed as well. Both read what is in the page cache.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import subprocess
 import time
 from collections import deque
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import uvloop
 from figures import Figure
-from plain_copy import plain_copy
 from region_daemon import EXTENTS, OWNER, WRITTEN_BYTES, daemon, written_over
 from region_engine import BLOCK, EXTENT_BLOCKS, definition_of
 
-from downstaird.core.chunk_map import DATA_NAME
 from downstaird.core.region import Region
 from downstaird.store.files import FileDisk
 from stairlib.rpc.channel import open_channel
@@ -143,42 +137,29 @@ async def repair(client, source, extents):
     return copied
 
 
-def processor_seconds(pid):
-    """What the process and its threads have used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def copied_by_cp(source, copy):
-    """Seconds of cp of the region's files, with the copies on the medium, and its processor
-    time."""
+    """Seconds of cp of the region's files, with the copies on the medium."""
     copy.mkdir()
     files = sorted(source.iterdir())
-    used = os.times()
     began = time.perf_counter()
     # No reflinks: a copy on the same medium that shares its blocks is none.
     subprocess.run(["cp", "--reflink=never", "--sparse=auto", *files, copy], check=True)
     subprocess.run(["sync", *(copy / file.name for file in files), copy], check=True)
     seconds = time.perf_counter() - began
-    now = os.times()
     shutil.rmtree(copy)
-    spent = now.children_user - used.children_user + now.children_system - used.children_system
-    return seconds, spent
+    return seconds
 
 
-def repair_seconds(source, source_pid, directory, extents):
-    """Of a new region's repair, and the processor time of both daemons."""
+def repair_seconds(source, directory, extents):
+    """Of a new region's repair."""
     target = directory / "target"
     Region.create(FileDisk(target), definition_of(extents)).close()
-    with daemon(target) as (address, process, _):
-        pids = (source_pid, process.pid)
-        used = sum(map(processor_seconds, pids))
+    with daemon(target) as (address, _, _):
         seconds, copied = uvloop.run(repaired(source, address, extents))
-        used = sum(map(processor_seconds, pids)) - used
     if copied != WRITTEN_BYTES:
         raise SystemExit(f"the repair copied {copied} bytes, not {WRITTEN_BYTES}")
     shutil.rmtree(target)
-    return seconds, used
+    return seconds
 
 
 # 1 GiB of each is written: name, extents, and in how many of them.
@@ -202,34 +183,26 @@ def measure(directory, rounds):
         Figure(f"  its time, {name}", f"repair of {SOURCES[0][0]}", at_most=bound)
         for (name, _, _), bound in zip(SOURCES[1:], (1.1, None), strict=True)
     ]
-    name = SOURCES[0][0]
-    speed = Figure(f"  MiB a second, {name}", "")
-    floor = Figure(f"  its rate, {name}", "a plain copy of its data through a socket, in Python")
-    work = Figure(f"  processor time of both daemons, {name}", "that of cp")
+    speed = Figure(f"  MiB a second, {SOURCES[0][0]}", "")
     with ExitStack() as stack:
         sources = []
         for number, (_, extents, within) in enumerate(SOURCES):
             path = directory / f"source-{number}"
             written_over(path, extents, WRITTEN_BYTES, within=within)
-            address, process, _ = stack.enter_context(daemon(path))
-            sources.append((path, address, process.pid, extents))
+            address, _, _ = stack.enter_context(daemon(path))
+            sources.append((path, address, extents))
         for number in range(-1, rounds):
-            copies, repairs, used = [], [], []
-            for path, address, pid, extents in sources:
-                copies.append(copied_by_cp(path, directory / "copy"))
-                seconds, spent = repair_seconds(address, pid, directory, extents)
-                repairs.append(seconds)
-                used.append(spent)
-            plain = plain_copy(sources[0][0] / DATA_NAME, directory / "plain")
+            repairs = []
+            for figure, (path, address, extents) in zip(rates, sources, strict=True):
+                plain = copied_by_cp(path, directory / "copy")
+                repairs.append(repair_seconds(address, directory, extents))
+                if number >= 0:
+                    figure.values.append(plain / repairs[-1])
             if number < 0:
                 continue  # the first round pays for memory that is used for the first time
-            for figure, (seconds, _), ours in zip(rates, copies, repairs, strict=True):
-                figure.values.append(seconds / ours)
             for figure, seconds in zip(times, repairs[1:], strict=True):
                 figure.values.append(seconds / repairs[0])
             speed.values.append(WRITTEN_BYTES / (1 << 20) / repairs[0])
-            floor.values.append(plain / repairs[0])
-            work.values.append(used[0] / copies[0][1])
-    yield [*rates, *times, speed, floor, work]
-    for path, *_ in sources:
+    yield [*rates, *times, speed]
+    for path, _, _ in sources:
         shutil.rmtree(path)

@@ -79,7 +79,7 @@ def test_a_sector_may_be_any_that_was_written_since_the_last_sync() -> None:
     assert seen == {b"1", b"2", b"3"}
 
 
-# The rarest of them takes half a minute of an idle processor, and three on one that is shared.
+# The rarest of them took 160 s on two processors with a load average of 15.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
