@@ -54,6 +54,7 @@ from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
 from stairlib.runtime.limits import STOP_GRACE_SECONDS
 from stairlib.telemetry.metrics import Metrics
+from stairlib.telemetry.process_metrics import observe_process
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
 from stairlib.telemetry.tracing import Tracing
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
@@ -248,6 +249,7 @@ class ControlPlane:
         stack.callback(metrics.shutdown)
         self.metrics_address = metrics.address
         counted = WorkflowMetrics(metrics)
+        observe_process(metrics)
         driver = ReplacementDriver(
             store, claims, vmmd, traces, news.replacements, detached, Chronicle(tracing), limiter,
             metrics=counted, disk_changed=news.disk_changed, pace=self._pace,

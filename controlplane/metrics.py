@@ -110,19 +110,12 @@ class WorkflowMetrics:
             (SCRUBS, self._scrubs_by_state),
             (WATCHERS, self._open_streams),
         ):
-            meter.create_observable_gauge(
-                metric.name, [read], unit=metric.unit, description=metric.description
-            )
+            metrics.observe(metric, read)
         self._ended, self._copied, self._failures = (
             meter.create_counter(metric.name, unit=metric.unit, description=metric.description)
             for metric in (ENDED, COPIED, FAILURES)
         )
-        self._step = meter.create_histogram(
-            STEP.name,
-            unit=STEP.unit,
-            description=STEP.description,
-            explicit_bucket_boundaries_advisory=_STEP_BUCKETS,
-        )
+        self._step = metrics.histogram(STEP, _STEP_BUCKETS)
         for state in State:
             if state.ended:
                 self._ended.add(0, {"state": state.value})

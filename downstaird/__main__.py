@@ -196,6 +196,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
         tls=tls,
         insecure=options.insecure,
         snapshot=options.snapshot or "",
+        metrics=_metrics_address(options),
     )
 
 
@@ -208,6 +209,15 @@ def _tls_files(options: argparse.Namespace, *, server: bool) -> TlsFiles | None:
     if files is not None:
         files.check(server=server)
     return files
+
+
+def _metrics_address(options: argparse.Namespace) -> str:
+    """Where metrics are read; InvalidRequestError where that would be from other hosts."""
+    from stairlib.rpc.gate import require_private
+
+    if options.metrics and not options.insecure:
+        require_private(options.metrics, "serving metrics", tls=False)
+    return str(options.metrics)
 
 
 def _listens(options: argparse.Namespace, tls: TlsFiles | None) -> Address:

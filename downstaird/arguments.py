@@ -358,6 +358,10 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="serve this snapshot of the region, read-only, beside the daemon that serves the "
         "region itself; under an id of its own (see 'downstaird snapshot list')",
     )
+    run.add_argument(
+        "--metrics", default="", metavar="ADDR",
+        help="serve metrics to Prometheus there, as 127.0.0.1:8890 (default: nowhere)",
+    )  # fmt: skip
     _add_logging(run)
     _add_tls(run)
     _add_creation(run)

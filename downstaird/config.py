@@ -52,7 +52,8 @@ class RunOptions:
     """How to serve a region. `create` is set when it may be made on the first start. `data_port`
     None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
     each client. `tls` None: plain text, to other hosts only if
-    `insecure`. `snapshot`: serve that instead of the region itself."""
+    `insecure`. `snapshot`: serve that instead of the region itself. `metrics`: where
+    they are read, as "host:port"; empty for nowhere."""
 
     directory: Path
     address: Address
@@ -64,6 +65,7 @@ class RunOptions:
     tls: TlsFiles | None = None
     snapshot: str = ""
     insecure: bool = False
+    metrics: str = ""
 
 
 def checked_uuid(text: str | None, flag: str) -> uuid.UUID:

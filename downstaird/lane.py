@@ -26,6 +26,18 @@ PATIENCE_FLUSHES = 2
 Done = Callable[[StairwellError | None], None]
 
 
+class Took(Protocol):
+    """Who is told how long work took, on the loop."""
+
+    def __call__(self, kind: str, seconds: float, *, failed: bool) -> None:
+        """`kind` is "flush" or "checkpoint"."""
+        ...
+
+
+def _untold(kind: str, seconds: float, *, failed: bool) -> None:
+    """Nobody wants to know."""
+
+
 class Demand(Protocol):
     """Who else uses the lane."""
 
@@ -52,6 +64,7 @@ class Lane:
         self._current: asyncio.Future[None] | None = None
         self._passed = 0
         self._closing = False
+        self.took: Took = _untold
 
     @property
     def free(self) -> bool:
@@ -62,8 +75,11 @@ class Lane:
         """Runs what `begin_flush` or `repair_begin` gave; `done` gets its outcome on the loop."""
         assert self._current is None, "engine work begun while the lane was taken"
 
+        began = monotonic()
+
         def finished(error: StairwellError | None) -> None:
             self._engine.finish_flush(work, error)
+            self.took("flush", monotonic() - began, failed=error is not None)
             done(error)
 
         self._start(work.run, finished)
@@ -103,6 +119,7 @@ class Lane:
 
         def finished(error: StairwellError | None) -> None:
             self._engine.finish_checkpoint(work, error)
+            self.took("checkpoint", monotonic() - began, failed=error is not None)
             _log.debug("checkpoint step", seconds=round(monotonic() - began, 4))
 
         self._start(work.run, finished)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from downstaird.core.by_hand import next_flush
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
+from downstaird.core.session import Counters
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
 from downstaird.lane import Lane
@@ -54,6 +55,7 @@ class RegionHost:
         self.delays = delays
         self.tls = tls
         self.conversations: set[Conversation] = set()
+        self._ended = Counters()
         self.lane = Lane(engine, self)
         self.repair_threads = RepairThreads(engine)
         self._table = SessionTable()
@@ -108,6 +110,8 @@ class RegionHost:
 
     def conversation_over(self, conversation: Conversation) -> None:
         """A data connection has gone, and its session with it."""
+        if conversation in self.conversations and conversation.session is not None:
+            self._ended += conversation.session.counters
         self.conversations.discard(conversation)
         if conversation.serial is not None:
             self._table.remove(conversation.serial)
@@ -174,6 +178,16 @@ class RegionHost:
         return any(session.wants_lane for session in self._sessions())
 
     @property
+    def session_count(self) -> int:
+        """Sessions that are connected."""
+        return len(self._sessions())
+
+    def totals(self) -> Counters:
+        """Of all sessions so far. May be called on any thread."""
+        present = [conversation.session for conversation in list(self.conversations)]
+        return sum((one.counters for one in present if one is not None), self._ended)
+
+    @property
     def guest_frames(self) -> int:
         """Frames so far, of the sessions that are there, that ask for blocks."""
         return sum(session.counters.guest_frames for session in self._sessions())
@@ -188,7 +202,7 @@ class RegionHost:
             conversation.lane_changed(free=free and self.lane.free)
 
     def _sessions(self) -> list[Session]:
-        found = [conversation.session for conversation in self.conversations]
+        found = [conversation.session for conversation in list(self.conversations)]
         return [session for session in found if session is not None and not session.ended]
 
     def _check(self) -> None:

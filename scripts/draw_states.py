@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from controlplane.metrics import METRICS
 from downstaird.agent.core.region_states import REGION
 from downstaird.agent.core.snapshot_wishes import SNAPSHOT
 from downstaird.agent.core.upkeep import PROCESS
+from downstaird.metrics import METRICS as DOWNSTAIRS_METRICS
 from stairlib.model.state_table import StateTable
-from stairlib.telemetry.metrics import exposed_name
+from stairlib.telemetry.metrics import Metric, exposed_name
+from stairlib.telemetry.process_metrics import PROCESS_METRICS
 from vmmd.core.lifecycle import TRANSITIONS as LIFECYCLE
 from vmmd.core.lifecycle import MachineState
 from vmmd.upstairs.core import limits as limits_module
@@ -168,13 +170,13 @@ def refusals() -> str:
     return "\n".join(lines)
 
 
-def metrics_table() -> str:
+def metrics_table(metrics: Iterable[Metric]) -> str:
     """One row a metric, with the name that Prometheus reads."""
     lines = [
         "| metric | as Prometheus reads it | kind | unit | labels | what it says |",
         "|---|---|---|---|---|---|",
     ]
-    for metric in METRICS:
+    for metric in metrics:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         lines.append(
             f"| `{metric.name}` | `{exposed_name(metric)}` | {metric.kind} | `{metric.unit}` |"
@@ -197,7 +199,9 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "replacement": lambda: workflow(replacement),
     "scrub": lambda: workflow(scrub),
     "machine": lifecycle,
-    "metrics": metrics_table,
+    "metrics": lambda: metrics_table(METRICS),
+    "metrics-downstairs": lambda: metrics_table(DOWNSTAIRS_METRICS),
+    "metrics-process": lambda: metrics_table(PROCESS_METRICS),
 }
 
 

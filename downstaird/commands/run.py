@@ -6,11 +6,13 @@ from downstaird import regions
 from downstaird.config import RunOptions
 from downstaird.core.engine import Engine
 from downstaird.daemon import Daemon
+from downstaird.metrics import RegionMetrics
 from stairlib.runtime import process
 from stairlib.runtime.addresses import Address
 from stairlib.runtime.memory import keep_freed_buffers
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry import logs
+from stairlib.telemetry.metrics import Metrics
 from stairlib.telemetry.tracing import Tracing
 
 SERVICE = "downstairs"
@@ -28,10 +30,14 @@ async def _serve(options: RunOptions, stop: StopSignal) -> int:
     # Not before: what a start leaves unused is better given back.
     keep_freed_buffers()
     host = options.advertise or options.address.host
-    tracing = Tracing.configure(SERVICE, str(Address(host, options.address.port)))
+    name = str(Address(host, options.address.port))
+    tracing = Tracing.configure(SERVICE, name)
+    metrics = None
     try:
         daemon = Daemon(engine, options, tracing)
         try:
+            metrics = Metrics.configure(SERVICE, name, options.metrics)
+            RegionMetrics(metrics, daemon.host)
             await daemon.start()
             # For whoever started us and reads one line; everything else goes to the log.
             print(
@@ -43,6 +49,8 @@ async def _serve(options: RunOptions, stop: StopSignal) -> int:
         finally:
             await daemon.stop()
     finally:
+        if metrics is not None:
+            metrics.shutdown()
         tracing.shutdown()
     return 0
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from downstaird.core.chunk_contexts import Home
 from downstaird.core.disk import Buffer, File
-from downstaird.core.region_io import true_runs
+from downstaird.core.mask_runs import true_runs
 from downstaird.core.region_repair import by_extent
 from stairlib.model.context import ContextArray, written
 from stairlib.model.errors import StateError

@@ -15,7 +15,8 @@ wait."""
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.extent_answers import ExtentAnswers
@@ -127,7 +128,7 @@ class _Answer:
 
 @dataclass(slots=True)
 class Counters:
-    """Totals of a session, for its closing log line."""
+    """Totals of a session, for its closing log line and for metrics."""
 
     frames: int = 0
     guest_frames: int = 0  # those that ask for blocks: a repair gives way to them alone
@@ -135,6 +136,14 @@ class Counters:
     flushes: int = 0
     copied_bytes: int = 0
     moved_bytes: int = 0  # what copies received, as it comes
+    read_blocks: int = 0  # that were asked for
+    written_blocks: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(astuple(self))
 
 
 class Session:
@@ -194,10 +203,12 @@ class Session:
         if frame.kind is not FrameKind.REQUEST:
             raise FrameError(f"a {frame.kind.name} frame has no place in a session")
         rows: list[Row] = frame.ops.tolist()
-        blocks = 0
+        blocks = reads = 0
         for row in rows:
             if row[1] in _CARRY_DATA:
                 blocks += row[6]
+            elif row[1] == READ:
+                reads += row[6]
         if blocks != len(frame.contexts) or blocks * self._block_size != len(frame.payload):
             raise FrameError(
                 f"writes of {blocks} blocks of {self._block_size} bytes came with "
@@ -209,6 +220,8 @@ class Session:
             else []
         )
         self.counters.frames += 1
+        self.counters.read_blocks += reads
+        self.counters.written_blocks += blocks
         if any(row[1] in _GUEST for row in rows):
             self.counters.guest_frames += 1
         self._frame = _Progress(frame, rows, bad)

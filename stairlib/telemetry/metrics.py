@@ -9,12 +9,12 @@ first, so that a document of them can be made and checked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
@@ -115,6 +115,26 @@ class Metrics:
             raise _not_listening(address, error) from error
         _log.info("metrics served", address=metrics.address)
         return metrics
+
+    def observe(
+        self, metric: Metric, read: Callable[[CallbackOptions], Iterable[Observation]]
+    ) -> None:
+        """Has `read` called, on whatever thread, when somebody asks for a gauge or a counter."""
+        create = (
+            self.meter.create_observable_counter
+            if metric.kind == "counter"
+            else self.meter.create_observable_gauge
+        )
+        create(metric.name, [read], unit=metric.unit, description=metric.description)
+
+    def histogram(self, metric: Metric, buckets: Sequence[float]) -> Histogram:
+        """The instrument of a declared histogram, with these upper bounds."""
+        return self.meter.create_histogram(
+            metric.name,
+            unit=metric.unit,
+            description=metric.description,
+            explicit_bucket_boundaries_advisory=list(buckets),
+        )
 
     @property
     def address(self) -> str:

@@ -1,0 +1,118 @@
+"""A downstairs' metrics: what its region takes and gives, how long flushes take, how whole it is.
+
+Each is declared in `METRICS`, of which docs/metrics.md is made. Nothing is counted for them on the
+way of a request: sessions keep totals of their own, which are added up when somebody asks; a flush
+and a step of a checkpoint are each one observation. Counts begin anew with the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from stairlib.telemetry.metrics import Metric, Metrics
+from stairlib.telemetry.process_metrics import observe_process
+from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
+
+if TYPE_CHECKING:
+    from downstaird.core.session import Counters
+    from downstaird.region_host import RegionHost
+
+SESSIONS = Metric(
+    "stairwell.region.sessions", "gauge", "{session}", "Upstairs that are connected now"
+)
+EXTENTS = Metric(
+    "stairwell.region.extents",
+    "gauge",
+    "{extent}",
+    "Extents by what is to be said of them: total, dirty (written since the last flush), incomplete"
+    " (under repair), faulted (damaged)",
+    ("state",),
+)
+STORED = Metric(
+    "stairwell.region.stored", "gauge", "By", "Bytes that the region takes on its file system"
+)
+BYTES = Metric(
+    "stairwell.region.io",
+    "counter",
+    "By",
+    "Bytes that sessions have read and written, without those of repairs",
+    ("direction",),
+)
+FRAMES = Metric(
+    "stairwell.region.frames", "counter", "{frame}", "Frames of requests that sessions have sent"
+)
+FAILED = Metric(
+    "stairwell.region.failures",
+    "counter",
+    "{operation}",
+    "Operations that were answered with an error",
+)
+COPIED = Metric(
+    "stairwell.region.copied",
+    "counter",
+    "By",
+    "Bytes that repairs have brought here from other members",
+)
+WORK = Metric(
+    "stairwell.region.work.duration",
+    "histogram",
+    "s",
+    "How long what writes and syncs took, by kind: flush, or a step of a checkpoint",
+    ("kind", "outcome"),
+)
+METRICS: Final = (SESSIONS, EXTENTS, STORED, BYTES, FRAMES, FAILED, COPIED, WORK)
+
+_WORK_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+_STATES: Final = (("dirty", FLAG_DIRTY), ("incomplete", FLAG_INCOMPLETE), ("faulted", FLAG_FAULTED))
+
+
+class RegionMetrics:
+    """The instruments of one region in service; they read from it on whatever thread asks."""
+
+    def __init__(self, metrics: Metrics, host: RegionHost) -> None:
+        self._host = host
+        self._block_size = host.engine.definition.geometry.block_size
+        self._work = metrics.histogram(WORK, _WORK_BUCKETS)
+        host.lane.took = self._took
+        for metric, read in (
+            (SESSIONS, self._sessions),
+            (EXTENTS, self._extents),
+            (STORED, self._stored),
+            (BYTES, self._bytes),
+            (FRAMES, lambda _: self._one(host.totals().frames)),
+            (FAILED, lambda _: self._one(host.totals().failed)),
+            (COPIED, lambda _: self._one(host.totals().copied_bytes)),
+        ):
+            metrics.observe(metric, read)
+        observe_process(metrics)
+
+    def _took(self, kind: str, seconds: float, *, failed: bool) -> None:
+        self._work.record(seconds, {"kind": kind, "outcome": "failed" if failed else "ok"})
+
+    @staticmethod
+    def _one(value: int) -> Iterable[Observation]:
+        return [Observation(value)]
+
+    def _sessions(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(self._host.session_count)]
+
+    def _extents(self, _options: CallbackOptions) -> Iterable[Observation]:
+        flags = self._host.engine.extent_states().flags
+        found = [Observation(len(flags), {"state": "total"})]
+        for name, flag in _STATES:
+            found.append(Observation(int(np.count_nonzero(flags & flag)), {"state": name}))
+        return found
+
+    def _stored(self, _options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(self._host.engine.stored_bytes())]
+
+    def _bytes(self, _options: CallbackOptions) -> Iterable[Observation]:
+        totals: Counters = self._host.totals()
+        return [
+            Observation(totals.read_blocks * self._block_size, {"direction": "read"}),
+            Observation(totals.written_blocks * self._block_size, {"direction": "write"}),
+        ]
