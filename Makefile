@@ -142,6 +142,7 @@ check: setup ## Format, lint, types, stubs current, layering
 	@$(BIN)/mypy
 	@$(BIN)/python scripts/gen_protos.py --check
 	@$(BIN)/python scripts/draw_states.py --check
+	@$(BIN)/python scripts/man_pages.py --check
 	@$(BIN)/python -m pytest --quiet tests/tidy
 
 .PHONY: fmt
@@ -152,6 +153,20 @@ fmt: setup ## Format and fix what can be fixed
 .PHONY: protos
 protos: setup ## Regenerate the stubs beside the .proto files
 	@$(BIN)/python scripts/gen_protos.py
+
+.PHONY: man
+man: setup ## Write the man pages and the shell completion anew, from the programs
+	@$(BIN)/python scripts/man_pages.py
+
+DOCS_STAMP := $(VENV)/.docs-installed
+
+$(DOCS_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
+	@touch $(DOCS_STAMP)
+
+.PHONY: docs
+docs: $(DOCS_STAMP) ## Build the documentation's site in build/site, references made from the programs and protos; links are checked
+	@$(BIN)/python scripts/build_docs.py
 
 .PHONY: clean
 clean: ## Remove .venv and caches

@@ -96,17 +96,23 @@ def default_data(environment: Mapping[str, str]) -> Path:
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Config:
     """The configuration of a command line; exits with usage when it makes no sense."""
-    parser = argparse.ArgumentParser(
+    commands = parser(environment)
+    return _config(commands.parse_args(arguments), environment, commands)
+
+
+def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
+    """Every command with its flags."""
+    top = argparse.ArgumentParser(
         prog="controlplane",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    top.add_argument(
         "--version", action="version", version=f"stairwell {metadata.version('stairwell')}"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
         help="serve until SIGTERM",
@@ -147,8 +153,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
             "--output", choices=("text", "json"), default="text",
             help="how the answer is written (default: %(default)s)",
         )  # fmt: skip
-    parsed = parser.parse_args(arguments)
-    return _config(parsed, environment, parser)
+    return top
 
 
 def _config(

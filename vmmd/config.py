@@ -49,11 +49,24 @@ class Arguments:
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Reads the command line; exits with usage when it is wrong."""
-    parser = argparse.ArgumentParser(
+    given = parser().parse_args(argv)
+    return Arguments(
+        given.config,
+        given.address,
+        given.log_level,
+        given.log_format,
+        given.runtime_directory,
+        given,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its flags."""
+    top = argparse.ArgumentParser(
         prog="vmmd",
         description="Runs the machines of this host and the upstairs of their volumes.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
         help="serve machines",
@@ -85,15 +98,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         "was restarted",
     )
     add_tls(run)
-    given = parser.parse_args(argv)
-    return Arguments(
-        given.config,
-        given.address,
-        given.log_level,
-        given.log_format,
-        given.runtime_directory,
-        given,
-    )
+    return top
 
 
 def load_server_config(path: Path) -> ServerConfig:

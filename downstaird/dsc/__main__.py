@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Children only ever exec: gRPC's own fork handlers would do nothing but write a line for each.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args([_hyphened(argument) for argument in given])
+    options = parser().parse_args([_hyphened(argument) for argument in given])
     try:
         return _command(options) if options.command == "cmd" else _local(options)
     except StairwellError as error:
@@ -98,7 +98,7 @@ def _local(options: argparse.Namespace) -> int:
 
     starting = options.command == "start"
     if starting and options.cleanup and not options.create:
-        _parser().error("--cleanup deletes regions, so it needs --create to make new ones")
+        parser().error("--cleanup deletes regions, so it needs --create to make new ones")
     tls = None
     if starting:
         tls = daemon_files((options.cert_pem, options.key_pem, options.root_cert_pem), FLAGS)
@@ -145,14 +145,15 @@ def _creation(options: argparse.Namespace) -> CreateOptions:
     return CreateOptions(geometry, cipher, options.cleanup)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Every command with its flags."""
+    top = argparse.ArgumentParser(
         prog="dsc",
         description="Starts, stops and torments downstairs on this machine.",
         epilog=_GUIDE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     start = _add(commands, "start", "Run downstairs, and regions first if asked.", _START_GUIDE)
     start.add_argument("--create", action="store_true", help="make the regions first")
     _add_cleanup(start)
@@ -179,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_places(create)
     _add_geometry(create)
     _add_cmd(commands)
-    return parser
+    return top
 
 
 def _add(

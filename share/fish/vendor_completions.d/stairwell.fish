@@ -1,0 +1,1 @@
+complete --command stairwell --no-files --arguments "(env _STAIRWELL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) stairwell)" --condition "env _STAIRWELL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) stairwell"
