@@ -120,9 +120,13 @@ async def test_it_ends_the_same(
     await cluster.controlplane.start(**{STOP_VARIABLE: ",".join(points)})
     await volume.limit(RATE)
     asked = asyncio.create_task(volume.replace())
-    for _ in points:
-        await stands_still(cluster.controlplane)
-        await kill(volume)
+    for number, point in enumerate(points):
+        try:
+            await stands_still(cluster.controlplane)
+            await kill(volume)
+        except AssertionError as error:
+            error.add_note(f"on the way to {point}, after {points[:number]}")
+            raise
         cluster.controlplane.signal(signal.SIGCONT)
     await asyncio.gather(asked, return_exceptions=True)
     (record,) = await cluster.replacements(volume.disk)
