@@ -59,13 +59,18 @@ async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
         await cluster.controlplane.start()
 
 
-def machine_pid(volume: Volume) -> int:
-    """The process of its machine."""
-    (pid,) = [
+def machine_pids(volume: Volume) -> list[int]:
+    """The process of its machine; none while there is no machine."""
+    return [
         pid
         for pid in children(volume.cluster.vmmd.pid)
         if volume.instance in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     ]
+
+
+def machine_pid(volume: Volume) -> int:
+    """The process of its machine, which is there."""
+    (pid,) = machine_pids(volume)
     return pid
 
 

@@ -21,7 +21,7 @@ from controlplane.breakpoints import STOP_VARIABLE
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from tests.integration.cluster import MIB, Cluster, Program, until
 from tests.integration.nbd_client import NbdClient
-from tests.integration.test_replacement_workflow import FORWARD, machine_pid, role
+from tests.integration.test_replacement_workflow import FORWARD, machine_pids, role
 from tests.integration.volume import Volume, fresh_volume
 
 pytestmark = [
@@ -47,8 +47,11 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
     async with fresh_volume(cluster) as made:
         await made.fill(12 * MIB)
-        yield made
-    cluster.controlplane.signal(signal.SIGCONT)
+        try:
+            yield made
+        finally:
+            # Also after a failure: what is to be taken away has to answer.
+            cluster.controlplane.signal(signal.SIGCONT)
 
 
 async def stands_still(program: Program) -> None:
@@ -83,7 +86,9 @@ async def kill_vmmd(volume: Volume) -> None:
 
 
 async def kill_machine(volume: Volume) -> None:
-    os.kill(machine_pid(volume), signal.SIGKILL)
+    """Nobody, where the one killed before is not made again yet: who makes it stands still."""
+    for pid in machine_pids(volume):
+        os.kill(pid, signal.SIGKILL)
 
 
 async def kill_target(volume: Volume) -> None:

@@ -90,7 +90,6 @@ async def replaced(house: House, file: Path) -> None:
     assert "completed_already" in after.out
 
 
-@pytest.mark.long
 async def test_every_view_has_both_forms(house: House) -> None:
     for words in (
         ("get",), ("list",), ("disk", "status"), ("disk", "status", VOLUME), ("trace",),

@@ -194,7 +194,13 @@ class TopApp(App[None]):
         return str(keys[widget.cursor_row].value) if 0 <= widget.cursor_row < len(keys) else ""
 
     def _in_sight(self) -> list[str]:
-        """The selected disk, then those whose rows can be seen."""
+        """The selected disk, then those whose rows can be seen; none any more once the screen is
+        being taken down."""
+        with contextlib.suppress(NoMatches):
+            return self._seen()
+        return []
+
+    def _seen(self) -> list[str]:
         names = [disk.name for disk in self.model.inventory.disks]
         top = int(self._table("disks").scroll_y)
         return list(dict.fromkeys([self.selected or next(iter(names), ""), *names[top:]]))[
