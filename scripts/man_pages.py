@@ -93,11 +93,15 @@ def completion(shell: str) -> str:
     return told.stdout.strip().replace(sys.executable, "stairwell") + "\n"
 
 
-def files() -> dict[Path, str]:
-    """All of share/, by path."""
-    made = {SHARE / "man" / "man1" / f"{each.path}.1": page(each) for each in programs()}
-    made |= {SHARE / path: completion(shell) for shell, path in COMPLETIONS.items()}
-    return made
+def pages() -> dict[Path, str]:
+    """The man pages, by path."""
+    return {SHARE / "man" / "man1" / f"{each.path}.1": page(each) for each in programs()}
+
+
+def completions() -> dict[Path, str]:
+    """The shells' files, by path. Their text is typer's: a newer one may say it differently, and
+    what is here works all the same, so that they are not checked."""
+    return {SHARE / path: completion(shell) for shell, path in COMPLETIONS.items()}
 
 
 def main() -> int:
@@ -108,7 +112,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 if stale")
     check = parser.parse_args().check
     stale = []
-    for path, text in files().items():
+    for path, text in (pages() if check else pages() | completions()).items():
         if path.exists() and path.read_text() == text:
             continue
         stale.append(path)
