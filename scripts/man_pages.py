@@ -2,7 +2,7 @@
 """Man pages and shell completion of the programs, which the wheel installs.
 
 scripts/man_pages.py           writes share/ anew
-scripts/man_pages.py --check   status 1 when it is not as the programs are now
+scripts/man_pages.py --check   status 1 when a page is not as its program is now
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+# Options that every program of typer's has.
+_TYPERS = {"--help", "--install-completion", "--show-completion"}
 # How a value of a type is shown where the program does not name it.
 _VALUES = {"int": "N", "float": "N", "str": "TEXT", "Path": "FILE", "UUID": "UUID"}
 
@@ -94,7 +96,7 @@ def _of_typer(command: Any, path: str, above: frozenset[str]) -> Command:
     parameters = [
         _of_parameter(each)
         for each in command.params
-        if not getattr(each, "hidden", False) and not {"--help", *above} & set(each.opts)
+        if not getattr(each, "hidden", False) and not {*_TYPERS, *above} & set(each.opts)
     ]
     own = {name for each in command.params for name in each.opts}
     below = getattr(command, "commands", {})
