@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MORE_GUESTS = {
     "test_engine": ("test_a_disk_that_stands_still_for_a_while[45]",),
     "test_engine_vfio_user": (
+        "test_replaced_and_rebooted",
         "test_it_stands_still",
         "test_a_dead_one_is_made_again",
         "test_the_power_button",
@@ -35,7 +36,7 @@ MORE_GUESTS = {
     ),
     "test_vfio_user": (
         "test_a_member_killed_while_the_guest_writes",
-        "test_a_disk_that_stands_still_for_a_while[members]",
+        "test_a_disk_that_stands_still_for_a_while",
     ),
 }
 
