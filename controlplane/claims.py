@@ -143,10 +143,14 @@ class Claims:
             await self._drivers[lease.kind].take(lease)
         except NotFoundError:
             self.let_go(lease.kind, lease.key, lease.epoch)
-        except StairwellError as error:
+        except Exception as error:
+            # Whatever it is: the others that were taken begin, and this one is tried again.
             if self._store.lease_seconds is None:
                 raise
-            _log.warning("cannot be taken up yet", key=lease.key, error=error.message)
+            if isinstance(error, StairwellError):
+                _log.warning("cannot be taken up yet", key=lease.key, error=error.message)
+            else:
+                _log.exception("cannot be taken up yet", key=lease.key)
             if self.epoch(lease.kind, lease.key) == lease.epoch:
                 self._untold.append(lease)
 

@@ -7,7 +7,9 @@ and a step of a checkpoint are each one observation. Counts begin anew with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,7 +20,6 @@ from stairlib.telemetry.process_metrics import observe_process
 from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE
 
 if TYPE_CHECKING:
-    from downstaird.core.session import Counters
     from downstaird.region_host import RegionHost
 
 SESSIONS = Metric(
@@ -66,52 +67,55 @@ WORK = Metric(
 )
 METRICS: Final = (SESSIONS, EXTENTS, STORED, BYTES, FRAMES, FAILED, COPIED, WORK)
 
+# A loop that does not answer in this time is told of by its absence.
+ASK_SECONDS: Final = 5.0
 _WORK_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 _STATES: Final = (("dirty", FLAG_DIRTY), ("incomplete", FLAG_INCOMPLETE), ("faulted", FLAG_FAULTED))
 
 
 class RegionMetrics:
-    """The instruments of one region in service; they read from it on whatever thread asks."""
+    """The instruments of one region in service. Whoever reads them has a thread of its own; the
+    region is asked on its loop, so that what is told is of one moment. End the metrics before the
+    region, and not on the loop."""
 
     def __init__(self, metrics: Metrics, host: RegionHost) -> None:
         self._host = host
+        self._loop = asyncio.get_running_loop()
         self._block_size = host.engine.definition.geometry.block_size
         self._work = metrics.histogram(WORK, _WORK_BUCKETS)
         host.lane.took = self._took
         for metric, read in (
-            (SESSIONS, self._sessions),
+            (SESSIONS, lambda: [Observation(host.session_count)]),
             (EXTENTS, self._extents),
-            (STORED, self._stored),
+            (STORED, lambda: [Observation(host.engine.stored_bytes())]),
             (BYTES, self._bytes),
-            (FRAMES, lambda _: self._one(host.totals().frames)),
-            (FAILED, lambda _: self._one(host.totals().failed)),
-            (COPIED, lambda _: self._one(host.totals().copied_bytes)),
+            (FRAMES, lambda: [Observation(host.totals().frames)]),
+            (FAILED, lambda: [Observation(host.totals().failed)]),
+            (COPIED, lambda: [Observation(host.totals().copied_bytes)]),
         ):
-            metrics.observe(metric, read)
+            metrics.observe(metric, partial(self._asked, read))
         observe_process(metrics)
 
     def _took(self, kind: str, seconds: float, *, failed: bool) -> None:
         self._work.record(seconds, {"kind": kind, "outcome": "failed" if failed else "ok"})
 
-    @staticmethod
-    def _one(value: int) -> Iterable[Observation]:
-        return [Observation(value)]
+    def _asked(
+        self, read: Callable[[], list[Observation]], _options: CallbackOptions
+    ) -> list[Observation]:
+        async def asked() -> list[Observation]:
+            return read()
 
-    def _sessions(self, _options: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(self._host.session_count)]
+        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result(ASK_SECONDS)
 
-    def _extents(self, _options: CallbackOptions) -> Iterable[Observation]:
+    def _extents(self) -> list[Observation]:
         flags = self._host.engine.extent_states().flags
         found = [Observation(len(flags), {"state": "total"})]
         for name, flag in _STATES:
             found.append(Observation(int(np.count_nonzero(flags & flag)), {"state": name}))
         return found
 
-    def _stored(self, _options: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(self._host.engine.stored_bytes())]
-
-    def _bytes(self, _options: CallbackOptions) -> Iterable[Observation]:
-        totals: Counters = self._host.totals()
+    def _bytes(self) -> list[Observation]:
+        totals = self._host.totals()
         return [
             Observation(totals.read_blocks * self._block_size, {"direction": "read"}),
             Observation(totals.written_blocks * self._block_size, {"direction": "write"}),

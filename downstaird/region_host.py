@@ -183,8 +183,8 @@ class RegionHost:
         return len(self._sessions())
 
     def totals(self) -> Counters:
-        """Of all sessions so far. May be called on any thread."""
-        present = [conversation.session for conversation in list(self.conversations)]
+        """Of all sessions so far."""
+        present = [conversation.session for conversation in self.conversations]
         return sum((one.counters for one in present if one is not None), self._ended)
 
     @property
@@ -202,7 +202,7 @@ class RegionHost:
             conversation.lane_changed(free=free and self.lane.free)
 
     def _sessions(self) -> list[Session]:
-        found = [conversation.session for conversation in list(self.conversations)]
+        found = [conversation.session for conversation in self.conversations]
         return [session for session in found if session is not None and not session.ended]
 
     def _check(self) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Self, TypeVar
 
 import grpc.aio
@@ -23,7 +23,7 @@ from controlplane.cli.plain import dump
 from controlplane.cli.settings import CALL_SECONDS, Output, Settings
 from stairlib.model.errors import UnavailableError
 from stairlib.rpc.channel import open_channel
-from stairlib.rpc.errors import translated
+from stairlib.rpc.tls import saying_why
 from stairlib.telemetry.tracing import Tracing
 from stairwell.controlplane.v1.disk_service_pb2_grpc import DiskServiceStub
 from stairwell.controlplane.v1.fleet_service_pb2_grpc import FleetServiceStub
@@ -118,17 +118,12 @@ class Session:
         """Whether stdout belongs to a program."""
         return self.settings.output is Output.JSON
 
-    @asynccontextmanager
-    async def _said(self) -> AsyncIterator[None]:
+    def _said(self) -> AbstractAsyncContextManager[None]:
         """Failures as domain errors; what is wrong with certificates is found out and said."""
-        try:
-            with translated(self.peer):
-                yield
-        except UnavailableError as error:
-            found = await self.settings.credentials.why(self.settings.address, error)
-            if found is error:
-                raise
-            raise found from error
+        settings = self.settings
+        return saying_why(
+            self.peer, lambda error: settings.credentials.why(settings.address, error)
+        )
 
     async def call(
         self,

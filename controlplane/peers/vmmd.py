@@ -7,7 +7,7 @@ that is left, for whatever reason, is cancelled on the other side.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -15,12 +15,10 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from stairlib.model.construction import Construction
-from stairlib.model.errors import UnavailableError
 from stairlib.rpc.channel import open_channel
-from stairlib.rpc.errors import translated
 from stairlib.rpc.flags import FLAGS
 from stairlib.rpc.renewed_channel import RenewedChannel
-from stairlib.rpc.tls import Kind, TlsFiles, why
+from stairlib.rpc.tls import Kind, TlsFiles, saying_why, why
 from stairlib.telemetry.trace_service import collect
 from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.construction import to_message
@@ -89,17 +87,11 @@ class Vmmd:
         """Ends every call and the connection."""
         await self._channel.close()
 
-    @asynccontextmanager
-    async def _said(self) -> AsyncIterator[None]:
+    def _said(self) -> AbstractAsyncContextManager[None]:
         """Failures as domain errors; what is wrong with certificates is found out and said."""
-        try:
-            with translated(self.peer):
-                yield
-        except UnavailableError as error:
-            found = await why(self.address, error, self._tls, _KIND, _REMEDY)
-            if found is error:
-                raise
-            raise found from error
+        return saying_why(
+            self.peer, lambda error: why(self.address, error, self._tls, _KIND, _REMEDY)
+        )
 
     def channels(self, _machine_id: str = "") -> list[tuple[str, grpc.aio.Channel]]:
         """(name, channel) of those behind the control plane in a trace."""
@@ -142,7 +134,7 @@ class Vmmd:
     async def plug_disk(self, machine_id: UUID, disk: machine_pb.MachineDisk) -> machine_pb.Machine:
         """Gives a running machine one more disk; returns once its guest can see it."""
         request = machine_pb.PlugDiskRequest(id=str(machine_id), disk=disk)
-        with translated(self.peer):
+        async with self._said():
             answer = await self._machines.PlugDisk(request, timeout=PLUG_SECONDS)
         machine: machine_pb.Machine = answer.machine
         return machine
@@ -151,7 +143,7 @@ class Vmmd:
         """Returns once the guest has let it go; NotFoundError (its kind says) when vmmd knows no
         such machine, or the machine no such disk."""
         request = machine_pb.UnplugDiskRequest(id=str(machine_id), disk=disk)
-        with translated(self.peer):
+        async with self._said():
             answer = await self._machines.UnplugDisk(request, timeout=PLUG_SECONDS)
         machine: machine_pb.Machine = answer.machine
         return machine

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from downstaird import regions
 from downstaird.config import RunOptions
 from downstaird.core.engine import Engine
@@ -47,10 +49,11 @@ async def _serve(options: RunOptions, stop: StopSignal) -> int:
             )
             await stop.event.wait()
         finally:
+            if metrics is not None:
+                # It may read once more, which the loop answers.
+                await asyncio.to_thread(metrics.shutdown)
             await daemon.stop()
     finally:
-        if metrics is not None:
-            metrics.shutdown()
         tracing.shutdown()
     return 0
 

@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
 from downstaird.core.engine import Marks
+from downstaird.core.mask_runs import Mask
 from stairlib.model.errors import InvalidRequestError, StateError
-
-Mask = npt.NDArray[np.bool_]
 
 
 def in_order(marks: Marks, extent_count: int) -> Marks:

@@ -15,8 +15,8 @@ wait."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from operator import add
 
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.extent_answers import ExtentAnswers
@@ -140,10 +140,7 @@ class Counters:
     written_blocks: int = 0
 
     def __add__(self, other: Counters) -> Counters:
-        return Counters(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(astuple(self))
+        return Counters(*map(add, astuple(self), astuple(other)))
 
 
 class Session:

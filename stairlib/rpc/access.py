@@ -20,8 +20,8 @@ from typing import Final
 from stairlib.model.errors import RefusedError
 
 URI_SCHEME: Final = "stairwell"
-# As in stairlib.rpc.tls: what a downstairs' certificate may be for, as in the original.
-_SLOT_NAMES: Final = frozenset({"downstairs0", "downstairs1", "downstairs2"})
+# The certificate of a downstairs may be for any of these, or for the host it is reached by.
+SLOT_NAMES: Final = ("downstairs0", "downstairs1", "downstairs2")
 _SHOWN_MAX: Final = 128
 
 
@@ -152,7 +152,7 @@ def certificate_caller(uris: Iterable[str], dns_names: Iterable[str], shown: str
         if found := _ROLE_URI.fullmatch(uri):
             roles.add(Role(found["role"]))
             names.append(found["name"])
-    slots = [name for name in dns_names if name in _SLOT_NAMES]
+    slots = [name for name in dns_names if name in SLOT_NAMES]
     if slots:
         roles.add(Role.DAEMON)
     name = next(filter(None, (*names, *slots, shown)), "")[:_SHOWN_MAX]

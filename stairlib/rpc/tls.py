@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,8 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
+from stairlib.rpc.access import SLOT_NAMES
+from stairlib.rpc.errors import translated
 from stairlib.rpc.renewal import Renewed
 from stairlib.runtime.addresses import parse_address
 
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 _T = TypeVar("_T")
-# The certificate of a downstairs may be for any of these, or for the host it is reached by.
-SLOT_NAMES: Final = ("downstairs0", "downstairs1", "downstairs2")
 # A daemon on the network ends a handshake within milliseconds; one that hangs is given up.
 HANDSHAKE_SECONDS: Final = 3.0
 # Certificates take a few KiB; a path that leads to something else must not fill the memory.
@@ -292,6 +292,22 @@ async def why(
     except UnavailableError as found:
         return found if found.reason.startswith("TLS_") else error
     return error
+
+
+@contextlib.asynccontextmanager
+async def saying_why(
+    peer: str, find: Callable[[UnavailableError], Awaitable[UnavailableError]]
+) -> AsyncIterator[None]:
+    """Failures of calls to `peer` as domain errors; of one that cannot be reached, what `find`
+    finds to be wrong with certificates."""
+    try:
+        with translated(peer):
+            yield
+    except UnavailableError as error:
+        found = await find(error)
+        if found is error:
+            raise
+        raise found from error
 
 
 async def explained(

@@ -36,7 +36,7 @@ MORE_GUESTS = {
     ),
     "test_vfio_user": (
         "test_a_member_killed_while_the_guest_writes",
-        "test_a_disk_that_stands_still_for_a_while",
+        "test_a_disk_that_stands_still_for_a_while[members]",
     ),
 }
 

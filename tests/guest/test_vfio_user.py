@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +12,14 @@ from typing import Any
 import pytest
 
 from tests.guest.machine import Guest, tools_disk, verified_work, vfio_user_disk
-from tests.guest.test_vhost_user import CHURN, TROUBLE, killed, machine_pid, rows_seen, run
+from tests.guest.test_vhost_user import (
+    CHURN,
+    TROUBLE,
+    killed,
+    rows_seen,
+    run,
+    written_while_it_stands_still,
+)
 from tests.integration.cluster import until
 from tests.integration.volume import SLOT_ACTIVE, Volume
 
@@ -181,18 +186,7 @@ async def test_a_disk_that_stands_still_for_a_while(
     process does, and the driver asks after 30 s to abort what it waits for. Nothing fails."""
     async with guest_on(volume, image, newer_qemu, tmp_path) as guest:
         await mounted(guest, 4)
-        members = [member.pid for member in volume.downstairs[:2]]
-        stopped = members if what == "members" else [machine_pid(volume)]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        writing = guest.send("cp /tmp/r /mnt/r && sync && cmp /tmp/r /mnt/r")
-        try:
-            # What is tested is time that passes.
-            await asyncio.sleep(10 if what == "members" else 45)
-        finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-        await asyncio.to_thread(guest.wait, writing)
+        await written_while_it_stands_still(volume, guest, what)
         await unmounted(guest)
         errors = "I/O error|Buffer I/O|EXT4-fs error|controller is down"
         await run(guest, f'dmesg > /tmp/log; ! grep -E "{errors}" /tmp/log')

@@ -236,6 +236,23 @@ def rows_seen(guest: Guest, least: int) -> int:
     return highest
 
 
+async def written_while_it_stands_still(volume: Volume, guest: Guest, what: str) -> None:
+    """The guest writes to /mnt while two members stand still for 10 s, or the machine's process for
+    45 s."""
+    members = [member.pid for member in volume.downstairs[:2]]
+    stopped = members if what == "members" else [machine_pid(volume)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    writing = guest.send("cp /tmp/r /mnt/r && sync && cmp /tmp/r /mnt/r")
+    try:
+        # What is tested is time that passes.
+        await asyncio.sleep(10 if what == "members" else 45)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    await asyncio.to_thread(guest.wait, writing)
+
+
 @pytest.mark.parametrize("what", ["members", "machine"])
 async def test_a_disk_that_stands_still_for_a_while(
     volume: Volume, image: Path, tmp_path: Path, what: str
@@ -244,18 +261,7 @@ async def test_a_disk_that_stands_still_for_a_while(
     process does, and nothing is answered at all. Nothing fails."""
     async with guest_on(volume, image, tmp_path) as guest:
         await mounted(guest, 4)
-        members = [member.pid for member in volume.downstairs[:2]]
-        stopped = members if what == "members" else [machine_pid(volume)]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        writing = guest.send("cp /tmp/r /mnt/r && sync && cmp /tmp/r /mnt/r")
-        try:
-            # What is tested is time that passes.
-            await asyncio.sleep(10 if what == "members" else 45)
-        finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGCONT)
-        await asyncio.to_thread(guest.wait, writing)
+        await written_while_it_stands_still(volume, guest, what)
         await unmounted(guest)
     await volume.settled()
     await volume.verify()

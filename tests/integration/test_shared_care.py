@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -20,7 +19,7 @@ from stairwell.controlplane.v1 import fleet_service_pb2_grpc as pb_grpc
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from tests.integration.cluster import MIB, Cluster, Program, until
 from tests.integration.test_fleet import begun, volumes, waiting
-from tests.integration.test_shared_database import LEASE_SECONDS, Planes
+from tests.integration.test_shared_database import LEASE_SECONDS, Planes, three_planes
 from tests.integration.volume import Volume
 from tests.postgres_server import PostgresServer
 
@@ -32,23 +31,14 @@ pytestmark = [
 ]
 
 SLOW = 2 * MIB
-WORD = "takes care of the fleet"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def planes(
     tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
 ) -> AsyncIterator[Planes]:
-    folder: Path = tmp_path_factory.mktemp("care") / "cluster"
-    env = {"STAIRWELL_DATABASE": postgres.new_database(), "STAIRWELL_SECRET_KEY": "5a" * 32}
-    cluster = Cluster(folder, env)
-    try:
-        made = Planes(cluster, postgres)
-        await asyncio.gather(cluster.vmmd.start(), *(each.start() for each in made.all))
-        cluster.controlplane = made.all[0]
+    async with three_planes(tmp_path_factory.mktemp("care") / "cluster", postgres) as made:
         yield made
-    finally:
-        await cluster.close()
 
 
 async def in_charge(planes: Planes) -> Program:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +79,27 @@ class Planes:
         return [each for each in map(json.loads, lines) if each.get("event") == event]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def planes(
-    tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
-) -> AsyncIterator[Planes]:
-    folder: Path = tmp_path_factory.mktemp("shared") / "cluster"
-    env = {"STAIRWELL_DATABASE": postgres.new_database(), "STAIRWELL_SECRET_KEY": "5a" * 32}
+@asynccontextmanager
+async def three_planes(folder: Path, server: PostgresServer) -> AsyncIterator[Planes]:
+    """All serving, on a database of their own; gone afterwards."""
+    env = {"STAIRWELL_DATABASE": server.new_database(), "STAIRWELL_SECRET_KEY": "5a" * 32}
     cluster = Cluster(folder, env)
     try:
-        made = Planes(cluster, postgres)
+        made = Planes(cluster, server)
         # All at once on an empty database: one makes the schema, the others wait for it.
         await asyncio.gather(cluster.vmmd.start(), *(each.start() for each in made.all))
         cluster.controlplane = made.all[0]
         yield made
     finally:
         await cluster.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def planes(
+    tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
+) -> AsyncIterator[Planes]:
+    async with three_planes(tmp_path_factory.mktemp("shared") / "cluster", postgres) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")

@@ -33,6 +33,7 @@ from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import Backend
 from vmmd.block.confinement import Confinement
 from vmmd.block.file import FileBackend
+from vmmd.block.hypervisor_export import is_served
 from vmmd.block.nbd import NbdExport
 from vmmd.block.volume import Volume
 from vmmd.core.guest_events import GuestSignal
@@ -53,7 +54,7 @@ from vmmd.guest.machine_guest import GuestSystem
 from vmmd.hw.nvme.controller import InterruptKind
 from vmmd.machine.console import Console
 from vmmd.mapping import CONSTRUCTION
-from vmmd.vfio_user.export import VfioUserExport, is_served
+from vmmd.vfio_user.export import VfioUserExport
 from vmmd.vhost_user.export import VhostUserExport
 
 log = get_logger(__name__)

@@ -10,19 +10,16 @@ power-on, and waits for the next one. What was flushed is durable; the rest is a
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import platform
 import socket as sockets
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
-from stairlib.model.errors import UnavailableError
 from stairlib.telemetry.logs import get_logger
 from vmmd.block.attachment import AttachmentCounters
 from vmmd.block.backend import Backend
+from vmmd.block.hypervisor_export import HypervisorExport
 from vmmd.hw.nvme.controller import VECTORS, InterruptKind, NvmeController
 from vmmd.hw.nvme.doorbells import Beside
 from vmmd.hw.pci.device import PciFunction
@@ -35,18 +32,13 @@ from vmmd.vfio_user.session import Refused, Session
 _log = get_logger(__name__)
 
 _STOP_SECONDS = 5.0
-# The order of stores in shared memory is that of the program there; elsewhere barriers were needed.
-_ORDERED = ("x86_64", "AMD64")
 _IRQ_OF = {InterruptKind.MSIX: Irq.MSIX, InterruptKind.MSI: Irq.MSI}
 
 
-def is_served() -> bool:
-    """Whether this host's processors keep the order that shared memory needs."""
-    return platform.machine() in _ORDERED
-
-
-class VfioUserExport:
+class VfioUserExport(HypervisorExport):
     """See the module. Satisfies `core.conversation.Device`."""
+
+    protocol = "vfio-user"
 
     def __init__(
         self,
@@ -57,7 +49,7 @@ class VfioUserExport:
         socket: Path | str,
         interrupts: InterruptKind = InterruptKind.MSIX,
     ) -> None:
-        self.path = str(socket)
+        super().__init__(socket)
         self._memory = MappedMemory()
         self._interrupts = EventInterrupts()
         self._vectors = {_IRQ_OF[interrupts]: VECTORS, Irq.ERROR: 1, Irq.REQUEST: 1}
@@ -70,63 +62,16 @@ class VfioUserExport:
             fire=self._interrupts.fire,
         )
         self._controller.attach(self._memory, _no_message)
-        self._listener: sockets.socket | None = None
         self._session: Session | None = None
-        self._inode = 0
-        # Set while no hypervisor is there.
-        self.disconnected = asyncio.Event()
-        self.disconnected.set()
 
     @property
     def counters(self) -> AttachmentCounters:
         """What it asked of its backend so far."""
         return self._controller.counters
 
-    @property
-    def listening(self) -> bool:
-        """Whether it was started."""
-        return self._listener is not None
-
-    @property
-    def connected(self) -> bool:
-        """Whether a hypervisor is there."""
-        return self._session is not None
-
-    async def start(self) -> None:
-        """Listens; UnavailableError when the socket cannot be had."""
-        if not is_served():
-            raise UnavailableError(
-                f"vfio-user is not served on {platform.machine()}: use the NBD export",
-                reason="UNSUPPORTED",
-            )
-        loop = asyncio.get_running_loop()
-        listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
-            listener.bind(self.path)
-            self._inode = os.stat(self.path).st_ino
-            listener.listen(1)
-        except OSError as error:
-            listener.close()
-            raise UnavailableError(
-                f"the vfio-user export cannot listen on {self.path}: {error.strerror or error}",
-                reason="PORT_IN_USE",
-            ) from error
-        listener.setblocking(False)
-        self._listener = listener
-        loop.add_reader(listener.fileno(), self._accept)
-
     async def stop(self) -> None:
         """Stops listening, hangs up, and waits a moment for what is in flight."""
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-            # Another process may have taken the path over meanwhile.
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path).st_ino == self._inode:
-                    os.unlink(self.path)
+        self.stop_listening()
         if self._session is not None:
             self._session.close()
         idle = asyncio.Event()
@@ -139,21 +84,9 @@ class VfioUserExport:
             _log.warning("vfio-user requests left at stop", count=count)
         self._controller.halt()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            connection, _address = self._listener.accept()
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                _log.warning("connection not accepted", reason=error.strerror or str(error))
-            return
-        if self._session is not None:
-            _log.warning("second hypervisor refused: a controller serves one", socket=self.path)
-            connection.close()
-            return
+    def begin(self, connection: sockets.socket) -> None:
+        """As HypervisorExport."""
         self._session = Session(connection, self._converse, self._controller.gathering, self._ended)
-        self.disconnected.clear()
-        _log.info("hypervisor connected", socket=self.path)
 
     def _converse(self, refused: Refused) -> Conversation:
         return Conversation(self, self._memory, self._interrupts, self._vectors, refused)
@@ -164,8 +97,7 @@ class VfioUserExport:
         self._interrupts.close()
         self._controller.reset()
         self._memory.clear()
-        self.disconnected.set()
-        _log.info("hypervisor disconnected", socket=self.path)
+        self.ended()
 
     # --- the conversation's calls
 

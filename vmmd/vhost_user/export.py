@@ -11,17 +11,14 @@ then what was in flight is begun again: the guest notices a pause and nothing el
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import platform
 import socket as sockets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stairlib.model.errors import UnavailableError
 from stairlib.telemetry.logs import get_logger
 from vmmd.block.attachment import Attachment, AttachmentCounters
 from vmmd.block.backend import Backend, BlockOp, BlockStatus, Completion, Request
+from vmmd.block.hypervisor_export import HypervisorExport
 from vmmd.block.pieces import DISCARD_PIECE_BYTES, TRANSFER_PIECE_BYTES, ZEROES, split
 from vmmd.hw.virtio.ring import Chain
 from vmmd.hw.virtio_blk import identify
@@ -39,87 +36,40 @@ REDO_SECONDS = 1.0
 # Changes made again at one time.
 REDO_REQUESTS = 64
 _STOP_SECONDS = 5.0
-# The order of stores in shared memory is that of the program there; elsewhere barriers were needed.
-_ORDERED = ("x86_64", "AMD64")
 
 
-class VhostUserExport:
+class VhostUserExport(HypervisorExport):
     """See the module. Satisfies `session.Device`."""
+
+    protocol = "vhost-user"
 
     def __init__(
         self, backend: Backend, *, serial: str, socket: Path | str, rings: int = RINGS
     ) -> None:
-        self.path = str(socket)
+        super().__init__(socket)
         self.rings = rings
         self.journal_bytes = 0 if backend.info.read_only else JOURNAL_BYTES
         self._attachment = Attachment(backend)
         self._core = VirtioBlkCore(backend.info, serial)
         self.features = identify.features(backend.info, rings)
         self.config = identify.config(backend.info, rings)
-        self._listener: sockets.socket | None = None
         self._session: Session | None = None
         self._serving: asyncio.Task[None] | None = None
         self._redoing: asyncio.Task[None] | None = None
         self._requests: list[Request] = []
         self._done: dict[int, list[tuple[int, int]]] = {}
         self._working = False
-        self._inode = 0
         self._journal: ChangeJournal | None = None
-        # Set while no hypervisor is there.
-        self.disconnected = asyncio.Event()
-        self.disconnected.set()
 
     @property
     def counters(self) -> AttachmentCounters:
         """What it asked of its backend so far."""
         return self._attachment.counters
 
-    @property
-    def listening(self) -> bool:
-        """Whether it was started."""
-        return self._listener is not None
-
-    @property
-    def connected(self) -> bool:
-        """Whether a hypervisor is there."""
-        return self._session is not None
-
-    async def start(self) -> None:
-        """Listens; UnavailableError when the socket cannot be had."""
-        if platform.machine() not in _ORDERED:
-            raise UnavailableError(
-                f"vhost-user is not served on {platform.machine()}: use the NBD export",
-                reason="UNSUPPORTED",
-            )
-        loop = asyncio.get_running_loop()
-        listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
-            listener.bind(self.path)
-            self._inode = os.stat(self.path).st_ino
-            listener.listen(1)
-        except OSError as error:
-            listener.close()
-            raise UnavailableError(
-                f"the vhost-user export cannot listen on {self.path}: {error.strerror or error}",
-                reason="PORT_IN_USE",
-            ) from error
-        listener.setblocking(False)
-        self._listener = listener
-        loop.add_reader(listener.fileno(), self._accept)
-
     async def stop(self) -> None:
         """Stops listening, hangs up, and waits a moment for what is in flight; then nothing of what
         was acknowledged is left to be made again."""
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-            # Another process may have taken the path over meanwhile.
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path).st_ino == self._inode:
-                    os.unlink(self.path)
+        self.stop_listening()
         journal = self._journal if self._redoing is None else None
         for task in (self._serving, self._redoing):
             if task is not None:
@@ -146,24 +96,12 @@ class VhostUserExport:
         except TimeoutError:
             _log.warning("changes left in the journal at stop", socket=self.path)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            connection, _address = self._listener.accept()
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                _log.warning("connection not accepted", reason=error.strerror or str(error))
-            return
-        if self._session is not None:
-            _log.warning("second hypervisor refused: a disk serves one", socket=self.path)
-            connection.close()
-            return
+    def begin(self, connection: sockets.socket) -> None:
+        """As HypervisorExport."""
         self._session = Session(connection, self)
-        self.disconnected.clear()
         self._serving = asyncio.create_task(self._serve(self._session), name="vhost-user")
 
     async def _serve(self, session: Session) -> None:
-        _log.info("hypervisor connected", socket=self.path)
         try:
             await session.run()
         finally:
@@ -173,8 +111,7 @@ class VhostUserExport:
                 self._redoing.cancel()
             self._core.use_journal(NoJournal())
             self._journal = None
-            self.disconnected.set()
-            _log.info("hypervisor disconnected", socket=self.path)
+            self.ended()
 
     # --- the session's calls
 

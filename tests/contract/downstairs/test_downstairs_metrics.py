@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -22,7 +23,7 @@ async def metered(serve):
     metrics = Metrics.configure("downstairs", "test", "127.0.0.1:0")
     RegionMetrics(metrics, downstairs.daemon.host)
     yield downstairs, metrics.address
-    metrics.shutdown()
+    await asyncio.to_thread(metrics.shutdown)
 
 
 async def test_what_sessions_do_is_added_up_also_when_they_have_ended(metered, upstairs) -> None:

@@ -128,6 +128,18 @@ async def test_one_that_cannot_begin_yet_is_told_again_and_one_that_is_gone_is_n
     await claims.halt()
 
 
+async def test_one_that_fails_as_nobody_foresaw_holds_up_no_other_and_is_tried_again() -> None:
+    store = Leases()
+    claims, told = await started(store)
+    told.failures = [ValueError("notes of something else")]
+    store.free = [store.lease("a"), store.lease("b")]
+    claims.wake()
+    async with asyncio.timeout(20):
+        assert [(await told.taken.get()).key for _ in range(2)] == ["b", "a"]
+    assert claims.epoch(Kind.SCRUB, "a") == claims.epoch(Kind.SCRUB, "b") == 1
+    await claims.halt()
+
+
 async def test_alone_with_its_store_it_keeps_everything() -> None:
     store = Leases()
     store.lease_seconds = None

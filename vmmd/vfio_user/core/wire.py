@@ -9,6 +9,7 @@ that are passed on; real-guests-and-containers.md §C2 for what QEMU really says
 from __future__ import annotations
 
 import enum
+import errno
 import json
 import struct
 from collections.abc import Iterator
@@ -261,17 +262,17 @@ def irq_info_payload(index: int, count: int) -> bytes:
 def irq_set(payload: bytes) -> IrqSet:
     """Of DEVICE_SET_IRQS; RequestError for what is not offered, such as masking."""
     if len(payload) < _IRQ_SET.size:
-        raise RequestError(22, f"{len(payload)} bytes of interrupts")
+        raise RequestError(errno.EINVAL, f"{len(payload)} bytes of interrupts")
     _argsz, flags, index, start, count = _IRQ_SET.unpack_from(payload)
     if flags & _ACTION_MASK != ACTION_TRIGGER or flags & ~(_ACTION_MASK | _DATA_MASK):
-        raise RequestError(22, f"interrupts with flags {flags:#x}")
+        raise RequestError(errno.EINVAL, f"interrupts with flags {flags:#x}")
     try:
         data = IrqData(flags & _DATA_MASK)
     except ValueError:
-        raise RequestError(22, f"interrupts with flags {flags:#x}") from None
+        raise RequestError(errno.EINVAL, f"interrupts with flags {flags:#x}") from None
     states = payload[_IRQ_SET.size :] if data is IrqData.BOOL else b""
     if data is IrqData.BOOL and len(states) < count:
-        raise RequestError(22, f"{len(states)} states of {count} interrupts")
+        raise RequestError(errno.EINVAL, f"{len(states)} states of {count} interrupts")
     return IrqSet(data, index, start, count, states[:count])
 
 
@@ -284,11 +285,11 @@ def read_access(payload: bytes) -> Access:
 def write_access(payload: bytes) -> Access:
     """Of REGION_WRITE."""
     if len(payload) < _ACCESS.size:
-        raise RequestError(22, "a write that is cut off")
+        raise RequestError(errno.EINVAL, "a write that is cut off")
     offset, region, count = _ACCESS.unpack_from(payload)
     data = payload[_ACCESS.size :]
     if len(data) != count:
-        raise RequestError(22, f"a write of {count} bytes with {len(data)}")
+        raise RequestError(errno.EINVAL, f"a write of {count} bytes with {len(data)}")
     return Access(offset, region, count, data)
 
 
@@ -300,17 +301,17 @@ def access_payload(access: Access, data: bytes = b"") -> bytes:
 def write_accesses(payload: bytes) -> Iterator[Access]:
     """Of REGION_WRITE_MULTI, in their order; RequestError before the first one of a bad message."""
     if len(payload) < _MULTI.size:
-        raise RequestError(22, "writes that are cut off")
+        raise RequestError(errno.EINVAL, "writes that are cut off")
     (count,) = _MULTI.unpack_from(payload)
     raw = payload[_MULTI.size :]
     if count > MULTI_WRITES_MAX or len(raw) < count * _MULTI_WRITE.size:
-        raise RequestError(22, f"{count} writes in {len(payload)} bytes")
+        raise RequestError(errno.EINVAL, f"{count} writes in {len(payload)} bytes")
     found = [
         Access(offset, region, size, data[:size])
         for offset, region, size, data in _MULTI_WRITE.iter_unpack(raw[: count * _MULTI_WRITE.size])
     ]
     if any(access.size != len(access.data) for access in found):
-        raise RequestError(22, "one of several writes is of more than 8 bytes")
+        raise RequestError(errno.EINVAL, "one of several writes is of more than 8 bytes")
     return iter(found)
 
 
@@ -322,5 +323,7 @@ def multi_payload(count: int) -> bytes:
 def _exactly(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
     """RequestError (EINVAL) unless the payload holds it; more is left alone."""
     if len(payload) < layout.size:
-        raise RequestError(22, f"a payload of {len(payload)} bytes in place of {layout.size}")
+        raise RequestError(
+            errno.EINVAL, f"a payload of {len(payload)} bytes in place of {layout.size}"
+        )
     return layout.unpack_from(payload)
