@@ -112,7 +112,9 @@ class ExtentCopier:
         self._running_max = 0
         self._bucket = TokenBucket()
         # Who is in it is the next to move a chunk: the copies take turns, in the order they came.
+        # What was counted does not queue behind who still waits for the limit: that may be long.
         self._gate = asyncio.Lock()
+        self._resting = asyncio.Lock()
         self._news = asyncio.Event()
         self._rests = Rests()
         self._stride = Stride(STEP_BYTES, CHUNK_BYTES_MAX, session.counters.guest_frames)
@@ -420,14 +422,14 @@ class ExtentCopier:
         counted before."""
         while number not in allowed(self._running, self._running_max):
             await self._told(None)
-        async with self._gate:
-            while (wait := self._wait(count)) > 0:
+        if count:
+            async with self._gate:
+                while (wait := self._bucket.wait(self._loop.time())) > 0:
+                    await self._told(wait)
+                self._bucket.take(count, self._loop.time())
+        async with self._resting:
+            while (wait := self._rests.wait(self._loop.time())) > 0:
                 await self._told(wait)
-            self._bucket.take(count, self._loop.time())
-
-    def _wait(self, count: int) -> float:
-        now = self._loop.time()
-        return max(self._bucket.wait(now) if count else 0.0, self._rests.wait(now))
 
     async def _told(self, seconds: float | None) -> None:
         """Waits so long, or until the limits or the copies that run are others."""

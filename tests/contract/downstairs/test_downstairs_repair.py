@@ -8,6 +8,7 @@ import uuid
 import numpy as np
 import pytest
 
+from downstaird import extent_copier
 from downstaird.core.repair_plan import checksum
 from downstaird.services import repair_service
 from downstaird.services.repair_service import RepairServicer
@@ -474,6 +475,37 @@ async def test_a_raised_rate_ends_the_wait_under_the_old_one(serve, upstairs):
     # The next chunk would come in three days.
     done, _ = await asyncio.wait(futures, timeout=0.5)
     assert not done
+    await b.one(OpKind.REPAIR_LIMIT, number=0)
+    answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
+    assert {answer.status for answer in answers} == {OpStatus.OK}
+
+
+async def test_what_was_counted_waits_for_nobody_elses_turn(serve, upstairs, monkeypatch):
+    """A chunk that is checked while the next copy already waits for the limit is still merged."""
+    source, target = await serve(), await serve()
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await fill(a, 1, extents=range(2))
+    await b.do(begin(), flush(1))
+    await b.one(OpKind.REPAIR_LIMIT, number=1)
+    arrived, second = [], asyncio.Event()
+    threads = target.daemon.host.repair_threads
+    checked = threads.call
+
+    def counted(message):
+        arrived.append(message)
+        if len(arrived) == 2:
+            second.set()
+        return decode_chunk(message)
+
+    async def checked_late(check):
+        await second.wait()
+        return await checked(check)
+
+    monkeypatch.setattr(extent_copier, "decode_chunk", counted)
+    monkeypatch.setattr(threads, "call", checked_late)
+    futures = b.start_ops(*copies(source, upstairs, 1, range(2)))
+    stored = target.daemon.host.engine
+    await eventually(lambda: stored.contexts(0, EXTENTS * PER_EXTENT).any())
     await b.one(OpKind.REPAIR_LIMIT, number=0)
     answers = await asyncio.wait_for(asyncio.gather(*futures), 30)
     assert {answer.status for answer in answers} == {OpStatus.OK}
