@@ -73,7 +73,7 @@ def look(record: Replacement, info: pb.VolumeInfo, at: float) -> Event:
         mending = _mending(record, region)
         if mending:
             return core.Observed(at=at, blocked_on=mending)
-        return core.Repaired(at=at)
+        return core.Repaired(at=at, bytes_copied=slot.repaired_bytes)
     if region.state == pb.VOLUME_STATE_DISABLED:
         return core.StepFailed(at=at, error=f"the volume is disabled: {region.reason}")
     if slot.HasField("repair"):

@@ -73,6 +73,11 @@ def observe(
     )
 
 
+def copied_in_the_end(progress: Progress, bytes_copied: int) -> Progress:
+    """The progress when the repair has ended, often well after the last look at it."""
+    return replace(progress, bytes_copied=max(progress.bytes_copied, bytes_copied))
+
+
 def pause(progress: Progress) -> Progress:
     """The progress while nothing is copied: no rate, and the next look starts a new one."""
     return replace(progress, bytes_per_second=0.0, observed_bytes=0, observed_at=None)

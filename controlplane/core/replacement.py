@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from controlplane.core.placement import Placement
-from controlplane.core.progress import Progress, complete, observe, pause
+from controlplane.core.progress import Progress, complete, copied_in_the_end, observe, pause
 from controlplane.core.replacement_events import (
     Applied,
     Blocked,
@@ -324,10 +324,10 @@ def _moved_on(record: Replacement, event: Event) -> Replacement:
             return replace(settled, restarts=record.restarts + 1, last_error=detail)
         case Differed(slot=slot, detail=detail):
             return replace(settled, mended=record.mended + 1, mending=slot, last_error=detail)
-        case Repaired():
+        case Repaired(bytes_copied=copied):
             # The count of attempts lives on until the comparison: a member that is lost each time
             # before it can be compared must end somewhere.
-            return settled
+            return replace(settled, progress=copied_in_the_end(settled.progress, copied))
         case Kept(detail=detail):
             return replace(settled, attempt=0, last_error=detail)
         case Verified():

@@ -96,8 +96,12 @@ class Observed(Event):
     blocked_on: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired(Event):
-    """The new member is active."""
+    """The new member is active; `bytes_copied` is what its repair sent in the end, 0 if that is not
+    known."""
+
+    bytes_copied: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,9 @@ async def test_a_replacement_is_watched_paused_resumed_and_quickened(cluster: Cl
     ):
         name = await in_repair(volume)
         await seen(pilot, lambda: "repair" in picture(app) and "◐" in picture(app))
+        await seen(
+            pilot, lambda: any("replacement in repair" in one for one in log_texts(app.model))
+        )
         text = picture(app)
         assert all(len(line) <= COLUMNS for line in text.splitlines())
         assert len(text.splitlines()) == 24
@@ -100,7 +103,6 @@ async def test_a_replacement_is_watched_paused_resumed_and_quickened(cluster: Cl
             volume.disk,
             "guest IOPS",
             "guest p99",
-            "replacement in repair",
             "limit 2 MiB/s",
         ):
             assert word in text, text

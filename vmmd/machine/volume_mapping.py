@@ -171,6 +171,7 @@ def _slot(slot: SlotStatus) -> pb.SlotInfo:
         last_error=slot.last_error,
         repair=None if slot.repair is None else _repair(slot.repair),
         repairs_completed=slot.repairs_completed,
+        repaired_bytes=slot.repaired_bytes,
         repairs_aborted=slot.repairs_aborted,
         departing_address=slot.departing_address,
         bad_blocks=slot.bad_blocks,

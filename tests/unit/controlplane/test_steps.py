@@ -72,7 +72,9 @@ def test_what_a_failure_means(error: StairwellError, ended: str, expected: Any) 
 
 
 def test_a_member_that_is_active_is_repaired() -> None:
-    assert type(look(RECORD, info(pb.SLOT_STATE_ACTIVE), 1)) is core.Repaired
+    volume = info(pb.SLOT_STATE_ACTIVE)
+    volume.regions[0].slots[RECORD.slot].repaired_bytes = 4096
+    assert look(RECORD, volume, 1) == core.Repaired(at=1, bytes_copied=4096)
     not_yet = look(RECORD, info(pb.SLOT_STATE_ACTIVE, pb.VOLUME_STATE_GO_ACTIVE), 1)
     assert isinstance(not_yet, core.Observed)
     assert "GO_ACTIVE" in not_yet.blocked_on

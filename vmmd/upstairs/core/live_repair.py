@@ -233,6 +233,7 @@ class LiveRepair:
             if self._end.outcome is Outcome.PENDING:
                 return
         self.target.repairs_completed += 1
+        self.target.repaired_bytes = self.copies.bytes_copied if self.copies else 0
         self._region.activate_member(self.target)
         self._over("")
 

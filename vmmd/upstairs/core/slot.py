@@ -43,6 +43,7 @@ class Member:
         "owner_id",
         "region_id",
         "repair_attempts",
+        "repaired_bytes",
         "repairs_aborted",
         "repairs_completed",
         "replacing",
@@ -99,6 +100,7 @@ class Member:
         self.bad_blocks = 0
         self.repair_attempts = 0
         self.repairs_completed = 0
+        self.repaired_bytes = 0
         self.repairs_aborted = 0
 
     def move(self, move: SlotMove) -> None:

@@ -31,7 +31,7 @@ class RepairProgress:
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
     """`departing_address` is the good member that still serves while this slot's new one is being
-    filled."""
+    filled. `repaired_bytes` were sent by the last repair of the member that completed."""
 
     slot: int
     address: str
@@ -45,6 +45,7 @@ class SlotStatus:
     departing_address: str
     bad_blocks: int
     repair_held: bool = False
+    repaired_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ def snapshot(
                     attempt=member.repair_attempts,
                 ),
                 repairs_completed=member.repairs_completed,
+                repaired_bytes=member.repaired_bytes,
                 repairs_aborted=member.repairs_aborted,
                 departing_address=leaving.address if leaving is not None else "",
                 bad_blocks=member.bad_blocks,

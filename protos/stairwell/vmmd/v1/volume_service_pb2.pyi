@@ -316,6 +316,7 @@ class SlotInfo(_message.Message):
     DEPARTING_ADDRESS_FIELD_NUMBER: _builtins.int
     BAD_BLOCKS_FIELD_NUMBER: _builtins.int
     REPAIR_HELD_FIELD_NUMBER: _builtins.int
+    REPAIRED_BYTES_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     address: _builtins.str
     region_id: _builtins.str
@@ -332,6 +333,8 @@ class SlotInfo(_message.Message):
     """Blocks that reads found bad on this member since it became a full one."""
     repair_held: _builtins.bool
     """Nothing is copied to it: HoldRepair."""
+    repaired_bytes: _builtins.int
+    """Sent by the last repair of this member that completed."""
     @_builtins.property
     def repair(self) -> Global___RepairProgress:
         """Present while the slot is being repaired."""
@@ -351,10 +354,11 @@ class SlotInfo(_message.Message):
         departing_address: _builtins.str = ...,
         bad_blocks: _builtins.int = ...,
         repair_held: _builtins.bool = ...,
+        repaired_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bad_blocks", b"bad_blocks", "departing_address", b"departing_address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repair_held", b"repair_held", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bad_blocks", b"bad_blocks", "departing_address", b"departing_address", "last_error", b"last_error", "mode", b"mode", "region_id", b"region_id", "repair", b"repair", "repair_held", b"repair_held", "repaired_bytes", b"repaired_bytes", "repairs_aborted", b"repairs_aborted", "repairs_completed", b"repairs_completed", "slot", b"slot", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

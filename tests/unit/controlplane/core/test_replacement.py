@@ -92,6 +92,18 @@ def test_a_record_that_is_loaded_goes_on(state: State) -> None:
     assert step(waiting, core.Resumed(at=1))[1] == (Effect.AWAIT_RETRY,)
 
 
+def test_what_was_copied_after_the_last_look_counts() -> None:
+    record = run(
+        replacement(state=State.REPAIR),
+        core.Observed(at=1, bytes_done=10, bytes_copied=10),
+        core.Repaired(at=2, bytes_copied=4096),
+    )
+    assert record.progress.bytes_copied == 4096
+    # A machine that was made again does not know.
+    again = run(record, core.MemberLost(at=3, detail="gone"), core.RetryDue(at=4))
+    assert run(again, core.Repaired(at=5)).progress.bytes_copied == 4096
+
+
 def test_a_thousand_that_failed_at_once_come_back_apart() -> None:
     record = replacement(state=State.APPLY)
     due = []

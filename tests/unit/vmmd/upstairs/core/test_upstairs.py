@@ -141,6 +141,7 @@ def test_a_member_away_for_long_is_given_up_and_repaired(world):
     world.start("d1:1")
     assert world.run_until(world.healthy, 30)
     assert slot(world, 1).repairs_completed == 1
+    assert slot(world, 1).repaired_bytes == world.repairs[-1].bytes_copied > 0
     assert world.repairs[-1].extents < world.geometry.extent_count
 
 
