@@ -24,6 +24,7 @@ from stairlib.telemetry.metrics import Metric, exposed_name
 from stairlib.telemetry.process_metrics import PROCESS_METRICS
 from vmmd.core.lifecycle import TRANSITIONS as LIFECYCLE
 from vmmd.core.lifecycle import MachineState
+from vmmd.metrics import METRICS as VMMD_METRICS
 from vmmd.upstairs.core import limits as limits_module
 from vmmd.upstairs.core.reconcile_states import RECONCILE
 from vmmd.upstairs.core.refusals import REFUSALS, Outcome, Refusal
@@ -201,6 +202,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "machine": lifecycle,
     "metrics": lambda: metrics_table(METRICS),
     "metrics-downstairs": lambda: metrics_table(DOWNSTAIRS_METRICS),
+    "metrics-vmmd": lambda: metrics_table(VMMD_METRICS),
     "metrics-process": lambda: metrics_table(PROCESS_METRICS),
 }
 

@@ -37,7 +37,8 @@ the configuration (every key may be left out):
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What `vmmd run` was told; `security` has the flags of `stairlib.rpc.flags`."""
+    """What `vmmd run` was told; `security` has the flags of `stairlib.rpc.flags`, `metrics` where
+    they are read, if anywhere."""
 
     config: Path
     address: str
@@ -45,6 +46,7 @@ class Arguments:
     log_format: str
     runtime_directory: Path | None
     security: argparse.Namespace
+    metrics: str = ""
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -57,6 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         given.log_format,
         given.runtime_directory,
         given,
+        given.metrics,
     )
 
 
@@ -96,6 +99,12 @@ def parser() -> argparse.ArgumentParser:
         help="for the sockets of machines and their disks (default: a new temporary one). Give "
         "one, of at most 70 characters, where a hypervisor has to find its disks again after vmmd "
         "was restarted",
+    )
+    run.add_argument(
+        "--metrics",
+        default="",
+        metavar="ADDR",
+        help="serve metrics to Prometheus there, as 127.0.0.1:55481 (default: nowhere)",
     )
     add_tls(run)
     return top

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from stairlib.rpc.flags import security
 from stairlib.rpc.gate import is_private, require_private
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry.logs import get_logger
+from stairlib.telemetry.metrics import Metrics
 from stairlib.telemetry.trace_service import TraceServicer
 from stairlib.telemetry.tracing import Tracing
 from stairwell.telemetry.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
@@ -15,6 +18,7 @@ from stairwell.vmmd.v1.machine_service_pb2_grpc import add_MachineServiceService
 from stairwell.vmmd.v1.serial_service_pb2_grpc import add_SerialServiceServicer_to_server
 from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
 from vmmd.config import Arguments, confined, load_server_config, missing_media
+from vmmd.metrics import MachineMetrics
 from vmmd.supervisor.engine_choice import choose_engine
 from vmmd.supervisor.machines import Machines
 from vmmd.supervisor.services import (
@@ -34,6 +38,8 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
     secured = security(arguments.security)
     if secured.tls is None and not secured.insecure:
         require_private(arguments.address, "listening")
+    if arguments.metrics and not secured.insecure:
+        require_private(arguments.metrics, "serving metrics", tls=False)
     tracing = Tracing.configure("vmmd", arguments.address)
     config = confined(
         load_server_config(arguments.config),
@@ -78,13 +84,19 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         tls=secured.tls.server() if secured.tls is not None else None,
         insecure=secured.insecure,
     )
+    metrics = None
     try:
+        metrics = Metrics.configure("vmmd", arguments.address, arguments.metrics)
+        MachineMetrics(metrics, machines)
         await server.start()
         log.info("vmmd ready", address=server.address, engine=config.engine.value)
         await stop.event.wait()
         log.info("vmmd stopping", machines=len(machines.records()))
     finally:
         server.set_serving(False)
+        if metrics is not None:
+            # It may read once more, which the loop answers.
+            await asyncio.to_thread(metrics.shutdown)
         await machines.close()
         await server.stop(STOP_GRACE_SECONDS)
         tracing.shutdown()

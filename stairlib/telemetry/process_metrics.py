@@ -28,13 +28,17 @@ PROCESS_METRICS: Final = (MEMORY, PROCESSOR, UPTIME)
 _STATM = Path("/proc/self/statm")
 
 
+def memory_bytes() -> int:
+    """Physical memory that this process uses."""
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+
+
 def observe_process(metrics: Metrics) -> None:
     """Tells them from now on."""
     began = time.monotonic()
 
     def memory(_: CallbackOptions) -> Iterable[Observation]:
-        pages = int(_STATM.read_text().split()[1])
-        yield Observation(pages * resource.getpagesize())
+        yield Observation(memory_bytes())
 
     def processor(_: CallbackOptions) -> Iterable[Observation]:
         yield Observation(time.process_time())

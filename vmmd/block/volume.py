@@ -40,7 +40,7 @@ from vmmd.core.repair_rate import RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.slot_states import SlotState
-from vmmd.upstairs.core.status import RegionStatus
+from vmmd.upstairs.core.status import RegionStatus, SlotLoad
 from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.runner import WATCH_SECONDS, Peer, RegionUpstairs
 
@@ -198,6 +198,15 @@ class Volume:
                 counters.flushes += 1
             elif request.op is BlockOp.DISCARD:
                 counters.discards += 1
+
+    @property
+    def meter(self) -> GuestMeter:
+        """What the guest's requests took, and how many are in flight."""
+        return self._meter
+
+    def loads(self) -> list[tuple[str, SlotLoad]]:
+        """What is in flight on each member, with the path of its region."""
+        return [(p, load) for p, region in self._tree.regions.items() for load in region.loads()]
 
     # ---- operations
 

@@ -34,6 +34,11 @@ def buckets_of(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return np.clip(np.where(doublings < 1, 0, found), 0, BUCKETS - 1)
 
 
+def buckets_below(doublings: int) -> int:
+    """How many buckets, from the first one, hold only latencies below 2**doublings microseconds."""
+    return (doublings + 1) * _PER_DOUBLING
+
+
 def upper_bound(bucket: int) -> float:
     """Seconds that everything in the bucket is below; of the last one, what its width would say."""
     if bucket < _PER_DOUBLING:

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from vmmd.block.backend import BlockOp, Request
-from vmmd.core.guest_history import BUCKETS, buckets_of
+from vmmd.core.guest_history import BUCKETS, buckets_below, buckets_of
 
 KINDS = 3
+# Upper bounds of the latencies that are told in total, in seconds: 64 µs to 17 s, by doublings.
+# Each is a bound of buckets, too, so that it is exact.
+_BOUND_DOUBLINGS = range(6, 25)
+LATENCY_BOUNDS = tuple(2.0**doublings / 1e6 for doublings in _BOUND_DOUBLINGS)
 # Batches whose times wait to be counted: half a second of a quick guest.
 TIMES_MAX = 8192
 _WRITE, _READ, _FLUSH = range(KINDS)
@@ -44,6 +48,16 @@ def kind_of(batch: Sequence[Request]) -> int:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class LatencyTotals:
+    """Of all requests that were ever completed: how many took less than each of LATENCY_BOUNDS, how
+    many there were, and their seconds, summed."""
+
+    below: tuple[int, ...]
+    count: int
+    seconds: float
+
+
 class GuestMeter:
     """Times are seconds of any clock that does not go back."""
 
@@ -59,6 +73,14 @@ class GuestMeter:
         self._requests = array("q")
         self._latencies = np.zeros(BUCKETS, np.int64)
         self._longest = 0.0
+        # What was taken already.
+        self._taken = np.zeros(BUCKETS, np.int64)
+        self._seconds = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted and are not completed."""
+        return self._pending
 
     def begun(self, count: int, now: float) -> None:
         """So many requests were submitted."""
@@ -94,8 +116,16 @@ class GuestMeter:
         """(requests by bucket of their latency, the longest one's seconds) since the last call."""
         self._count_times()
         taken = self._latencies.tolist(), self._longest
+        self._taken += self._latencies
         self._latencies, self._longest = np.zeros(BUCKETS, np.int64), 0.0
         return taken
+
+    def latency_totals(self) -> LatencyTotals:
+        """Since the meter was made, whatever was taken."""
+        self._count_times()
+        below = np.cumsum(self._taken + self._latencies)
+        last = [buckets_below(doublings) - 1 for doublings in _BOUND_DOUBLINGS]
+        return LatencyTotals(tuple(below[last].tolist()), int(below[-1]), self._seconds)
 
     def _count_times(self) -> None:
         """Puts the times of batches into their buckets, all at once."""
@@ -105,4 +135,5 @@ class GuestMeter:
         requests = np.frombuffer(self._requests, np.int64)
         np.add.at(self._latencies, buckets_of(times), requests)
         self._longest = max(self._longest, float(times.max()))
+        self._seconds += float(times @ requests)
         self._times, self._requests = array("d"), array("q")

@@ -28,6 +28,7 @@ from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer
 from vmmd.core.server_config import ServerConfig
 from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
 from vmmd.hw.uart.history import READ_BYTES_DEFAULT
+from vmmd.machine.figures import figures_message
 from vmmd.machine.machine import Disk
 from vmmd.machine.process import MachineHost
 from vmmd.machine.volume_mapping import (
@@ -104,6 +105,26 @@ class MachineProcessServicer(MachineProcessServiceServicer):
         await self._host.machine.unplug(request.disk)
         return machine_pb.UnplugDiskResponse(machine=record_to_message(self._host.record()))
 
+    async def GetFigures(
+        self, _request: process_pb.GetFiguresRequest, _context: Context
+    ) -> process_pb.GetFiguresResponse:
+        disks = self._host.machine.disks.values()
+        return figures_message([(disk.volume, disk_info(self._host, disk)) for disk in disks])
+
+
+def disk_info(host: MachineHost, disk: Disk) -> pb.VolumeInfo:
+    """The volume of a disk, and where it is exported."""
+    exports = disk.exports
+    return volume_message(
+        host.machine.spec.id,
+        disk.spec.name,
+        disk.volume.status(),
+        nbd_uri=exports.nbd.uri,
+        vhost_user_socket=exports.vhost_user.path if exports.vhost_user.listening else "",
+        vfio_user_socket=exports.vfio_user.path if exports.vfio_user.listening else "",
+        guest_device=host.machine.engine.describe(disk.seen),
+    )
+
 
 class SerialServicer(SerialServiceServicer):
     """The machine's first serial port."""
@@ -159,17 +180,7 @@ class VolumeServicer(VolumeServiceServicer):
         return self._host.machine.disk(name)
 
     def _info(self, disk: Disk) -> pb.VolumeInfo:
-        machine_id = self._host.machine.spec.id
-        exports = disk.exports
-        return volume_message(
-            machine_id,
-            disk.spec.name,
-            disk.volume.status(),
-            nbd_uri=exports.nbd.uri,
-            vhost_user_socket=exports.vhost_user.path if exports.vhost_user.listening else "",
-            vfio_user_socket=exports.vfio_user.path if exports.vfio_user.listening else "",
-            guest_device=self._host.machine.engine.describe(disk.seen),
-        )
+        return disk_info(self._host, disk)
 
     async def GetVolumeInfo(
         self, request: pb.GetVolumeInfoRequest, _context: Context

@@ -49,6 +49,15 @@ class SlotStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotLoad:
+    """What is in flight on a member: jobs and their bytes."""
+
+    slot: int
+    jobs: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RegionStatus:
     """One region set. `cipher` is empty when its blocks are not encrypted, and until a member has
     said how."""

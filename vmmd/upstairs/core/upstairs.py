@@ -38,7 +38,7 @@ from vmmd.upstairs.core.session_check import session_problem
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.slot_states import SlotMode, SlotMove, SlotState
 from vmmd.upstairs.core.snapshots import SnapshotFlush
-from vmmd.upstairs.core.status import RegionStatus, snapshot
+from vmmd.upstairs.core.status import RegionStatus, SlotLoad, snapshot
 from vmmd.upstairs.core.upstairs_states import UpstairsMove, UpstairsState
 from vmmd.upstairs.core.verify import Verification
 
@@ -186,6 +186,10 @@ class Upstairs:
             waiting=self._guest.waiting,
             reason=self._region.reason or self._activation.waiting,
         )
+
+    def loads(self) -> list[SlotLoad]:
+        """Of each slot's member, as of the last step."""
+        return [SlotLoad(each.slot, each.jobs, each.bytes) for each in self._region.slots]
 
     def _copies(self) -> dict[int, ExtentCopies]:
         copies = dict(self._activation.copies)

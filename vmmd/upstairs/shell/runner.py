@@ -37,7 +37,7 @@ from vmmd.upstairs.core.events import Replacement, SessionInfo
 from vmmd.upstairs.core.region_set import UpstairsConfig
 from vmmd.upstairs.core.repair_limits import RepairLimits
 from vmmd.upstairs.core.slot_states import SlotMode, SlotState
-from vmmd.upstairs.core.status import RegionStatus
+from vmmd.upstairs.core.status import RegionStatus, SlotLoad
 from vmmd.upstairs.core.upstairs import Upstairs
 from vmmd.upstairs.core.upstairs_states import UpstairsState
 from vmmd.upstairs.shell.repair_spans import RepairSpans
@@ -326,6 +326,10 @@ class RegionUpstairs:
     def status(self) -> RegionStatus:
         """The status now."""
         return self._core.status()
+
+    def loads(self) -> list[SlotLoad]:
+        """What is in flight on each member now."""
+        return self._core.loads()
 
     def peers(self) -> tuple[Peer, ...]:
         """Every downstairs it talks or talked to; over TLS, those it has reached."""

@@ -23,29 +23,40 @@ _sym_db = _symbol_database.Default()
 
 
 from stairwell.vmmd.v1 import machine_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2
+from stairwell.vmmd.v1 import volume_service_pb2 as stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/stairwell/vmmd/v1/machine_process_service.proto\x12\x11stairwell.vmmd.v1\x1a\'stairwell/vmmd/v1/machine_service.proto\"\xa9\x01\n\x10\x43onfigureRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.stairwell.vmmd.v1.MachineSpec\x12\x1a\n\x12server_config_json\x18\x02 \x01(\t\x12\x18\n\x10socket_directory\x18\x03 \x01(\t\x12\x31\n\nhypervisor\x18\x04 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.Hypervisor\"r\n\nHypervisor\x12\x0f\n\x07program\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x03 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x04 \x01(\t\x12\x11\n\tvfio_user\x18\x05 \x01(\x08\"@\n\x11\x43onfigureResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"N\n\x13RequestStateRequest\x12\x37\n\x05state\x18\x01 \x01(\x0e\x32(.stairwell.vmmd.v1.MachineRequestedState\"C\n\x14RequestStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x13\n\x11WatchStateRequest\"A\n\x12WatchStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine2\xbb\x04\n\x15MachineProcessService\x12V\n\tConfigure\x12#.stairwell.vmmd.v1.ConfigureRequest\x1a$.stairwell.vmmd.v1.ConfigureResponse\x12_\n\x0cRequestState\x12&.stairwell.vmmd.v1.RequestStateRequest\x1a\'.stairwell.vmmd.v1.RequestStateResponse\x12[\n\nWatchState\x12$.stairwell.vmmd.v1.WatchStateRequest\x1a%.stairwell.vmmd.v1.WatchStateResponse0\x01\x12\\\n\x0bSignalGuest\x12%.stairwell.vmmd.v1.SignalGuestRequest\x1a&.stairwell.vmmd.v1.SignalGuestResponse\x12S\n\x08PlugDisk\x12\".stairwell.vmmd.v1.PlugDiskRequest\x1a#.stairwell.vmmd.v1.PlugDiskResponse\x12Y\n\nUnplugDisk\x12$.stairwell.vmmd.v1.UnplugDiskRequest\x1a%.stairwell.vmmd.v1.UnplugDiskResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/stairwell/vmmd/v1/machine_process_service.proto\x12\x11stairwell.vmmd.v1\x1a\'stairwell/vmmd/v1/machine_service.proto\x1a&stairwell/vmmd/v1/volume_service.proto\"\xa9\x01\n\x10\x43onfigureRequest\x12,\n\x04spec\x18\x01 \x01(\x0b\x32\x1e.stairwell.vmmd.v1.MachineSpec\x12\x1a\n\x12server_config_json\x18\x02 \x01(\t\x12\x18\n\x10socket_directory\x18\x03 \x01(\t\x12\x31\n\nhypervisor\x18\x04 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.Hypervisor\"r\n\nHypervisor\x12\x0f\n\x07program\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x03 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x04 \x01(\t\x12\x11\n\tvfio_user\x18\x05 \x01(\x08\"@\n\x11\x43onfigureResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"N\n\x13RequestStateRequest\x12\x37\n\x05state\x18\x01 \x01(\x0e\x32(.stairwell.vmmd.v1.MachineRequestedState\"C\n\x14RequestStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x13\n\x11WatchStateRequest\"A\n\x12WatchStateResponse\x12+\n\x07machine\x18\x01 \x01(\x0b\x32\x1a.stairwell.vmmd.v1.Machine\"\x13\n\x11GetFiguresRequest\"x\n\x12GetFiguresResponse\x12\x31\n\x07volumes\x18\x01 \x03(\x0b\x32 .stairwell.vmmd.v1.VolumeFigures\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x19\n\x11processor_seconds\x18\x03 \x01(\x01\"\xd5\x01\n\rVolumeFigures\x12-\n\x06volume\x18\x01 \x01(\x0b\x32\x1d.stairwell.vmmd.v1.VolumeInfo\x12\x33\n\tlatencies\x18\x02 \x01(\x0b\x32 .stairwell.vmmd.v1.LatencyTotals\x12\x1a\n\x12requests_in_flight\x18\x03 \x01(\x04\x12\x18\n\x10requests_waiting\x18\x04 \x01(\x04\x12*\n\x05loads\x18\x05 \x03(\x0b\x32\x1b.stairwell.vmmd.v1.SlotLoad\"V\n\rLatencyTotals\x12\x16\n\x0e\x62ounds_seconds\x18\x01 \x03(\x01\x12\r\n\x05\x62\x65low\x18\x02 \x03(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"J\n\x08SlotLoad\x12\x13\n\x0bregion_path\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x0c\n\x04jobs\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x32\x96\x05\n\x15MachineProcessService\x12V\n\tConfigure\x12#.stairwell.vmmd.v1.ConfigureRequest\x1a$.stairwell.vmmd.v1.ConfigureResponse\x12_\n\x0cRequestState\x12&.stairwell.vmmd.v1.RequestStateRequest\x1a\'.stairwell.vmmd.v1.RequestStateResponse\x12[\n\nWatchState\x12$.stairwell.vmmd.v1.WatchStateRequest\x1a%.stairwell.vmmd.v1.WatchStateResponse0\x01\x12\\\n\x0bSignalGuest\x12%.stairwell.vmmd.v1.SignalGuestRequest\x1a&.stairwell.vmmd.v1.SignalGuestResponse\x12S\n\x08PlugDisk\x12\".stairwell.vmmd.v1.PlugDiskRequest\x1a#.stairwell.vmmd.v1.PlugDiskResponse\x12Y\n\nUnplugDisk\x12$.stairwell.vmmd.v1.UnplugDiskRequest\x1a%.stairwell.vmmd.v1.UnplugDiskResponse\x12Y\n\nGetFigures\x12$.stairwell.vmmd.v1.GetFiguresRequest\x1a%.stairwell.vmmd.v1.GetFiguresResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stairwell.vmmd.v1.machine_process_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONFIGUREREQUEST']._serialized_start=112
-  _globals['_CONFIGUREREQUEST']._serialized_end=281
-  _globals['_HYPERVISOR']._serialized_start=283
-  _globals['_HYPERVISOR']._serialized_end=397
-  _globals['_CONFIGURERESPONSE']._serialized_start=399
-  _globals['_CONFIGURERESPONSE']._serialized_end=463
-  _globals['_REQUESTSTATEREQUEST']._serialized_start=465
-  _globals['_REQUESTSTATEREQUEST']._serialized_end=543
-  _globals['_REQUESTSTATERESPONSE']._serialized_start=545
-  _globals['_REQUESTSTATERESPONSE']._serialized_end=612
-  _globals['_WATCHSTATEREQUEST']._serialized_start=614
-  _globals['_WATCHSTATEREQUEST']._serialized_end=633
-  _globals['_WATCHSTATERESPONSE']._serialized_start=635
-  _globals['_WATCHSTATERESPONSE']._serialized_end=700
-  _globals['_MACHINEPROCESSSERVICE']._serialized_start=703
-  _globals['_MACHINEPROCESSSERVICE']._serialized_end=1274
+  _globals['_CONFIGUREREQUEST']._serialized_start=152
+  _globals['_CONFIGUREREQUEST']._serialized_end=321
+  _globals['_HYPERVISOR']._serialized_start=323
+  _globals['_HYPERVISOR']._serialized_end=437
+  _globals['_CONFIGURERESPONSE']._serialized_start=439
+  _globals['_CONFIGURERESPONSE']._serialized_end=503
+  _globals['_REQUESTSTATEREQUEST']._serialized_start=505
+  _globals['_REQUESTSTATEREQUEST']._serialized_end=583
+  _globals['_REQUESTSTATERESPONSE']._serialized_start=585
+  _globals['_REQUESTSTATERESPONSE']._serialized_end=652
+  _globals['_WATCHSTATEREQUEST']._serialized_start=654
+  _globals['_WATCHSTATEREQUEST']._serialized_end=673
+  _globals['_WATCHSTATERESPONSE']._serialized_start=675
+  _globals['_WATCHSTATERESPONSE']._serialized_end=740
+  _globals['_GETFIGURESREQUEST']._serialized_start=742
+  _globals['_GETFIGURESREQUEST']._serialized_end=761
+  _globals['_GETFIGURESRESPONSE']._serialized_start=763
+  _globals['_GETFIGURESRESPONSE']._serialized_end=883
+  _globals['_VOLUMEFIGURES']._serialized_start=886
+  _globals['_VOLUMEFIGURES']._serialized_end=1099
+  _globals['_LATENCYTOTALS']._serialized_start=1101
+  _globals['_LATENCYTOTALS']._serialized_end=1187
+  _globals['_SLOTLOAD']._serialized_start=1189
+  _globals['_SLOTLOAD']._serialized_end=1263
+  _globals['_MACHINEPROCESSSERVICE']._serialized_start=1266
+  _globals['_MACHINEPROCESSSERVICE']._serialized_end=1928
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from stairwell.vmmd.v1 import machine_service_pb2 as _machine_service_pb2
+from stairwell.vmmd.v1 import volume_service_pb2 as _volume_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -177,3 +180,144 @@ class WatchStateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchStateResponse: _TypeAlias = WatchStateResponse  # noqa: Y015
+
+@_typing.final
+class GetFiguresRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFiguresRequest: _TypeAlias = GetFiguresRequest  # noqa: Y015
+
+@_typing.final
+class GetFiguresResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESSOR_SECONDS_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """Of the machine's process."""
+    processor_seconds: _builtins.float
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeFigures]: ...
+    def __init__(
+        self,
+        *,
+        volumes: _abc.Iterable[Global___VolumeFigures] | None = ...,
+        memory_bytes: _builtins.int = ...,
+        processor_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "processor_seconds", b"processor_seconds", "volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFiguresResponse: _TypeAlias = GetFiguresResponse  # noqa: Y015
+
+@_typing.final
+class VolumeFigures(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    LATENCIES_FIELD_NUMBER: _builtins.int
+    REQUESTS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    requests_in_flight: _builtins.int
+    """Submitted and not completed; of these, so many wait until a member has room for them."""
+    requests_waiting: _builtins.int
+    @_builtins.property
+    def volume(self) -> _volume_service_pb2.VolumeInfo: ...
+    @_builtins.property
+    def latencies(self) -> Global___LatencyTotals: ...
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotLoad]: ...
+    def __init__(
+        self,
+        *,
+        volume: _volume_service_pb2.VolumeInfo | None = ...,
+        latencies: Global___LatencyTotals | None = ...,
+        requests_in_flight: _builtins.int = ...,
+        requests_waiting: _builtins.int = ...,
+        loads: _abc.Iterable[Global___SlotLoad] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latencies", b"latencies", "volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latencies", b"latencies", "loads", b"loads", "requests_in_flight", b"requests_in_flight", "requests_waiting", b"requests_waiting", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeFigures: _TypeAlias = VolumeFigures  # noqa: Y015
+
+@_typing.final
+class LatencyTotals(_message.Message):
+    """Of all requests that were completed since the volume was built."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_SECONDS_FIELD_NUMBER: _builtins.int
+    BELOW_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    seconds: _builtins.float
+    @_builtins.property
+    def bounds_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def below(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many took less than each bound."""
+
+    def __init__(
+        self,
+        *,
+        bounds_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        below: _abc.Iterable[_builtins.int] | None = ...,
+        count: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "bounds_seconds", b"bounds_seconds", "count", b"count", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatencyTotals: _TypeAlias = LatencyTotals  # noqa: Y015
+
+@_typing.final
+class SlotLoad(_message.Message):
+    """What is in flight on a member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_PATH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    region_path: _builtins.str
+    slot: _builtins.int
+    jobs: _builtins.int
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        region_path: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        jobs: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "jobs", b"jobs", "region_path", b"region_path", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotLoad: _TypeAlias = SlotLoad  # noqa: Y015

@@ -66,6 +66,11 @@ class MachineProcessServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.FromString,
                 _registered_method=True)
+        self.GetFigures = channel.unary_unary(
+                '/stairwell.vmmd.v1.MachineProcessService/GetFigures',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.GetFiguresRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.GetFiguresResponse.FromString,
+                _registered_method=True)
 
 
 class MachineProcessServiceServicer:
@@ -111,6 +116,13 @@ class MachineProcessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetFigures(self, request, context):
+        """What the daemon's metrics tell of this machine, all of one moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MachineProcessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +155,11 @@ def add_MachineProcessServiceServicer_to_server(servicer, server):
                     servicer.UnplugDisk,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.SerializeToString,
+            ),
+            'GetFigures': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFigures,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.GetFiguresRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.GetFiguresResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -308,6 +325,33 @@ class MachineProcessService:
             '/stairwell.vmmd.v1.MachineProcessService/UnplugDisk',
             stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_machine__service__pb2.UnplugDiskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFigures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.MachineProcessService/GetFigures',
+            stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.GetFiguresRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_machine__process__service__pb2.GetFiguresResponse.FromString,
             options,
             channel_credentials,
             insecure,

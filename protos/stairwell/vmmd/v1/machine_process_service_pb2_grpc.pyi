@@ -43,6 +43,8 @@ class MachineProcessServiceStub:
     """As MachineService has them."""
     PlugDisk: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.PlugDiskRequest, _machine_service_pb2.PlugDiskResponse]
     UnplugDisk: _grpc.UnaryUnaryMultiCallable[_machine_service_pb2.UnplugDiskRequest, _machine_service_pb2.UnplugDiskResponse]
+    GetFigures: _grpc.UnaryUnaryMultiCallable[_machine_process_service_pb2.GetFiguresRequest, _machine_process_service_pb2.GetFiguresResponse]
+    """What the daemon's metrics tell of this machine, all of one moment."""
 
 @_typing.type_check_only
 class MachineProcessServiceAsyncStub(MachineProcessServiceStub):
@@ -58,6 +60,8 @@ class MachineProcessServiceAsyncStub(MachineProcessServiceStub):
     """As MachineService has them."""
     PlugDisk: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.PlugDiskRequest, _machine_service_pb2.PlugDiskResponse]  # type: ignore[assignment]
     UnplugDisk: _aio.UnaryUnaryMultiCallable[_machine_service_pb2.UnplugDiskRequest, _machine_service_pb2.UnplugDiskResponse]  # type: ignore[assignment]
+    GetFigures: _aio.UnaryUnaryMultiCallable[_machine_process_service_pb2.GetFiguresRequest, _machine_process_service_pb2.GetFiguresResponse]  # type: ignore[assignment]
+    """What the daemon's metrics tell of this machine, all of one moment."""
 
 class MachineProcessServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a machine process serves to the daemon that started it, on a unix socket. Users never call it."""
@@ -106,5 +110,13 @@ class MachineProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _machine_service_pb2.UnplugDiskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_machine_service_pb2.UnplugDiskResponse, _abc.Awaitable[_machine_service_pb2.UnplugDiskResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetFigures(
+        self,
+        request: _machine_process_service_pb2.GetFiguresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_machine_process_service_pb2.GetFiguresResponse, _abc.Awaitable[_machine_process_service_pb2.GetFiguresResponse]]:
+        """What the daemon's metrics tell of this machine, all of one moment."""
 
 def add_MachineProcessServiceServicer_to_server(servicer: MachineProcessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,7 +4,7 @@ import pytest
 
 from vmmd.block.backend import BlockOp, Request
 from vmmd.core.guest_history import upper_bound
-from vmmd.core.guest_meter import TIMES_MAX, GuestMeter, kind_of
+from vmmd.core.guest_meter import LATENCY_BOUNDS, TIMES_MAX, GuestMeter, kind_of
 
 
 def batch(*ops):
@@ -63,3 +63,27 @@ def test_times_that_nobody_takes_are_counted_and_not_kept():
     counts, longest = meter.take_latencies()
     assert sum(counts) == 2 * (2 * TIMES_MAX + 3)
     assert longest == 2.0
+
+
+def test_totals_are_of_everything_whatever_was_taken():
+    meter = GuestMeter(0.0)
+    # 32 µs, 100 µs three times, 1 ms, an hour.
+    for count, seconds in ((1, 32e-6), (3, 100e-6), (1, 1e-3), (1, 3600.0)):
+        meter.begun(count, 1.0)
+        meter.ended(0, count, seconds, 2.0)
+        meter.take_latencies()
+    totals = meter.latency_totals()
+    below = dict(zip(LATENCY_BOUNDS, totals.below, strict=True))
+    assert (totals.count, meter.in_flight) == (6, 0)
+    assert totals.seconds == pytest.approx(3600.001332)
+    assert below[64e-6] == 1
+    assert below[128e-6] == below[512e-6] == 4
+    assert below[1024e-6] == 5
+    # The last bucket of all is beyond the last bound.
+    assert totals.below[-1] == 5
+    meter.begun(2, 3.0)
+    meter.ended(0, 1, 64e-6, 4.0)
+    assert meter.latency_totals().count == 7
+    assert meter.in_flight == 1
+    # A bound is exclusive.
+    assert meter.latency_totals().below[0] == 1
