@@ -56,30 +56,7 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
     )
     server = RpcServer(
         arguments.address,
-        [
-            Service(
-                "stairwell.vmmd.v1.MachineService",
-                lambda s: add_MachineServiceServicer_to_server(MachineServicer(machines), s),
-            ),
-            Service(
-                "stairwell.vmmd.v1.VolumeService",
-                lambda s: add_VolumeServiceServicer_to_server(VolumeServicer(machines), s),
-            ),
-            Service(
-                "stairwell.vmmd.v1.GuestService",
-                lambda s: add_GuestServiceServicer_to_server(GuestServicer(machines), s),
-            ),
-            Service(
-                "stairwell.vmmd.v1.SerialService",
-                lambda s: add_SerialServiceServicer_to_server(SerialServicer(machines), s),
-            ),
-            Service(
-                "stairwell.telemetry.v1.TraceService",
-                lambda s: add_TraceServiceServicer_to_server(
-                    TraceServicer(tracing, machines.channels), s
-                ),
-            ),
-        ],
+        _services(machines, tracing),
         tracing,
         tls=secured.tls.server() if secured.tls is not None else None,
         insecure=secured.insecure,
@@ -101,3 +78,30 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         await server.stop(STOP_GRACE_SECONDS)
         tracing.shutdown()
     return 0
+
+
+def _services(machines: Machines, tracing: Tracing) -> list[Service]:
+    return [
+        Service(
+            "stairwell.vmmd.v1.MachineService",
+            lambda s: add_MachineServiceServicer_to_server(MachineServicer(machines), s),
+        ),
+        Service(
+            "stairwell.vmmd.v1.VolumeService",
+            lambda s: add_VolumeServiceServicer_to_server(VolumeServicer(machines), s),
+        ),
+        Service(
+            "stairwell.vmmd.v1.GuestService",
+            lambda s: add_GuestServiceServicer_to_server(GuestServicer(machines), s),
+        ),
+        Service(
+            "stairwell.vmmd.v1.SerialService",
+            lambda s: add_SerialServiceServicer_to_server(SerialServicer(machines), s),
+        ),
+        Service(
+            "stairwell.telemetry.v1.TraceService",
+            lambda s: add_TraceServiceServicer_to_server(
+                TraceServicer(tracing, machines.channels), s
+            ),
+        ),
+    ]

@@ -98,7 +98,7 @@ _TABLE: Final[dict[str, dict[frozenset[Role], str]]] = {
     "stairwell.vmmd.v1.SerialService": {_BY_HAND: "Attach GetHistory"},
     # On a unix socket of vmmd's own, where nobody is asked; in the table like all others.
     "stairwell.vmmd.v1.MachineProcessService": {
-        _INNER: "Configure RequestState WatchState SignalGuest PlugDisk UnplugDisk",
+        _INNER: "Configure RequestState WatchState SignalGuest PlugDisk UnplugDisk GetFigures",
     },
     "stairwell.downstairs.v1.BlockService": {
         _INNER: "OpenSession Data",
