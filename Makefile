@@ -47,16 +47,20 @@ demo: setup ## Replace a replica under a verified load, on real processes, and p
 
 .PHONY: test
 test: setup ## Run the tests that need only Python
-	@$(PYTEST_OF_PYTHON) -m 'not postgres and not long' $(TEST_FLAGS)
+	@$(PYTEST_OF_PYTHON) -m 'not postgres and not long and not prometheus' $(TEST_FLAGS)
 
 .PHONY: test-long
 test-long: setup ## Run what `make test` leaves out because it takes long: more kills, more seeds, whole scenarios (Python only)
-	@$(PYTEST_OF_PYTHON) -m 'long and not postgres' $(TEST_FLAGS)
+	@$(PYTEST_OF_PYTHON) -m 'long and not postgres and not prometheus' $(TEST_FLAGS)
 
 .PHONY: test-postgres
 test-postgres: setup ## Run the store's tests on a PostgreSQL of their own, and kill control planes that share it (skipped where it is not installed)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope -m postgres -ra \
 	  tests/unit/controlplane tests/contract tests/integration $(TEST_FLAGS)
+
+.PHONY: test-prometheus
+test-prometheus: setup ## Have a real Prometheus read a cluster with the rules and the dashboard of deploy/ (skipped where it is not installed)
+	@$(BIN)/python -m pytest -m prometheus -ra tests/integration $(TEST_FLAGS)
 
 .PHONY: sim
 sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a soak, FIRST=n to begin elsewhere)

@@ -116,9 +116,13 @@ class WorkflowMetrics:
             for metric in (ENDED, COPIED, FAILURES)
         )
         self._step = metrics.histogram(STEP, _STEP_BUCKETS)
+        # A series that begins with its first failure has not grown by it: all are there from the
+        # start.
         for state in State:
             if state.ended:
                 self._ended.add(0, {"state": state.value})
+            else:
+                self._failures.add(0, {"step": state.value})
         self._copied.add(0)
 
     def reads(

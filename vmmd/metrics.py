@@ -68,8 +68,8 @@ SLOTS = Metric(
     "stairwell.volume.slots",
     "gauge",
     "{slot}",
-    "Slots of all the volume's regions, by the state of their member: active ones are whole",
-    (*_DISK, "state"),
+    "Slots of a region of the volume, by the state of their member: active ones are whole",
+    (*_DISK, "region", "state"),
 )
 REQUESTS = Metric(
     "stairwell.volume.requests",
@@ -201,9 +201,11 @@ def _state(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
 
 
 def _slots(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
-    found = Counter(slot.state for region in figures.volume.regions for slot in region.slots)
-    for number, word in _SLOT_STATES.items():
-        yield Observation(found[number], labels | {"state": word})
+    for region in figures.volume.regions:
+        found = Counter(slot.state for slot in region.slots)
+        for number, word in _SLOT_STATES.items():
+            where = {"region": region.path, "state": word}
+            yield Observation(found[number], labels | where)
 
 
 def _requests(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:

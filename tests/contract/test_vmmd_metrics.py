@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(90)]
 SECONDS = 30.0
 GEOMETRY = Geometry(4096, 64, 8)
 DISK = {"machine": "one", "disk": "data"}
+REGION = {**DISK, "region": "sub_volumes[0]"}
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ async def test_what_the_guest_does_and_feels_is_told(
     assert found["stairwell_machine_memory_bytes", labelled(machine="one")] > 1 << 20
     assert found["stairwell_volume_state", labelled(**DISK, state="active")] == 1
     assert found["stairwell_volume_state", labelled(**DISK, state="disabled")] == 0
-    assert found["stairwell_volume_slots", labelled(**DISK, state="active")] == 3
+    assert found["stairwell_volume_slots", labelled(**REGION, state="active")] == 3
     kinds = {
         kind: found["stairwell_volume_requests_total", labelled(**DISK, kind=kind)]
         for kind in ("read", "write", "flush", "discard")
@@ -139,14 +140,14 @@ async def test_a_member_that_is_away_is_no_active_slot_and_its_jobs_are_held(
     await members.stop(1)
     await fill(machines, 1 << 20)
     found = await scraped(address)
-    assert found["stairwell_volume_slots", labelled(**DISK, state="active")] == 2
+    assert found["stairwell_volume_slots", labelled(**REGION, state="active")] == 2
     jobs = {
         dict(labels)["slot"]: value
         for (name, labels), value in found.items()
         if name == "stairwell_volume_slot_jobs"
     }
     assert jobs["1"] > 0
-    held = labelled(**DISK, region="sub_volumes[0]", slot="1")
+    held = labelled(**REGION, slot="1")
     assert found["stairwell_volume_slot_bytes", held] >= 1 << 20
 
 
