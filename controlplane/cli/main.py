@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from controlplane.cli.commands import (
+    bundle,
     demo,
     disk,
     doctor,
@@ -107,6 +108,7 @@ disk.add_to(app)
 vcr.add_to(app)
 replacement.add_to(app)
 trace.add_to(app)
+bundle.add_to(app)
 fleet.add_to(app)
 health.add_to(app)
 top.add_to(app)

@@ -33,6 +33,7 @@ from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc
 from tests.integration.cluster import MIB, Answer, Cluster, children
 from tests.integration.nbd_client import NbdClient
+from tests.integration.test_bundle import bundled_files
 from tests.integration.volume import Volume, fresh_volume
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
@@ -225,6 +226,9 @@ async def test_the_data_is_right_and_the_key_is_nowhere(volume: Volume) -> None:
     assert assert_nowhere(iter(heard.texts)) > 20
     held = dict(files(cluster.folder, cluster.sockets))
     assert assert_nowhere(iter(held.items())) > 20
+    archive = cluster.folder / f"bundle-{volume.disk}.tar.gz"
+    (await cluster.cli("bundle", "--file", archive)).good()
+    assert assert_nowhere(iter((await asyncio.to_thread(bundled_files, archive)).items())) > 5
     # The search does find what is there: the disk in the store, the machine in the logs.
     for place, needle in (("controlplane/", volume.id), ("vmmd.log", volume.instance_id)):
         assert any(place in name and needle.encode() in text for name, text in held.items())

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.cluster import LOOPBACK, Cluster, Program, free_ports, until
+from tests.integration.cluster import LOOPBACK, free_ports, until
 from tests.integration.volume import fresh_volume
+from tests.integration.watched_cluster import WatchedCluster
 from tests.tidy.test_watching import DASHBOARD, DEPLOY, RULES, rules
 
 pytestmark = [
@@ -29,17 +30,6 @@ pytestmark = [
         shutil.which("prometheus") is None, reason="prometheus is absent (apt install prometheus)"
     ),
 ]
-
-
-class WatchedCluster(Cluster):
-    """Each of its programs serves metrics, at `targets` by the name of its job."""
-
-    def program(self, name: str, command: Any, port: int, tls: Any = None) -> Program:
-        where = f"{LOOPBACK}:{free_ports(1)}"
-        kind = name.partition("-")[0]
-        self.targets = getattr(self, "targets", {})
-        self.targets.setdefault(f"stairwell-{kind}", []).append(where)
-        return super().program(name, [*command, "--metrics", where], port, tls)
 
 
 class Prometheus:
