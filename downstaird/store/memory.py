@@ -55,7 +55,15 @@ class _Pages:
     def write(self, offset: int, data: bytes) -> None:
         """Grows as needed."""
         length = len(data)
-        self.size = max(self.size, offset + length)
+        if offset + length > self.size:
+            self.size = offset + length
+        number, at = divmod(offset, _PAGE_BYTES)
+        after = at + length
+        if 0 < length and after < _PAGE_BYTES:
+            # The usual case: within one page.
+            page = self.pages.get(number, _NOTHING)
+            self.pages[number] = b"".join((page[:at], data, page[after:]))
+            return
         done = 0
         while done < length:
             number, at = divmod(offset + done, _PAGE_BYTES)
@@ -104,6 +112,8 @@ class _Node:
 
     def sync(self) -> None:
         """Makes everything durable."""
+        if not self.unsynced and self.durable.size == self.now.size:
+            return
         if self.durable.size > self.now.size:
             self.durable.cut(self.now.size)
         self.durable.size = self.now.size
@@ -339,13 +349,20 @@ class MemoryDisk:
             if content.read(start, _PAGE_BYTES) == page:
                 content.write(offset, bytes([content.read(offset, 1)[0] ^ 1]))
 
+    def medium(self) -> MemoryDisk:
+        """The disk after a power cut that nothing unsynced outlived."""
+        other = MemoryDisk(self._name)
+        other._nodes = {name: _Node(node.durable.copy()) for name, node in self._nodes.items()}
+        return other
+
     def image(self, survives: Callable[[str, int], bool]) -> MemoryDisk:
         """The disk after a power cut: synced sectors, and those unsynced ones for which
         `survives(file, sector)`."""
         other = MemoryDisk(self._name)
         for name, node in self._nodes.items():
             content = node.durable.copy()
-            kept = [sector for sector in sorted(node.unsynced) if survives(name, sector)]
-            node.keep(kept, content)
+            if node.unsynced:
+                kept = [sector for sector in sorted(node.unsynced) if survives(name, sector)]
+                node.keep(kept, content)
             other._nodes[name] = _Node(content)
         return other

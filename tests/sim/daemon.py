@@ -116,13 +116,13 @@ class Daemon:
 
     def keep_copy(self) -> None:
         """Somebody copies the region directory, as it is on the medium."""
-        self.kept = self.disk.image(lambda _name, _sector: False)
+        self.kept = self.disk.medium()
 
     def put_back(self) -> None:
         """The region is the copy that was kept; the process must not run."""
         assert self.service is None
         assert self.kept is not None
-        self._take_disk(self.kept.image(lambda _name, _sector: False))
+        self._take_disk(self.kept.medium())
 
     def _take_disk(self, disk: MemoryDisk) -> None:
         self.disk = disk
@@ -133,7 +133,7 @@ class Daemon:
 
     def durable(self) -> Region:
         """What is on the medium now, opened apart: nothing unsynced is in it. For checkers."""
-        return Region.open(self.disk.image(lambda _name, _sector: False), tuning=TUNING)
+        return Region.open(self.disk.medium(), tuning=TUNING)
 
     # ---- the process
 
