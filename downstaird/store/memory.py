@@ -59,7 +59,7 @@ class _Pages:
             self.size = offset + length
         number, at = divmod(offset, _PAGE_BYTES)
         after = at + length
-        if 0 < length and after < _PAGE_BYTES:
+        if length > 0 and after < _PAGE_BYTES:
             # The usual case: within one page.
             page = self.pages.get(number, _NOTHING)
             self.pages[number] = b"".join((page[:at], data, page[after:]))

@@ -39,8 +39,8 @@ PACES = (0.0005, 0.005, 0.05, 0.4)
 # In some of the seeds, so that silences of hosts are heard.
 SLOW_PACES = (0.05, 0.4, 3.0)
 TURNS_MAX = 600
-# Turns that bring a fault while a seed waits for nothing else; one seed in LONG_SEEDS goes on at its
-# own pace, however long that is, and has what a long quiet load brings.
+# So many of the turns bring a fault while a seed waits for nothing else. One seed in LONG_SEEDS
+# goes on at its own pace, however long that is, and has what a long quiet load brings.
 HURRY = 0.3
 LONG_SEEDS = 5
 # Faults have ended by then: the longest lasts 30 s, and reconnecting may be put off by 10 s.

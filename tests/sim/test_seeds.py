@@ -8,7 +8,15 @@ import os
 
 import pytest
 
-from tests.sim.run import FAULTS_MIN, IOS_MIN, REPLACEMENTS_MIN, run_seed
+from tests.sim.run import (
+    FAULTS_MIN,
+    HURRY,
+    IOS_MIN,
+    LONG_SEEDS,
+    REPLACEMENTS_MIN,
+    Run,
+    run_seed,
+)
 
 FIRST, COUNT = map(int, os.environ.get("STAIRWELL_SEEDS", "0:100").split(":"))
 SEEDS_PER_TEST = 20
@@ -38,3 +46,14 @@ def test_a_seed_is_the_same_run_each_time() -> None:
     assert traces[0] == traces[1]
     assert len(traces[0]) > 100
     assert outcomes[0].counts == outcomes[1].counts
+
+
+def test_only_a_seed_that_lacks_nothing_but_faults_is_hurried(monkeypatch) -> None:
+    for seed in (LONG_SEEDS, LONG_SEEDS + 1):
+        run = Run(seed)
+        own = run._hostility_now()
+        assert own < HURRY
+        monkeypatch.setattr(run.world.guest, "_tokens", IOS_MIN)
+        assert run._hostility_now() == (own if seed == LONG_SEEDS else HURRY)
+        run.world.faults.struck = FAULTS_MIN
+        assert run._hostility_now() == own

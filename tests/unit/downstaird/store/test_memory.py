@@ -166,3 +166,19 @@ def test_the_observer_is_told_after_writes_and_before_syncs(disk) -> None:
     file.pwritev([b"a"], 0)
     file.datasync()
     assert seen == [("write", "f"), ("sync", "f")]
+
+
+def test_the_medium_is_what_no_unsynced_sector_outlived() -> None:
+    disk = MemoryDisk()
+    file = disk.open("data", create=True)
+    file.pwritev([b"a" * 5000], 0)
+    file.datasync()
+    file.pwritev([b"b" * 600], 100)
+    file.pwritev([b"c"], 9000)
+    medium, image = disk.medium(), disk.image(lambda _name, _sector: False)
+    for other in (medium, image):
+        there = other.open("data")
+        assert there.size() == 5000
+        assert there.pread(5000, 0) == b"a" * 5000
+    medium.open("data").pwritev([b"d" * 5000], 0)
+    assert file.pread(5000, 0) == b"a" * 100 + b"b" * 600 + b"a" * 4300
