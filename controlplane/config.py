@@ -137,7 +137,7 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
     )  # fmt: skip
     run.add_argument(
         "--metrics", default="", metavar="ADDR",
-        help="serve metrics to Prometheus there, as 127.0.0.1:55480 (default: nowhere)",
+        help="serve metrics to Prometheus there, as 127.0.0.1:55482 (default: nowhere)",
     )  # fmt: skip
     add_tls(run)
     add_tokens(run)
