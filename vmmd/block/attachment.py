@@ -82,5 +82,5 @@ class Attachment:
                 counters.blocks_written += request.length
             elif op is BlockOp.FLUSH:
                 counters.flushes += 1
-            else:
+            elif op is BlockOp.DISCARD:
                 counters.discards += 1

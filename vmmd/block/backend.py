@@ -28,9 +28,14 @@ class BlockOp(enum.IntEnum):
     READ_OWNED = 5
     # As WRITE, but blocks that were written before keep what they hold.
     WRITE_UNWRITTEN = 6
+    # Which blocks may hold anything but zeroes: the completion's `owned` tells, of as many blocks
+    # from `offset` on as are cheap to tell of, one at least. What is not known counts as held.
+    ALLOCATION = 7
 
 
 READS = frozenset({BlockOp.READ, BlockOp.READ_OWNED})
+# What a completion's `owned` comes with.
+TELLS_OWNED = frozenset({BlockOp.READ_OWNED, BlockOp.ALLOCATION})
 WRITES = frozenset({BlockOp.WRITE, BlockOp.WRITE_UNWRITTEN})
 CHANGES = frozenset({BlockOp.WRITE, BlockOp.WRITE_UNWRITTEN, BlockOp.DISCARD})
 
@@ -66,7 +71,8 @@ class Request(NamedTuple):
 
 class Completion(NamedTuple):
     """`data` is given for a READ or READ_OWNED that ended OK: length * block_size bytes, valid
-    until the callback returns. `owned`, shape (length,), is given for the latter."""
+    until the callback returns. `owned`, shape (length,), is given for the latter, and for an
+    ALLOCATION, whose `data` nobody looks at: there it may be shorter."""
 
     token: object
     status: BlockStatus

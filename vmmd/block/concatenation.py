@@ -1,8 +1,9 @@
 """Backends one after another as one: the address space of a volume's sub-volumes.
 
 A request that lies in one child goes there as it is; one that spans several is cut and put together
-again; one that passes the end, or that changes what one of its children may not change, is refused
-whole. A flush goes to every child and succeeds when all do.
+again, but for a question for holes, which its first child answers alone; one that passes the end,
+or that changes what one of its children may not change, is refused whole. A flush goes to every
+child and succeeds when all do.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class Concatenation:
         last = max(first, self._child_at(offset + length - 1))
         if op in CHANGES and any(self._read_only[first : last + 1]):
             refused.append(Completion(token, BlockStatus.READ_ONLY))
-        elif first == last:
+        elif first == last or op is BlockOp.ALLOCATION:
+            length = min(length, self._ends[first] - offset)
             share = shares[first]
             share.append(Request(op, token, offset - self._starts[first], length, data))
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from stairlib.model.errors import (
     FieldViolation,
@@ -33,6 +35,9 @@ DEFAULT_WORKERS = 8
 WORKERS_MAX = 32
 _FALLOC_KEEP_SIZE = 0x01
 _FALLOC_PUNCH_HOLE = 0x02
+# Of one ALLOCATION: blocks told of, and stretches of data looked for.
+_TOLD_BLOCKS_MAX = 1 << 20
+_STRETCHES_MAX = 512
 
 
 class FileBackend:
@@ -133,6 +138,8 @@ class FileBackend:
                 if op is BlockOp.READ:
                     return Completion(token, BlockStatus.OK, content)
                 return Completion(token, BlockStatus.OK, content, np.ones(length, dtype=np.bool_))
+            if op is BlockOp.ALLOCATION:
+                return Completion(token, BlockStatus.OK, None, self._allocation(offset, length))
             if op is BlockOp.WRITE:
                 if data is None or len(data) != size:
                     return Completion(token, BlockStatus.FAILED)
@@ -145,6 +152,29 @@ class FileBackend:
             self._note(f"{op.name} at byte {start}: {error.strerror}")
             return Completion(token, BlockStatus.FAILED)
         return Completion(token, BlockStatus.OK)
+
+    def _allocation(self, offset: int, length: int) -> npt.NDArray[np.bool_]:
+        """Of the blocks from `offset` on. A block that holes cover only in part counts as held, and
+        so does every block where the filesystem tells of no holes."""
+        size = self._info.block_size
+        length = min(length, _TOLD_BLOCKS_MAX)
+        held = np.zeros(length, dtype=np.bool_)
+        start, end = offset * size, (offset + length) * size
+        at = start
+        for _ in range(_STRETCHES_MAX):
+            try:
+                first = os.lseek(self._descriptor, at, os.SEEK_DATA)
+                at = os.lseek(self._descriptor, min(first, end), os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return held
+                return np.ones(length, dtype=np.bool_)
+            if first >= end:
+                return held
+            held[(first - start) // size : -(-(at - start) // size)] = True
+            if at >= end:
+                return held
+        return held[: (at - start) // size]
 
     def _note(self, error: str) -> None:
         self.failed += 1

@@ -41,6 +41,8 @@ class MemoryBackend:
         if op is BlockOp.READ_OWNED:
             content = bytes(memoryview(self.content)[place])
             return Completion(token, BlockStatus.OK, content, np.ones(length, dtype=np.bool_))
+        if op is BlockOp.ALLOCATION:
+            return Completion(token, BlockStatus.OK, None, np.ones(length, dtype=np.bool_))
         if op is BlockOp.WRITE_UNWRITTEN:
             return Completion(token, BlockStatus.UNSUPPORTED)
         if self._info.read_only:

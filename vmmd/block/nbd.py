@@ -32,6 +32,7 @@ from vmmd.block.nbd_transmission import (
     data_chunk,
     error_chunk,
     simple_reply,
+    status_chunk,
 )
 
 # Per client. One request of the largest size may pass the byte limit.
@@ -44,6 +45,8 @@ _STOP_SECONDS = 5.0
 _HANDSHAKE_BUFFER_BYTES = 16 << 10
 # Replies up to this size are joined into one buffer, larger ones are passed on as they are.
 _JOIN_BYTES = 64 << 10
+
+_ANSWERED_IN_CHUNKS = (wire.Command.READ, wire.Command.BLOCK_STATUS)
 
 _log = get_logger(__name__)
 
@@ -143,6 +146,7 @@ class _Client(asyncio.BufferedProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._parser = RequestParser()
         self._structured = False
+        self._tells_holes = False
         self._jobs = 0
         self._bytes = 0
         self._requests: list[Request] = []
@@ -219,6 +223,7 @@ class _Client(asyncio.BufferedProtocol):
             assert self._deadline is not None
             self._deadline.cancel()
             self._structured = self._handshake.structured
+            self._tells_holes = self._handshake.tells_holes
             self._parser.push(self._handshake.rest)
             self._handshake = None
             self._work()
@@ -278,6 +283,8 @@ class _Client(asyncio.BufferedProtocol):
             self._leaving = True
             return
         error = check_request(request, self._export.info)
+        if request.command == wire.Command.BLOCK_STATUS and not self._tells_holes:
+            error = wire.Error.EINVAL
         if error is not wire.Error.OK:
             self._reply_error(request, error)
             return
@@ -306,6 +313,10 @@ class _Client(asyncio.BufferedProtocol):
         request = job.request
         if job.error:
             self._reply_error(request, job.error)
+        elif job.held is not None:
+            one = bool(request.flags & wire.COMMAND_REQ_ONE)
+            size = self._export.info.block_size
+            self._out.append(status_chunk(request.handle, job.held, size, one=one))
         elif request.command != wire.Command.READ:
             self._out.append(simple_reply(request.handle, wire.Error.OK))
         else:
@@ -316,7 +327,7 @@ class _Client(asyncio.BufferedProtocol):
             self._out.append(job.data)
 
     def _reply_error(self, request: NbdRequest, error: int) -> None:
-        if self._structured and request.command == wire.Command.READ:
+        if self._structured and request.command in _ANSWERED_IN_CHUNKS:
             self._out.append(error_chunk(request.handle, error))
         else:
             self._out.append(simple_reply(request.handle, error))

@@ -17,6 +17,8 @@ from vmmd.block.backend import BackendInfo
 
 _NAME_LENGTH = struct.Struct(">I")
 _COUNT = struct.Struct(">H")
+# A query for all contexts of the namespace.
+_NAMESPACE = b"base:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,20 @@ class Handshake:
         self._out: list[bytes] = []
         self.verdict = Verdict.GOING_ON
         self.structured = False
+        # The export's name with which the client has selected its allocation context.
+        self._context_of: bytes | None = None
+        self._entered = b""
 
     @staticmethod
     def greeting() -> bytes:
         """What the server sends first."""
         flags = wire.HANDSHAKE_FIXED_NEWSTYLE | wire.HANDSHAKE_NO_ZEROES
         return wire.GREETING.pack(wire.MAGIC, wire.OPTION_MAGIC, flags)
+
+    @property
+    def tells_holes(self) -> bool:
+        """Whether the client selected `base:allocation`, under the name it then came in by."""
+        return self.structured and self._context_of == self._entered
 
     @property
     def rest(self) -> bytes:
@@ -136,6 +146,8 @@ class Handshake:
             else:
                 self.structured = True
                 self._reply(option, wire.OptionReply.ACK)
+        elif option in (wire.Option.LIST_META_CONTEXT, wire.Option.SET_META_CONTEXT):
+            self._meta_context(option, data)
         else:
             self._reply(option, wire.OptionReply.ERR_UNSUP)
 
@@ -152,6 +164,7 @@ class Handshake:
         assert self._client_flags is not None
         if not self._client_flags & wire.HANDSHAKE_NO_ZEROES:
             self._out.append(wire.EXPORT_NAME_PADDING)
+        self._entered = name
         self.verdict = Verdict.TRANSMISSION
 
     def _list(self, data: bytes) -> None:
@@ -170,8 +183,7 @@ class Handshake:
             return
         name, wanted = parsed
         if not self._known(name):
-            text = f'there is no export of that name; the one here is "{self._export.name}"'
-            self._reply(option, wire.OptionReply.ERR_UNKNOWN, text.encode())
+            self._unknown(option)
             return
         info = self._export.info
         flags = self._export.flags(structured=self.structured)
@@ -190,7 +202,36 @@ class Handshake:
         self._reply(option, wire.OptionReply.INFO, body)
         self._reply(option, wire.OptionReply.ACK)
         if option == wire.Option.GO:
+            self._entered = name
             self.verdict = Verdict.TRANSMISSION
+
+    def _meta_context(self, option: int, data: bytes) -> None:
+        selecting = option == wire.Option.SET_META_CONTEXT
+        parsed = _parse_queries(data)
+        if selecting:
+            self._context_of = None
+        if parsed is None or (selecting and not self.structured):
+            text = b"malformed queries" if parsed is None else b"ask for structured replies first"
+            self._reply(option, wire.OptionReply.ERR_INVALID, text)
+            return
+        name, queries = parsed
+        if not self._known(name):
+            self._unknown(option)
+            return
+        wanted = wire.ALLOCATION_CONTEXT in queries
+        if not selecting:
+            wanted = wanted or not queries or _NAMESPACE in queries
+        if wanted:
+            if selecting:
+                self._context_of = name
+            number = wire.ALLOCATION_CONTEXT_ID if selecting else 0
+            body = wire.CHUNK_CONTEXT.pack(number) + wire.ALLOCATION_CONTEXT
+            self._reply(option, wire.OptionReply.META_CONTEXT, body)
+        self._reply(option, wire.OptionReply.ACK)
+
+    def _unknown(self, option: int) -> None:
+        text = f'there is no export of that name; the one here is "{self._export.name}"'
+        self._reply(option, wire.OptionReply.ERR_UNKNOWN, text.encode())
 
     def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
         header = wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, option, kind, len(data))
@@ -210,3 +251,23 @@ def _parse_info(data: bytes) -> tuple[bytes, set[int]] | None:
     if len(wanted) != count * _COUNT.size:
         return None
     return data[_NAME_LENGTH.size : name_end], {kind for (kind,) in _COUNT.iter_unpack(wanted)}
+
+
+def _parse_queries(data: bytes) -> tuple[bytes, list[bytes]] | None:
+    """Name and queries of the options about contexts; None when the lengths do not add up."""
+    words: list[bytes] = []
+    at, count = 0, 0
+    while at < len(data) or not words:
+        if len(data) - at < _NAME_LENGTH.size:
+            return None
+        (length,) = _NAME_LENGTH.unpack_from(data, at)
+        at += _NAME_LENGTH.size + length
+        if at > len(data):
+            return None
+        words.append(data[at - length : at])
+        if len(words) == 1:
+            if len(data) - at < _NAME_LENGTH.size:
+                return None
+            (count,) = _NAME_LENGTH.unpack_from(data, at)
+            at += _NAME_LENGTH.size
+    return (words[0], words[1:]) if len(words) == count + 1 else None

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+import numpy as np
+import numpy.typing as npt
+
 from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Request
 from vmmd.block.nbd_transmission import NbdRequest
@@ -30,18 +33,23 @@ _ERRORS = {
 }
 
 
+_UNCHANGING = (wire.Command.READ, wire.Command.FLUSH, wire.Command.BLOCK_STATUS)
+
+
 class NbdJob:
     """One request that passed `check_request`. Tokens of its backend requests are (job, byte
     offset in the request)."""
 
-    __slots__ = ("_flush_due", "_pieces", "data", "error", "outstanding", "request")
+    __slots__ = ("_flush_due", "_pieces", "data", "error", "held", "outstanding", "request")
 
     def __init__(self, request: NbdRequest, info: BackendInfo) -> None:
         self.request = request
         self.error: int = wire.Error.OK
         self.outstanding = 0
         self.data: bytes | bytearray = b""
-        changing = request.command not in (wire.Command.READ, wire.Command.FLUSH)
+        # Of a BLOCK_STATUS.
+        self.held: npt.NDArray[np.bool_] | None = None
+        changing = request.command not in _UNCHANGING
         self._flush_due = changing and bool(request.flags & wire.COMMAND_FUA)
         self._pieces = self._split(info.block_size)
 
@@ -69,6 +77,9 @@ class NbdJob:
             self._flush_due = False
         elif self.request.command == wire.Command.READ:
             self._take_data(offset, completion.data)
+        elif self.request.command == wire.Command.BLOCK_STATUS:
+            assert completion.owned is not None
+            self.held = completion.owned.copy()
         further = self._more(1)
         if not further and self.outstanding == 0 and self._flush_due:
             self._flush_due = False
@@ -98,6 +109,10 @@ class NbdJob:
         command = request.command
         if command == wire.Command.FLUSH:
             yield Request(BlockOp.FLUSH, (self, 0))
+            return
+        if command == wire.Command.BLOCK_STATUS:
+            first, count = request.offset // block_size, request.length // block_size
+            yield Request(BlockOp.ALLOCATION, (self, 0), first, count)
             return
         trim = command == wire.Command.TRIM
         payload = memoryview(request.payload) if request.payload is not None else None

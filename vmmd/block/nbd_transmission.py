@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo
 
@@ -113,6 +116,7 @@ _FLAGS_OF = {
     wire.Command.FLUSH: wire.COMMAND_FUA,
     wire.Command.TRIM: wire.COMMAND_FUA,
     wire.Command.WRITE_ZEROES: wire.COMMAND_FUA | wire.COMMAND_NO_HOLE,
+    wire.Command.BLOCK_STATUS: wire.COMMAND_FUA | wire.COMMAND_REQ_ONE,
 }
 _CHANGING = (wire.Command.WRITE, wire.Command.TRIM, wire.Command.WRITE_ZEROES)
 
@@ -154,8 +158,27 @@ def data_chunk(handle: int, offset: int, length: int) -> bytes:
     return header + wire.CHUNK_OFFSET.pack(offset)
 
 
+def status_chunk(handle: int, held: npt.NDArray[np.bool_], block_size: int, *, one: bool) -> bytes:
+    """The answer to a BLOCK_STATUS: stretches of data and of holes, or only the first `one`.
+    `held`, at least one block, tells from the request's offset on which may be other than zero."""
+    starts = np.concatenate(([0], np.flatnonzero(held[1:] != held[:-1]) + 1))
+    extents = np.empty(len(starts), dtype=wire.EXTENT)
+    extents["length"] = np.diff(starts, append=len(held)) * block_size
+    extents["flags"] = np.where(held[starts], 0, wire.STATE_HOLE | wire.STATE_ZERO)
+    body = wire.CHUNK_CONTEXT.pack(wire.ALLOCATION_CONTEXT_ID)
+    body += extents[:1].tobytes() if one else extents.tobytes()
+    header = wire.STRUCTURED_REPLY.pack(
+        wire.STRUCTURED_REPLY_MAGIC,
+        wire.CHUNK_DONE,
+        wire.CHUNK_BLOCK_STATUS,
+        handle,
+        len(body),
+    )
+    return header + body
+
+
 def error_chunk(handle: int, error: int) -> bytes:
-    """A READ that failed, with structured replies."""
+    """A READ or BLOCK_STATUS that failed, with structured replies."""
     header = wire.STRUCTURED_REPLY.pack(
         wire.STRUCTURED_REPLY_MAGIC,
         wire.CHUNK_DONE,

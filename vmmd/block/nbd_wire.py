@@ -25,6 +25,9 @@ SIMPLE_REPLY = struct.Struct(">IIQ")
 STRUCTURED_REPLY = struct.Struct(">IHHQI")
 CHUNK_OFFSET = struct.Struct(">Q")
 CHUNK_ERROR = struct.Struct(">IH")
+CHUNK_CONTEXT = struct.Struct(">I")
+# Of a block status: bytes and flags, as a numpy record.
+EXTENT = [("length", ">u4"), ("flags", ">u4")]
 INFO_EXPORT_BODY = struct.Struct(">HQH")
 INFO_BLOCK_SIZE_BODY = struct.Struct(">HIII")
 EXPORT_NAME_PADDING = bytes(124)
@@ -42,6 +45,8 @@ class Option(enum.IntEnum):
     INFO = 6
     GO = 7
     STRUCTURED_REPLY = 8
+    LIST_META_CONTEXT = 9
+    SET_META_CONTEXT = 10
 
 
 class OptionReply(enum.IntEnum):
@@ -50,6 +55,7 @@ class OptionReply(enum.IntEnum):
     ACK = 1
     SERVER = 2
     INFO = 3
+    META_CONTEXT = 4
     ERR_UNSUP = (1 << 31) + 1
     ERR_INVALID = (1 << 31) + 3
     ERR_UNKNOWN = (1 << 31) + 6
@@ -85,16 +91,26 @@ class Command(enum.IntEnum):
     FLUSH = 3
     TRIM = 4
     WRITE_ZEROES = 6
+    BLOCK_STATUS = 7
 
 
 COMMAND_FUA = 1 << 0
 COMMAND_NO_HOLE = 1 << 1
 COMMAND_DF = 1 << 2
+COMMAND_REQ_ONE = 1 << 3
 
 CHUNK_DONE = 1 << 0
 CHUNK_NONE = 0
 CHUNK_OFFSET_DATA = 1
+CHUNK_BLOCK_STATUS = 5
 CHUNK_ERROR_TYPE = (1 << 15) + 1
+
+
+# The one metadata context here, and its number once it was selected.
+ALLOCATION_CONTEXT = b"base:allocation"
+ALLOCATION_CONTEXT_ID = 1
+STATE_HOLE = 1 << 0
+STATE_ZERO = 1 << 1
 
 
 class Error(enum.IntEnum):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from vmmd.block.backend import (
     CHANGES,
     READS,
+    TELLS_OWNED,
     Backend,
     BackendInfo,
     BlockOp,
@@ -28,6 +29,8 @@ from vmmd.block.backend import (
     Request,
 )
 
+_ASKING = READS | TELLS_OWNED
+
 
 class _Filling:
     """A read whose blocks are partly the parent's: `missing` from block `first` of it on."""
@@ -35,11 +38,14 @@ class _Filling:
     __slots__ = ("buffer", "first", "missing", "owned", "request")
 
     def __init__(self, request: Request, front: Completion, missing: npt.NDArray[np.bool_]) -> None:
-        assert front.data is not None
         assert front.owned is not None
         wanted = np.flatnonzero(missing)
         self.request = request
-        self.buffer = bytearray(front.data)
+        # A question for holes is answered without.
+        self.buffer = bytearray()
+        if request.op in READS:
+            assert front.data is not None
+            self.buffer += front.data
         self.owned = front.owned.copy()
         self.first = int(wanted[0])
         self.missing = missing[self.first : int(wanted[-1]) + 1].copy()
@@ -92,7 +98,9 @@ class Overlay:
         refused: list[Completion] = []
         for request in batch:
             op, token, offset, length, _data = request
-            if op in READS and offset < covered:
+            if op is BlockOp.ALLOCATION and offset < covered:
+                layered.append(Request(op, request, offset, length))
+            elif op in READS and offset < covered:
                 layered.append(Request(BlockOp.READ_OWNED, request, offset, length))
             elif op is BlockOp.FLUSH:
                 flushes.append(request)
@@ -165,6 +173,9 @@ class Overlay:
             if completion.status is not BlockStatus.OK:
                 finished.append(Completion(request.token, completion.status))
                 continue
+            if request.op is BlockOp.ALLOCATION:
+                finished.append(_answer(request, None, _either(filling, completion)))
+                continue
             assert completion.data is not None
             _merge(filling, completion, self._info.block_size)
             finished.append(_answer(request, filling.buffer, filling.owned))
@@ -190,12 +201,23 @@ def _merge(filling: _Filling, parent: Completion, block_size: int) -> None:
         filling.owned[rows] |= parent.owned & filling.missing
 
 
+def _either(filling: _Filling, parent: Completion) -> npt.NDArray[np.bool_]:
+    """Which blocks the front or the parent holds, as far as both tell."""
+    assert parent.owned is not None
+    count = len(parent.owned)
+    owned = filling.owned
+    if count < len(filling.missing):
+        owned = owned[: filling.first + count]
+    owned[filling.first : filling.first + count] |= parent.owned & filling.missing[:count]
+    return owned
+
+
 def _answer(
     request: Request,
     data: bytes | bytearray | memoryview | None,
     owned: npt.NDArray[np.bool_],
 ) -> Completion:
-    told = owned if request.op is BlockOp.READ_OWNED else None
+    told = owned if request.op in TELLS_OWNED else None
     return Completion(request.token, BlockStatus.OK, data, told)
 
 
@@ -215,15 +237,16 @@ class ReadOnlyView:
         return self._info
 
     def submit(self, batch: Sequence[Request], done: Done) -> None:
-        """As `Backend.submit`: reads pass, changes are refused, a flush has nothing to do."""
-        reads = [request for request in batch if request.op in READS]
+        """As `Backend.submit`: reads and questions for holes pass, changes are refused, a flush has
+        nothing to do."""
+        reads = [request for request in batch if request.op in _ASKING]
         others = [
             Completion(
                 request.token,
                 BlockStatus.READ_ONLY if request.op in CHANGES else BlockStatus.OK,
             )
             for request in batch
-            if request.op not in READS
+            if request.op not in _ASKING
         ]
         if reads:
             self._backend.submit(reads, done)

@@ -114,10 +114,13 @@ class UrlBackend:
             end = request.offset + request.length
             if request.op is BlockOp.FLUSH:
                 answered.append(Completion(request.token, BlockStatus.OK))
-            elif request.op not in READS:
+            elif request.op not in READS and request.op is not BlockOp.ALLOCATION:
                 answered.append(Completion(request.token, BlockStatus.READ_ONLY))
             elif request.offset < 0 or request.length < 0 or end > self._info.block_count:
                 answered.append(Completion(request.token, BlockStatus.OUT_OF_RANGE))
+            elif request.op is BlockOp.ALLOCATION:
+                held = np.ones(request.length, dtype=np.bool_)
+                answered.append(Completion(request.token, BlockStatus.OK, None, held))
             elif self._session.closed:
                 answered.append(Completion(request.token, BlockStatus.ABORTED))
             elif not request.length:

@@ -43,7 +43,7 @@ def kind_of(batch: Sequence[Request]) -> int:
     for request in batch:
         if request.op is BlockOp.FLUSH:
             return _FLUSH
-        if request.op is BlockOp.READ:
+        if request.op is BlockOp.READ or request.op is BlockOp.ALLOCATION:
             found = _READ
     return found
 

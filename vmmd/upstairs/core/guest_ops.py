@@ -23,13 +23,15 @@ import numpy as np
 
 from stairlib.model.context import ContextArray
 from stairlib.wire.frame import OPS_MAX, PAYLOAD_BYTES_MAX, Bytes, OpKind
-from vmmd.block.backend import READS, BlockOp, BlockStatus, Completion, Request
+from vmmd.block.backend import READS, TELLS_OWNED, BlockOp, BlockStatus, Completion, Request
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import CompleteGuest
 from vmmd.upstairs.core.reads import Read, ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.upstairs_states import UpstairsState
+
+_READING = READS | TELLS_OWNED
 
 
 class _WriteFrame:
@@ -53,6 +55,8 @@ class GuestOps:
         self._read_only = region.config.read_only
         self._block_size = geometry.block_size
         self._block_count = geometry.block_count
+        # A question for holes is a read of the blocks: members tell of none without their data.
+        self._told_blocks_max = max(1, limits.READ_FRAME_BYTES_MAX // geometry.block_size)
         self._waiting: deque[tuple[object, Request]] = deque()
         self._frame = _WriteFrame()
         self._new_reads: list[Read] = []
@@ -130,7 +134,7 @@ class GuestOps:
             self._read_bytes -= least.bytes
 
     def _fits(self, request: Request) -> bool:
-        if request.op is BlockOp.READ or request.op is BlockOp.READ_OWNED:
+        if request.op in _READING:
             return self._read_jobs > 0 and self._read_bytes > 0
         return self._room_jobs > 0 and self._room_bytes > 0
 
@@ -139,7 +143,7 @@ class GuestOps:
         region = self._region
         if region.state is not UpstairsState.ACTIVE:
             completions.append(Completion(token, BlockStatus.ABORTED))
-        elif self._read_only and op not in READS:
+        elif self._read_only and op not in _READING:
             # There is never anything to flush.
             status = BlockStatus.OK if op is BlockOp.FLUSH else BlockStatus.READ_ONLY
             completions.append(Completion(token, status))
@@ -156,7 +160,9 @@ class GuestOps:
             self._read_jobs -= 1
             self._read_bytes -= length * self._block_size
             self._new_reads.extend(self._reads.split(key, token, offset, length))
-        elif op is BlockOp.READ_OWNED:
+        elif op in TELLS_OWNED:
+            if op is BlockOp.ALLOCATION:
+                length = min(length, self._told_blocks_max)
             self._read_jobs -= 1
             self._read_bytes -= length * self._block_size
             self._new_owned_reads.extend(self._reads.split(key, token, offset, length, owned=True))
@@ -251,7 +257,7 @@ def _nothing(op: BlockOp, token: object) -> Completion:
     """The end of a request for no blocks."""
     if op is BlockOp.READ:
         return Completion(token, BlockStatus.OK, b"")
-    if op is BlockOp.READ_OWNED:
+    if op in TELLS_OWNED:
         return Completion(token, BlockStatus.OK, b"", np.zeros(0, dtype=np.bool_))
     return Completion(token, BlockStatus.OK)
 

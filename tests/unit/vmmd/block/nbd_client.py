@@ -53,6 +53,20 @@ class NbdClient:
         assert replies[-1][0] == wire.OptionReply.ACK
         return self
 
+    async def statuses(
+        self, offset: int, length: int, *, flags: int = 0
+    ) -> list[tuple[int, int]] | int:
+        """(bytes, flags) of each stretch a BLOCK_STATUS tells of, or its error."""
+        self.send(wire.Command.BLOCK_STATUS, offset, length, flags=flags)
+        chunk, kind, handle, size = struct.unpack(">4xHHQI", await self.exactly(20))
+        assert (chunk, handle) == (wire.CHUNK_DONE, 1)
+        body = await self.exactly(size)
+        if kind == wire.CHUNK_ERROR_TYPE:
+            return int(struct.unpack(">I", body[:4])[0])
+        assert kind == wire.CHUNK_BLOCK_STATUS
+        assert body[:4] == struct.pack(">I", wire.ALLOCATION_CONTEXT_ID)
+        return list(struct.iter_unpack(">II", body[4:]))
+
     def send(
         self, command: int, offset: int, length: int, *, flags: int = 0, handle: int = 1,
         payload: bytes = b"",

@@ -38,6 +38,8 @@ class Store:
         self.seen = []
         self.status = {}
         self.hold = False
+        # Blocks that one question for holes is answered for at most.
+        self.told = count
         self._held = []
         for name, value in values.items():
             self.put(int(name[1:]), value)
@@ -83,6 +85,9 @@ class Store:
         if op in CHANGES and self.info.read_only:
             return Completion(token, BlockStatus.READ_ONLY)
         rows, part = slice(offset, offset + length), slice(offset * SIZE, (offset + length) * SIZE)
+        if op is BlockOp.ALLOCATION:
+            told = self.owned[offset : offset + min(length, self.told)]
+            return Completion(token, BlockStatus.OK, None, told)
         if op in READS:
             owned = self.owned[rows].copy() if op is BlockOp.READ_OWNED else None
             return Completion(token, BlockStatus.OK, bytes(self.data[part]), owned)
@@ -124,6 +129,13 @@ def read_owned(backend, offset, length):
     done = submit(backend, Request(BlockOp.READ_OWNED, "r", offset, length))["r"]
     assert done.status is BlockStatus.OK, done.status
     return list(done.data[::SIZE]), done.owned.astype(int).tolist()
+
+
+def allocation(backend, offset, length):
+    """For each block told of, 1 where it may hold data."""
+    done = submit(backend, Request(BlockOp.ALLOCATION, "a", offset, length))["a"]
+    assert done.status is BlockStatus.OK, done.status
+    return done.owned.astype(int).tolist()
 
 
 def write(backend, offset, *values, op=BlockOp.WRITE):
