@@ -9,7 +9,7 @@ TEST_FLAGS ?=
 # The tests that need nothing but Python.
 PYTEST_OF_PYTHON = $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
   --ignore tests/compose --ignore tests/documents --ignore tests/guest --ignore tests/sim \
-  --ignore tests/torture_storage --ignore tests/bench
+  --ignore tests/torture_storage --ignore tests/bench --ignore tests/console
 # Of `make bench`: --quick, --only TEXT, --rounds N, --stack NAME.
 BENCH_FLAGS ?=
 FUZZ_SECONDS ?= 60
@@ -94,6 +94,16 @@ guest-qemu: setup ## Unpack a QEMU that speaks vfio-user beside the system's, as
 .PHONY: test-compose
 test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
 	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
+
+BROWSER_STAMP := $(VENV)/.browser-installed
+
+$(BROWSER_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group browser
+	@touch $(BROWSER_STAMP)
+
+.PHONY: test-console
+test-console: $(BROWSER_STAMP) ## Use the web console in a real browser (needs Debian's chromium; says so where it is absent)
+	@$(BIN)/python -m pytest tests/console -ra $(TEST_FLAGS)
 
 .PHONY: grpcurl
 grpcurl: .grpcurl/grpcurl ## Build grpcurl into .grpcurl, from the Go module proxy (needs Go)

@@ -48,7 +48,7 @@ async def _serve(config: Config, stop: StopSignal) -> int:
         require_private(config.metrics, "serving metrics", tls=False)
     async with ControlPlane(
         config.address, config.vmmd, config.place, downstairs_tls=tls, security=secured,
-        metrics=config.metrics,
+        metrics=config.metrics, console=config.console,
     ) as control:  # fmt: skip
         print(
             f"controlplane ready on {control.address} (vmmd {config.vmmd}, state in"
@@ -59,6 +59,8 @@ async def _serve(config: Config, stop: StopSignal) -> int:
             print(f"people with tokens on {control.tokens_address}", flush=True)
         if control.metrics_address:
             print(f"metrics on http://{control.metrics_address}/metrics", flush=True)
+        if control.console_url:
+            print(f"console on {control.console_url}", flush=True)
         await stop.event.wait()
     return 0
 

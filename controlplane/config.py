@@ -64,7 +64,8 @@ planes and make a backup first; a schema that is newer than this program is refu
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One start of the program. `command` is run, check-database or migrate-database;
+    """One start of the program. `command` is run, check-database or migrate-database; `console` is
+    where the web console is, or empty;
     `downstairs_tls` holds the paths given with `TLS_FLAGS`; `metrics` is where they are read, or
     empty; `security` has the flags of `stairlib.rpc.flags`; `log_json` None means "unless stderr is
     a terminal"."""
@@ -79,6 +80,7 @@ class Config:
     log_json: bool | None
     as_json: bool = False
     security: argparse.Namespace | None = None
+    console: str = ""
 
     @property
     def data(self) -> Path:
@@ -139,6 +141,11 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
         "--metrics", default="", metavar="ADDR",
         help="serve metrics to Prometheus there, as 127.0.0.1:55482 (default: nowhere)",
     )  # fmt: skip
+    run.add_argument(
+        "--console", default="", metavar="ADDR",
+        help="serve the web console there, as 127.0.0.1:55480 (default: nowhere; needs the extra"
+        " console)",
+    )  # fmt: skip
     add_tls(run)
     add_tokens(run)
     _add_tls(run)
@@ -192,6 +199,7 @@ def _config(
         log_level=parsed.log_level,
         log_json={"auto": None, "text": False, "json": True}[parsed.log_format],
         security=parsed,
+        console=parsed.console,
     )
 
 

@@ -49,6 +49,7 @@ from controlplane.store.place import Place
 from controlplane.store.sql_store import SqlStore
 from controlplane.traces import TraceKeeper
 from controlplane.words import Words
+from stairlib.model.errors import UnsupportedError
 from stairlib.rpc.server import RpcServer, Security, Service
 from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
@@ -113,14 +114,15 @@ class ControlPlane:
         downstairs_tls: TlsFiles | None = None,
         security: Security | None = None,
         metrics: str = "",
+        console: str = "",
         grace_seconds: float = STOP_GRACE_SECONDS,
         pace: float = 1.0,
     ) -> None:
         """`place` is where its state is, or the directory of it; `downstairs_tls` is what it shows
         the downstairs it asks, by default the files of `security`, which says how it is spoken to,
-        and speaks to vmmd; `metrics` is the address they are read from, if any; `pace` scales
-        the waits between a replacement's attempts; tests make it
-        small."""
+        and speaks to vmmd; `metrics` is the address they are read from, if any, and
+        `console` that of the web console; `pace` scales the waits between a replacement's
+        attempts; tests make it small."""
         self._wanted = address
         self._vmmd_address = str(parse_address(vmmd))
         self._place = place if isinstance(place, Place) else Place(place)
@@ -128,6 +130,8 @@ class ControlPlane:
         self._downstairs_tls = downstairs_tls or self._security.tls
         self._metrics_wanted = metrics
         self.metrics_address = ""
+        self._console_wanted = console
+        self.console_url = ""
         self._grace_seconds = grace_seconds
         self._pace = pace
         self._stack = AsyncExitStack()
@@ -204,18 +208,20 @@ class ControlPlane:
             stack.push_async_callback(end)
         scrubs = Scrubs(store, scrub_driver, words, detached)
         await _begin(claims, words, relay, care)
-        services = _services(
-            InstanceServicer(instances, plugging, answers, self._vmmd_address),
-            SerialServicer(instances),
+        shown = (
             DiskServicer(disks, replacing, scrubs, answers),
             ReplacementServicer(replacements, care.starting, answers),
             FleetServicer(care.book, care.drains, answers),
-            TraceServicer(tracing, vmmd.channels),
         )
+        services = _services(
+            InstanceServicer(instances, plugging, answers, self._vmmd_address),
+            SerialServicer(instances), *shown, TraceServicer(tracing, vmmd.channels),
+        )  # fmt: skip
         stack.push_async_callback(detached.drain)
         self._server = await self._served(stack, services, tracing)
         stack.callback(news.close)
         stack.callback(care.news.close)
+        await self._show(stack, *shown)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
 
     async def _served(
@@ -231,6 +237,34 @@ class ControlPlane:
         await server.start()
         stack.push_async_callback(server.stop, self._grace_seconds)
         return server
+
+    async def _show(
+        self,
+        stack: AsyncExitStack,
+        disks: DiskServicer,
+        replacements: ReplacementServicer,
+        fleet: FleetServicer,
+    ) -> None:
+        """The web console, where it is wanted."""
+        if not self._console_wanted:
+            return
+        try:
+            from controlplane.console.calls import Calls
+            from controlplane.console.server import ConsoleServer
+        except ModuleNotFoundError as error:
+            if error.name not in ("starlette", "uvicorn"):
+                raise
+            raise UnsupportedError(
+                "--console needs the extra `console`: pip install 'stairwell[console]'"
+            ) from None
+        calls = Calls(
+            {"DiskService": disks, "ReplacementService": replacements, "FleetService": fleet,
+             "VcrService": VcrServicer()}
+        )  # fmt: skip
+        server = ConsoleServer(self._console_wanted, calls, self._security)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        self.console_url = server.url
 
     def _workflows(
         self,

@@ -45,6 +45,7 @@ docs/database
 docs/tracing
 docs/metrics
 docs/grpcurl
+docs/console
 docs/repair-limits
 docs/failures
 ```

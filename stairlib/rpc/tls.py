@@ -84,7 +84,13 @@ class TlsFiles:
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
         make = grpc.ssl_server_certificate_configuration
-        return _Served(make([(key, cert)], root), make([(key, cert)]), context)
+        people = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        people.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            people.load_cert_chain(self.cert, self.key, password=lambda: b"")
+        except (OSError, ValueError):
+            _refuse(self.cert, self.names[0], "changed while it was read; try again")
+        return _Served(make([(key, cert)], root), make([(key, cert)]), context, people)
 
     def _read(self, *, server: bool) -> tuple[bytes, bytes, bytes]:
         """(key, certificate chain, roots) in PEM, checked."""
@@ -122,6 +128,7 @@ class _Served:
     mutual: grpc.ServerCertificateConfiguration
     own: grpc.ServerCertificateConfiguration
     context: ssl.SSLContext
+    people: ssl.SSLContext
 
 
 class _RenewedContext(ssl.SSLContext):
@@ -138,6 +145,14 @@ class _RenewedContext(ssl.SSLContext):
         return self.files.now().context.wrap_bio(*arguments, **named)
 
 
+class _RenewedPeopleContext(_RenewedContext):
+    """The same, for those who show no certificate."""
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        """One end of a connection."""
+        return self.files.now().people.wrap_bio(*arguments, **named)
+
+
 class ServerTls:
     """For gRPC and for the data connection of one daemon."""
 
@@ -148,6 +163,9 @@ class ServerTls:
         self.context.verify_mode = ssl.CERT_REQUIRED
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.files = files
+        self.people_context = _RenewedPeopleContext(ssl.PROTOCOL_TLS_SERVER)
+        self.people_context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.people_context.files = files
 
     @property
     def credentials(self) -> grpc.ServerCredentials:

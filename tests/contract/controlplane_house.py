@@ -255,7 +255,12 @@ def fields(error: StairwellError) -> dict[str, str]:
 
 @asynccontextmanager
 async def house(
-    data: Path, *, vmmd: ScriptedVmmd | None = None, downstairs: int = 5, metrics: str = ""
+    data: Path,
+    *,
+    vmmd: ScriptedVmmd | None = None,
+    downstairs: int = 5,
+    metrics: str = "",
+    console: str = "",
 ) -> AsyncIterator[House]:
     """A control plane at free ports with a scripted vmmd and `downstairs` daemons."""
     script = vmmd or ScriptedVmmd()
@@ -266,17 +271,27 @@ async def house(
             await stack.enter_async_context(serving_downstairs(ScriptedDownstairs()))
             for _ in range(downstairs)
         ]
-        async with running(data, script, members, metrics) as found:
+        async with running(data, script, members, metrics, console) as found:
             yield found
 
 
 @asynccontextmanager
 async def running(
-    data: Path, script: ScriptedVmmd, members: list[ScriptedDownstairs], metrics: str = ""
+    data: Path,
+    script: ScriptedVmmd,
+    members: list[ScriptedDownstairs],
+    metrics: str = "",
+    console: str = "",
 ) -> AsyncIterator[House]:
     """A control plane among peers that are there already."""
     control = ControlPlane(
-        "127.0.0.1:0", script.address, data, metrics=metrics, grace_seconds=0, pace=0.02
+        "127.0.0.1:0",
+        script.address,
+        data,
+        metrics=metrics,
+        console=console,
+        grace_seconds=0,
+        pace=0.02,
     )
     async with control:
         channel = open_channel(control.address)

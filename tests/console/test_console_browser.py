@@ -1,0 +1,125 @@
+"""The console in a real browser, on a real cluster: `make test-console`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane.daemon import ControlPlane
+from stairlib.rpc.access import Role
+from stairlib.rpc.authority import Authority, Wish
+from stairlib.rpc.server import Security, TokenPort
+from stairlib.rpc.tls import TlsFiles
+from stairlib.rpc.tokens import TokenBook, add_line, new_token
+from stairlib.runtime.addresses import parse_address
+from tests.integration.cluster import LOOPBACK, MIB, Cluster, free_ports, until
+from tests.integration.volume import Volume
+
+pytestmark = pytest.mark.processes
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Cluster, str]]:
+    async with Cluster.started(tmp_path / "cluster") as started:
+        address = f"{LOOPBACK}:{free_ports(1)}"
+        await started.controlplane.end()
+        started.controlplane.command += ["--console", address]
+        await started.controlplane.start()
+        yield started, f"http://{address}/"
+
+
+async def test_a_replacement_is_watched_and_its_limit_moved(
+    browser: Any, cluster: tuple[Cluster, str], open_page: Any
+) -> None:
+    home, url = cluster
+    programs = [home.downstairs() for _ in range(4)]
+    for program in programs:
+        await program.start()
+    volume = Volume(home, programs)
+    await volume.create()
+    await volume.run()
+    await volume.fill(32 * MIB)
+    page = await open_page(url, width=390, scheme="dark")
+    await page.get_by_role("heading", name="1 healthy").wait_for()
+    wide = await page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390, "the page itself never scrolls sideways"
+    await volume.limit(2 * MIB)
+    await volume.replace()
+    await page.locator("a[href^='#/replacement/']").first.press("Enter")
+    await page.locator("li[data-state=REPAIR][aria-current=step]").wait_for()
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+
+    async def copied() -> tuple[float, int]:
+        return time.monotonic(), (await volume.slot(2)).repair.bytes_copied
+
+    slider = page.locator("#limit")
+    await slider.focus()
+    await page.keyboard.press("Home")
+    await page.locator("main dl").get_by_text("1.0 MiB/s (limit)").wait_for()
+    began, before = await until(copied, lambda seen: seen[1] > 0)
+    ended, after = await until(copied, lambda seen: seen[0] >= began + 2)
+    assert (after - before) / (ended - began) < 1.5 * MIB
+    await page.keyboard.press("End")
+    # Obeyed: what is left would take half a minute under the limit.
+    await page.locator("li[data-state=DONE][aria-current=step]").wait_for(timeout=12_000)
+    assert await page.locator("#bar").evaluate("bar => bar.value") == 1
+    events = await page.locator("main table").inner_text()
+    for event in ("Repaired", "Verified", "Retired"):
+        assert event in events
+    assert await page.locator("#pause").is_disabled()
+
+
+async def test_a_violation_is_shown_at_its_line(
+    browser: Any, cluster: tuple[Cluster, str], open_page: Any
+) -> None:
+    _home, url = cluster
+    page = await open_page(f"{url}#/vcr")
+    text = (EXAMPLES / "replace.json").read_text()
+    wrong = text.replace('"block_size": 4096', '"block_size": 4095', 1)
+    await page.locator("#request").fill(wrong)
+    line = wrong[: wrong.index("4095")].count("\n") + 1
+    await (
+        page.locator("#found")
+        .get_by_role("button", name=str(line), exact=True)
+        .first.press("Enter")
+    )
+    assert "4095" in await page.evaluate("getSelection().toString()")
+    await page.locator("#request").fill(text)
+    await page.get_by_text("nothing is wrong").wait_for()
+    await page.locator("#original").fill((EXAMPLES / "crucible-disks.json").read_text())
+    await page.get_by_text("verdict: replace").wait_for()
+
+
+async def test_a_viewer_is_refused(browser: Any, tmp_path: Path, open_page: Any) -> None:
+    pki = Authority.found(tmp_path / "pki", 30)
+    made = pki.issue(Wish("controlplane", Role.DAEMON, (LOOPBACK,)), 30, replace=True)
+    book = tmp_path / "tokens"
+    text, line = new_token("eve", Role.VIEWER, 1, datetime.now(UTC).date())
+    add_line(book, line)
+    security = Security(
+        TlsFiles(str(made.certificate), str(made.key), str(pki.root)),
+        tokens=TokenPort(parse_address(f"{LOOPBACK}:0"), TokenBook(book)),
+    )
+    async with ControlPlane(
+        f"{LOOPBACK}:0", f"{LOOPBACK}:1", tmp_path / "data", security=security,
+        console=f"{LOOPBACK}:0", grace_seconds=0,
+    ) as control:  # fmt: skip
+        page = await open_page(f"{control.console_url}#/vcr")
+        await page.locator("#token-text").fill(text)
+        await page.keyboard.press("Enter")
+        await page.get_by_text("eve (viewer)").wait_for()
+        start = page.locator("#start")
+        assert await start.is_disabled()
+        # Whoever enables it himself is refused by the control plane.
+        await start.evaluate("button => { button.disabled = false; }")
+        await page.locator("#request").fill((EXAMPLES / "replace.json").read_text())
+        await page.locator("#disk").fill("block2")
+        await start.press("Enter")
+        await page.locator("#said").get_by_text("takes the role operator").wait_for()
