@@ -18,10 +18,15 @@ from stairlib.rpc.tls import TlsFiles
 from stairlib.rpc.tokens import TokenBook, add_line, new_token
 from stairlib.runtime.addresses import parse_address
 from tests.integration.cluster import LOOPBACK, MIB, Cluster, free_ports, until
-from tests.integration.volume import Volume
+from tests.integration.volume import Volume, fresh_volume
 
 pytestmark = pytest.mark.processes
 
+# How many pixels of a canvas are not empty.
+COLOURED = """canvas => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return data.filter((value, index) => index % 4 === 3 && value).length;
+}"""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -74,6 +79,34 @@ async def test_a_replacement_is_watched_and_its_limit_moved(
     for event in ("Repaired", "Verified", "Retired"):
         assert event in events
     assert await page.locator("#pause").is_disabled()
+    await page.locator("#trace").press("Enter")
+    await page.locator("#falls").get_by_text("spans").wait_for()
+    drawn = await page.locator("canvas.waterfall").evaluate(COLOURED)
+    await page.locator("#zoom").press("End")
+    wide = page.locator("canvas.waterfall")
+    assert await wide.evaluate("canvas => canvas.clientWidth") > 390
+    assert drawn > 100
+
+
+async def test_a_disk_is_watched_while_its_guest_works(
+    browser: Any, cluster: tuple[Cluster, str], open_page: Any
+) -> None:
+    home, url = cluster
+    async with fresh_volume(home) as volume, volume.load():
+        page = await open_page(url, width=390)
+        await page.locator("a[href^='#/disk/']").first.press("Enter")
+        await page.get_by_role("heading", name=volume.disk).wait_for()
+        await page.locator("#regions").get_by_text("whole").nth(2).wait_for()
+        label = page.locator("canvas.chart").nth(1)
+        await label.and_(page.locator("[aria-label*='p99']")).wait_for()
+        assert await label.evaluate(COLOURED) > 100
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        volume.downstairs[1].kill()
+        slots = page.locator("#regions table")
+        await slots.locator("td.bad").wait_for()
+        assert volume.targets[1] in await slots.locator("tr:has(td.bad)").inner_text()
+        await volume.downstairs[1].start()
+        await slots.locator("td.bad").wait_for(state="detached")
 
 
 async def test_a_violation_is_shown_at_its_line(

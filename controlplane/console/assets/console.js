@@ -1,9 +1,10 @@
 import { desk } from "./desk.js";
+import { disk } from "./disk.js";
 import { ask, say, unsay } from "./link.js";
 import { overview } from "./overview.js";
 import { replacement } from "./replacement.js";
 
-const PAGES = { "": overview, replacement, vcr: desk };
+const PAGES = { "": overview, disk, replacement, vcr: desk };
 const main = document.getElementById("main");
 let leave = new AbortController();
 let me = null;

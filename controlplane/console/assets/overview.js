@@ -25,7 +25,7 @@ export function overview(main, signal) {
     parts.replaceChildren(
       el("h2", {}, `Disks: ${counts}`),
       table(["Disk", "Health", "Machine", "Size", "Slots"], disks.slice(0, ROWS).map((disk) => [
-        disk.name,
+        el("a", { href: `#/disk/${encodeURIComponent(disk.name)}` }, disk.name),
         el("td", { class: disk.health === "healthy" ? "ok" : "bad" }, disk.health),
         disk.instance, bytes(disk.totalBytes), el("td", { class: "long" }, slots(disk)),
       ]), "no disk is recorded"),

@@ -1,3 +1,4 @@
+import { ordered, waterfall } from "./chart.js";
 import { bytes, el, seconds, table, word } from "./draw.js";
 import { call, say, sure, unsay, watch } from "./link.js";
 
@@ -35,6 +36,26 @@ function graph(one, log) {
 const limitText = (step) => (step >= STEPS ? "no limit" : `${2 ** step} MiB/s`);
 const stepOf = (limit) => (Number(limit) ? Math.min(STEPS - 1, Math.max(0, Math.round(Math.log2(Number(limit) / MIB)))) : STEPS);
 
+// Where the time went, over all daemons; the slider widens the time.
+async function showTrace(place, id) {
+  unsay();
+  try {
+    const { spans } = await call("ReplacementService/GetReplacementTrace", { id });
+    const canvas = el("canvas", { class: "waterfall", role: "img", "aria-label": `${spans.length} spans; stairwell trace ${id} prints them` });
+    const left = el("p", { class: "dim" });
+    const box = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "waterfall" }, canvas);
+    const zoom = el("input", { type: "range", id: "zoom", min: 0, max: 6, step: 0.5, value: 0 });
+    const rows = ordered(spans);
+    const draw = () => {
+      const hidden = waterfall(canvas, rows, 2 ** Number(zoom.value), box.clientWidth);
+      left.textContent = `${spans.length} spans` + (hidden ? `; ${hidden} of them are not drawn` : "");
+    };
+    zoom.addEventListener("input", draw);
+    place.replaceChildren(left, el("p", {}, el("label", { for: "zoom" }, "Zoom "), zoom), box);
+    if (rows.length) draw();
+  } catch (error) { say(error); }
+}
+
 export function replacement(main, signal, id, me) {
   let log = [];
   let shown = null;
@@ -52,6 +73,9 @@ export function replacement(main, signal, id, me) {
   const pause = button("pause", "Pause");
   const resume = button("resume", "Resume");
   const cancel = button("cancel", "Cancel", "Cancel this replacement? It is undone while the old member is there; too late for that, it is finished.");
+  const retry = button("retry", "Retry");
+  const falls = el("div", { id: "falls" });
+  const trace = el("button", { type: "button", id: "trace", onclick: () => showTrace(falls, id) }, "Show the trace");
   const limit = el("output", { id: "limit-text", for: "limit" }, "");
   const slider = el("input", { type: "range", id: "limit", min: 0, max: STEPS, step: 1, disabled: true, "aria-describedby": "limit-text" });
   slider.addEventListener("input", () => { limit.textContent = limitText(Number(slider.value)); });
@@ -62,8 +86,8 @@ export function replacement(main, signal, id, me) {
     try { await call("ReplacementService/SetRepairLimits", { id, bytesPerSecondMax: String(rate) }); } catch (error) { say(error); }
   });
   const role = me.operator ? "" : el("p", { class: "dim", id: "viewer" }, "You may look: pausing, cancelling and limits need the role operator.");
-  main.replaceChildren(head, states, bar, facts, role, el("p", {}, pause, " ", resume, " ", cancel),
-    el("p", {}, el("label", { for: "limit" }, "Limit of the repair: "), limit, el("br"), slider), el("h2", {}, "Transitions"), lines);
+  main.replaceChildren(head, states, bar, facts, role, el("p", {}, pause, " ", resume, " ", cancel, " ", retry),
+    el("p", {}, el("label", { for: "limit" }, "Limit of the repair: "), limit, el("br"), slider), el("h2", {}, "Transitions"), lines, el("h2", {}, "Trace"), el("p", {}, trace), falls);
 
   const draw = () => {
     const one = shown;
@@ -81,6 +105,7 @@ export function replacement(main, signal, id, me) {
     pause.disabled = !me.operator || ended || state === "PAUSED";
     resume.disabled = !me.operator || state !== "PAUSED";
     cancel.disabled = !me.operator || state === "DONE" || state === "CANCELLED";
+    retry.disabled = !me.operator || state !== "FAILED";
     slider.disabled = !me.operator || ended;
     if (document.activeElement !== slider) {
       slider.value = stepOf(one.repairBytesPerSecondMax);
