@@ -539,10 +539,14 @@ class Driver:
             lambda _answer: self.advance(core.RetryDue(at=self._now)),
         )
 
-    def _ask_whether_undoable(self) -> None:
+    def _ask_whether_undoable(self, too_late: Event | None = None) -> None:
+        """`too_late`: how the machine refused it, should it say once more that it can be done."""
+
         def known(info: pb.VolumeInfo) -> None:
             event = undoable(self.record, info, self._now)
-            if not isinstance(event, core.CanUndo) and is_held(self.record, info):
+            if isinstance(event, core.CanUndo):
+                self.advance(too_late or event)
+            elif is_held(self.record, info):
                 self._hold(False, lambda: self.advance(event))
             else:
                 self.advance(event)
@@ -555,7 +559,7 @@ class Driver:
         def refused(event: Event) -> None:
             # Of what it may be, only one is no failure to reach it.
             if isinstance(event, core.StepFailed) and "has left slot" in event.error:
-                self._ask_whether_undoable()
+                self._ask_whether_undoable(event)
             else:
                 self.advance(event)
 

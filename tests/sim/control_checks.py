@@ -42,6 +42,8 @@ class ControlChecks:
         """A replacement is over, and all is as it was before it."""
         world = self._world
         self._undone.add(record.id)
+        # A machine that lets the new member go forgets that it was held.
+        self._held = {key: value for key, value in self._held.items() if key[1] != record.slot}
         if world.control.store.disk.construction != record.original:
             world.fail("a replacement was undone, and the recorded request is not that of before")
         machine = world.machine

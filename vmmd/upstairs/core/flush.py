@@ -71,17 +71,27 @@ class FlushBook:
         self.last = None
 
 
-def judge(record: Mutation, active_mask: int, departing_mask: int = 0) -> bool | None:
+def judge(
+    record: Mutation, active_mask: int, departing_mask: int = 0, coming_mask: int = 0
+) -> bool | None:
     """True: durable on enough members. False: all have finished and it is not. None: wait.
 
     A member that is being replaced will not be asked at the next activation: beside it, an active
-    one that stays must have the data too.
+    one that stays must have the data too. It and the one that comes in its place count as one:
+    either may be let go, the old one when it is retired, the new one when that is undone. While
+    another member still answers, it is waited for.
     """
     acks = record.acked.bit_count()
     stays = not departing_mask or bool(record.acked & active_mask & ~departing_mask)
     if acks >= FLUSH_ACKS_NEEDED and stays:
-        needed = min(FLUSH_ACKS_NEEDED, active_mask.bit_count())
-        if not record.pending or (record.acked & active_mask).bit_count() >= needed:
+        pair = departing_mask | coming_mask
+        needed = min(FLUSH_ACKS_NEEDED, _places(active_mask, pair))
+        if not record.pending or _places(record.acked & active_mask, pair) >= needed:
             return True
         return None
     return None if record.pending else False
+
+
+def _places(members: int, pair: int) -> int:
+    """How many of the members there are, those of `pair` counted once."""
+    return (members & ~pair).bit_count() + bool(members & pair)

@@ -314,8 +314,12 @@ class RegionSet:
         """Answers the flush's waiters once its outcome is certain."""
         if record.judged:
             return
-        departing = self.departing.bit if self.departing is not None else 0
-        verdict = judge(record, sum(m.bit for m in self.active), departing)
+        old = self.departing
+        departing = coming = 0
+        if old is not None:
+            departing = old.bit
+            coming = next((m.bit for m in self.slots if m.slot == old.slot), 0)
+        verdict = judge(record, sum(m.bit for m in self.active), departing, coming)
         if verdict is None:
             return
         record.judged = True

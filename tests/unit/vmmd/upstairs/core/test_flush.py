@@ -38,6 +38,25 @@ def test_a_departing_member_and_one_under_repair_are_not_enough():
     assert judge(record, 0b1001, 0b1000) is True
 
 
+@pytest.mark.parametrize(
+    ("acked", "pending", "active", "verdict"),
+    [
+        # Old (8) and new (4) have it, and both others still answer: one of the two is to leave.
+        (0b1100, 0b0011, 0b1111, None),
+        (0b1101, 0b0010, 0b1111, True),
+        (0b1001, 0b0110, 0b1111, True),
+        (0b0101, 0b1010, 0b1111, True),
+        # There is nobody else to wait for.
+        (0b1100, 0b0000, 0b1100, True),
+        (0b1100, 0b0001, 0b1100, True),
+    ],
+)
+def test_the_old_and_the_new_member_of_a_slot_are_one_copy(acked, pending, active, verdict):
+    record = Mutation(1, 1, (), 0, is_flush=True)
+    record.acked, record.pending = acked, pending
+    assert judge(record, active, 0b1000, 0b0100) is verdict
+
+
 def test_a_flush_without_a_caller_is_due_after_the_timeout():
     book = FlushBook(0.5)
     assert not book.due(100.0)
