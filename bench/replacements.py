@@ -9,8 +9,10 @@ idle watchers: the time of a GetReplacement (asked for one at a time, 50 a secon
 replacement), the control plane's processor time, and its memory. Beside it, as `noise`, by how much
 the client's own sleeps are late: what the machine does to anybody. One follower of each replacement
 is there all the time and counts what it is told; at the end every transition must have come once
-and in order. Exits with status 1 when a transition is lost, or when p99 is above the goal in the
-median round.
+and in order. Memory is looked at once a second; what counts is by how much it grows in the second
+half of the measurement, without the idle watchers, when what is bounded is full. Exits with status
+1 when a transition is lost, when p99 is above the goal in the median round, when memory still grows
+in the second half, or when the watchers cost more than the rounds without them differ.
 """
 
 from __future__ import annotations
@@ -54,6 +56,12 @@ CALL_SECONDS = 60.0
 BEGUN_AT_ONCE = 8
 SETTLE_SECONDS = 5.0
 NOISE_SECONDS = 0.007
+MEMORY_SECONDS = 1.0
+# Above this in the second half it is not flat. What the allocator makes of objects that do not
+# become more is less.
+MEMORY_GROWTH_MAX_MIB_PER_MINUTE = 0.5
+# What cannot be told from nothing, where the rounds without watchers happen to be all alike.
+WATCHERS_PROCESSOR_MIN = 0.01
 
 
 @dataclass
@@ -163,6 +171,13 @@ async def sleep_late(late: list[float]) -> None:
         late.append(loop.time() - began - NOISE_SECONDS)
 
 
+async def look_at_memory(plane: Plane, origin: float, points: list[tuple[float, float]]) -> None:
+    """Adds (seconds since `origin`, MiB) again and again."""
+    while True:
+        points.append((time.perf_counter() - origin, plane.memory_mib()))
+        await asyncio.sleep(MEMORY_SECONDS)
+
+
 def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
@@ -170,6 +185,12 @@ def quantile(values: list[float], share: float) -> float:
 def slope(points: list[tuple[float, float]]) -> float:
     """Least squares, in y a minute of x in seconds."""
     return statistics.linear_regression(*zip(*points, strict=True)).slope * 60
+
+
+def second_half(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those after the middle of the time they span."""
+    middle = (points[0][0] + points[-1][0]) / 2
+    return [each for each in points if each[0] >= middle]
 
 
 def spoken(stack: AsyncExitStack, *arguments: str) -> tuple[subprocess.Popen[str], list[str]]:
@@ -248,7 +269,7 @@ async def filled(plane: Plane, identity: str) -> None:
 async def measure(plane: Plane, identities: list[str], arguments: Any) -> dict[str, Any]:
     """Alternating rounds, without and with the idle watchers."""
     rounds: dict[str, list[dict[str, float]]] = {"alone": [], "watched": []}
-    memory: list[tuple[float, float]] = []
+    memory: dict[str, list[tuple[float, float]]] = {kind: [] for kind in rounds}
     origin = time.perf_counter()
     for _ in range(arguments.rounds):
         for kind, figures_so_far in rounds.items():
@@ -259,15 +280,18 @@ async def measure(plane: Plane, identities: list[str], arguments: Any) -> dict[s
             await asyncio.sleep(1.0)
             used, began = plane.processor_seconds(), time.perf_counter()
             late: list[float] = []
-            sleeper = asyncio.create_task(sleep_late(late))
+            beside = [
+                asyncio.create_task(sleep_late(late)),
+                asyncio.create_task(look_at_memory(plane, origin, memory[kind])),
+            ]
             took = await plane.asked(identities, arguments.seconds)
-            sleeper.cancel()
+            for each in beside:
+                each.cancel()
             share = (plane.processor_seconds() - used) / (time.perf_counter() - began)
-            memory.append((time.perf_counter() - origin, plane.memory_mib()))
             figures = {
                 "p50_ms": 1e3 * quantile(took, 0.5), "p99_ms": 1e3 * quantile(took, 0.99),
                 "noise_p99_ms": 1e3 * quantile(late, 0.99), "processor": share,
-                "memory_mib": memory[-1][1], "load": os.getloadavg()[0],
+                "memory_mib": plane.memory_mib(), "load": os.getloadavg()[0],
             }  # fmt: skip
             figures_so_far.append(figures)
             words = "  ".join(f"{name} {value:8.2f}" for name, value in figures.items())
@@ -275,7 +299,12 @@ async def measure(plane: Plane, identities: list[str], arguments: Any) -> dict[s
             for each in watchers:
                 each.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
-    return {"rounds": rounds, "memory_slope_mib_per_minute": slope(memory)}
+    return {
+        "rounds": rounds,
+        "memory_slope_mib_per_minute": slope(memory["alone"]),
+        "memory_slope_second_half": slope(second_half(memory["alone"])),
+        "memory": memory,
+    }
 
 
 # Lines in the log of a replacement that nothing held up, from Validated to Retired.
@@ -311,6 +340,12 @@ async def main(arguments: Any) -> int:
     return report(plane, found, missing, arguments)
 
 
+def differ(rounds: list[dict[str, float]], name: str) -> float:
+    """By how much a figure of the rounds differs, from the least to the most."""
+    values = [each[name] for each in rounds]
+    return max(values) - min(values)
+
+
 def report(plane: Plane, found: dict[str, Any], missing: list[str], arguments: Any) -> int:
     medians = {
         kind: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
@@ -323,15 +358,22 @@ def report(plane: Plane, found: dict[str, Any], missing: list[str], arguments: A
     noise = medians["alone"]["noise_p99_ms"]
     goal = 1e3 * GOAL_SECONDS
     print(f"\np99 of GetReplacement: {p99:.1f} ms (goal {goal:.0f} ms; own sleeps {noise:.1f} ms)")
+    spread = max(differ(found["rounds"]["alone"], "processor"), WATCHERS_PROCESSOR_MIN)
     print(f"{IDLE_WATCHERS} idle watchers: {100 * cost:+.2f} % of a processor,"
-          f" p99 {medians['watched']['p99_ms'] - p99:+.1f} ms")  # fmt: skip
-    print(f"memory: {found['memory_slope_mib_per_minute']:+.2f} MiB a minute")
+          f" p99 {medians['watched']['p99_ms'] - p99:+.1f} ms; the rounds without them differ by"
+          f" {100 * spread:.2f} %:"
+          f" {'not measurable' if cost <= spread else 'MEASURABLE'}")  # fmt: skip
+    growth = found["memory_slope_second_half"]
+    flat = growth <= MEMORY_GROWTH_MAX_MIB_PER_MINUTE
+    print(f"memory: {found['memory_slope_mib_per_minute']:+.2f} MiB a minute,"
+          f" {growth:+.2f} in the second half (at most {MEMORY_GROWTH_MAX_MIB_PER_MINUTE}):"
+          f" {'flat' if flat else 'GROWS'}")  # fmt: skip
     print(f"transitions: {told} told in {messages} messages,"
           f" {len(missing)} replacements with a loss")  # fmt: skip
     if arguments.out is not None:
         summary = {**found, "medians": medians, "transitions": told, "lost": missing}
         arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    return int(bool(missing) or p99 > 1e3 * GOAL_SECONDS)
+    return int(bool(missing) or p99 > goal or cost > spread or not flat)
 
 
 if __name__ == "__main__":
