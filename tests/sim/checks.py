@@ -53,7 +53,7 @@ class Checks:
     def flush_acknowledged(self, allowed: Allowed) -> None:
         """A guest's flush has ended well this moment; `allowed` is what it keeps, by block."""
         if self.world.chance.random() < LOOK_AT_FLUSHES:
-            # As of the end of the step that judged it: whom it lost is told after what it completed.
+            # As of the end of the step that judged it: whom it lost is told after it.
             slots = self.world.machine.upstairs.status().slots
             active = sum(slot.state is SlotState.ACTIVE for slot in slots)
             needed = COPIES_OF_A_FLUSH if active >= COPIES_OF_A_FLUSH else COPIES_OF_A_FLUSH - 1

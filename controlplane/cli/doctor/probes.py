@@ -48,7 +48,7 @@ MODULES = (
     "aiohttp", "alembic", "cryptography", "grpc", "google.protobuf", "numpy", "rich", "sqlalchemy",
     "structlog", "uvloop", "xxhash",
 )  # fmt: skip
-EXTRAS = (("psycopg", "postgres"), ("textual", "tui"))
+EXTRAS = (("psycopg", "postgres"), ("starlette", "console"), ("textual", "tui"))
 # The daemons' defaults, and the downstairs of the walk-through.
 PORTS = (
     ("controlplane", 55400), ("vmmd", 55401), ("downstaird", 8810), ("downstaird", 8820),

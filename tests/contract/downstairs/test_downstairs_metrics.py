@@ -64,11 +64,12 @@ async def test_the_document_lists_what_is_exposed(metered, upstairs) -> None:
     session = await downstairs.session(upstairs)
     await session.write(0, pattern(1, 1))
     await session.flush(1)
-    listed = re.findall(
-        r"^\| `([a-z_.]+)` \| `(\w+)` \|",
-        DOCUMENT.read_text().partition("## A downstairs")[2],
-        re.MULTILINE,
-    )
+    text = DOCUMENT.read_text()
+    tables = [
+        text.partition(f"<!-- states: {name} -->")[2].partition("<!-- end -->")[0]
+        for name in ("metrics-downstairs", "metrics-process")
+    ]
+    listed = re.findall(r"^\| `([a-z_.]+)` \| `(\w+)` \|", "".join(tables), re.MULTILINE)
     assert [name for name, _ in listed] == [each.name for each in (*METRICS, *PROCESS_METRICS)]
     exposed = {
         re.sub(r"_(bucket|count|sum|created)$", "", name)
