@@ -53,11 +53,14 @@ class Checks:
     def flush_acknowledged(self, allowed: Allowed) -> None:
         """A guest's flush has ended well this moment; `allowed` is what it keeps, by block."""
         if self.world.chance.random() < LOOK_AT_FLUSHES:
-            # As of the end of the step that judged it: whom it lost is told after it.
-            slots = self.world.machine.upstairs.status().slots
-            active = sum(slot.state is SlotState.ACTIVE for slot in slots)
-            needed = COPIES_OF_A_FLUSH if active >= COPIES_OF_A_FLUSH else COPIES_OF_A_FLUSH - 1
-            self.copies("when a flush ended well", needed, allowed)
+            self.copies("when a flush ended well", self._needed(), allowed)
+
+    def _needed(self) -> int:
+        """On how many media a flush is at this moment: fewer while fewer members are in service."""
+        # As of the end of the machine's step: whom it lost is told after what it completed.
+        slots = self.world.machine.upstairs.status().slots
+        active = sum(slot.state is SlotState.ACTIVE for slot in slots)
+        return COPIES_OF_A_FLUSH if active >= COPIES_OF_A_FLUSH else COPIES_OF_A_FLUSH - 1
 
     def copies(self, when: str, needed: int, allowed: Allowed | None = None) -> None:
         """Fails unless so many members, less the wounded, have all that was flushed."""
@@ -176,7 +179,7 @@ class Checks:
 
     def undone(self) -> None:
         """The new member was let go, the old one stays."""
-        self.copies("when a replacement was undone", COPIES_OF_A_FLUSH)
+        self.copies("when a replacement was undone", self._needed())
 
     def retired(self, record: Replacement) -> None:
         """The old member is about to be given up."""

@@ -540,8 +540,7 @@ class Driver:
         )
 
     def _ask_whether_undoable(self, too_late: Event | None = None) -> None:
-        """`too_late`: how the machine refused it, should it say once more that it can be done."""
-
+        # `too_late`: how the machine refused it, should it say once more that it can be done.
         def known(info: pb.VolumeInfo) -> None:
             event = undoable(self.record, info, self._now)
             if isinstance(event, core.CanUndo):
@@ -558,10 +557,8 @@ class Driver:
 
         def refused(event: Event) -> None:
             # Of what it may be, only one is no failure to reach it.
-            if isinstance(event, core.StepFailed) and "has left slot" in event.error:
-                self._ask_whether_undoable(event)
-            else:
-                self.advance(event)
+            late = isinstance(event, core.StepFailed) and "has left slot" in event.error
+            (self._ask_whether_undoable if late else self.advance)(event)
 
         self._call(
             lambda machine, reply: machine.take_back(
