@@ -51,11 +51,11 @@ def with_lines(violations: list[dict[str, Any]], text: str, path: str) -> list[d
 
 
 async def check(calls: Calls, caller: Caller, text: str) -> dict[str, Any]:
-    """The answer of CheckVcr, with lines."""
+    """The answer of CheckVcr, with lines, and the request itself as it is to be sent."""
     request, at = unwrapped(text)
     answer = await calls.answer(caller, "VcrService/CheckVcr", {"vcrJson": request})
     answer["violations"] = with_lines(answer["violations"], text, at)
-    return answer
+    return {**answer, "request": request}
 
 
 async def compare(calls: Calls, caller: Caller, original: str, changed: str) -> dict[str, Any]:

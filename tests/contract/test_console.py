@@ -200,6 +200,8 @@ async def test_the_desk_names_lines_and_judges_two(home: House, web: httpx.Async
     text = (EXAMPLES / "replace.json").read_text()
     answer = (await web.post("/api/vcr/check", json={"text": text})).json()
     assert answer["valid"], answer
+    # What is sent when it is started: the request out of what the file wraps it in.
+    assert json.loads(answer["request"]) == json.loads(text)["vcr"]
     wrong = text.replace('"block_size": 4096', '"block_size": 4095', 1)
     assert wrong != text
     answer = (await web.post("/api/vcr/check", json={"text": wrong})).json()

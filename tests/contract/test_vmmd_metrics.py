@@ -182,7 +182,7 @@ async def test_the_document_lists_what_is_exposed(
     assert exposed == {name for _, name in listed}
 
 
-async def test_the_daemon_serves_them_where_it_is_told(tmp_path: Path) -> None:
+async def test_other_hosts_read_them_only_if_it_is_said(tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
     config.write_text('engine = "none"\n')
     stop = StopSignal()

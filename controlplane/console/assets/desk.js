@@ -47,9 +47,9 @@ export function desk(main, signal, _id, me) {
   start.addEventListener("click", async () => {
     unsay();
     try {
-      let vcr = JSON.parse(text.value);
-      vcr = vcr.vcr || vcr;
-      const body = { name: disk.value.trim(), vcrJson: JSON.stringify(vcr) };
+      // Out of what the text may wrap it in: as it was judged.
+      const { request } = await ask("vcr/check", { text: text.value });
+      const body = { name: disk.value.trim(), vcrJson: request };
       const plan = await call("DiskService/ReplaceVcr", { ...body, validateOnly: true });
       if (!(await sure(`On disk ${body.name}, slot ${plan.slot}: ${plan.oldTarget} is replaced by ${plan.newTarget}. All of the new copy is filled while the guest runs; the old one serves no more.`))) return;
       const answer = await call("DiskService/ReplaceVcr", body);
