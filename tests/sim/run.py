@@ -197,6 +197,8 @@ class Run:
         world = self.world
         newest = world.control.store.newest
         if newest is not None and newest.state is State.FAILED and world.control.up:
+            if "restart the instance" in newest.last_error:
+                world.restart_instance()
             world.control.request(newest.replacement)
         world.schedule.later(RETRY_SECONDS, self._retry)
 

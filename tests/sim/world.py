@@ -289,6 +289,14 @@ class World:
         machine.kill()
         self.make_machine_later(AGAIN_SECONDS)
 
+    def restart_instance(self) -> None:
+        """What a replacement without a source tells to do when the member is gone for good."""
+        self.machine.note("is restarted, because nobody is left to copy from")
+        self.reached["restarted for want of a source"] += 1
+        self.guest.machine_lost()
+        self.machine.kill()
+        self.make_machine_later(AGAIN_SECONDS)
+
     def deactivate(self, machine: Machine, *, last: bool = False) -> None:
         """Lets go of the volume as a stop of the machine does, then makes the machine again, or,
         but for the `last` time, has the same one activate the volume again."""

@@ -48,8 +48,11 @@ class Activation:
 
     @property
     def waiting(self) -> str:
-        """What an activation waits for that may go on with two; empty when it may not."""
+        """What an activation waits for that may go on with two, or a set that nobody serves; empty
+        otherwise."""
         region = self._region
+        if region.state is UpstairsState.ACTIVE:
+            return "" if region.config.read_only else self._waiting_for_all()
         after = region.config.activate_with_two_after
         if region.state is not UpstairsState.GO_ACTIVE or not after or not self._two:
             return ""
@@ -60,6 +63,23 @@ class Activation:
             return f"{who}, and the set cannot serve with two: {problem}"
         left = max(0.0, self._two_since + after - region.now)
         return f"{who}: the set serves with two in {left:.0f} s"
+
+    def _waiting_for_all(self) -> str:
+        members = self._region.members
+        if self.running is not None or any(member.complete for member in members):
+            return ""
+        away = [m for m in members if m.state is not SlotState.LIVE_REPAIR_READY]
+        if not away:
+            return ""
+        who = ", ".join(
+            f"slot {m.slot} ({m.address}{', which is leaving' if m.departing else ''}) is "
+            f"{m.state.name}"
+            for m in away
+        )
+        return (
+            f"no member serves, each has failed; they are compared when all are back: {who}. "
+            "Bring it back, replace it, or restart the instance"
+        )
 
     @property
     def copies(self) -> dict[int, ExtentCopies]:
@@ -212,7 +232,7 @@ def unfit_for_two(members: Sequence[Member]) -> str:
         if (stamps.flags & ~np.uint8(FLAG_DIRTY)).any():
             return f"{who} was being filled, or is damaged"
         if member.suspect_extents:
-            return f"a write failed on {who}"
+            return f"a write failed on {who}, or was never answered"
         if not stamps.generations.any():
             return f"{who} holds nothing: it may be new"
     return ""

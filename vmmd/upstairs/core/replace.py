@@ -9,7 +9,8 @@ In order, with O the slot whose address is `old` and N the one whose address is 
      before.
  D3  neither exists: MISSING.
  D4  the set is active and another slot is being replaced or repaired: refused, REPLACEMENT_RUNNING;
-     or no active member would be left to copy from: refused, NO_SOURCE.
+     or no active member would be left to copy from: refused, NO_SOURCE, unless the two others are
+     back and whole, and stand for the set without it (docs/adr/0018): the three are compared then.
  D5  otherwise STARTED. A member that is active keeps serving beside the new one until that one is
      filled, so that there are never fewer good copies than at the start; any other is let go at
      once.
@@ -26,6 +27,7 @@ it connects, and serves at once. No source is needed there, and none can be lost
 from __future__ import annotations
 
 from stairlib.model.errors import ConflictError, StateError
+from vmmd.upstairs.core.activation import unfit_for_two
 from vmmd.upstairs.core.events import Replacement, ReplaceResult
 from vmmd.upstairs.core.reconcile_plan import ReconcilePlan
 from vmmd.upstairs.core.region_set import RegionSet
@@ -127,6 +129,9 @@ def _let_back(region: RegionSet, old: str, new: str) -> bool:
 
 
 def _check_others(region: RegionSet, leaving: Member) -> None:
+    if not region.config.read_only and not any(member.complete for member in region.members):
+        _check_none_serves(region, leaving)
+        return
     for member in region.slots:
         if member is leaving:
             continue
@@ -138,11 +143,27 @@ def _check_others(region: RegionSet, leaving: Member) -> None:
                 slot=str(member.slot),
                 state=member.state.name,
             )
-    if not region.config.read_only and not any(member.complete for member in region.members):
+
+
+def _check_none_serves(region: RegionSet, leaving: Member) -> None:
+    """Each member failed in turn. A comparison of three would bring the set back, and waits for one
+    that may be gone for good: it may be replaced when the comparison can do without its copy."""
+    others = [member for member in region.slots if member is not leaving]
+    away = next((m for m in others if m.state is not SlotState.LIVE_REPAIR_READY), None)
+    if away is not None:
+        why = f"slot {away.slot} ({away.address}) is {away.state.name}"
+    else:
+        why = unfit_for_two(others)
+    if leaving.state in _IN_REPAIR:
+        why = "all three are connected and are compared now"
+    if why:
         raise StateError(
-            "no member of this volume is active: there is nothing a new member could be "
-            "filled from",
+            "no member of this volume is active: there is nothing a new member could be filled "
+            f"from, and the others do not stand for the set without slot {leaving.slot}: {why}. "
+            f"Bring {leaving.address} back; if it is gone for good, restart the instance and "
+            "replace it before the volume is active, which drops what only it had",
             reason="NO_SOURCE",
+            slot=str(leaving.slot),
         )
 
 

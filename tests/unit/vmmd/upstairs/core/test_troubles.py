@@ -202,7 +202,7 @@ def test_why_the_comparison_began_again_is_not_told_of_a_set_that_is_let_go(reco
     assert world.upstairs.status().reason == ""
 
 
-# ---- a third member away
+# ---- other members away
 
 
 def test_a_member_is_replaced_while_another_is_away(world):
@@ -215,6 +215,91 @@ def test_a_member_is_replaced_while_another_is_away(world):
     world.start("d0:1")
     assert world.run_until(world.healthy, 60)
     assert nothing_is_owed(world)
+
+
+def all_failed(world, *, back):
+    """Each member was away for too long, and these are back."""
+    for address in world.targets:
+        world.crash(address)
+    gone = limits.OFFLINE_SECONDS_MAX + 5
+    assert world.run_until(
+        lambda: all(s.mode is SlotMode.FAULTED for s in world.upstairs.status().slots), gone
+    )
+    for address in back:
+        world.start(address)
+    ready = [slot(world, list(world.targets).index(address)).slot for address in back]
+    assert world.run_until(
+        lambda: all(slot(world, n).state is SlotState.LIVE_REPAIR_READY for n in ready), 30
+    )
+
+
+def test_one_that_is_gone_is_replaced_while_nobody_serves(world):
+    # The flush is on all three, not on two of them alone.
+    assert world.run_until(lambda: world.upstairs.quiet, 5)
+    all_failed(world, back=("d0:1", "d1:1"))
+    assert not world.run_until(world.healthy, 30), "the third is compared as well, if it can be"
+    assert "slot 2 (d2:1) is " in world.upstairs.status().reason
+    assert replace(world, "d2:1", "d3:1").value.result is ReplaceResult.STARTED
+    assert world.run_until(world.healthy, 30)
+    assert slot(world, 2).address == "d3:1"
+    world.submit([world.read(0, 4 * EXTENTS)])
+    settle(world)
+    assert nothing_is_owed(world)
+
+
+def test_nobody_is_replaced_while_another_is_away_and_nobody_serves(world):
+    all_failed(world, back=("d0:1",))
+    refused = replace(world, "d2:1", "d3:1").error
+    assert refused.reason == "NO_SOURCE"
+    assert "slot 1 (d1:1) is " in refused.message
+    world.start("d1:1")
+    world.start("d2:1")
+    assert world.run_until(world.healthy, 60)
+
+
+def test_who_may_lack_a_write_does_not_stand_for_the_set(world):
+    assert world.run_until(lambda: world.upstairs.quiet, 5)
+    world.crash("d1:1")
+    assert world.run_until(lambda: slot(world, 1).mode is SlotMode.OFFLINE, 5)
+    world.submit([world.write(0, 4)])
+    all_failed(world, back=("d0:1", "d1:1"))
+    refused = replace(world, "d2:1", "d3:1").error
+    assert refused.reason == "NO_SOURCE"
+    assert "was never answered" in refused.message
+    assert "restart the instance" in refused.message
+    world.start("d2:1")
+    assert world.run_until(world.healthy, 60)
+    assert nothing_is_owed(world)
+
+
+def test_who_was_being_filled_does_not_stand_for_the_set(repairing):
+    """All that d2 had may be on d2 alone."""
+    load(repairing)
+    for address in ("d0:1", "d1:1", "d2:1", "d3:1"):
+        repairing.crash(address)
+    assert repairing.run_until(
+        lambda: slot(repairing, 0).mode is slot(repairing, 1).mode is SlotMode.FAULTED,
+        limits.OFFLINE_SECONDS_MAX + 5,
+    )
+    for address in ("d1:1", "d3:1"):
+        repairing.start(address)
+    assert repairing.run_until(
+        lambda: (
+            slot(repairing, 1).state is SlotState.LIVE_REPAIR_READY
+            and slot(repairing, 2).state is SlotState.LIVE_REPAIR_READY
+        ),
+        30,
+    )
+    refused = replace(repairing, "d0:1", "d4:1").error
+    assert refused.reason == "NO_SOURCE"
+    assert "d3:1" in refused.message or "d1:1" in refused.message
+    # Nor is the set compared without the member that is leaving, and it says so.
+    repairing.start("d0:1")
+    assert not repairing.run_until(repairing.healthy, 30)
+    assert "slot 2 (d2:1, which is leaving) is " in repairing.upstairs.status().reason
+    repairing.start("d2:1")
+    assert repairing.run_until(repairing.healthy, 60)
+    assert repairing.upstairs.status().reason == ""
 
 
 # ---- deactivation
