@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from stairlib.rpc.server import Security, TokenPort
 from stairlib.rpc.tls import TlsFiles
 from stairlib.rpc.tokens import TokenBook, add_line, new_token
 from stairlib.runtime.addresses import parse_address
+from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from tests.integration.cluster import LOOPBACK, MIB, Cluster, free_ports, until
 from tests.integration.volume import Volume, fresh_volume
 
@@ -86,6 +88,80 @@ async def test_a_replacement_is_watched_and_its_limit_moved(
     wide = page.locator("canvas.waterfall")
     assert await wide.evaluate("canvas => canvas.clientWidth") > 390
     assert drawn > 100
+
+
+async def test_pause_resume_and_cancel_are_clicked(
+    browser: Any, cluster: tuple[Cluster, str], open_page: Any
+) -> None:
+    home, url = cluster
+    async with fresh_volume(home) as volume:
+        await volume.fill()
+        await volume.limit(1 * MIB)
+        started = await volume.replace()
+        await volume.mid_repair(started.replacement_id)
+        page = await open_page(f"{url}#/replacement/{started.replacement_id}")
+
+        async def lit(state: str) -> None:
+            await page.locator(f"li[data-state={state}][aria-current=step]").wait_for()
+
+        pause, resume, cancel = (page.locator(f"#{name}") for name in ("pause", "resume", "cancel"))
+        await lit("REPAIR")
+        assert await resume.is_disabled()
+        await pause.click()
+        await lit("PAUSED")
+        found = await home.get_replacement(started.replacement_id)
+        assert found.state == replacement_pb.REPLACEMENT_STATE_PAUSED
+        assert await pause.is_disabled()
+        await resume.click()
+        await lit("REPAIR")
+        assert await resume.is_disabled()
+        await cancel.click()
+        sure = page.get_by_role("dialog")
+        await sure.get_by_text("undone while the old member is there").wait_for()
+        await sure.get_by_role("button", name="Leave it").press("Enter")
+        await sure.wait_for(state="hidden")
+        await cancel.click()
+        # Escape is no yes either.
+        await page.keyboard.press("Escape")
+        await sure.wait_for(state="hidden")
+        found = await home.get_replacement(started.replacement_id)
+        assert found.state == replacement_pb.REPLACEMENT_STATE_REPAIR
+        await cancel.click()
+        await sure.get_by_role("button", name="Do it").click()
+        await lit("CANCELLED")
+        for button in (pause, resume, cancel, page.locator("#retry")):
+            assert await button.is_disabled()
+        assert (await volume.slot(2)).address == volume.targets[2]
+        await volume.verify()
+
+
+async def test_a_replacement_begins_at_the_desk(
+    browser: Any, cluster: tuple[Cluster, str], open_page: Any
+) -> None:
+    home, url = cluster
+    async with fresh_volume(home) as volume:
+        await volume.fill()
+        page = await open_page(f"{url}#/vcr")
+        await page.locator("#original").fill(json.dumps(volume.vcr(1, volume.targets), indent=2))
+        # As the files of the command line wrap it.
+        wrapped = {"name": volume.disk, "vcr": volume.changed()}
+        await page.locator("#request").fill(json.dumps(wrapped, indent=2))
+        await page.get_by_text("verdict: replace").wait_for()
+        await page.locator("#disk").fill(volume.disk)
+        sure = page.get_by_role("dialog")
+        for end in ("Leave it", "Do it"):
+            await page.locator("#start").click()
+            told = await sure.locator("p").inner_text()
+            for part in (volume.disk, "slot 2", volume.targets[2], volume.spare.address):
+                assert part in told
+            assert not (await volume.info()).replacement_id, "nothing began before the yes"
+            await sure.get_by_role("button", name=end).click()
+        await page.wait_for_url("**/#/replacement/*")
+        await page.locator("li[data-state=DONE][aria-current=step]").wait_for()
+        one = await home.get_replacement(page.url.rpartition("/")[2])
+        assert (one.disk, one.new_target) == (volume.disk, volume.spare.address)
+        assert "Verified" in await page.locator("main table").inner_text()
+        await volume.verify()
 
 
 async def test_a_disk_is_watched_while_its_guest_works(
