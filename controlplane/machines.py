@@ -189,6 +189,8 @@ class MachineFollower:
         if machine.process_died:
             return await self._died(instance_id, machine)
         await self._confirm(instance_id)
+        # Who made it again may have ended before it was told to run.
+        machine = await self._run_as_wanted(instance_id, machine)
         await self.saw(machine)
         heard = False
         watched = self._vmmd.watch_machine(instance_id, machine.state_generation)
@@ -257,11 +259,7 @@ class MachineFollower:
             spec = machine_spec(instance, disks, generations, unfinished)
             machine = await self._vmmd.ensure_machine(spec)
             _log.warning("machine is made again", instance=instance.name)
-            self._require(instance_id)
-            if instance.desired is Desired.RUNNING:
-                machine = await self._vmmd.set_machine_state(
-                    instance_id, pb.MACHINE_REQUESTED_STATE_RUN
-                )
+            machine = await self._run_as_wanted(instance_id, machine)
         except (UnavailableError, AlreadyExistsError, LimitError, LeaseLostError):
             raise
         except StairwellError as error:
@@ -270,6 +268,18 @@ class MachineFollower:
             return
         await self._store.confirm_instance(instance_id, generations)
         await self.saw(machine)
+
+    async def _run_as_wanted(self, instance_id: UUID, machine: pb.Machine) -> pb.Machine:
+        """Has a machine that was only made run, where the user wants that."""
+        if machine.state != pb.MACHINE_STATE_CREATING:
+            return machine
+        instance = await self._store.instance(str(instance_id))
+        if instance.desired is not Desired.RUNNING:
+            return machine
+        # First: its members may differ, and it copies from its first moment on.
+        await self._limiter.machine_seen(instance_id)
+        self._require(instance_id)
+        return await self._vmmd.set_machine_state(instance_id, pb.MACHINE_REQUESTED_STATE_RUN)
 
     async def _unfinished(self, disks: list[DiskRecord]) -> set[UUID]:
         """The disks whose last replacement was recorded and is not done."""

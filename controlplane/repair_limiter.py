@@ -115,6 +115,8 @@ class RepairLimiter:
 
     async def machine_seen(self, instance_id: UUID) -> None:
         """A machine is there, maybe a new process of it: its disks are told what is wanted."""
+        # Another control plane may have been asked while the machine was away.
+        await self._reread()
         for disk in await self._store.list_disks(instance_id=instance_id, limit=0):
             if disk.volume_id in self._wishes:
                 with contextlib.suppress(StairwellError):
@@ -123,6 +125,11 @@ class RepairLimiter:
     def poke(self) -> None:
         """The shares are to be looked at now."""
         self._poked.set()
+
+    async def _reread(self) -> None:
+        """What is stored; not while a wish is changed, which what was read before would undo."""
+        async with self._lock:
+            self._wishes = await self._store.repair_wishes()
 
     async def _tell(self, instance_id: UUID, disk: str, volume_id: UUID) -> None:
         limits = limits_message(self.wish_of(volume_id), self._shares.get(volume_id, 0))
@@ -135,7 +142,7 @@ class RepairLimiter:
                     await self._poked.wait()
             self._poked.clear()
             try:
-                self._wishes = await self._store.repair_wishes()
+                await self._reread()
                 await self._divide()
             except Exception:  # noqa: BLE001 - looked at again in a moment
                 _log.exception("repair shares not divided")

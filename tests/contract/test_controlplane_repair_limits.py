@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,15 @@ from uuid import UUID
 import grpc
 import pytest
 
+from controlplane.core.repair_shares import RepairWish, WishChange
+from controlplane.peers.vmmd import Vmmd
+from controlplane.repair_limiter import RepairLimiter
+from controlplane.store.place import Place
+from controlplane.store.sql_store import SqlStore
 from stairlib.model.errors import UnavailableError
+from stairlib.telemetry.tracing import Tracing
 from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
+from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from tests.contract.controlplane_house import SECONDS, House, fields, house, refused, running
@@ -107,6 +115,89 @@ async def test_limits_are_kept_while_the_machine_is_away_and_told_when_it_is_bac
     (machine,) = home.vmmd.machines
     await home.vmmd.lose(machine)
     assert (await told(home, lambda known: True)).bytes_per_second_max == 9
+
+
+async def test_a_machine_that_is_made_again_is_told_its_limits_before_it_runs(home: House) -> None:
+    """It copies from its first moment on, to members that it finds behind."""
+    await home.instances.SetInstanceState(
+        instance_pb.SetInstanceStateRequest(name="crub", state=instance_pb.REQUESTED_STATE_RUN),
+        timeout=SECONDS,
+    )
+    await set_limits(home, disk="block2", bytes_per_second_max=9)
+    (machine,) = home.vmmd.machines
+    home.vmmd.calls.clear()
+    await home.vmmd.lose(machine)
+    await home.vmmd.until(lambda: home.vmmd.count("SetMachineState") == 1)
+    named = [name for name, _ in home.vmmd.calls]
+    made = named[named.index("EnsureMachine") : named.index("SetMachineState")]
+    assert "SetRepairLimits" in made
+
+
+class HeldStore(SqlStore):
+    """One whose next read of what is wanted is answered late, once `hold` was called."""
+
+    held = False
+
+    def hold(self) -> None:
+        self.held, self.read, self.answer = True, asyncio.Event(), asyncio.Event()
+
+    async def repair_wishes(self) -> dict[UUID, RepairWish]:
+        found = await super().repair_wishes()
+        if self.held:
+            self.held = False
+            self.read.set()
+            await self.answer.wait()
+        return found
+
+
+@pytest.fixture
+async def apart(home: House) -> AsyncIterator[tuple[HeldStore, Vmmd]]:
+    """The home's store and vmmd, without its control plane."""
+    await home.control.__aexit__(None, None, None)
+    store = await HeldStore.open(Place(home.data))
+    vmmd = Vmmd(home.vmmd.address, Tracing("controlplane", "test"))
+    yield store, vmmd
+    await vmmd.close()
+    await store.close()
+
+
+# So long that nobody looks at the store by himself in a test.
+NEVER = 10_000.0
+
+
+async def test_what_another_control_plane_was_asked_is_told_by_who_makes_the_machine(
+    home: House, apart: tuple[HeldStore, Vmmd]
+) -> None:
+    store, vmmd = apart
+    disk = await store.disk("block2")
+    async with RepairLimiter(store, vmmd, pace=NEVER) as makes:
+        asked = RepairLimiter(store, vmmd)
+        home.vmmd.failures["SetRepairLimits"] = [UnavailableError("away")]
+        assert await asked.change(disk, WishChange(bytes_per_second_max=9)) == (
+            RepairWish(bytes_per_second_max=9), False,
+        )  # fmt: skip
+        await makes.machine_seen(disk.instance_id)
+    assert home.vmmd.limits_of["block2"].bytes_per_second_max == 9
+
+
+async def test_a_change_is_not_undone_by_what_was_read_before_it(
+    home: House, apart: tuple[HeldStore, Vmmd]
+) -> None:
+    store, vmmd = apart
+    disk = await store.disk("block2")
+    async with RepairLimiter(store, vmmd, pace=NEVER) as limiter:
+        await limiter.change(disk, WishChange(bytes_per_second_max=9))
+        store.hold()
+        limiter.poke()
+        await store.read.wait()
+        changed = asyncio.create_task(limiter.change(disk, WishChange(bytes_per_second_max=8)))
+        # Time for what must not be: that it is changed while what was read is on its way.
+        await asyncio.wait({changed}, timeout=0.2)
+        store.answer.set()
+        await changed
+        await limiter.machine_seen(disk.instance_id)
+        assert limiter.wish_of(disk.volume_id).bytes_per_second_max == 8
+    assert home.vmmd.limits_of["block2"].bytes_per_second_max == 8
 
 
 async def test_a_restart_of_the_control_plane_keeps_limits_and_shares(tmp_path: Path) -> None:

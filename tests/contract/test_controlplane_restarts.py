@@ -22,6 +22,7 @@ from stairlib.model.errors import StateError, UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
+from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 from tests.contract.controlplane_house import SECONDS, House, house, running
 from tests.contract.controlplane_peers import ScriptedVmmd
 
@@ -229,3 +230,25 @@ async def test_the_instance_s_state_is_known_after_a_restart(tmp_path: Path) -> 
             instance_pb.GetInstanceRequest(name="crub"), timeout=SECONDS
         )
         assert found.instance.state == instance_pb.INSTANCE_STATE_STOPPING
+
+
+async def test_a_machine_made_again_by_one_that_ended_before_it_ran_runs(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        home = await stack.enter_async_context(house(tmp_path / "data"))
+        await home.create()
+        request = instance_pb.SetInstanceStateRequest(name="crub")
+        request.state = instance_pb.REQUESTED_STATE_RUN
+        await home.instances.SetInstanceState(request, timeout=SECONDS)
+        (machine,) = home.vmmd.machines
+        await home.vmmd.set_machine(machine, "RUNNING")
+        await home.wait_instance("RUNNING")
+        gate = Gate(home.vmmd, "SetMachineState")
+        await home.vmmd.lose(machine)
+        async with asyncio.timeout(SECONDS):
+            await gate.reached.wait()
+        await home.control.__aexit__(None, None, None)
+        assert home.vmmd.machines[machine].state == machine_pb.MACHINE_STATE_CREATING
+        gate.open()
+        second = await stack.enter_async_context(again(home))
+        await second.wait_instance("STARTING")
+        assert home.vmmd.count("EnsureMachine") == 2, "the one that is there is taken"
