@@ -8,21 +8,28 @@ on. One replacement goes through all of its points.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from controlplane.breakpoints import STOP_VARIABLE
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
-from tests.integration.cluster import MIB, Cluster, Program, until
-from tests.integration.nbd_client import NbdClient
-from tests.integration.test_replacement_workflow import FORWARD, machine_pids, role
-from tests.integration.volume import Volume, fresh_volume
+from tests.integration.cluster import MIB, Cluster
+from tests.integration.replacement_victims import (
+    Kill,
+    contents,
+    kill_machine,
+    kill_source,
+    kill_target,
+    kill_vmmd,
+    stands_still,
+    stopping_at,
+    tormented_volume,
+)
+from tests.integration.test_replacement_workflow import FORWARD, role
+from tests.integration.volume import Volume
 
 pytestmark = [
     pytest.mark.processes,
@@ -45,60 +52,8 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
-    async with fresh_volume(cluster) as made:
-        await made.fill(12 * MIB)
-        try:
-            yield made
-        finally:
-            # Also after a failure: what is to be taken away has to answer.
-            cluster.controlplane.signal(signal.SIGCONT)
-
-
-async def stands_still(program: Program) -> None:
-    """Returns when the process has stopped itself."""
-
-    async def state() -> str:
-        assert program.is_running, program.tail()
-        stat = Path(f"/proc/{program.pid}/stat").read_text()  # noqa: ASYNC240 - kept in memory
-        return stat.rpartition(")")[2].split()[0]
-
-    await until(state, lambda seen: seen == "T")
-
-
-async def contents(volume: Volume) -> str:
-    """A digest of all that the disk holds."""
-    uri = (await volume.info()).volume.nbd_uri
-
-    def read() -> str:
-        digest = hashlib.sha256()
-        with NbdClient(uri) as client:
-            for offset in range(0, client.size, MIB):
-                digest.update(client.read(offset, min(MIB, client.size - offset)))
-        return digest.hexdigest()
-
-    return await asyncio.to_thread(read)
-
-
-async def kill_vmmd(volume: Volume) -> None:
-    vmmd = volume.cluster.vmmd
-    vmmd.kill()
-    await vmmd.start()
-
-
-async def kill_machine(volume: Volume) -> None:
-    """Nobody, where the one killed before is not made again yet: who makes it stands still."""
-    for pid in machine_pids(volume):
-        os.kill(pid, signal.SIGKILL)
-
-
-async def kill_target(volume: Volume) -> None:
-    volume.spare.kill()
-    await volume.spare.start()
-
-
-async def kill_source(volume: Volume) -> None:
-    volume.downstairs[0].kill()
-    await volume.downstairs[0].start()
+    async with tormented_volume(cluster) as made:
+        yield made
 
 
 @pytest.mark.parametrize(
@@ -116,13 +71,10 @@ async def kill_source(volume: Volume) -> None:
         ),
     ],
 )
-async def test_it_ends_the_same(
-    volume: Volume, kill: Callable[[Volume], Awaitable[None]], points: tuple[str, ...]
-) -> None:
+async def test_it_ends_the_same(volume: Volume, kill: Kill, points: tuple[str, ...]) -> None:
     cluster = volume.cluster
     held = await contents(volume)
-    await cluster.controlplane.end()
-    await cluster.controlplane.start(**{STOP_VARIABLE: ",".join(points)})
+    await stopping_at(cluster, points)
     await volume.limit(RATE)
     asked = asyncio.create_task(volume.replace())
     for number, point in enumerate(points):

@@ -9,9 +9,8 @@ was stored has it, one that was made again before has only the new one, and goes
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +18,37 @@ import pytest
 import pytest_asyncio
 
 from controlplane.breakpoints import STOP_VARIABLE
-from stairlib.model.errors import NotFoundError
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
-from tests.integration.cluster import MIB, Cluster, until
-from tests.integration.test_replacement_workflow import BACKWARD, CANCELLED, halfway, role
-from tests.integration.test_victims import (
+from tests.integration.cluster import Cluster, until
+from tests.integration.replacement_victims import (
+    Kill,
     contents,
     kill_machine,
     kill_source,
     kill_target,
     kill_vmmd,
+    made_again,
     stands_still,
+    stopping_at,
+    tormented_volume,
 )
-from tests.integration.volume import DONE, FAILED, Volume, fresh_volume
+from tests.integration.test_replacement_workflow import BACKWARD, CANCELLED, SLOW, halfway, role
+from tests.integration.volume import DONE, FAILED, Volume
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.long,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(300),
 ]
 
-Kill = Callable[[Volume], Awaitable[None]]
 # The first is the taking up of the repair by the control plane that will stand still.
 PAUSING = ("effect:WATCH_REPAIR", "stored:PAUSED", "effect:HOLD_REPAIR", "stored:REPAIR")
 # Until the undoing is stored, a machine that is made again gets the new member.
 ASKING = BACKWARD[:2]
+# From then on one gets the old member.
+UNDOING = BACKWARD[2:]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -58,22 +60,8 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def volume(cluster: Cluster) -> AsyncIterator[Volume]:
-    async with fresh_volume(cluster) as made:
-        await made.fill(12 * MIB)
-        try:
-            yield made
-        finally:
-            # Also after a failure: what is to be taken away has to answer.
-            cluster.vmmd.signal(signal.SIGCONT)
-            cluster.controlplane.signal(signal.SIGCONT)
-            if not cluster.controlplane.is_running:
-                await cluster.controlplane.start()
-
-
-async def stopping_at(cluster: Cluster, points: tuple[str, ...]) -> None:
-    """The control plane anew, to stand still at the points."""
-    await cluster.controlplane.end()
-    await cluster.controlplane.start(**{STOP_VARIABLE: ",".join(points)})
+    async with tormented_volume(cluster) as made:
+        yield made
 
 
 async def kill_controlplane(_volume: Volume) -> None:
@@ -110,19 +98,6 @@ async def say(volume: Volume, method: str, identity: str) -> Any:
     return await volume.cluster.call(replacement_grpc.ReplacementServiceStub, method, request)
 
 
-async def unlimited(volume: Volume) -> None:
-    """Lifts the limit of the repair once the machine is there again: the instance is told as
-    running before it is known that vmmd was killed."""
-
-    async def lifted() -> bool:
-        with contextlib.suppress(NotFoundError):
-            await volume.limit(0)
-            return True
-        return False
-
-    await until(lifted, bool)
-
-
 async def ended(volume: Volume, identity: str) -> pb.Replacement:
     return await until(
         lambda: volume.cluster.get_replacement(identity),
@@ -132,9 +107,10 @@ async def ended(volume: Volume, identity: str) -> pb.Replacement:
 
 async def whole(volume: Volume, held: str) -> None:
     """The machine runs, its three members are equal, and hold what they held."""
-    await unlimited(volume)
-    await volume.reach(instance_pb.INSTANCE_STATE_RUNNING)
+    await volume.record_limit(0)
+    await made_again(volume)
     await volume.settled()
+    await volume.reach(instance_pb.INSTANCE_STATE_RUNNING)
     await volume.verify()
     assert await contents(volume) == held
 
@@ -169,10 +145,21 @@ async def replaced(volume: Volume, identity: str, held: str) -> None:
     assert await role(volume.cluster, volume.targets[2]) == "RETIRED"
 
 
-@pytest.mark.parametrize("kill", [kill_controlplane, kill_target, kill_source])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        pytest.param(kill_machine, id="machine"),
+        pytest.param(kill_vmmd, id="vmmd", marks=pytest.mark.long),
+        pytest.param(kill_controlplane, id="controlplane", marks=pytest.mark.long),
+        pytest.param(kill_target, id="target", marks=pytest.mark.long),
+        pytest.param(kill_source, id="source", marks=pytest.mark.long),
+    ],
+)
 async def test_paused_and_resumed_it_ends_the_same(volume: Volume, kill: Kill) -> None:
+    """Also a machine that is made again is slow, until it is told otherwise: so it was asked."""
     held = await contents(volume)
     identity = await halfway(volume)
+    await volume.record_limit(SLOW)
     plane = volume.cluster.controlplane
     await plane.end()
     # Not `start`: it stands still before it says that it serves.
@@ -191,16 +178,17 @@ async def test_paused_and_resumed_it_ends_the_same(volume: Volume, kill: Kill) -
     await deaths(volume, kill, PAUSING[3:], PAUSING)
     await asyncio.gather(resume, return_exceptions=True)
     await plane.serving()
-    await unlimited(volume)
-    await volume.reach(instance_pb.INSTANCE_STATE_RUNNING)
+    await volume.record_limit(0)
     await replaced(volume, identity, held)
 
 
 @pytest.mark.parametrize(
     ("kill", "at"),
     [
-        pytest.param(kill_target, BACKWARD, id="target"),
-        pytest.param(kill_source, BACKWARD, id="source"),
+        pytest.param(kill_vmmd, UNDOING, id="vmmd"),
+        pytest.param(kill_machine, UNDOING, id="machine", marks=pytest.mark.long),
+        pytest.param(kill_target, BACKWARD, id="target", marks=pytest.mark.long),
+        pytest.param(kill_source, BACKWARD, id="source", marks=pytest.mark.long),
     ],
 )
 async def test_cancelled_while_it_is_filled_it_is_undone(
@@ -217,6 +205,7 @@ async def test_cancelled_while_it_is_filled_it_is_undone(
     await undone(volume, identity, held)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kill", [kill_vmmd, kill_machine])
 @pytest.mark.parametrize("point", ASKING)
 async def test_cancelled_when_the_old_member_is_gone_it_goes_forward(
@@ -231,6 +220,11 @@ async def test_cancelled_when_the_old_member_is_gone_it_goes_forward(
     await deaths(volume, kill, (point,), (point,))
     await asyncio.gather(cancel, return_exceptions=True)
     await volume.cluster.controlplane.serving()
+    await forward(volume, identity, held)
+
+
+async def forward(volume: Volume, identity: str, held: str) -> None:
+    """A cancelled one that goes forward, with a retry where it says that it wants one."""
     found = await ended(volume, identity)
     moves = [each.event for each in found.transitions]
     assert "CancelAsked" in moves
@@ -247,18 +241,43 @@ async def test_cancelled_when_the_old_member_is_gone_it_goes_forward(
 @pytest.mark.parametrize(
     ("kill", "at"),
     [
-        pytest.param(kill_controlplane, BACKWARD, id="controlplane"),
-        pytest.param(kill_target, BACKWARD, id="target"),
-        pytest.param(kill_source, BACKWARD, id="source"),
+        pytest.param(kill_machine, UNDOING, id="machine"),
+        pytest.param(kill_vmmd, UNDOING, id="vmmd", marks=pytest.mark.long),
+        pytest.param(kill_controlplane, BACKWARD, id="controlplane", marks=pytest.mark.long),
+        pytest.param(kill_target, BACKWARD, id="target", marks=pytest.mark.long),
+        pytest.param(kill_source, BACKWARD, id="source", marks=pytest.mark.long),
     ],
 )
 async def test_cancelled_before_the_machine_is_told_it_is_undone(
     volume: Volume, kill: Kill, at: tuple[str, ...]
 ) -> None:
-    """The machine's host stands still, so that it cannot be told before it is cancelled."""
-    cluster = volume.cluster
     held = await contents(volume)
-    await stopping_at(cluster, ("effect:SEND_REPLACEMENT", *BACKWARD))
+    identity = await cancelled_untold(volume, kill, BACKWARD, at)
+    await undone(volume, identity, held)
+    moves = [each.event for each in (await ended(volume, identity)).transitions]
+    assert "Applied" not in moves
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kill", [kill_vmmd, kill_machine])
+@pytest.mark.parametrize("point", ASKING)
+async def test_cancelled_before_the_machine_is_told_and_made_again_it_goes_forward(
+    volume: Volume, kill: Kill, point: str
+) -> None:
+    """The machine learns of the new member by being made again with what is recorded."""
+    held = await contents(volume)
+    points = ASKING[: ASKING.index(point) + 1]
+    identity = await cancelled_untold(volume, kill, points, (point,))
+    await forward(volume, identity, held)
+
+
+async def cancelled_untold(
+    volume: Volume, kill: Kill, points: tuple[str, ...], at: tuple[str, ...]
+) -> str:
+    """A replacement that was cancelled before the machine was told, with deaths on the way. The
+    machine's host stands still, so that it cannot be told before."""
+    cluster = volume.cluster
+    await stopping_at(cluster, ("effect:SEND_REPLACEMENT", *points))
     asked = asyncio.create_task(volume.replace())
     await stands_still(cluster.controlplane)
     cluster.vmmd.signal(signal.SIGSTOP)
@@ -267,9 +286,7 @@ async def test_cancelled_before_the_machine_is_told_it_is_undone(
     cancel = asyncio.create_task(say(volume, "CancelReplacement", started.replacement_id))
     await stands_still(cluster.controlplane)
     cluster.vmmd.signal(signal.SIGCONT)
-    await deaths(volume, kill, BACKWARD, at)
+    await deaths(volume, kill, points, at)
     await asyncio.gather(cancel, return_exceptions=True)
     await volume.cluster.controlplane.serving()
-    await undone(volume, started.replacement_id, held)
-    moves = [each.event for each in (await ended(volume, started.replacement_id)).transitions]
-    assert "Applied" not in moves
+    return started.replacement_id

@@ -19,6 +19,7 @@ from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
+from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
 from stairwell.vmmd.v1 import guest_service_pb2 as guest_pb
 from stairwell.vmmd.v1 import guest_service_pb2_grpc as guest_grpc
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
@@ -173,6 +174,15 @@ class Volume:
         )
         stub = volume_grpc.VolumeServiceStub
         await self.cluster.call(stub, "SetRepairLimits", request, at=self.cluster.vmmd.address)
+
+    async def record_limit(self, bytes_per_second: int) -> None:
+        """Sets the repair rate, fixed, at the control plane, which keeps the machine told, also one
+        that is made again later; 0 lifts it."""
+        request = replacement_pb.SetRepairLimitsRequest(
+            disk=self.disk, bytes_per_second_max=bytes_per_second, adaptive=False
+        )
+        stub = replacement_grpc.ReplacementServiceStub
+        await self.cluster.call(stub, "SetRepairLimits", request)
 
     async def replace(self, vcr: dict[str, Any] | None = None) -> disk_pb.ReplaceVcrResponse:
         """Asks for a replacement, by default of slot 2 by the spare."""
