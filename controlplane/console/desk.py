@@ -14,6 +14,7 @@ from stairlib.wire.construction import parse_json, to_message
 
 # Beyond so many nobody reads on; the verdict counts in any case.
 DIFFERENCES_MAX: Final = 400
+LINES_MAX: Final = 2000
 
 
 def unwrapped(text: str) -> tuple[str, str]:
@@ -92,7 +93,7 @@ def _whole(at: str, path: str) -> str:
 
 
 def lines_below(known: dict[str, int], paths: Iterable[str]) -> list[int]:
-    """The lines of these fields and of all that is in them, each once, the first one first."""
+    """The lines of these fields and of all that is in them, each once, the first LINES_MAX."""
     tops = set(paths)
 
     def marked(path: str) -> bool:
@@ -102,7 +103,7 @@ def lines_below(known: dict[str, int], paths: Iterable[str]) -> list[int]:
             path = positions.parent(path)
         return True
 
-    return sorted({line for path, line in known.items() if marked(path)})
+    return sorted({line for path, line in known.items() if marked(path)})[:LINES_MAX]
 
 
 def text_of(body: object, name: str) -> str:
