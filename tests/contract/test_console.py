@@ -161,7 +161,7 @@ async def test_pages_come_with_a_policy_and_need_nothing_from_elsewhere(
 ) -> None:
     page = await web.get("/")
     assert page.status_code == 200
-    names = ["console", "link", "draw", "overview", "replacement", "desk"]
+    names = ["console", "link", "draw", "pages", "overview", "replacement", "desk"]
     texts = [page.text, (await web.get("/console.css")).text]
     texts += [(await web.get(f"/{name}.js")).text for name in names]
     for name, value in SECURITY_HEADERS.items():

@@ -8,7 +8,7 @@ export const ROWS = 50;
 export function pages({ id, columns, cells, words, empty }) {
   let items = [];
   let first = 0;
-  let drawn = [];
+  const drawn = new Map();
   const body = el("tbody");
   const box = frame(columns, body, id);
   const none = el("p", { class: "dim" });
@@ -38,17 +38,18 @@ export function pages({ id, columns, cells, words, empty }) {
     on.disabled = first + ROWS >= matching.length;
   }
 
+  // What tells the same stays the same row, wherever others came or went.
   function put(shown) {
     const focused = body.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-    const next = shown.map((item) => JSON.stringify(item));
-    next.forEach((text, at) => {
-      if (text === drawn[at]) return;
-      const made = row(cells(shown[at]));
-      if (at < drawn.length) body.rows[at].replaceWith(made);
-      else body.append(made);
-    });
-    while (body.rows.length > next.length) body.rows[next.length].remove();
-    drawn = next;
+    const next = new Map(shown.map((item) => [JSON.stringify(item), item]));
+    for (const [text, made] of drawn) if (!next.has(text)) { made.remove(); drawn.delete(text); }
+    let here = body.firstElementChild;
+    for (const [text, item] of next) {
+      const known = drawn.get(text) || row(cells(item));
+      drawn.set(text, known);
+      if (known === here) here = here.nextElementSibling;
+      else body.insertBefore(known, here);
+    }
     if (focused && !body.contains(document.activeElement)) {
       [...body.querySelectorAll("a")].find((each) => each.getAttribute("href") === focused)?.focus({ preventScroll: true });
     }
