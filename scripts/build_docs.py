@@ -35,6 +35,7 @@ docs/tutorial
 
 ```{{toctree}}
 :caption: How to
+docs/how-to
 docs/operations
 docs/replacement
 docs/fleet

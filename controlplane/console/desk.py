@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
-from controlplane.cli import positions
+from controlplane.cli import positions, tree_diff
 from controlplane.console.calls import Calls
 from stairlib.model.errors import InvalidRequestError
 from stairlib.rpc.access import Caller
 from stairlib.wire.construction import parse_json, to_message
+
+# Beyond so many nobody reads on; the verdict counts in any case.
+DIFFERENCES_MAX: Final = 400
+LINES_MAX: Final = 2000
 
 
 def unwrapped(text: str) -> tuple[str, str]:
@@ -44,8 +49,7 @@ def with_lines(violations: list[dict[str, Any]], text: str, path: str) -> list[d
 
     def line(field: str) -> int:
         # By its whole path: the same name may stand in the wrapping and in several regions.
-        whole = positions.join(path, field) if field else path
-        return lines.get(whole) or positions.locate(lines, field) or first
+        return lines.get(_whole(path, field)) or positions.locate(lines, field) or first
 
     return [{**each, "line": line(each["field"])} for each in violations]
 
@@ -59,16 +63,47 @@ async def check(calls: Calls, caller: Caller, text: str) -> dict[str, Any]:
 
 
 async def compare(calls: Calls, caller: Caller, original: str, changed: str) -> dict[str, Any]:
-    """The answer of CompareVcrs; InvalidRequestError when one of them cannot be read."""
-    parsed = [
-        parse_json(unwrapped(text)[0], path=path)
-        for text, path in ((original, "original"), (changed, "replacement"))
-    ]
+    """The answer of CompareVcrs, with the lines of its violations in the changed text, and what
+    differs: `differences` by field, as it may be shown, and `lines` of each text.
+    InvalidRequestError when one of them cannot be read."""
+    (old_text, old_at), (new_text, new_at) = unwrapped(original), unwrapped(changed)
+    parsed = [parse_json(old_text, path="original"), parse_json(new_text, path="replacement")]
     wrong = tuple(each for one in parsed for each in one.violations)
-    messages = [to_message(one.construction) for one in parsed if one.construction is not None]
-    if len(messages) < len(parsed):
+    old, new = (one.construction for one in parsed)
+    if old is None or new is None:
         raise InvalidRequestError("a construction request cannot be read", wrong)
-    return await calls.compared(caller, *messages)
+    answer = await calls.compared(caller, to_message(old), to_message(new))
+    answer["violations"] = with_lines(answer["violations"], changed, new_at)
+    differences: list[dict[str, Any]] = [
+        *tree_diff.differences(tree_diff.rows(old, new))[:DIFFERENCES_MAX]
+    ]
+    lines = {}
+    for name, text, at in (("original", original, old_at), ("replacement", changed, new_at)):
+        known = positions.scan(text).lines
+        paths = [_whole(at, each["path"]) for each in differences]
+        for each, path in zip(differences, paths, strict=True):
+            each[f"{name}Line"] = known.get(path, 0)
+        lines[name] = lines_below(known, paths)
+    return {**answer, "differences": differences, "lines": lines}
+
+
+def _whole(at: str, path: str) -> str:
+    """The path in a text of a path in the request that stands at `at` in it."""
+    return positions.join(at, path) if path else at
+
+
+def lines_below(known: dict[str, int], paths: Iterable[str]) -> list[int]:
+    """The lines of these fields and of all that is in them, each once, the first LINES_MAX."""
+    tops = set(paths)
+
+    def marked(path: str) -> bool:
+        while path not in tops:
+            if not path:
+                return False
+            path = positions.parent(path)
+        return True
+
+    return sorted({line for path, line in known.items() if marked(path)})[:LINES_MAX]
 
 
 def text_of(body: object, name: str) -> str:

@@ -29,6 +29,18 @@ COLOURED = """canvas => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return data.filter((value, index) => index % 4 === 3 && value).length;
 }"""
+# By how many pixels, at most, a band is away from the line that it marks.
+BANDS_BESIDE_LINES = """paper => {
+  const text = paper.querySelector("textarea");
+  const style = getComputedStyle(text);
+  const [edge, padding, line] = ["borderTopWidth", "paddingTop", "lineHeight"]
+    .map((name) => parseFloat(style[name]));
+  const begin = text.getBoundingClientRect().top + edge + padding - text.scrollTop;
+  return Math.max(...[...paper.querySelectorAll(".changed")].map((band) => {
+    const wanted = begin + (Number(band.dataset.line) - 1) * line;
+    return Math.abs(band.getBoundingClientRect().top - wanted);
+  }));
+}"""
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -204,6 +216,47 @@ async def test_a_violation_is_shown_at_its_line(
     await page.get_by_text("nothing is wrong").wait_for()
     await page.locator("#original").fill((EXAMPLES / "crucible-disks.json").read_text())
     await page.get_by_text("verdict: replace").wait_for()
+
+
+async def test_two_requests_stand_side_by_side(
+    browser: Any, cluster: tuple[Cluster, str], open_page: Any
+) -> None:
+    _home, url = cluster
+    old = (EXAMPLES / "crucible-disks.json").read_text()
+    new = (EXAMPLES / "replace.json").read_text()
+    page = await open_page(f"{url}#/vcr")
+    await page.locator("#original").fill(old)
+    await page.locator("#request").fill(new)
+    await page.get_by_text("verdict: replace").wait_for()
+    left, right = page.locator(".paper").nth(0), page.locator(".paper").nth(1)
+    boxes = [await each.bounding_box() for each in (left, right)]
+    assert boxes[0]["y"] == boxes[1]["y"], "beside each other where there is room"
+    # The generation and the one target, each in its own text, however the files wrap them.
+    for paper, text, wanted in (
+        (left, old, ['"gen": 1,', '"127.0.0.1:8830"']),
+        (right, new, ['"gen": 2,', '"127.0.0.1:8840"']),
+    ):
+        bands = await paper.locator(".changed").all()
+        numbers = [int(await each.get_attribute("data-line")) for each in bands]
+        assert [text.splitlines()[number - 1].strip() for number in numbers] == wanted
+        assert await paper.evaluate(BANDS_BESIDE_LINES) <= 1
+    # Behind their lines too when the text is scrolled.
+    await right.locator("textarea").evaluate("text => { text.scrollTop = 54; }")
+    await page.wait_for_function(
+        f"paper => ({BANDS_BESIDE_LINES})(paper) <= 1", arg=await right.element_handle()
+    )
+    # What would be refused is told at its line, in words too.
+    wrong = new.replace('"extent_count": ', '"extent_count": 1', 1)
+    await page.locator("#request").fill(wrong)
+    await page.get_by_text("verdict: reject").wait_for()
+    line = wrong[: wrong.index('"extent_count"')].count("\n") + 1
+    row = page.locator("#verdict tr", has_text="extent_count").first
+    await row.get_by_role("button", name=str(line), exact=True).first.press("Enter")
+    assert "extent_count" in await page.evaluate("getSelection().toString()")
+    await page.set_viewport_size({"width": 390, "height": 900})
+    boxes = [await each.bounding_box() for each in (left, right)]
+    assert boxes[0]["y"] < boxes[1]["y"], "one above the other where there is none"
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 async def test_a_viewer_is_refused(browser: Any, tmp_path: Path, open_page: Any) -> None:

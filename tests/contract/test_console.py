@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -160,7 +161,7 @@ async def test_pages_come_with_a_policy_and_need_nothing_from_elsewhere(
 ) -> None:
     page = await web.get("/")
     assert page.status_code == 200
-    names = ["console", "link", "draw", "overview", "replacement", "desk"]
+    names = ["console", "link", "draw", "pages", "overview", "replacement", "desk"]
     texts = [page.text, (await web.get("/console.css")).text]
     texts += [(await web.get(f"/{name}.js")).text for name in names]
     for name, value in SECURITY_HEADERS.items():
@@ -216,9 +217,39 @@ async def test_the_desk_names_lines_and_judges_two(home: House, web: httpx.Async
     answer = (await web.post("/api/vcr/compare", json=two)).json()
     assert answer["outcome"] == "VCR_OUTCOME_REPLACE"
     assert (answer["changed"]["old"], answer["changed"]["new"]) == tuple(home.targets(2, 3))
+    assert [each["path"] for each in answer["differences"]] == [
+        "sub_volumes[0].gen", "sub_volumes[0].opts.target[2]"
+    ]  # fmt: skip
     answer = await web.post("/api/vcr/compare", json={**two, "original": "{}"})
     assert answer.status_code == 400
     assert answer.json()["violations"][0]["field"].startswith("original")
+
+
+async def test_the_desk_marks_what_differs_in_both_texts(
+    home: House, web: httpx.AsyncClient
+) -> None:
+    disk, vcr = home.disk_json(), home.vcr()
+    region = vcr["sub_volumes"][0]
+    region["opts"]["key"] = base64.b64encode(b"k" * 32).decode()
+    vcr["sub_volumes"].append(home.region_json(0, 1, 2))
+    texts = {
+        "original": json.dumps(disk, indent=1), "replacement": json.dumps({"vcr": vcr}, indent=1)
+    }  # fmt: skip
+    answer = (await web.post("/api/vcr/compare", json=texts)).json()
+    assert answer["outcome"] == "VCR_OUTCOME_REJECT"
+    assert region["opts"]["key"] not in json.dumps(answer), "keys are never told"
+    marked = {
+        name: {texts[name].splitlines()[line - 1].strip() for line in answer["lines"][name]}
+        for name in texts
+    }
+    assert marked["original"] == {'"gen": 1,', '"key": null,', f'"{home.targets(2)[0]}"'}
+    for part in ('"gen": 2,', f'"{home.targets(3)[0]}"'):
+        assert part in marked["replacement"]
+    # A region that only one of them has is marked with all that is in it.
+    added = answer["differences"][-1]
+    assert (added["path"], added["change"], added["originalLine"]) == ("sub_volumes[1]", "added", 0)
+    inside = [line for line in answer["lines"]["replacement"] if line > added["replacementLine"]]
+    assert len(inside) == len(region) + len(region["opts"]) + 3
 
 
 @pytest.fixture

@@ -9,11 +9,18 @@ export function el(name, attributes = {}, ...children) {
   return made;
 }
 
+export function row(cells) {
+  return el("tr", {}, cells.map((cell) => (cell instanceof HTMLTableCellElement ? cell : el("td", {}, cell))));
+}
+
+export function frame(columns, body, label = "table") {
+  return el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": label }, el("table", {},
+    el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))), body));
+}
+
 export function table(columns, rows, empty) {
   if (!rows.length) return el("p", { class: "dim" }, empty);
-  return el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "table" }, el("table", {},
-    el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))),
-    el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => cell instanceof HTMLTableCellElement ? cell : el("td", {}, cell)))))));
+  return frame(columns, el("tbody", {}, rows.map(row)));
 }
 
 export const word = (name, prefix) => (name || "").replace(prefix, "").toLowerCase().replaceAll("_", " ");
