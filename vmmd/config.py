@@ -38,7 +38,7 @@ the configuration (every key may be left out):
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What `vmmd run` was told; `security` has the flags of `stairlib.rpc.flags`, `metrics` where
-    they are read, if anywhere."""
+    they are read, if anywhere, `nbd_listen` where all disks are had over NBD."""
 
     config: Path
     address: str
@@ -47,6 +47,7 @@ class Arguments:
     runtime_directory: Path | None
     security: argparse.Namespace
     metrics: str = ""
+    nbd_listen: str = ""
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -60,6 +61,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         given.runtime_directory,
         given,
         given.metrics,
+        given.nbd_listen,
     )
 
 
@@ -105,6 +107,14 @@ def parser() -> argparse.ArgumentParser:
         default="",
         metavar="ADDR",
         help="serve metrics to Prometheus there, as 127.0.0.1:55481 (default: nowhere)",
+    )
+    run.add_argument(
+        "--nbd-listen",
+        default="",
+        metavar="IP:PORT",
+        help="serve every disk by name over NBD there, as 0.0.0.0:10809 (default: on unix sockets "
+        "alone). With --tls-* by nbds:// alone and to operators alone; without, in plain text and "
+        "on this host only",
     )
     add_tls(run)
     return top

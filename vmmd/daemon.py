@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from stairlib.model.errors import InvalidRequestError
 from stairlib.rpc.flags import security
 from stairlib.rpc.gate import is_private, require_private
-from stairlib.rpc.server import RpcServer, Service
+from stairlib.rpc.server import RpcServer, Security, Service
+from stairlib.runtime.addresses import Address, parse_address
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.metrics import Metrics
@@ -19,8 +21,10 @@ from stairwell.vmmd.v1.serial_service_pb2_grpc import add_SerialServiceServicer_
 from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
 from vmmd.config import Arguments, confined, load_server_config, missing_media
 from vmmd.metrics import MachineMetrics
+from vmmd.nbd_gateway.gateway import NbdGateway
 from vmmd.supervisor.engine_choice import choose_engine
 from vmmd.supervisor.machines import Machines
+from vmmd.supervisor.nbd_exports import NbdExports
 from vmmd.supervisor.services import (
     GuestServicer,
     MachineServicer,
@@ -40,6 +44,7 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         require_private(arguments.address, "listening")
     if arguments.metrics and not secured.insecure:
         require_private(arguments.metrics, "serving metrics", tls=False)
+    nbd_address = nbd_listener(arguments.nbd_listen, secured)
     tracing = Tracing.configure("vmmd", arguments.address)
     config = confined(
         load_server_config(arguments.config),
@@ -54,17 +59,21 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
     machines = Machines(
         config, tracing, arguments.log_level, arguments.runtime_directory, hypervisor
     )
+    tls = secured.tls.server() if secured.tls is not None else None
     server = RpcServer(
         arguments.address,
         _services(machines, tracing),
         tracing,
-        tls=secured.tls.server() if secured.tls is not None else None,
+        tls=tls,
         insecure=secured.insecure,
     )
     metrics = None
+    gateway = nbd_address and NbdGateway(nbd_address, NbdExports(machines), tls)
     try:
         metrics = Metrics.configure("vmmd", arguments.address, arguments.metrics)
         MachineMetrics(metrics, machines)
+        if gateway:
+            await gateway.start()
         await server.start()
         log.info("vmmd ready", address=server.address, engine=config.engine.value)
         await stop.event.wait()
@@ -74,10 +83,26 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         if metrics is not None:
             # It may read once more, which the loop answers.
             await asyncio.to_thread(metrics.shutdown)
+        if gateway:
+            await gateway.stop()
         await machines.close()
         await server.stop(STOP_GRACE_SECONDS)
         tracing.shutdown()
     return 0
+
+
+def nbd_listener(given: str, secured: Security) -> Address | None:
+    """Where NBD is served by TCP, if anywhere; InvalidRequestError when it must not be there."""
+    if not given:
+        return None
+    address = parse_address(given)
+    if address.is_unix:
+        raise InvalidRequestError(
+            "--nbd-listen takes IP:PORT: on unix sockets every disk is served anyway"
+        )
+    if secured.tls is None and not secured.insecure:
+        require_private(given, "serving NBD")
+    return address
 
 
 def _services(machines: Machines, tracing: Tracing) -> list[Service]:

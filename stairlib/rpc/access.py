@@ -120,6 +120,10 @@ _TABLE: Final[dict[str, dict[frozenset[Role], str]]] = {
     "stairwell.telemetry.v1.TraceService": {_TOLD: "CollectTrace"},
 }
 
+EXPORTS: Final = _DOES
+"""Who may read and write disks over NBD on a network: people alone. A downstairs keeps ciphertext
+where a volume has a key, and its certificate must not be good for what is in it."""
+
 METHODS: Final[Mapping[str, frozenset[Role]]] = {
     f"/{service}/{name}": roles
     for service, rows in _TABLE.items()
@@ -169,16 +173,23 @@ def certificate_caller(uris: Iterable[str], dns_names: Iterable[str], shown: str
 
 def require(caller: Caller, method: str) -> None:
     """RefusedError ROLE_NEEDED unless one of the caller's roles may call the method."""
-    wanted = allowed(method)
+    _require(caller, allowed(method), method.rpartition(".")[2], method)
+
+
+def require_exports(caller: Caller) -> None:
+    """RefusedError ROLE_NEEDED unless the caller may have disks over NBD."""
+    _require(caller, EXPORTS, "a disk over NBD", "nbd")
+
+
+def _require(caller: Caller, wanted: frozenset[Role], what: str, method: str) -> None:
     if caller.roles & wanted:
         return
     have = " and ".join(sorted(caller.roles))
-    short = method.rpartition(".")[2]
     if not wanted:
-        text = f"{short} may be called by nobody: it is in no table of roles"
+        text = f"{what} may be called by nobody: it is in no table of roles"
     else:
         text = (
-            f"{short} takes the role {' or '.join(sorted(wanted))}, and {caller.name} has {have}: "
+            f"{what} takes the role {' or '.join(sorted(wanted))}, and {caller.name} has {have}: "
             "use a certificate or token of that role"
         )
     raise RefusedError(

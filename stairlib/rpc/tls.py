@@ -30,7 +30,7 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
-from stairlib.rpc.access import SLOT_NAMES
+from stairlib.rpc.access import SLOT_NAMES, Caller, certificate_caller
 from stairlib.rpc.errors import translated
 from stairlib.rpc.renewal import Renewed
 from stairlib.runtime.addresses import parse_address
@@ -226,6 +226,18 @@ class PeerTls:
     credentials: grpc.ChannelCredentials
     context: ssl.SSLContext
     server_name: str
+
+
+def certificate_caller_of(connection: ssl.SSLObject) -> Caller:
+    """Who has shaken hands, by the certificate that was shown; RefusedError NO_ROLE."""
+    shown: dict[str, Any] = connection.getpeercert() or {}
+    names: list[tuple[str, str]] = list(shown.get("subjectAltName", ()))
+    subject = dict(pair for part in shown.get("subject", ()) for pair in part)
+    return certificate_caller(
+        (name for kind, name in names if kind == "URI"),
+        (name for kind, name in names if kind == "DNS"),
+        subject.get("commonName", ""),
+    )
 
 
 def tls_files(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -40,6 +41,8 @@ class SecureCluster(Cluster):
         self.controlplane.command += [
             "--tokens", str(pki / "tokens"), "--tokens-listen", f"{LOOPBACK}:{self.tokens_port}",
         ]  # fmt: skip
+        self.nbd_port = free_ports(1)
+        self.vmmd.command += ["--nbd-listen", f"{LOOPBACK}:{self.nbd_port}"]
         for program in (self.vmmd, self.controlplane):
             self.secure(program, program.name)
 
@@ -135,6 +138,31 @@ async def test_roles(cluster: SecureCluster, volume: Volume) -> None:
     refused.bad("VerifyDisk takes the role operator, and viewer has viewer", "ROLE_NEEDED")
     (await cluster.as_("operator", "disk", "verify", volume.disk)).good()
     (await cluster.as_("vmmd", "list")).bad("takes the role operator or viewer")
+
+
+async def test_a_disk_over_the_network(
+    cluster: SecureCluster, volume: Volume, tmp_path: Path
+) -> None:
+    """By libnbd and a certificate of `stairwell pki`; the rest is in tests/contract/tls."""
+    if shutil.which("nbdinfo") is None:
+        pytest.skip("nbdinfo is not installed")
+
+    async def told(who: str) -> Answer:
+        folder = tmp_path / who
+        folder.mkdir()
+        files = cluster.files(who)
+        for name, path in (("ca-cert", files.root), ("client-cert", files.cert),
+                           ("client-key", files.key)):  # fmt: skip
+            (folder / f"{name}.pem").symlink_to(path)
+        certificates = f"tls-certificates={folder}&tls-verify-peer=true"
+        where = f"nbds://{LOOPBACK}:{cluster.nbd_port}/{volume.disk}?{certificates}"
+        # Without it libnbd keeps the server's words to itself.
+        return await run("nbdinfo", "--json", where, env={**cluster.env, "LIBNBD_DEBUG": "1"})
+
+    found = (await told("operator")).good().json
+    assert found["TLS"] is True
+    assert found["exports"][0]["export-size"] > 0
+    (await told("viewer")).bad("a disk over NBD takes the role operator", "opt_go request")
 
 
 async def test_tokens(cluster: SecureCluster, volume: Volume) -> None:

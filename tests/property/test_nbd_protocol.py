@@ -13,12 +13,14 @@ from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo
 from vmmd.block.nbd_handshake import ExportDescription, Handshake, Verdict
 from vmmd.block.nbd_job import NbdJob
+from vmmd.block.nbd_options import option_request
 from vmmd.block.nbd_transmission import (
     NbdProtocolError,
     NbdRequest,
     RequestParser,
     check_request,
 )
+from vmmd.nbd_gateway.core.entrance import AskExport, Entrance, ListExports, Say, StartTls
 
 INFO = BackendInfo(4096, 1 << 16, read_only=False, supports_discard=True)
 EXPORT = ExportDescription("block2", INFO)
@@ -50,6 +52,24 @@ WRITES = st.builds(
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     return [data[a:b] for a, b in itertools.pairwise(places)]
+
+
+@given(st.booleans(), st.lists(st.binary(max_size=200), max_size=10), st.lists(OPTION, max_size=12))
+def test_an_entrance_survives_anything(
+    tls: bool, chunks: list[bytes], options: list[tuple[int, bytes]]
+) -> None:
+    """And never asks an export before TLS."""
+    entrance = Entrance(tls=tls)
+    said = b"".join(option_request(number, data) for number, data in options)
+    for chunk in (wire.CLIENT_FLAGS.pack(3), said, *chunks):
+        entrance.feed(chunk)
+        while (step := entrance.next()) is not None:
+            assert not tls or not isinstance(step, AskExport | ListExports)
+            if isinstance(step, Say) and step.ends:
+                return
+            if isinstance(step, StartTls):
+                entrance.secured()
+                tls = False
 
 
 @given(st.lists(st.binary(max_size=200), max_size=10))

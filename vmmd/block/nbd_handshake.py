@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo
+from vmmd.block.nbd_options import NAME_LENGTH, NbdOptionError, OptionReader, option_reply
 
-_NAME_LENGTH = struct.Struct(">I")
 _COUNT = struct.Struct(">H")
 # A query for all contexts of the namespace.
 _NAMESPACE = b"base:"
@@ -61,9 +61,7 @@ class Handshake:
 
     def __init__(self, export: ExportDescription) -> None:
         self._export = export
-        self._buffer = bytearray()
-        self._client_flags: int | None = None
-        self._options = 0
+        self._reader = OptionReader()
         self._out: list[bytes] = []
         self.verdict = Verdict.GOING_ON
         self.structured = False
@@ -85,50 +83,18 @@ class Handshake:
     @property
     def rest(self) -> bytes:
         """Bytes that came after the handshake's end; they belong to the transmission."""
-        return bytes(self._buffer)
+        return self._reader.rest
 
     def receive(self, data: bytes) -> bytes:
         """Takes bytes of the client and returns the answer to send; look at `verdict` after."""
-        self._buffer += data
+        self._reader.feed(data)
         self._out = []
-        if self._client_flags is None:
-            self._receive_flags()
-        while self.verdict is Verdict.GOING_ON and self._client_flags is not None:
-            if not self._receive_option():
-                break
+        try:
+            while self.verdict is Verdict.GOING_ON and (option := self._reader.next()):
+                self._answer(option.number, option.data)
+        except NbdOptionError:
+            self.verdict = Verdict.CLOSED
         return b"".join(self._out)
-
-    def _receive_flags(self) -> None:
-        if len(self._buffer) < wire.CLIENT_FLAGS.size:
-            return
-        (flags,) = wire.CLIENT_FLAGS.unpack_from(self._buffer)
-        del self._buffer[: wire.CLIENT_FLAGS.size]
-        known = wire.HANDSHAKE_FIXED_NEWSTYLE | wire.HANDSHAKE_NO_ZEROES
-        if flags & ~known or not flags & wire.HANDSHAKE_FIXED_NEWSTYLE:
-            self.verdict = Verdict.CLOSED
-        self._client_flags = flags
-
-    def _receive_option(self) -> bool:
-        """Answers one option; False when it is not all there yet."""
-        if len(self._buffer) < wire.OPTION.size:
-            return False
-        magic, option, length = wire.OPTION.unpack_from(self._buffer)
-        self._options += 1
-        if (
-            magic != wire.OPTION_MAGIC
-            or length > wire.OPTION_BYTES_MAX
-            or self._options > wire.OPTIONS_MAX
-        ):
-            self.verdict = Verdict.CLOSED
-            return False
-        end = wire.OPTION.size + length
-        if len(self._buffer) < end:
-            self._options -= 1
-            return False
-        data = bytes(self._buffer[wire.OPTION.size : end])
-        del self._buffer[:end]
-        self._answer(option, data)
-        return True
 
     def _answer(self, option: int, data: bytes) -> None:
         if option == wire.Option.EXPORT_NAME:
@@ -161,8 +127,8 @@ class Handshake:
             return
         flags = self._export.flags(structured=self.structured)
         self._out.append(wire.EXPORT.pack(self._export.info.total_bytes, flags))
-        assert self._client_flags is not None
-        if not self._client_flags & wire.HANDSHAKE_NO_ZEROES:
+        assert self._reader.flags is not None
+        if not self._reader.flags & wire.HANDSHAKE_NO_ZEROES:
             self._out.append(wire.EXPORT_NAME_PADDING)
         self._entered = name
         self.verdict = Verdict.TRANSMISSION
@@ -172,7 +138,7 @@ class Handshake:
             self._reply(wire.Option.LIST, wire.OptionReply.ERR_INVALID, b"LIST has no data")
             return
         name = self._export.name.encode()
-        entry = _NAME_LENGTH.pack(len(name)) + name
+        entry = NAME_LENGTH.pack(len(name)) + name
         self._reply(wire.Option.LIST, wire.OptionReply.SERVER, entry)
         self._reply(wire.Option.LIST, wire.OptionReply.ACK)
 
@@ -234,23 +200,22 @@ class Handshake:
         self._reply(option, wire.OptionReply.ERR_UNKNOWN, text.encode())
 
     def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
-        header = wire.OPTION_REPLY.pack(wire.OPTION_REPLY_MAGIC, option, kind, len(data))
-        self._out.append(header + data)
+        self._out.append(option_reply(option, kind, data))
 
 
 def _parse_info(data: bytes) -> tuple[bytes, set[int]] | None:
     """Name and wanted information of INFO and GO; None when the lengths do not add up."""
-    if len(data) < _NAME_LENGTH.size + _COUNT.size:
+    if len(data) < NAME_LENGTH.size + _COUNT.size:
         return None
-    (name_length,) = _NAME_LENGTH.unpack_from(data)
-    name_end = _NAME_LENGTH.size + name_length
+    (name_length,) = NAME_LENGTH.unpack_from(data)
+    name_end = NAME_LENGTH.size + name_length
     if len(data) < name_end + _COUNT.size:
         return None
     (count,) = _COUNT.unpack_from(data, name_end)
     wanted = data[name_end + _COUNT.size :]
     if len(wanted) != count * _COUNT.size:
         return None
-    return data[_NAME_LENGTH.size : name_end], {kind for (kind,) in _COUNT.iter_unpack(wanted)}
+    return data[NAME_LENGTH.size : name_end], {kind for (kind,) in _COUNT.iter_unpack(wanted)}
 
 
 def _parse_queries(data: bytes) -> tuple[bytes, list[bytes]] | None:
@@ -258,16 +223,16 @@ def _parse_queries(data: bytes) -> tuple[bytes, list[bytes]] | None:
     words: list[bytes] = []
     at, count = 0, 0
     while at < len(data) or not words:
-        if len(data) - at < _NAME_LENGTH.size:
+        if len(data) - at < NAME_LENGTH.size:
             return None
-        (length,) = _NAME_LENGTH.unpack_from(data, at)
-        at += _NAME_LENGTH.size + length
+        (length,) = NAME_LENGTH.unpack_from(data, at)
+        at += NAME_LENGTH.size + length
         if at > len(data):
             return None
         words.append(data[at - length : at])
         if len(words) == 1:
-            if len(data) - at < _NAME_LENGTH.size:
+            if len(data) - at < NAME_LENGTH.size:
                 return None
-            (count,) = _NAME_LENGTH.unpack_from(data, at)
-            at += _NAME_LENGTH.size
+            (count,) = NAME_LENGTH.unpack_from(data, at)
+            at += NAME_LENGTH.size
     return (words[0], words[1:]) if len(words) == count + 1 else None

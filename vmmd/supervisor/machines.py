@@ -117,14 +117,16 @@ class Machines:
             )
         return process.channel
 
+    def living(self) -> list[MachineProcess]:
+        """Every machine that has not ended."""
+        return [process for process in self._machines.values() if not process.ended]
+
     def channels(self, machine_id: str = "") -> list[tuple[str, grpc.aio.Channel]]:
         """The channels to every living machine's process, or to one's, with the machine's name."""
         return [
             (process.spec.name, process.channel)
-            for process in self._machines.values()
-            if not process.ended
-            and process.channel is not None
-            and machine_id in ("", process.spec.id)
+            for process in self.living()
+            if process.channel is not None and machine_id in ("", process.spec.id)
         ]
 
     def records(self) -> list[MachineRecord]:

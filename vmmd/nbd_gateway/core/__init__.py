@@ -1,0 +1,1 @@
+"""What the gateway decides: bytes of clients in, steps out. No sockets."""
