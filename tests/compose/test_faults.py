@@ -17,6 +17,7 @@ import pytest_asyncio
 from stairlib.runtime.limits import SESSION_SILENCE_SECONDS
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
+from stairwell.vmmd.v1.guest_service_pb2 import WORKLOAD_KIND_MIXED
 from tests.compose.watched import (
     DISKS,
     FAULTED,
@@ -25,9 +26,11 @@ from tests.compose.watched import (
     ROOT,
     ComposeVolume,
     Daemon,
+    reported,
     stands_still,
 )
 from tests.integration.cluster import MIB, Calls, until
+from tests.integration.volume import Load, faultless
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -116,21 +119,48 @@ async def test_a_member_is_cut_off_until_it_is_given_up(volume):
     await volume.intact()
 
 
-async def test_two_members_are_cut_off_and_the_guest_waits(volume):
+async def test_two_members_are_cut_off_for_a_moment_and_the_guest_waits(volume):
     """Nothing can become durable on one member alone: requests are held, and none of them fails."""
     cluster = volume.containers
     async with volume.watched() as watch, volume.load() as load:
         await apart(cluster.cut_off, "ds1", "ds2")
-        await watch.out(0, 1, modes=(FAULTED,))
         await stands_still(load)
         held = load.last
-        assert not held.errors, held
         await apart(cluster.join, "ds1", "ds2")
         await load.goes_on()
         await watch.all_active()
-        watch.assert_came_back(0, 1)
+        # Their connections went on, or were replaced by others: nobody was given up.
+        assert FAULTED not in {seen.mode for slot in watch.slots for seen in slot}, watch.slots
+        assert not any(watch.repairs), watch.slots
         watch.assert_undisturbed(2)
         assert load.last.ios > held.ios
+    await volume.intact()
+
+
+async def test_two_members_are_given_up_and_writes_are_refused_until_one_is_back(volume):
+    """The limits of the one before: then the guest is told, and what it wrote stays readable."""
+    cluster = volume.containers
+    load = Load(volume.reports(WORKLOAD_KIND_MIXED, seed=2, queue_depth=4, directly=True))
+    try:
+        async with volume.watched() as watch:
+            await load.goes_on()
+            faultless(load.last)
+            await apart(cluster.cut_off, "ds1", "ds2")
+            await watch.out(0, 1, modes=(FAULTED,))
+            await reported(load, lambda report: report.errors)
+            reads = load.last.reads
+            await reported(load, lambda report: report.reads > reads)
+            await apart(cluster.join, "ds1", "ds2")
+            await watch.all_active()
+            watch.assert_came_back(0, 1)
+            watch.assert_undisturbed(2)
+            # Commands that were in flight by then are over with the next report but one.
+            await load.goes_on()
+            errors = load.last.errors
+            await load.goes_on()
+            assert (load.last.errors, load.last.mismatches) == (errors, 0), load.last
+    finally:
+        await load.stop()
     await volume.intact()
 
 

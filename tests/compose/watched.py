@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc
+from stairwell.vmmd.v1.guest_service_pb2 import WorkloadReport
 from tests.integration.cluster import Calls
 from tests.integration.volume import Load, Volume
 
@@ -51,8 +52,10 @@ class Daemon:
 
 
 class Watch:
-    """What the machine says of the disk's slots: per slot, what it was one after another. States that
-    follow each other at once may be told as one; what was completed is counted in `repairs`."""
+    """What the machine says of the disk's slots: per slot, what it was one after another.
+
+    Of states that follow each other at once only the last may be told; `repairs` counts them all.
+    """
 
     def __init__(self) -> None:
         self.slots: list[list[Seen]] = [[] for _ in range(SLOTS)]
@@ -160,9 +163,14 @@ class ComposeVolume(Volume):
         await self.read_back()
 
 
-async def stands_still(load: Load) -> None:
-    """Waits for a report of a time in which no command of the guest ended."""
+async def reported(load: Load, wanted: Callable[[WorkloadReport], object]) -> None:
+    """Waits for a report, from now on, that is wanted."""
     async with asyncio.timeout(DEADLINE):
         await load.reported()
-        while load.last.interval_ios:
+        while not wanted(load.last):
             await load.reported()
+
+
+async def stands_still(load: Load) -> None:
+    """Waits for a report of a time in which no command of the guest ended."""
+    await reported(load, lambda report: not report.interval_ios)
