@@ -77,7 +77,7 @@ async def apart(call, *arguments):
 
 async def test_a_member_is_killed_and_started_again(volume):
     cluster = volume.containers
-    async with volume.watched() as watch, volume.load() as load:
+    async with volume.watched() as watch, volume.load(directly=True) as load:
         await apart(cluster.docker, "kill", "ds2")
         await watch.out(1, modes=(OFFLINE,))
         await load.goes_on()
@@ -91,7 +91,7 @@ async def test_a_member_is_killed_and_started_again(volume):
 async def test_a_member_is_paused_for_longer_than_the_limit_of_silence(volume):
     """Its connections stand, and say nothing."""
     cluster = volume.containers
-    async with volume.watched() as watch, volume.load() as load:
+    async with volume.watched() as watch, volume.load(directly=True) as load:
         began = time.monotonic()
         await apart(cluster.docker, "pause", "ds3")
         await watch.out(2)
@@ -107,7 +107,7 @@ async def test_a_member_is_paused_for_longer_than_the_limit_of_silence(volume):
 async def test_a_member_is_cut_off_until_it_is_given_up(volume):
     """No packet tells of it; back on the network it may have another address."""
     cluster = volume.containers
-    async with volume.watched() as watch, volume.load() as load:
+    async with volume.watched() as watch, volume.load(directly=True) as load:
         await apart(cluster.cut_off, "ds1")
         await watch.out(0, modes=(FAULTED,))
         await load.goes_on()
@@ -122,7 +122,7 @@ async def test_a_member_is_cut_off_until_it_is_given_up(volume):
 async def test_two_members_are_cut_off_for_a_moment_and_the_guest_waits(volume):
     """Nothing can become durable on one member alone: requests are held, and none of them fails."""
     cluster = volume.containers
-    async with volume.watched() as watch, volume.load() as load:
+    async with volume.watched() as watch, volume.load(directly=True) as load:
         await apart(cluster.cut_off, "ds1", "ds2")
         await stands_still(load)
         held = load.last
@@ -171,7 +171,7 @@ async def test_vmmd_and_the_control_plane_are_cut_off_from_each_other(volume):
     def listed():
         return cluster.execute("controlplane", "stairwell", "get", "crub", check=False)
 
-    async with volume.watched() as watch, volume.load() as load:
+    async with volume.watched() as watch, volume.load(directly=True) as load:
         await apart(cluster.cut_off, "controlplane")
         # Asked from inside, since nobody reaches it from outside.
         await until(lambda: apart(listed), lambda said: "last known state" in said)
@@ -196,7 +196,7 @@ async def test_the_control_plane_is_restarted_in_the_middle_of_a_replacement(vol
     cluster = volume.containers
     await volume.limit(SLOW)
     request = json.loads((ROOT / REPLACEMENT).read_text())["vcr"]
-    async with volume.watched() as watch, volume.load() as load:
+    async with volume.watched() as watch, volume.load(directly=True) as load:
         started = await volume.replace(request)
         assert started.result == disk_pb.REPLACE_RESULT_STARTED
         before = await volume.mid_repair(started.replacement_id)
@@ -229,7 +229,7 @@ async def digest(volume):
 async def test_everything_is_restarted_in_turn(volume):
     """The members and the control plane under the load; vmmd last, whose machine comes back."""
     cluster = volume.containers
-    async with volume.load() as load:
+    async with volume.load(directly=True) as load:
         for slot, service in enumerate(("ds1", "ds2", "ds4")):
             async with volume.watched() as watch:
                 await apart(cluster.docker, "restart", service)
