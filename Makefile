@@ -92,7 +92,7 @@ guest-qemu: setup ## Unpack a QEMU that speaks vfio-user beside the system's, as
 	@$(BIN)/python -m tests.guest.newer_qemu
 
 .PHONY: test-compose
-test-compose: setup ## Run the walk-through on docker compose (needs docker; says so where it is absent)
+test-compose: setup ## Run the walk-through and the faults on docker compose (needs docker; says so where it is absent)
 	@$(BIN)/python -m pytest tests/compose -ra $(TEST_FLAGS)
 
 BROWSER_STAMP := $(VENV)/.browser-installed

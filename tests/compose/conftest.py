@@ -19,13 +19,14 @@ SERVICES = ("controlplane", "vmmd", "ds1", "ds2", "ds3", "ds4")
 HEALTHY_SECONDS = 90
 
 
-def run(*command, check=True, seconds=60, env=None):
-    """Runs a command; a failure shows its output."""
+def run(*command, check=True, seconds=60, env=None, script=None):
+    """Runs a command, `script` its input; a failure shows its output."""
     done = subprocess.run(
         [str(each) for each in command],
         cwd=ROOT,
         env={**os.environ, **(env or {})},
         capture_output=True,
+        input=script,
         text=True,
         timeout=seconds,
         check=False,
@@ -55,6 +56,8 @@ class Cluster:
 
     def __init__(self, compose):
         self.project = f"stairwell-test-{secrets.token_hex(4)}"
+        self._network = f"{self.project}_stairwell"
+        self._containers = {}
         self._compose = (*compose, "-p", self.project)
         has_local = run("docker", "image", "inspect", LOCAL_BASE, check=False).returncode == 0
         self._env = {
@@ -69,11 +72,39 @@ class Cluster:
 
     def container(self, service):
         """The container's id; its name differs between versions of compose."""
-        return self.compose("ps", "-q", service).stdout.strip()
+        # Asked once: compose takes half a second, and it is the same one until it is removed.
+        if not self._containers.get(service):
+            self._containers[service] = self.compose("ps", "-q", service).stdout.strip()
+        return self._containers[service]
 
-    def execute(self, service, *command):
-        """What a command in the service's container prints."""
-        return run("docker", "exec", self.container(service), *command).stdout.strip()
+    def execute(self, service, *command, check=True, script=None):
+        """What a command in the service's container prints; `script` is its input."""
+        options = ("--interactive",) if script is not None else ()
+        done = run(
+            "docker", "exec", *options, self.container(service), *command,
+            check=check, script=script,
+        )  # fmt: skip
+        return done.stdout.strip()
+
+    def docker(self, verb, *services):
+        """Has docker kill, start, pause, unpause or restart the services' containers."""
+        run("docker", verb, *map(self.container, services))
+
+    def cut_off(self, *services):
+        """Takes the services off the network: nothing is refused or reset, it is only silent."""
+        for service in services:
+            run("docker", "network", "disconnect", self._network, self.container(service))
+
+    def join(self, *services):
+        """Puts them back, under their names; their addresses may be others than before."""
+        for service in services:
+            container = self.container(service)
+            run("docker", "network", "connect", "--alias", service, self._network, container)
+
+    def address(self, service, port):
+        """Where this machine, as the network's gateway, reaches the service now."""
+        network = self.inspect(service)["NetworkSettings"]["Networks"][self._network]
+        return f"{network['IPAddress']}:{port}"
 
     def inspect(self, service):
         """What docker knows of the service's container."""
@@ -118,7 +149,7 @@ class Cluster:
         return json.loads(self.stairwell("--output", "json", *arguments).stdout)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     """The cluster of docker-compose.yml, up and healthy; gone with its volumes at the end."""
     made = Cluster(compose_command())

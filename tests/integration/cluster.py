@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import grpc
 
@@ -268,7 +268,82 @@ def children(pid: int) -> list[int]:
     return [int(word) for each in listed for word in each.read_text().split()]
 
 
-class Cluster:
+class Addressed(Protocol):
+    """A daemon, as callers know it."""
+
+    @property
+    def address(self) -> str:
+        """Where it is now."""
+
+
+class Calls:
+    """Calls of the daemons of an installation, wherever these run; `close` it when done."""
+
+    def __init__(
+        self,
+        controlplane: Addressed,
+        vmmd: Addressed,
+        identity: Callable[[str], TlsFiles] | None = None,
+    ) -> None:
+        self.controlplane = controlplane
+        self.vmmd = vmmd
+        self.identity = identity
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """The channel to a daemon, opened once."""
+        if address not in self._channels:
+            tls = None
+            if self.identity is not None:
+                name = "controlplane" if address == self.controlplane.address else ""
+                client = self.identity(name).client()
+                tls = PeerTls(client.credentials, client.context, LOOPBACK)
+            self._channels[address] = open_channel(address, tls=tls)
+        return self._channels[address]
+
+    async def call(self, stub: type, method: str, request: Any, *, at: str = "") -> Any:
+        """One call, by default of the control plane; failures come back as typed errors."""
+        address = at or self.controlplane.address
+        with translated(address):
+            bound = getattr(stub(self.channel(address)), method)
+            return await bound(request, timeout=DEADLINE, wait_for_ready=True)
+
+    async def get_disk(self, name: str) -> disk_pb.Disk:
+        """A disk as the control plane tells it."""
+        request = disk_pb.GetDiskRequest(name=name)
+        disk: disk_pb.Disk = (await self.call(disk_grpc.DiskServiceStub, "GetDisk", request)).disk
+        return disk
+
+    async def get_instance(self, name: str) -> instance_pb.Instance:
+        """An instance as the control plane tells it."""
+        request = instance_pb.GetInstanceRequest(name=name)
+        answer = await self.call(instance_grpc.InstanceServiceStub, "GetInstance", request)
+        instance: instance_pb.Instance = answer.instance
+        return instance
+
+    async def get_replacement(self, name: str) -> replacement_pb.Replacement:
+        """A replacement as the control plane tells it."""
+        stub = replacement_grpc.ReplacementServiceStub
+        request = replacement_pb.GetReplacementRequest(id=name)
+        found: replacement_pb.Replacement = (
+            await self.call(stub, "GetReplacement", request)
+        ).replacement
+        return found
+
+    async def replacements(self, disk: str = "") -> list[replacement_pb.Replacement]:
+        """All replacements of a disk, or of all."""
+        stub = replacement_grpc.ReplacementServiceStub
+        request = replacement_pb.ListReplacementsRequest(disk=disk)
+        return list((await self.call(stub, "ListReplacements", request)).replacements)
+
+
+class Cluster(Calls):
     """See the module. Use `started`; everything a test adds goes away with it."""
 
     def __init__(
@@ -279,7 +354,6 @@ class Cluster:
     ) -> None:
         """`env` is given to all programs; `identity` says by a program's name what it is shown with
         calls, where these go over TLS: "controlplane", or "" for the other daemons."""
-        self.identity = identity
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.sockets = Path(tempfile.mkdtemp(prefix="sw-"))
@@ -290,7 +364,7 @@ class Cluster:
         self.vmmd = self._daemon("vmmd", ["vmmd", "run", str(folder / "server.toml")])
         data = ["--vmmd", self.vmmd.address, "--data", str(folder / "controlplane")]
         self.controlplane = self._daemon("controlplane", ["controlplane", "run"], data)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        super().__init__(self.controlplane, self.vmmd, identity)
 
     def _daemon(self, name: str, words: list[str], more: Sequence[str] = ()) -> Program:
         port = free_ports(1)
@@ -341,9 +415,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Ends everything, gently first."""
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
+        await super().close()
         self.remove(self.programs)
         shutil.rmtree(self.sockets, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -363,55 +435,7 @@ class Cluster:
                 program.sweep()
         self.programs = [each for each in self.programs if each not in programs]
 
-    # ----- asking
-
     async def cli(self, *words: str | Path, server: str = "") -> Answer:
         """`stairwell` with these words, sent to the control plane."""
         host, _, port = (server or self.controlplane.address).rpartition(":")
         return await run("stairwell", "-s", host, "-p", port, *words, env=self.env)
-
-    def channel(self, address: str) -> grpc.aio.Channel:
-        """The channel to a daemon, opened once."""
-        if address not in self._channels:
-            tls = None
-            if self.identity is not None:
-                name = "controlplane" if address == self.controlplane.address else ""
-                client = self.identity(name).client()
-                tls = PeerTls(client.credentials, client.context, LOOPBACK)
-            self._channels[address] = open_channel(address, tls=tls)
-        return self._channels[address]
-
-    async def call(self, stub: type, method: str, request: Any, *, at: str = "") -> Any:
-        """One call, by default of the control plane; failures come back as typed errors."""
-        address = at or self.controlplane.address
-        with translated(address):
-            bound = getattr(stub(self.channel(address)), method)
-            return await bound(request, timeout=DEADLINE, wait_for_ready=True)
-
-    async def get_disk(self, name: str) -> disk_pb.Disk:
-        """A disk as the control plane tells it."""
-        request = disk_pb.GetDiskRequest(name=name)
-        disk: disk_pb.Disk = (await self.call(disk_grpc.DiskServiceStub, "GetDisk", request)).disk
-        return disk
-
-    async def get_instance(self, name: str) -> instance_pb.Instance:
-        """An instance as the control plane tells it."""
-        request = instance_pb.GetInstanceRequest(name=name)
-        answer = await self.call(instance_grpc.InstanceServiceStub, "GetInstance", request)
-        instance: instance_pb.Instance = answer.instance
-        return instance
-
-    async def get_replacement(self, name: str) -> replacement_pb.Replacement:
-        """A replacement as the control plane tells it."""
-        stub = replacement_grpc.ReplacementServiceStub
-        request = replacement_pb.GetReplacementRequest(id=name)
-        found: replacement_pb.Replacement = (
-            await self.call(stub, "GetReplacement", request)
-        ).replacement
-        return found
-
-    async def replacements(self, disk: str = "") -> list[replacement_pb.Replacement]:
-        """All replacements of a disk, or of all."""
-        stub = replacement_grpc.ReplacementServiceStub
-        request = replacement_pb.ListReplacementsRequest(disk=disk)
-        return list((await self.call(stub, "ListReplacements", request)).replacements)
