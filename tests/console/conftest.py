@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 CHROMIUM = Path("/usr/bin/chromium")
+# Ports that a browser refuses to open (ERR_UNSAFE_PORT), and that may be the free one of a test.
+REFUSED_PORTS = "4045,4190,5060,5061,6000,6566,6665,6666,6667,6668,6669,6679,6697,10080"
 KEPT = Path(__file__).resolve().parents[2] / "build" / "console"
 
 
@@ -30,7 +32,8 @@ async def browser() -> AsyncIterator[Any]:
     )
     async with playwright.async_playwright() as driver:
         # Root may not use the sandbox; what is opened is our own.
-        found = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        arguments = ["--no-sandbox", f"--explicitly-allowed-ports={REFUSED_PORTS}"]
+        found = await driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield found
         await found.close()
 
