@@ -224,6 +224,10 @@ class Instances:
         body = {"desired": desired and desired.value}
         if not await self._words.tell(Kind.INSTANCE, str(instance.id), _SET_STATE, body):
             await self._set_state_here(str(instance.id), body)
+        if desired is None:
+            # As it was when asked: who waits for a reboot waits for a state after this one, and a
+            # quick one may have come to its end by now.
+            return instance
         return await self._store.instance(str(instance.id))
 
     async def _set_state_here(self, key: str, body: Body) -> None:
@@ -240,8 +244,11 @@ class Instances:
                 reason="MACHINE_BEING_MADE",
                 instance=instance.name,
             ) from error
-        if desired is not None:
-            await self._store.set_desired(instance.id, desired)
+        if desired is None:
+            # The watch tells each state in order. This answer may be past `rebooting` already, and
+            # who waits for the reboot would never hear of one.
+            return
+        await self._store.set_desired(instance.id, desired)
         await self._follower.saw(machine)
 
     async def watch(self, name: str) -> AsyncGenerator[InstanceRecord, None]:

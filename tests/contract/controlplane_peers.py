@@ -82,6 +82,10 @@ class ScriptedVmmd:
         machine.reason = reason
         await self.tell()
 
+    async def reboot(self, machine_id: str) -> None:
+        """What happens before a reboot is answered: that it begins. Tests put more here."""
+        await self.set_machine(machine_id, "REBOOTING")
+
     async def tell(self) -> None:
         async with self.changed:
             self.changed.notify_all()
@@ -203,6 +207,8 @@ class Machines(machine_grpc.MachineServiceServicer):
         machine = self.find(request.id)
         if request.state == machine_pb.MACHINE_REQUESTED_STATE_RUN:
             await self.script.set_machine(request.id, "STARTING")
+        if request.state == machine_pb.MACHINE_REQUESTED_STATE_REBOOT:
+            await self.script.reboot(request.id)
         return machine_pb.SetMachineStateResponse(machine=machine)
 
     async def WatchMachine(self, request, context):

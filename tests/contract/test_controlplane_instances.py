@@ -14,6 +14,7 @@ import grpc
 import pytest
 from google.protobuf import json_format
 
+from controlplane.cli.watch import wanted_reached
 from controlplane.machines import DEATHS_MAX
 from stairlib.model.errors import StateError, UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
@@ -133,6 +134,23 @@ async def test_run_and_watch(home: House) -> None:
     assert names == ["CREATING", "STARTING", "RUNNING", "STOPPING", "STOPPED", "DESTROYED"]
     generations = [each.state_generation for each in seen]
     assert generations == sorted(set(generations))
+
+
+async def test_a_reboot_that_is_over_before_it_is_answered_has_been_one(
+    home: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked waits for a running machine of a later state than the answer's."""
+    await home.create_running()
+
+    async def at_once(machine_id: str) -> None:
+        for state in ("REBOOTING", "RUNNING"):
+            await home.vmmd.set_machine(machine_id, state)
+            await home.wait_instance(state)
+
+    monkeypatch.setattr(home.vmmd, "reboot", at_once)
+    answer = await set_state(home, pb.REQUESTED_STATE_REBOOT)
+    now = await home.wait_instance("RUNNING")
+    assert wanted_reached(pb.REQUESTED_STATE_REBOOT, answer.instance, now)
 
 
 async def test_vmmd_s_refusal_of_a_state_comes_through(home: House) -> None:
