@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -145,13 +146,12 @@ async def until(condition):
 
 
 async def is_cut_off(client):
-    """Whether the server ends the connection, whatever else it says before."""
-    try:
-        async with asyncio.timeout(SECONDS):
+    """Whether the server ends the connection, whatever else it says before; TimeoutError when not,
+    which is an OSError and must not be taken for an end."""
+    async with asyncio.timeout(SECONDS):
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             while await client.reader.read(4096):
                 pass
-    except OSError:
-        pass
     return True
 
 

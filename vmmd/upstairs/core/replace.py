@@ -148,14 +148,20 @@ def _check_others(region: RegionSet, leaving: Member) -> None:
 def _check_none_serves(region: RegionSet, leaving: Member) -> None:
     """Each member failed in turn. A comparison of three would bring the set back, and waits for one
     that may be gone for good: it may be replaced when the comparison can do without its copy."""
+    if leaving.state in _IN_REPAIR:
+        raise ConflictError(
+            f"no member of this volume serves, and slot {leaving.slot} ({leaving.address}) is back "
+            "to be compared with the others: replace it when the volume serves again",
+            reason="REPLACEMENT_RUNNING",
+            slot=str(leaving.slot),
+            state=leaving.state.name,
+        )
     others = [member for member in region.slots if member is not leaving]
     away = next((m for m in others if m.state is not SlotState.LIVE_REPAIR_READY), None)
     if away is not None:
         why = f"slot {away.slot} ({away.address}) is {away.state.name}"
     else:
         why = unfit_for_two(others)
-    if leaving.state in _IN_REPAIR:
-        why = "all three are connected and are compared now"
     if why:
         raise StateError(
             "no member of this volume is active: there is nothing a new member could be filled "

@@ -252,6 +252,10 @@ def test_nobody_is_replaced_while_another_is_away_and_nobody_serves(world):
     refused = replace(world, "d2:1", "d3:1").error
     assert refused.reason == "NO_SOURCE"
     assert "slot 1 (d1:1) is " in refused.message
+    # Nor the one that is back, which may hold what the others lack.
+    refused = replace(world, "d0:1", "d3:1").error
+    assert refused.reason == "REPLACEMENT_RUNNING"
+    assert "slot 0 (d0:1) is back" in refused.message
     world.start("d1:1")
     world.start("d2:1")
     assert world.run_until(world.healthy, 60)
