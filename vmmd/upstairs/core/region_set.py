@@ -241,9 +241,9 @@ class RegionSet:
         only: Sequence[Member] = (),
         snapshot: str = "",
     ) -> Mutation:
-        """A flush of everything acknowledged so far, to all members or `only` some. With `clears_marks`,
-        extents that were copied by now are no longer incomplete after it. With `snapshot` they keep
-        what it covers under that name."""
+        """A flush of everything acknowledged so far, to all members or `only` some. With
+        `clears_marks`, extents that were copied by now are no longer incomplete after it. With
+        `snapshot` they keep what it covers under that name."""
         self.send_held()
         job = self.take_jobs(1)
         number = self.flushes.number
