@@ -153,6 +153,7 @@ class RegionUpstairs:
         self._stepping = False
         self._submissions: list[tuple[object, Sequence[Request]]] = []
         self._ticking: asyncio.TimerHandle | None = None
+        self._holding: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
         self.spans = RepairSpans(tracing)
         self._peers: dict[str, PeerTls | None] = dict.fromkeys(targets)
@@ -173,6 +174,7 @@ class RegionUpstairs:
             events.Connect: self._connect,
             events.Disconnect: self._disconnect,
             events.Answer: self._answer,
+            events.SendHeldAfter: self._send_held_after,
             events.Changed: self._changed,
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
@@ -357,8 +359,9 @@ class RegionUpstairs:
         if self._closed:
             return
         self._closed = True
-        if self._ticking is not None:
-            self._ticking.cancel()
+        for timer in (self._ticking, self._holding):
+            if timer is not None:
+                timer.cancel()
         links = list(self._links.values())
         for link in links:
             link.close("the upstairs is closed")
@@ -432,6 +435,11 @@ class RegionUpstairs:
 
     def _complete(self, effect: events.CompleteGuest) -> None:
         cast("Done", effect.key)(effect.completions)
+
+    def _send_held_after(self, effect: events.SendHeldAfter) -> None:
+        self._holding = asyncio.get_running_loop().call_later(
+            effect.seconds, self._feed, events.SendHeld()
+        )
 
     def _connect(self, effect: events.Connect) -> None:
         status = self._core.status()
