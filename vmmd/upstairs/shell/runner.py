@@ -395,7 +395,7 @@ class RegionUpstairs:
     def _carry(self, effects: list[events.Effect]) -> Exception | None:
         """Carries out all of them. Returns what one of them raised, which is a mistake too."""
         broken: Exception | None = None
-        for effect in effects:
+        for effect in _joined(effects) if len(effects) > 1 else effects:
             try:
                 self._carriers[type(effect)](effect)
             except Exception as error:  # noqa: BLE001 - as in `_step`
@@ -536,6 +536,23 @@ class RegionUpstairs:
         self._links.pop(link, None)
         if not self._closed:
             self._feed(events.Disconnected(link, reason, code))
+
+
+def _joined(effects: Sequence[events.Effect]) -> list[events.Effect]:
+    """The same effects; frames that follow one another to the same links are one to send."""
+    joined: list[events.Effect] = []
+    last: events.Effect | None = None
+    for effect in effects:
+        if (
+            isinstance(last, events.SendFrame)
+            and isinstance(effect, events.SendFrame)
+            and last.links == effect.links
+        ):
+            last = joined[-1] = events.SendFrame(last.links, [*last.buffers, *effect.buffers])
+        else:
+            last = effect
+            joined.append(effect)
+    return joined
 
 
 def _compared(digests: events.Digests, bad_blocks: int, blocks_read: int) -> VerifyResult:
