@@ -27,7 +27,7 @@ from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, reach, region_tls
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
-from stairlib.wire.frame import Frame
+from stairlib.wire.frame import Bytes, Frame
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from vmmd.block.backend import BackendInfo, Done, Request
@@ -46,6 +46,8 @@ from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
 _log = get_logger(__name__)
 
 TICK_SECONDS = 0.1
+# Of one system call; a replay is many frames.
+JOINED_BUFFERS_MAX = 64
 # Between two messages to one watcher: ten a second is more than anybody reads.
 WATCH_SECONDS = 0.1
 # Reading back 100 GiB at 100 MiB/s, rounded up.
@@ -539,19 +541,20 @@ class RegionUpstairs:
 
 
 def _joined(effects: Sequence[events.Effect]) -> list[events.Effect]:
-    """The same effects; frames that follow one another to the same links are one to send."""
+    """The same effects; frames that follow one another to the same links are one to send, up to
+    JOINED_BUFFERS_MAX buffers."""
     joined: list[events.Effect] = []
-    last: events.Effect | None = None
+    links: tuple[int, ...] | None = None
+    buffers: list[Bytes] = []
     for effect in effects:
-        if (
-            isinstance(last, events.SendFrame)
-            and isinstance(effect, events.SendFrame)
-            and last.links == effect.links
-        ):
-            last = joined[-1] = events.SendFrame(last.links, [*last.buffers, *effect.buffers])
-        else:
-            last = effect
+        if not isinstance(effect, events.SendFrame):
+            links = None
             joined.append(effect)
+        elif effect.links == links and len(buffers) + len(effect.buffers) <= JOINED_BUFFERS_MAX:
+            buffers += effect.buffers
+        else:
+            links, buffers = effect.links, list(effect.buffers)
+            joined.append(events.SendFrame(links, buffers))
     return joined
 
 
