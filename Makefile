@@ -149,6 +149,10 @@ bench-repair: setup ## What a guest feels of a repair: latency before, during an
 bench-guest: setup ## What a guest gets of a disk, 4 KiB at random: vhost-user-blk and vfio-user beside QEMU's own virtio-blk and NVMe on qemu-nbd
 	@$(BIN)/python bench/guest.py
 
+.PHONY: bench-gateway
+bench-gateway: setup ## What NBD from another host (TLS, by the daemon) costs beside the disk's own socket, and what control calls wait meanwhile (2 minutes; needs nbdcopy)
+	@$(BIN)/python bench/gateway.py
+
 .PHONY: check
 check: setup ## Format, lint, types, stubs current, layering
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -54,12 +54,12 @@ pci-path = "0.4.0"
 STUB = machine_grpc.MachineServiceStub
 
 
-def disk_image(image: Path, disk: Path, block_size: int) -> None:
+def disk_image(image: Path, disk: Path, block_size: int, *more: str) -> None:
     """A bootable disk; skips where it cannot be made."""
     if not OVMF.is_file():
         lacking(f"{OVMF} is not there (Debian: ovmf)")
     script = ROOT / "scripts/guest_image.py"
-    words = [str(image), "--disk", str(disk), "--block-size", str(block_size)]
+    words = [str(image), "--disk", str(disk), "--block-size", str(block_size), *more]
     done = subprocess.run(
         [sys.executable, str(script), *words], capture_output=True, text=True, check=False
     )
@@ -350,16 +350,20 @@ async def test_no_qemu_outlives_whom_it_belongs_to(house: Cluster, who: str) -> 
         await made.reach(RUNNING)
 
 
+@pytest.mark.parametrize("kind", ["virtio", "nvme"])
 async def test_the_root_file_system_on_the_volume_and_a_power_cut(
-    image: Path, tmp_path: Path
+    image: Path, tmp_path: Path, kind: str
 ) -> None:
     """An image is copied onto a volume over NBD, boots from it, and QEMU is killed in the middle of
-    a database's commits: what was committed is there, and the file system is sound."""
-    await asyncio.to_thread(disk_image, image, tmp_path / "disk.raw", 4096)
+    a database's commits: what was committed is there, and the file system is sound. The firmware
+    reads a virtio disk by vhost-user."""
+    more = ["--virtio"] if kind == "virtio" else []
+    root = "/dev/vda2" if kind == "virtio" else "/dev/nvme0n1p2"
+    await asyncio.to_thread(disk_image, image, tmp_path / "disk.raw", 4096, *more)
     config = f'engine = "qemu"\nbootrom = "{OVMF}"\n'
     async with (
         Cluster.started(tmp_path / "cluster", config) as cluster,
-        fresh_volume(cluster, spare=False, extent_count=112) as volume,
+        fresh_volume(cluster, spare=False, extent_count=112, device=kind) as volume,
     ):
         uri = (await volume.info()).volume.nbd_uri
         copy = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]
@@ -370,6 +374,7 @@ async def test_the_root_file_system_on_the_volume_and_a_power_cut(
         guest = SerialGuest(cluster, volume.instance)
         await guest.attach()
         await guest.ready()
+        assert " / ext4 " in await guest.run("cat /proc/mounts")
         insert = "pragma synchronous = extra; insert into t select coalesce(max(n), 0) + 1 from t;"
         insert += " select max(n) from t;"
         await guest.run("sqlite3 /db 'create table t (n integer primary key)'; sync")
@@ -385,7 +390,7 @@ async def test_the_root_file_system_on_the_volume_and_a_power_cut(
         )
         assert count == highest
         assert int(highest) >= committed
-        await guest.run("mount -o remount,ro / && e2fsck -fn /dev/nvme0n1p2")
+        await guest.run(f"mount -o remount,ro / && e2fsck -fn {root}")
         guest.hang_up()
         await volume.verify()
 
