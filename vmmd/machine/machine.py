@@ -186,8 +186,8 @@ class Machine:
                 await volume.close()
             raise
 
-    def _build_disk(self, disk: DiskSpec, volume: Volume, *, removable: bool = False) -> Disk:
-        """`removable`: plugged into a running machine, and so perhaps unplugged."""
+    def _build_disk(self, disk: DiskSpec, volume: Volume) -> Disk:
+        removable = disk.removable
         exports = Exports(
             volume, disk.name, disk.pci_path, self._directory, volume.id, removable=removable
         )
@@ -327,7 +327,7 @@ class Machine:
             self._check_room(spec)
             self.engine.require_plugging(spec.name)
             volume = await _opened("disk", spec, self._tracing, self.confinement)
-            disk = self._build_disk(spec, volume, removable=True)
+            disk = self._build_disk(replace(spec, removable=True), volume)
             try:
                 await self._activate(volume)
                 await disk.exports.start(spec.name)
