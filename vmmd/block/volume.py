@@ -38,6 +38,7 @@ from vmmd.block.volume_history import VolumeCounters, VolumeHistory
 from vmmd.core.guest_meter import GuestMeter, kind_of
 from vmmd.core.repair_rate import RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
+from vmmd.core.request_figures import RequestFigures, op_of
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.status import RegionStatus, SlotLoad
@@ -116,6 +117,7 @@ class Volume:
         for path, region in tree.regions.items():
             region.spans.attributes = {"volume.id": str(identity), "region.path": path}
         self.counters = VolumeCounters()
+        self.figures = RequestFigures()
         self._tree = tree
         self._root = tree.root
         self._read_only = read_only
@@ -167,6 +169,8 @@ class Volume:
             changing = [request for request in batch if request.op in CHANGES]
             if changing:
                 self.counters.failed += len(changing)
+                for request in changing:
+                    self.figures.failed(request.op, BlockStatus.READ_ONLY)
                 done([Completion(r.token, BlockStatus.READ_ONLY) for r in changing])
                 batch = [request for request in batch if request.op not in CHANGES]
                 if not batch:
@@ -180,6 +184,7 @@ class Volume:
             for completion in completions:
                 if completion.status is not BlockStatus.OK:
                     self.counters.failed += 1
+                    self.figures.failed(op_of(batch, completion.token), completion.status)
             done(completions)
 
         meter.begun(len(batch), began)
@@ -187,6 +192,7 @@ class Volume:
 
     def _count(self, batch: Sequence[Request]) -> None:
         counters, size = self.counters, self._info.block_size
+        self.figures.asked(batch, size)
         for request in batch:
             if request.op is BlockOp.READ:
                 counters.reads += 1
