@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from stairlib.model.errors import UnsupportedError
 from stairlib.telemetry.logs import get_logger
 from vmmd.core.guest_events import GuestSignal
+from vmmd.core.pci_path import PciPath
 from vmmd.engine.engine import EngineDisk, OnEvent
 from vmmd.guest.console import GuestConsole
 from vmmd.guest.machine_guest import GuestSystem
@@ -36,10 +37,14 @@ class BuiltInEngine:
         disks: Sequence[EngineDisk],
         names: Mapping[str, str],
         console: Console,
+        bridges: Sequence[tuple[PciPath, int]] = (),
     ) -> None:
-        """`names` maps PCI paths to what the guest calls a disk."""
+        """`names` maps PCI paths to what the guest calls a disk; `bridges` are places and the
+        numbers of the buses behind them."""
         memory = GuestRam(memory_mib << 20)
         self._topology = PciTopology(memory)
+        for path, bus in bridges:
+            self._topology.add_bridge(path, bus)
         for disk in disks:
             controller = NvmeController(
                 disk.backend, serial=disk.name, namespace_uuid=disk.namespace_uuid

@@ -224,10 +224,13 @@ class Machine:
     def _build_engine(self, config: ServerConfig) -> Engine:
         own = [each.seen for each in self._host_files]
         disks = [each.seen for each in self.disks.values()]
+        bridges = tuple(
+            (PciPath.parse(each.pci_path), each.downstream_bus) for each in config.bridges
+        )
         if self.hypervisor is None:
             names = {str(disk.pci_path): disk.name for disk in disks}
             offered = [each for each in (*disks, *own) if each.device is DiskDevice.NVME]
-            return BuiltInEngine(self.spec.memory_mib, offered, names, self.console)
+            return BuiltInEngine(self.spec.memory_mib, offered, names, self.console, bridges)
         bootrom = config.bootrom
         board = Board(
             name=self.spec.name or self.spec.id,
@@ -237,6 +240,7 @@ class Machine:
             monitor_socket=str(self._directory / "qmp.sock"),
             bootrom=bootrom,
             bootrom_bytes=Path(bootrom).stat().st_size if bootrom else 0,
+            bridges=bridges,
         )
         return QemuEngine(
             self.hypervisor, board, [*own, *disks], self.console, serves_vfio_user=is_served()
