@@ -133,9 +133,10 @@ bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/
 	@$(BIN)/python bench/region.py
 
 .PHONY: fuzz
-fuzz: setup ## Feed the judge of construction requests and the NVMe controller whatever atheris thinks of (FUZZ_SECONDS=60 each)
+fuzz: setup ## Feed the judge of construction requests, the NVMe controller and virtqueues whatever atheris thinks of (FUZZ_SECONDS=60 each)
 	@$(BIN)/python tests/fuzz/fuzz_construction.py --seconds $(FUZZ_SECONDS)
 	@$(BIN)/python tests/fuzz/fuzz_nvme.py --seconds $(FUZZ_SECONDS)
+	@$(BIN)/python tests/fuzz/fuzz_virtio.py --seconds $(FUZZ_SECONDS)
 
 .PHONY: bench-replacements
 bench-replacements: setup ## Many replacements in one control plane: time of an answer, lost transitions, memory, idle watchers
@@ -146,7 +147,7 @@ bench-repair: setup ## What a guest feels of a repair: latency before, during an
 	@$(BIN)/python bench/repair_latency.py
 
 .PHONY: bench-guest
-bench-guest: setup ## What a guest gets of a disk, 4 KiB at random: vhost-user-blk and vfio-user beside QEMU's own virtio-blk and NVMe on qemu-nbd
+bench-guest: setup ## What a guest gets of a disk, 4 KiB at random: vhost-user-blk and vfio-user beside QEMU's own virtio-blk and NVMe on qemu-nbd (4 minutes)
 	@$(BIN)/python bench/guest.py
 
 .PHONY: bench-gateway
