@@ -10,6 +10,8 @@ TEST_FLAGS ?=
 PYTEST_OF_PYTHON = $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
   --ignore tests/compose --ignore tests/documents --ignore tests/guest --ignore tests/sim \
   --ignore tests/torture_storage --ignore tests/bench --ignore tests/console
+# A third of a guest's tests is waiting for time that passes: two files are run at once.
+TWO_GUESTS = tests/guest --numprocesses 2 --dist loadfile
 # Of `make bench`: --quick, --only TEXT, --rounds N, --stack NAME.
 BENCH_FLAGS ?=
 FUZZ_SECONDS ?= 60
@@ -81,11 +83,11 @@ torture-storage: setup ## Cut the power under regions; kill, cut off and fill th
 
 .PHONY: test-guest
 test-guest: setup ## Boot a real Linux on replicated disks (needs qemu-system-x86 and apt; says so where they are absent)
-	@$(BIN)/python -m pytest tests/guest -ra -m 'not long' $(TEST_FLAGS)
+	@$(BIN)/python -m pytest $(TWO_GUESTS) -ra -m 'not long' $(TEST_FLAGS)
 
 .PHONY: test-guest-all
 test-guest-all: setup ## Those, and what they show on every other transport as well (twenty minutes)
-	@$(BIN)/python -m pytest tests/guest -ra $(TEST_FLAGS)
+	@$(BIN)/python -m pytest $(TWO_GUESTS) -ra $(TEST_FLAGS)
 
 .PHONY: guest-qemu
 guest-qemu: setup ## Unpack a QEMU that speaks vfio-user beside the system's, as `make test-guest` does (a minute, 430 MB, no root)
