@@ -53,7 +53,7 @@ async def house(
     await asyncio.to_thread(disk_image, image, folder / "disk.raw", 512)
     (folder / "behind.raw").write_bytes(bytes(8 * MIB))
     config = SERVER.format(bootrom=OVMF, disk=folder / "disk.raw")
-    config += BEHIND.format(disk=folder / "behind.raw")
+    config += BEHIND.format(disk=folder / "behind.raw", driver="pci-nvme")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", newer_path)
         async with Cluster.started(folder / "cluster", config) as started:
