@@ -9,6 +9,7 @@ import pytest
 
 from stairlib.model.errors import UnsupportedError
 from tests.unit.vmmd.guest.machine import PATH, MoodyBackend
+from vmmd.core.guest_events import GuestEvent
 from vmmd.core.pci_path import PciPath
 from vmmd.engine import builtin
 from vmmd.engine.builtin import BuiltInEngine
@@ -43,6 +44,21 @@ def test_a_disk_that_cannot_be_plugged_is_refused_before_it_is_opened() -> None:
     engine = BuiltInEngine(64, [], {}, Console())
     with pytest.raises(UnsupportedError, match=r"'late'.*engine = \"qemu\""):
         engine.require_plugging("late")
+
+
+async def test_a_panic_is_told_and_the_guest_goes_on() -> None:
+    console = Console()
+    engine = BuiltInEngine(64, [], {}, console)
+    told: list[tuple[GuestEvent, str]] = []
+    engine.on_event = lambda event, reason: told.append((event, reason))
+    await engine.start()
+    await console.type(b"panicked\rpani\rdo not panic\r")
+    assert not told
+    await console.type(b"panic\r")
+    assert told == [(GuestEvent.PANICKED, "the guest's kernel panicked")]
+    assert engine.panic_port.host_handled == 1
+    assert b"panic\r\n" in console.history.read_from(0).data
+    await engine.halt()
 
 
 async def test_a_reset_waits_for_what_is_in_flight_and_then_all_works() -> None:
