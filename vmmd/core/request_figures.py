@@ -40,6 +40,20 @@ _REASON_OF: Final = {
 }
 
 
+@dataclass(slots=True)
+class VolumeCounters:
+    """Since the volume was built. A request counts when it is submitted, a failure when it
+    completes."""
+
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    discards: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    failed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class SizeTotals:
     """Of all requests of a kind: how many had at most each of SIZE_BOUNDS bytes, and how many there
@@ -55,26 +69,35 @@ class RequestFigures:
     completes."""
 
     def __init__(self) -> None:
+        self.counters = VolumeCounters()
         self.discarded_bytes = 0
         self._sizes = [[0] * _BITS for _kind in KIND_NAMES]
         self._failures: Counter[tuple[str, str]] = Counter()
 
     def asked(self, batch: Sequence[Request], block_size: int) -> None:
         """These were submitted."""
-        writes, reads, discards = (self._sizes[kind] for kind in _SIZED)
+        counters, sizes = self.counters, self._sizes
         for request in batch:
             op = request.op
+            size = request.length * block_size
             if op is BlockOp.READ:
-                reads[(request.length * block_size - 1).bit_length()] += 1
+                counters.reads += 1
+                counters.read_bytes += size
+                sizes[READ][(size - 1).bit_length()] += 1
             elif op in WRITES:
-                writes[(request.length * block_size - 1).bit_length()] += 1
+                counters.writes += 1
+                counters.write_bytes += size
+                sizes[WRITE][(size - 1).bit_length()] += 1
+            elif op is BlockOp.FLUSH:
+                counters.flushes += 1
             elif op is BlockOp.DISCARD:
-                size = request.length * block_size
-                discards[(size - 1).bit_length()] += 1
+                counters.discards += 1
                 self.discarded_bytes += size
+                sizes[DISCARD][(size - 1).bit_length()] += 1
 
     def failed(self, op: BlockOp, status: BlockStatus) -> None:
         """One was answered so."""
+        self.counters.failed += 1
         self._failures[KIND_NAMES[_KIND_OF[op]], _REASON_OF.get(status, "failed")] += 1
 
     def failures(self) -> list[tuple[str, str, int]]:
