@@ -22,6 +22,8 @@ from opentelemetry import trace
 from stairlib.model.cipher import KEY_BYTES
 from stairlib.model.construction import RegionOptions, RegionSpec
 from stairlib.model.errors import InvalidRequestError, UnavailableError
+from stairlib.model.extents import ExtentStates
+from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, reach, region_tls
@@ -330,6 +332,15 @@ class RegionUpstairs:
     def status(self) -> RegionStatus:
         """The status now."""
         return self._core.status()
+
+    def extents(self) -> list[ExtentStates]:
+        """What is known of the extents of each slot's member now; made anew at each call."""
+        return self._core.extents()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the region."""
+        return self._geometry
 
     def loads(self) -> list[SlotLoad]:
         """What is in flight on each member now."""
