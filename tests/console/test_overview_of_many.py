@@ -3,10 +3,12 @@ machines scripted."""
 
 from __future__ import annotations
 
+import json
 import uuid
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from controlplane.console import inventory
@@ -63,6 +65,26 @@ async def many(home: House) -> None:
     await sick(home)
 
 
+async def one_change_is_told_in_few_words(home: House) -> None:
+    """What a watcher gets on the wire: all at first, then the one disk that changed."""
+    headers = {"x-stairwell-console": "1"}
+    async with (
+        httpx.AsyncClient(base_url=home.control.console_url, headers=headers, timeout=100) as web,
+        web.stream("POST", "/api/watch/overview", json={}) as answer,
+    ):
+        news = (line[6:] async for line in answer.aiter_lines() if line.startswith("data: "))
+        whole = await anext(news)
+        assert len(json.loads(whole)["disks"]["changed"]) == INSTANCES * DISKS
+        await sick(home, volume_pb.SLOT_STATE_NEGOTIATING)
+        async for text in news:
+            assert len(text) < len(whole) / 100
+            disks = json.loads(text)["disks"]
+            if disks["changed"]:
+                assert [disk["name"] for disk in disks["changed"]] == ["disk-0700"]
+                assert not disks["gone"]
+                return
+
+
 async def test_a_thousand_disks(
     browser: Any, tmp_path: Path, open_page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +119,15 @@ async def test_a_thousand_disks(
         assert await place.inner_text() == "1\u20134 of 4 that match, of 1000"
         await wanted.fill("nothing of that name")
         await page.get_by_text("nothing matches the filter").wait_for()
+        await one_change_is_told_in_few_words(home)
+
+        # A filter is there again after one has been elsewhere.
+        await wanted.fill("VM-012 disk-00 healthy")
+        await first.press("Enter")
+        await page.get_by_role("heading", name="disk-0096").wait_for()
+        await page.go_back()
+        await disks.get_by_text("disk-0096").wait_for()
+        assert await place.inner_text() == "1\u20134 of 4 that match, of 1000"
         await wanted.fill("")
 
         # What others do leaves alone where one is.

@@ -1,5 +1,5 @@
-"""`disk status`, `disk map`, `disk verify`, `disk snapshot`: what a disk is kept on, what each of its
-extents is like, whether its copies agree, and a copy of all that it holds now.
+"""`disk status`, `disk map`, `disk verify`, `disk snapshot`: what a disk is kept on, what each of
+its extents is like, whether its copies agree, and a copy of all that it holds now.
 
 `disk scrub` and `disk scrub-stop`, `disk plug` and `disk unplug` are in modules of their own.
 """
@@ -77,9 +77,9 @@ async def extents(
     """Show what is known of each extent of a disk on each member: in sync, written since the last
     flush, to be copied, being copied, copied by the repair that runs.
 
-    With --output json a member's extents are one text: a letter for each run of extents in the same
-    state (s in sync, d dirty, x to be copied, w being copied, c copied, u unknown), after its length
-    unless that is 1, as in 5000c4w7796x.
+    With --output json a member's extents are one text: a letter for each run of extents in the
+    same state (s in sync, d dirty, x to be copied, w being copied, c copied, u unknown), after its
+    length unless that is 1, as in 5000c4w7796x.
     """
     response = await session.call(
         session.disks.GetDiskExtents,
