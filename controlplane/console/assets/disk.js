@@ -105,7 +105,7 @@ export async function disk(main, signal, name) {
       ["recorded generation", one.recordedGeneration],
       ["state", volume ? word(volume.state, "VOLUME_STATE_") + (volume.reason ? `: ${volume.reason}` : "") : "no machine runs it"],
       ["size", volume ? bytes(volume.totalBytes) : "-"],
-      ["served", volume ? `${counters.reads} reads, ${counters.writes} writes, ${counters.flushes} flushes, ${counters.failed} failed` : "-"],
+      ["served", volume && volume.counters ? `${counters.reads} reads, ${counters.writes} writes, ${counters.flushes} flushes, ${counters.failed} failed` : "-"],
       ["replacement", one.replacementId ? el("a", { href: `#/replacement/${one.replacementId}` }, one.replacementId) : "none runs"]];
     facts.replaceChildren(...rows.flatMap(([key, text]) => [el("dt", { class: "dim" }, key), el("dd", {}, text)]));
     regions.show((volume && volume.regions) || []);
