@@ -98,6 +98,26 @@ async def a_large_map_is_no_large_page(page: Any) -> None:
     assert size >= 3 * EXTENTS * 4
 
 
+async def what_others_do_leaves_alone(home: House, page: Any, disks: Any) -> None:
+    """The place where one reads, the focus, and rows that tell what they told."""
+    await disks.evaluate("box => { box.scrollTop = 300; }")
+    seen = disks.locator("tbody a", has_text="disk-0020")
+    await seen.evaluate("link => link.focus({ preventScroll: true })")
+    top = await seen.evaluate("link => link.getBoundingClientRect().top")
+    await disks.evaluate(REMEMBER)
+    await sick(home, volume_pb.SLOT_STATE_LIVE_REPAIR)
+    await disks.get_by_text("live repair").wait_for()
+    same, others = await disks.evaluate(KEPT)
+    assert same > ROWS / 2
+    assert others == 0, "what tells the same is the same row"
+    now = await seen.evaluate("link => link.getBoundingClientRect().top")
+    assert abs(now - top) <= 1, "it stays where one was reading it"
+    await sick(home, volume_pb.SLOT_STATE_ACTIVE)
+    await page.get_by_role("heading", name="0 degraded, 0 away, 1000 healthy").wait_for()
+    assert await page.evaluate("document.activeElement.textContent") == "disk-0020"
+    assert await disks.evaluate("box => box.scrollTop") > 0
+
+
 async def test_a_thousand_disks(
     browser: Any, tmp_path: Path, open_page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,21 +169,4 @@ async def test_a_thousand_disks(
         await disks.get_by_text("disk-0096").wait_for()
         assert await place.inner_text() == "1\u20134 of 4 that match, of 1000"
         await wanted.fill("")
-
-        # What others do leaves alone where one is.
-        await disks.evaluate("box => { box.scrollTop = 300; }")
-        seen = disks.locator("tbody a", has_text="disk-0020")
-        await seen.evaluate("link => link.focus({ preventScroll: true })")
-        top = await seen.evaluate("link => link.getBoundingClientRect().top")
-        await disks.evaluate(REMEMBER)
-        await sick(home, volume_pb.SLOT_STATE_LIVE_REPAIR)
-        await disks.get_by_text("live repair").wait_for()
-        same, others = await disks.evaluate(KEPT)
-        assert same > ROWS / 2
-        assert others == 0, "what tells the same is the same row"
-        now = await seen.evaluate("link => link.getBoundingClientRect().top")
-        assert abs(now - top) <= 1, "it stays where one was reading it"
-        await sick(home, volume_pb.SLOT_STATE_ACTIVE)
-        await page.get_by_role("heading", name="0 degraded, 0 away, 1000 healthy").wait_for()
-        assert await page.evaluate("document.activeElement.textContent") == "disk-0020"
-        assert await disks.evaluate("box => box.scrollTop") > 0
+        await what_others_do_leaves_alone(home, page, disks)
