@@ -25,7 +25,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for file in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / file, source / file)
     options = (
-        "--quiet --no-deps --no-index --no-build-isolation --disable-pip-version-check".split()
+        ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
     )
     command = [sys.executable, "-m", "pip", "wheel", *options, "-w", folder, source]
     subprocess.run(command, check=True, timeout=100)
