@@ -24,9 +24,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         shutil.copytree(ROOT / part, source / part, ignore=ignored)
     for file in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / file, source / file)
-    options = (
-        ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
-    )
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     command = [sys.executable, "-m", "pip", "wheel", *options, "-w", folder, source]
     subprocess.run(command, check=True, timeout=100)
     (wheel,) = folder.glob("*.whl")
