@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stairlib.model.extents import ExtentState, ExtentStates
+from stairlib.wire.frame import FLAG_DIRTY
 from vmmd.upstairs.core.copies import ExtentCopies
 from vmmd.upstairs.core.reconcile_plan import ReconcilePlan
 from vmmd.upstairs.core.region_set import RegionSet
@@ -46,6 +47,10 @@ def _of(
             states = copies.states.copy()
         elif plan is not None and member in plan.members:
             states[plan.extents[plan.members.index(member)]] = ExtentState.DIFFERS
+        if member.state is SlotState.RECONCILE and member.stamps is not None:
+            # From before it was activated, and flushed before it serves.
+            dirty = (member.stamps.flags & FLAG_DIRTY) != 0
+            states[dirty & (states == ExtentState.IN_SYNC)] = ExtentState.DIRTY
     elif not (member.active or member.held):
         states[:] = ExtentState.UNKNOWN
         return states
