@@ -79,6 +79,16 @@ async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Cluster, str]]:
         yield started, f"http://{address}/"
 
 
+@pytest.fixture
+async def alone(tmp_path: Path) -> AsyncIterator[str]:
+    """A control plane without machines, which is all that the desk needs to judge."""
+    async with ControlPlane(
+        f"{LOOPBACK}:0", f"{LOOPBACK}:1", tmp_path / "data", console=f"{LOOPBACK}:0",
+        grace_seconds=0,
+    ) as control:  # fmt: skip
+        yield control.console_url
+
+
 async def test_a_replacement_is_watched_and_its_limit_moved(
     browser: Any, cluster: tuple[Cluster, str], open_page: Any
 ) -> None:
@@ -294,11 +304,8 @@ async def test_a_map_of_extents_is_seen_to_fill(
         assert await drawn("s") == whole
 
 
-async def test_a_violation_is_shown_at_its_line(
-    browser: Any, cluster: tuple[Cluster, str], open_page: Any
-) -> None:
-    _home, url = cluster
-    page = await open_page(f"{url}#/vcr")
+async def test_a_violation_is_shown_at_its_line(browser: Any, alone: str, open_page: Any) -> None:
+    page = await open_page(f"{alone}#/vcr")
     text = (EXAMPLES / "replace.json").read_text()
     wrong = text.replace('"block_size": 4096', '"block_size": 4095', 1)
     await page.locator("#request").fill(wrong)
@@ -315,13 +322,10 @@ async def test_a_violation_is_shown_at_its_line(
     await page.get_by_text("verdict: replace").wait_for()
 
 
-async def test_two_requests_stand_side_by_side(
-    browser: Any, cluster: tuple[Cluster, str], open_page: Any
-) -> None:
-    _home, url = cluster
+async def test_two_requests_stand_side_by_side(browser: Any, alone: str, open_page: Any) -> None:
     old = (EXAMPLES / "crucible-disks.json").read_text()
     new = (EXAMPLES / "replace.json").read_text()
-    page = await open_page(f"{url}#/vcr")
+    page = await open_page(f"{alone}#/vcr")
     await page.locator("#original").fill(old)
     await page.locator("#request").fill(new)
     await page.get_by_text("verdict: replace").wait_for()
