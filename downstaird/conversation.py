@@ -54,6 +54,13 @@ class Wire(Protocol):
         ...
 
 
+def hello_token(frame: Frame) -> bytes | None:
+    """What a first frame shows; None when it is no HELLO."""
+    if frame.kind is not FrameKind.HELLO:
+        return None
+    return frame.blob(0) if len(frame.ops) else bytes(frame.payload)
+
+
 class Conversation:
     """Connects a wire with a session of the host."""
 
@@ -111,9 +118,9 @@ class Conversation:
             raise FrameError(f"a {frame.kind.name} frame has no place in a session")
 
     def _hello(self, frame: Frame) -> None:
-        if frame.kind is not FrameKind.HELLO:
+        token = hello_token(frame)
+        if token is None:
             raise FrameError(f"the first frame must be HELLO, not {frame.kind.name}")
-        token = frame.blob(0) if len(frame.ops) else bytes(frame.payload)
         try:
             self._grant = self._host.connect(token)
         except RefusedError as error:

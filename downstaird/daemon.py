@@ -72,7 +72,7 @@ class Daemon:
                 ),
                 Service(
                     repair_service.SERVICE_NAME,
-                    lambda server: repair_service.register(server, self.host),
+                    lambda server: repair_service.register(server, self.host, self.place),
                 ),
                 Service(
                     trace_service.SERVICE_NAME,

@@ -19,11 +19,26 @@ import uuid
 from pathlib import Path
 from typing import Any, cast
 
-from downstaird.conversation import HELLO_FRAME_BYTES_MAX, HELLO_SECONDS, Conversation
+from downstaird.conversation import (
+    HELLO_FRAME_BYTES_MAX,
+    HELLO_SECONDS,
+    Conversation,
+    hello_token,
+)
 from downstaird.region_host import RegionHost
+from downstaird.repair_sending import BlockConnection
 from stairlib.model.errors import UnavailableError
 from stairlib.telemetry.logs import get_logger
-from stairlib.wire.frame import HEADER_BYTES, Bytes, FrameError, decode, frame_length
+from stairlib.wire.frame import (
+    HEADER_BYTES,
+    Bytes,
+    Frame,
+    FrameError,
+    FrameKind,
+    decode,
+    encode,
+    frame_length,
+)
 
 _log = get_logger(__name__)
 
@@ -56,6 +71,7 @@ class DataConnection(asyncio.BufferedProtocol):
         self._writable = True
         self._transport: asyncio.Transport | None = None
         self._conversation: Conversation | None = None
+        self._blocks: tuple[bytes, BlockConnection] | None = None
         self.last_activity = self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -79,6 +95,8 @@ class DataConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has gone, whoever closed it."""
         self._server.gone(self)
+        if self._blocks is not None:
+            self._server.host.repair_sending.lost(*self._blocks)
         if self._conversation is not None:
             self._conversation.close(f"CONNECTION_LOST {exc}" if exc else "CONNECTION_CLOSED")
         self._transport = None
@@ -91,6 +109,10 @@ class DataConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
+        if self._blocks is not None:
+            # Nothing is to be said there.
+            self.abort()
+            return
         self._end += nbytes
         self.last_activity = self._loop.time()
         self._parse()
@@ -158,12 +180,30 @@ class DataConnection(asyncio.BufferedProtocol):
                     break
                 frame = decode(self._buffer[self._start : self._start + length])
                 self._current = length
+                if not conversation.greeted and self._sends_blocks(frame, conversation):
+                    return
                 conversation.feed(frame)
         except FrameError as error:
             conversation.fail(error)
         finally:
             self._parsing = False
         self._set_reading()
+
+    def _sends_blocks(self, frame: Frame, conversation: Conversation) -> bool:
+        """Whether a HELLO makes this a block connection of a repair. From then on threads write to
+        the socket, and here nothing but its end is waited for."""
+        token = hello_token(frame)
+        raw: Any = self._transport.get_extra_info("socket") if self._transport else None
+        if token is None or raw is None:
+            return False
+        connection = self._server.host.repair_sending.connect(token, lambda: os.dup(raw.fileno()))
+        if connection is None:
+            return False
+        self._blocks = (token, connection)
+        self._conversation = None
+        self.send(encode(FrameKind.WELCOME, sequence=frame.sequence))
+        conversation.close("BLOCK_CONNECTION")
+        return True
 
     def _next_length(self, conversation: Conversation) -> int:
         """The length of the next frame when it is there whole, else 0, with room made for it."""

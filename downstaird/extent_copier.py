@@ -37,6 +37,7 @@ from downstaird.core.repair_plan import (
 )
 from downstaird.core.session import Counters
 from downstaird.core.session_effects import CopyExtent
+from downstaird.repair_intake import IDLE_SECONDS, Incoming, Intake, Intakes
 from downstaird.repair_threads import RepairThreads
 from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, StateError, UnavailableError
@@ -57,8 +58,6 @@ COPIES_AT_A_TIME = 16
 # With a limit, no more is asked of the source at a time than all copies may take in so many
 # seconds: what it has sent was read, and waits here for its turn.
 ASK_SECONDS = 0.25
-# A source under load answers late, a dead one never: this long without a byte ends a copy.
-IDLE_SECONDS = 15.0
 # Sources of one session: as many members as a set can have, with room for a replacement.
 CHANNELS_MAX = 8
 
@@ -119,6 +118,7 @@ class ExtentCopier:
         self._rests = Rests()
         self._stride = Stride(STEP_BYTES, CHUNK_BYTES_MAX, session.counters.guest_frames)
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._intakes = Intakes()
         self._dialling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -144,6 +144,7 @@ class ExtentCopier:
         """The session has ended: gives up every copy."""
         for task in self._tasks:
             task.cancel()
+        self._intakes.close()
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             closing = self._loop.create_task(channel.close())
@@ -273,71 +274,98 @@ class ExtentCopier:
             )
             await asyncio.sleep(0)
 
-    async def _fetch(self, effect: CopyExtent, number: int, wanted: list[Run]) -> tuple[int, int]:
+    async def _fetch(
+        self, effect: CopyExtent, number: int, wanted: list[Run], *, in_messages: bool = False
+    ) -> tuple[int, int]:
         """Streams and merges blocks. Bytes received, and bytes the engine took."""
-        source, extent = effect.source, effect.extent
+        channel = await self._channel(effect.source)
+        intake = None if in_messages else await self._intakes.take(effect.source, channel)
         request = repair_pb.StreamExtentRequest(
-            upstairs_id=str(source.upstairs_id),
-            generation=source.generation,
-            extent=extent,
+            upstairs_id=str(effect.source.upstairs_id),
+            generation=effect.source.generation,
+            extent=effect.extent,
             ranges=[
                 repair_pb.BlockRange(first_block=run.first, block_count=run.count) for run in wanted
             ],
+            block_token=intake.token if intake is not None else b"",
         )
         if not self._bucket.bytes_per_second:
             request.chunk_bytes = CHUNK_BYTES_MAX
-        received = copied = 0
         # Not by the stub: what it makes of a message is copied several times.
-        stream = (await self._channel(source)).unary_stream(
+        stream = channel.unary_stream(
             "/stairwell.downstairs.v1.RepairService/StreamExtent",
             request_serializer=repair_pb.StreamExtentRequest.SerializeToString,
             response_deserializer=bytes,
         )
         call = stream(request)
         try:
-            while (raw := await self._next_chunk(call, source)) is not None:
-                chunk, contexts = self._formed(raw, extent, source)
-                received += len(chunk.data)
-                copied += await self._taken(effect, number, chunk, contexts)
-            if received != sum(run.count for run in wanted) * self._block_size:
-                raise _damaged(source, extent, "did not send all that was asked for")
+            with self._intakes.lent(effect.source, intake):
+                received, copied = await self._streamed(effect, number, call, intake)
+                if received != sum(run.count for run in wanted) * self._block_size:
+                    what = "did not send all that was asked for"
+                    raise _damaged(effect.source, effect.extent, what)
             return received, copied
         finally:
             call.cancel()
 
+    async def _streamed(
+        self,
+        effect: CopyExtent,
+        number: int,
+        call: grpc.aio.UnaryStreamCall[Any, bytes],
+        intake: Intake | None,
+    ) -> tuple[int, int]:
+        """Takes what the call brings, with what comes beside it."""
+        source = effect.source
+        received = copied = 0
+        try:
+            while (raw := await self._next_chunk(call, source)) is not None:
+                chunk, contexts = self._formed(raw, effect.extent, source, apart=intake is not None)
+                blocks = Incoming(chunk, intake)
+                received += len(blocks.data)
+                copied += await self._taken(effect, number, blocks, contexts)
+        except ConnectionError as error:
+            # Where the source has ended the connection, the call says why.
+            await self._next_chunk(call, source)
+            raise _source_failed(source, UnavailableError(str(error))) from error
+        return received, copied
+
     async def _taken(
-        self, effect: CopyExtent, number: int, chunk: Chunk, contexts: ContextArray
+        self, effect: CopyExtent, number: int, blocks: Incoming, contexts: ContextArray
     ) -> int:
         """Gives what is good of one chunk to the engine, in small steps while the guest is at work
         or the rate is limited. Bytes that it took; a rehearsal's chunk is only checked."""
         threads, size = self._host.repair_threads, self._block_size
         base = effect.extent * self._blocks_per_extent
         encrypted = self._engine.definition.encrypted
+        data, first = blocks.data, blocks.first_block
 
         def check() -> list[int] | None:
-            if checksum(chunk.contexts, (chunk.data,)) != chunk.checksum:
-                return None
-            return mismatches(chunk.data, contexts, size, encrypted=encrypted)
+            return mismatches(data, contexts, size, encrypted=encrypted) if blocks.arrive() else None
 
-        whole = len(chunk.data) <= self._step_bytes() and not effect.rehearsal
+        whole = len(data) <= self._step_bytes() and not effect.rehearsal
+        outcome = None
         if whole:
             # All at once: one thread checks it and writes it.
-            await self._turn(number, len(chunk.data))
+            await self._turn(number, len(data))
             began = self._loop.time()
-            first = base + chunk.first_block
-            outcome = await threads.merge_checked(first, contexts, chunk.data, check)
+            outcome = await threads.merge_checked(base + first, contexts, data, check)
             if outcome is not None and outcome[0] == []:
-                self._moved(len(chunk.data), began)
+                self._moved(len(data), began)
                 return outcome[1]
-        good = self._good(effect, chunk, contexts, await threads.call(check))
+        bad = outcome[0] if outcome is not None else await threads.call(check)
+        if bad and blocks.apart:
+            # Damaged, or changed while they were sent: a message has both of one moment.
+            again = [Run(first, len(contexts))]
+            return (await self._fetch(effect, number, again, in_messages=True))[1]
+        good = self._good(effect, first, contexts, bad)
         if effect.rehearsal:
-            await self._turn(number, len(chunk.data))
+            await self._turn(number, len(data))
             return 0
         copied = 0
-        there = (Run(chunk.first_block + each.first, each.count) for each in good)
-        for run in steps(there, size):
-            done = run.first - chunk.first_block
-            part = memoryview(chunk.data)[done * size : (done + run.count) * size]
+        for run in steps((Run(first + each.first, each.count) for each in good), size):
+            done = run.first - first
+            part = memoryview(data)[done * size : (done + run.count) * size]
             # Its bytes were counted once.
             await self._turn(number, 0 if whole else len(part))
             began = self._loop.time()
@@ -371,29 +399,31 @@ class ExtentCopier:
         return chunk if isinstance(chunk, bytes) else None
 
     def _formed(
-        self, message: bytes, extent: int, source: CopySource
+        self, message: bytes, extent: int, source: CopySource, *, apart: bool
     ) -> tuple[Chunk, ContextArray]:
-        """A chunk whose blocks have yet to be checked, and its contexts. DataError for what is
-        none."""
+        """A chunk whose blocks have yet to be checked, and its contexts. `apart`: they may come
+        beside it. DataError for what is none."""
         try:
             chunk = decode_chunk(message)
         except ChunkError as error:
             raise _damaged(source, extent, f"sent what is no chunk: {error}") from None
-        raw, data = chunk.contexts, chunk.data
-        count = len(raw) // CONTEXT_BYTES
+        raw, count = chunk.contexts, len(chunk.contexts) // CONTEXT_BYTES
+        length = chunk.sent_bytes if apart and chunk.sent_bytes else len(chunk.data)
         if (
             not count
             or len(raw) % CONTEXT_BYTES
-            or len(data) != count * self._block_size
-            or len(data) > max(CHUNK_BYTES_MAX, self._block_size)
+            or length != count * self._block_size
+            or length > max(CHUNK_BYTES_MAX, self._block_size)
             or chunk.first_block + count > self._blocks_per_extent
         ):
             raise _damaged(source, extent, "sent a chunk that does not fit")
+        if chunk.sent_bytes and (chunk.data or checksum(raw, ()) != chunk.checksum):
+            raise _damaged(source, extent, "sent contexts that were damaged on their way")
         # A copy: in the message they lie where numpy is slow.
         return chunk, np.frombuffer(raw, dtype="<u8").reshape(-1, 4).copy()
 
     def _good(
-        self, effect: CopyExtent, chunk: Chunk, contexts: ContextArray, bad: list[int] | None
+        self, effect: CopyExtent, first: int, contexts: ContextArray, bad: list[int] | None
     ) -> list[Run]:
         """Which blocks of a chunk to take, when these are bad; None says that it came damaged.
         DataError for that, and SOURCE_DAMAGED when a block is bad that is needed here."""
@@ -403,10 +433,10 @@ class ExtentCopier:
         count = len(contexts)
         if not bad:
             return [Run(0, count)]
-        first = extent * self._blocks_per_extent + chunk.first_block
-        good = spared(bad, contexts, self._engine.contexts(first, count))
+        base = extent * self._blocks_per_extent
+        good = spared(bad, contexts, self._engine.contexts(base + first, count))
         if good is None:
-            what = f"has a damaged block {chunk.first_block + bad[0]} in the extent"
+            what = f"has a damaged block {first + bad[0]} in the extent"
             raise _damaged(source, extent, what, "SOURCE_DAMAGED")
         return good
 

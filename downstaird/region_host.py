@@ -17,6 +17,7 @@ from downstaird.core.session import Counters
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
 from downstaird.lane import Lane
+from downstaird.repair_sending import RepairSending
 from downstaird.repair_threads import RepairThreads
 from stairlib.model.errors import StateError
 from stairlib.rpc.tls import TlsFiles
@@ -58,6 +59,8 @@ class RegionHost:
         self._ended = Counters()
         self.lane = Lane(engine, self)
         self.repair_threads = RepairThreads(engine)
+        # What is encrypted is written by its transport alone.
+        self.repair_sending = RepairSending(offered=tls is None)
         self._table = SessionTable()
         self._kept: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -226,6 +229,7 @@ class RegionHost:
         self.end_sessions("SHUTTING_DOWN the daemon is being stopped")
         if self._kept:
             await asyncio.wait(self._kept)
+        await self.repair_sending.close()
         await self.repair_threads.close()
         await self.lane.close()
         self.engine.close()

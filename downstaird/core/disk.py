@@ -34,6 +34,13 @@ class File(Protocol):
         """Exactly `size` bytes; reading past the end of the file is a DataError."""
         ...
 
+    def sendfile(self, descriptor: int, offset: int, size: int) -> int:
+        """Sends up to `size` bytes to a socket that does not block; how many, at least one. What is
+        written to the file before they arrive may be sent instead. OSError for the socket,
+        BlockingIOError when it takes none now; reading past the end of the file is a
+        DataError."""
+        ...
+
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Writes all the buffers, one after the other, or raises."""
         ...

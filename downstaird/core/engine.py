@@ -12,7 +12,7 @@ Errors are `stairlib.model.errors` classes: InvalidRequestError OUT_OF_RANGE, Da
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -111,6 +111,12 @@ class ReadWork(Protocol):
     @property
     def contexts(self) -> ContextArray:
         """Theirs, shape (count, 4)."""
+        ...
+
+    def send(self, descriptor: int, wait: Callable[[], None]) -> None:
+        """Off the loop, instead of `run`: sends their bytes to a socket that does not block; `wait`
+        returns when it takes more. What arrives may be newer. DataError, and OSError for the
+        socket."""
         ...
 
     def run(self) -> list[Buffer]:

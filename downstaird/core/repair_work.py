@@ -8,6 +8,7 @@ once, and before the region is closed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,17 @@ class ReadJob:
     def run(self) -> list[Buffer]:
         """Buffers that add up to the blocks. DataError."""
         return [self.file.pread(size, at) for size, at in self.parts]
+
+    def send(self, descriptor: int, wait: Callable[[], None]) -> None:
+        """Sends the blocks' bytes to a socket; `wait` returns when it takes more. DataError, and
+        OSError for the socket."""
+        for size, at in self.parts:
+            end = at + size
+            while at < end:
+                try:
+                    at += self.file.sendfile(descriptor, at, end - at)
+                except BlockingIOError:
+                    wait()
 
 
 def merge_of(region: Region, offset: int, contexts: ContextArray, data: Buffer) -> MergeJob | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -23,6 +24,8 @@ LOCK_NAME = "lock"
 # Linux's limit on the buffers of one pwritev (IOV_MAX).
 BUFFERS_MAX = 1024
 
+# What a file's medium can answer to a sendfile; all else it answers is of the socket.
+_READ_FAILURES = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA})
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _SYNC_FILE_RANGE_WRITE = 2
@@ -84,16 +87,30 @@ class DirectoryFile:
             except OSError as error:
                 raise data_error("read", self.name, offset + have, error) from error
             if not part:
-                raise DataError(
-                    f"{self.name} ends at byte {offset + have}, {size - have} bytes short of what "
-                    "is recorded in it",
-                    reason="IO_ERROR",
-                    file=self.name,
-                    offset=str(offset + have),
-                )
+                raise self._ended(offset + have, size - have)
             parts.append(part)
             have += len(part)
         return b"".join(parts)
+
+    def sendfile(self, descriptor: int, offset: int, size: int) -> int:
+        """sendfile: the kernel hands over pages, nothing is copied here."""
+        try:
+            sent = os.sendfile(descriptor, self._descriptor, offset, size)
+        except OSError as error:
+            if error.errno in _READ_FAILURES:
+                raise data_error("read", self.name, offset, error) from error
+            raise
+        if not sent:
+            raise self._ended(offset, size)
+        return sent
+
+    def _ended(self, offset: int, missing: int) -> DataError:
+        return DataError(
+            f"{self.name} ends at byte {offset}, {missing} bytes short of what is recorded in it",
+            reason="IO_ERROR",
+            file=self.name,
+            offset=str(offset),
+        )
 
     def pwritev(self, buffers: Sequence[Buffer], offset: int) -> None:
         """Writes all of them, however often the kernel takes only a part."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 Buffer = bytes | bytearray | memoryview
 
 # Tags of the fields: their numbers, and how what follows is stored.
-_FIRST_BLOCK, _CONTEXTS, _DATA, _CHECKSUM = 0x08, 0x12, 0x1A, 0x21
+_FIRST_BLOCK, _CONTEXTS, _DATA, _CHECKSUM, _SENT_BYTES = 0x08, 0x12, 0x1A, 0x21, 0x28
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES_MAX = 10
 _U64 = struct.Struct("<Q")
@@ -26,16 +26,19 @@ class ChunkError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive blocks on their way. first_block: within the extent. contexts: 32 bytes a block.
-    checksum: xxh3-64 of contexts, then data."""
+    checksum: xxh3-64 of contexts, then data. sent_bytes: of the blocks, when they travel apart;
+    then there is no data."""
 
     first_block: int
     contexts: Buffer
     data: Buffer
     checksum: int
+    sent_bytes: int = 0
 
 
 def encode_chunk(chunk: Chunk) -> bytes:
     """The message."""
+    sent = (bytes((_SENT_BYTES,)), _varint(chunk.sent_bytes)) if chunk.sent_bytes else ()
     return b"".join(
         (
             bytes((_FIRST_BLOCK,)),
@@ -48,6 +51,7 @@ def encode_chunk(chunk: Chunk) -> bytes:
             chunk.data,
             bytes((_CHECKSUM,)),
             _U64.pack(chunk.checksum),
+            *sent,
         )
     )
 
@@ -80,6 +84,7 @@ def decode_chunk(raw: bytes) -> Chunk:
         _part(found, _CONTEXTS),
         _part(found, _DATA),
         _number(found, _CHECKSUM),
+        _number(found, _SENT_BYTES),
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/downstairs/v1/repair_service.proto\x12\x17stairwell.downstairs.v1\"\x9d\x01\n\x18GetExtentContextsRequest\x12\x13\n\x0bupstairs_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06\x65xtent\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\x04\x12\x13\n\x06\x64igest\x18\x06 \x01(\x06H\x00\x88\x01\x01\x42\t\n\x07_digest\"3\n\nContextRun\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x10\n\x08\x63ontexts\x18\x02 \x01(\x0c\"\xcc\x01\n\x19GetExtentContextsResponse\x12\x31\n\x04runs\x18\x01 \x03(\x0b\x32#.stairwell.downstairs.v1.ContextRun\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x14\n\x0c\x66lush_number\x18\x03 \x01(\x04\x12\x12\n\nblock_size\x18\x04 \x01(\x04\x12\x19\n\x11\x62locks_per_extent\x18\x05 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x06 \x01(\x04\x12\r\n\x05\x65qual\x18\x07 \x01(\x08\"6\n\nBlockRange\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x02 \x01(\x04\"\x98\x01\n\x13StreamExtentRequest\x12\x13\n\x0bupstairs_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06\x65xtent\x18\x03 \x01(\r\x12\x33\n\x06ranges\x18\x04 \x03(\x0b\x32#.stairwell.downstairs.v1.BlockRange\x12\x13\n\x0b\x63hunk_bytes\x18\x05 \x01(\r\"]\n\x14StreamExtentResponse\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x10\n\x08\x63ontexts\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\x32\xfa\x01\n\rRepairService\x12z\n\x11GetExtentContexts\x12\x31.stairwell.downstairs.v1.GetExtentContextsRequest\x1a\x32.stairwell.downstairs.v1.GetExtentContextsResponse\x12m\n\x0cStreamExtent\x12,.stairwell.downstairs.v1.StreamExtentRequest\x1a-.stairwell.downstairs.v1.StreamExtentResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,stairwell/downstairs/v1/repair_service.proto\x12\x17stairwell.downstairs.v1\"\x9d\x01\n\x18GetExtentContextsRequest\x12\x13\n\x0bupstairs_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06\x65xtent\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\x04\x12\x13\n\x06\x64igest\x18\x06 \x01(\x06H\x00\x88\x01\x01\x42\t\n\x07_digest\"3\n\nContextRun\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x10\n\x08\x63ontexts\x18\x02 \x01(\x0c\"\xcc\x01\n\x19GetExtentContextsResponse\x12\x31\n\x04runs\x18\x01 \x03(\x0b\x32#.stairwell.downstairs.v1.ContextRun\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x14\n\x0c\x66lush_number\x18\x03 \x01(\x04\x12\x12\n\nblock_size\x18\x04 \x01(\x04\x12\x19\n\x11\x62locks_per_extent\x18\x05 \x01(\x04\x12\x14\n\x0c\x65xtent_count\x18\x06 \x01(\x04\x12\r\n\x05\x65qual\x18\x07 \x01(\x08\"6\n\nBlockRange\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x13\n\x0b\x62lock_count\x18\x02 \x01(\x04\"\xad\x01\n\x13StreamExtentRequest\x12\x13\n\x0bupstairs_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0e\n\x06\x65xtent\x18\x03 \x01(\r\x12\x33\n\x06ranges\x18\x04 \x03(\x0b\x32#.stairwell.downstairs.v1.BlockRange\x12\x13\n\x0b\x63hunk_bytes\x18\x05 \x01(\r\x12\x13\n\x0b\x62lock_token\x18\x06 \x01(\x0c\"q\n\x14StreamExtentResponse\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\x04\x12\x10\n\x08\x63ontexts\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x04 \x01(\x06\x12\x12\n\nsent_bytes\x18\x05 \x01(\x04\"E\n\x1aOpenBlockConnectionRequest\x12\x13\n\x0bupstairs_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"Z\n\x1bOpenBlockConnectionResponse\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x14\n\x0c\x64\x61ta_address\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x61ta_unix_path\x18\x03 \x01(\t2\xfd\x02\n\rRepairService\x12z\n\x11GetExtentContexts\x12\x31.stairwell.downstairs.v1.GetExtentContextsRequest\x1a\x32.stairwell.downstairs.v1.GetExtentContextsResponse\x12m\n\x0cStreamExtent\x12,.stairwell.downstairs.v1.StreamExtentRequest\x1a-.stairwell.downstairs.v1.StreamExtentResponse0\x01\x12\x80\x01\n\x13OpenBlockConnection\x12\x33.stairwell.downstairs.v1.OpenBlockConnectionRequest\x1a\x34.stairwell.downstairs.v1.OpenBlockConnectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,9 +40,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKRANGE']._serialized_start=493
   _globals['_BLOCKRANGE']._serialized_end=547
   _globals['_STREAMEXTENTREQUEST']._serialized_start=550
-  _globals['_STREAMEXTENTREQUEST']._serialized_end=702
-  _globals['_STREAMEXTENTRESPONSE']._serialized_start=704
-  _globals['_STREAMEXTENTRESPONSE']._serialized_end=797
-  _globals['_REPAIRSERVICE']._serialized_start=800
-  _globals['_REPAIRSERVICE']._serialized_end=1050
+  _globals['_STREAMEXTENTREQUEST']._serialized_end=723
+  _globals['_STREAMEXTENTRESPONSE']._serialized_start=725
+  _globals['_STREAMEXTENTRESPONSE']._serialized_end=838
+  _globals['_OPENBLOCKCONNECTIONREQUEST']._serialized_start=840
+  _globals['_OPENBLOCKCONNECTIONREQUEST']._serialized_end=909
+  _globals['_OPENBLOCKCONNECTIONRESPONSE']._serialized_start=911
+  _globals['_OPENBLOCKCONNECTIONRESPONSE']._serialized_end=1001
+  _globals['_REPAIRSERVICE']._serialized_start=1004
+  _globals['_REPAIRSERVICE']._serialized_end=1385
 # @@protoc_insertion_point(module_scope)

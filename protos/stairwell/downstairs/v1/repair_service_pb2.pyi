@@ -156,12 +156,17 @@ class StreamExtentRequest(_message.Message):
     EXTENT_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKEN_FIELD_NUMBER: _builtins.int
     upstairs_id: _builtins.str
     generation: _builtins.int
     extent: _builtins.int
     chunk_bytes: _builtins.int
     """Bytes of data that the caller takes in one message, while the source has nothing else to do; 0, and a
     source of a release that does not know this, mean 256 KiB.
+    """
+    block_token: _builtins.bytes
+    """Of a connection of OpenBlockConnection's that is connected and that no other call uses: blocks may be
+    sent on it. Empty: all of them come in messages.
     """
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockRange]:
@@ -175,10 +180,11 @@ class StreamExtentRequest(_message.Message):
         extent: _builtins.int = ...,
         ranges: _abc.Iterable[Global___BlockRange] | None = ...,
         chunk_bytes: _builtins.int = ...,
+        block_token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_bytes", b"chunk_bytes", "extent", b"extent", "generation", b"generation", "ranges", b"ranges", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_token", b"block_token", "chunk_bytes", b"chunk_bytes", "extent", b"extent", "generation", b"generation", "ranges", b"ranges", "upstairs_id", b"upstairs_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -192,12 +198,19 @@ class StreamExtentResponse(_message.Message):
     CONTEXTS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
     first_block: _builtins.int
     contexts: _builtins.bytes
     """32 bytes a block; a block that was discarded meanwhile has an all-zero context."""
     data: _builtins.bytes
     checksum: _builtins.int
     """xxh3-64 of contexts then data."""
+    sent_bytes: _builtins.int
+    """So many bytes of these blocks follow on the connection of block_token, behind those of the messages
+    before; then there is no data here. They were not looked at: each must be checked against its context,
+    and asked for again without a connection where it is another, since a place may get new content
+    while it is sent.
+    """
     def __init__(
         self,
         *,
@@ -205,11 +218,64 @@ class StreamExtentResponse(_message.Message):
         contexts: _builtins.bytes = ...,
         data: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
+        sent_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "contexts", b"contexts", "data", b"data", "first_block", b"first_block"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "contexts", b"contexts", "data", b"data", "first_block", b"first_block", "sent_bytes", b"sent_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamExtentResponse: _TypeAlias = StreamExtentResponse  # noqa: Y015
+
+@_typing.final
+class OpenBlockConnectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPSTAIRS_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    upstairs_id: _builtins.str
+    generation: _builtins.int
+    def __init__(
+        self,
+        *,
+        upstairs_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "upstairs_id", b"upstairs_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenBlockConnectionRequest: _TypeAlias = OpenBlockConnectionRequest  # noqa: Y015
+
+@_typing.final
+class OpenBlockConnectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    DATA_ADDRESS_FIELD_NUMBER: _builtins.int
+    DATA_UNIX_PATH_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """Shown in a HELLO frame, good once and for a short time; answered with WELCOME, after which only the bytes
+    of blocks come. Empty: none is offered here, as where connections are encrypted.
+    """
+    data_address: _builtins.str
+    """"host:port", as of a data connection."""
+    data_unix_path: _builtins.str
+    """Of a unix socket that takes the same; empty when there is none."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+        data_address: _builtins.str = ...,
+        data_unix_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_address", b"data_address", "data_unix_path", b"data_unix_path", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenBlockConnectionResponse: _TypeAlias = OpenBlockConnectionResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class RepairServiceStub:
                 request_serializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.StreamExtentRequest.SerializeToString,
                 response_deserializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.StreamExtentResponse.FromString,
                 _registered_method=True)
+        self.OpenBlockConnection = channel.unary_unary(
+                '/stairwell.downstairs.v1.RepairService/OpenBlockConnection',
+                request_serializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.OpenBlockConnectionRequest.SerializeToString,
+                response_deserializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.OpenBlockConnectionResponse.FromString,
+                _registered_method=True)
 
 
 class RepairServiceServicer:
@@ -65,6 +70,14 @@ class RepairServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenBlockConnection(self, request, context):
+        """Where blocks can be taken from beside the messages of StreamExtent, which costs both ends much less.
+        Unimplemented by releases that do not offer it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RepairServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_RepairServiceServicer_to_server(servicer, server):
                     servicer.StreamExtent,
                     request_deserializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.StreamExtentRequest.FromString,
                     response_serializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.StreamExtentResponse.SerializeToString,
+            ),
+            'OpenBlockConnection': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenBlockConnection,
+                    request_deserializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.OpenBlockConnectionRequest.FromString,
+                    response_serializer=stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.OpenBlockConnectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class RepairService:
             '/stairwell.downstairs.v1.RepairService/StreamExtent',
             stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.StreamExtentRequest.SerializeToString,
             stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.StreamExtentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenBlockConnection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.downstairs.v1.RepairService/OpenBlockConnection',
+            stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.OpenBlockConnectionRequest.SerializeToString,
+            stairwell_dot_downstairs_dot_v1_dot_repair__service__pb2.OpenBlockConnectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class RepairServiceStub:
     """The block contexts of one extent and the stamp of its last flush."""
     StreamExtent: _grpc.UnaryStreamMultiCallable[_repair_service_pb2.StreamExtentRequest, _repair_service_pb2.StreamExtentResponse]
     """Blocks with their contexts, never-written blocks left out."""
+    OpenBlockConnection: _grpc.UnaryUnaryMultiCallable[_repair_service_pb2.OpenBlockConnectionRequest, _repair_service_pb2.OpenBlockConnectionResponse]
+    """Where blocks can be taken from beside the messages of StreamExtent, which costs both ends much less.
+    Unimplemented by releases that do not offer it.
+    """
 
 @_typing.type_check_only
 class RepairServiceAsyncStub(RepairServiceStub):
@@ -47,6 +51,10 @@ class RepairServiceAsyncStub(RepairServiceStub):
     """The block contexts of one extent and the stamp of its last flush."""
     StreamExtent: _aio.UnaryStreamMultiCallable[_repair_service_pb2.StreamExtentRequest, _repair_service_pb2.StreamExtentResponse]  # type: ignore[assignment]
     """Blocks with their contexts, never-written blocks left out."""
+    OpenBlockConnection: _aio.UnaryUnaryMultiCallable[_repair_service_pb2.OpenBlockConnectionRequest, _repair_service_pb2.OpenBlockConnectionResponse]  # type: ignore[assignment]
+    """Where blocks can be taken from beside the messages of StreamExtent, which costs both ends much less.
+    Unimplemented by releases that do not offer it.
+    """
 
 class RepairServiceServicer(metaclass=_abc_1.ABCMeta):
     """The source's side of a repair: a downstairs reads from another of its own set."""
@@ -66,5 +74,15 @@ class RepairServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_repair_service_pb2.StreamExtentResponse], _abc.AsyncIterator[_repair_service_pb2.StreamExtentResponse]]:
         """Blocks with their contexts, never-written blocks left out."""
+
+    @_abc_1.abstractmethod
+    def OpenBlockConnection(
+        self,
+        request: _repair_service_pb2.OpenBlockConnectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_service_pb2.OpenBlockConnectionResponse, _abc.Awaitable[_repair_service_pb2.OpenBlockConnectionResponse]]:
+        """Where blocks can be taken from beside the messages of StreamExtent, which costs both ends much less.
+        Unimplemented by releases that do not offer it.
+        """
 
 def add_RepairServiceServicer_to_server(servicer: RepairServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
