@@ -341,7 +341,9 @@ class ExtentCopier:
         data, first = blocks.data, blocks.first_block
 
         def check() -> list[int] | None:
-            return mismatches(data, contexts, size, encrypted=encrypted) if blocks.arrive() else None
+            return (
+                mismatches(data, contexts, size, encrypted=encrypted) if blocks.arrive() else None
+            )
 
         whole = len(data) <= self._step_bytes() and not effect.rehearsal
         outcome = None

@@ -84,10 +84,13 @@ class Intake:
         except OSError as error:
             raise ConnectionAbortedError(str(error)) from error
         finally:
-            with self._lock:
-                self._receiving = False
-                if self._over:
-                    self._socket.close()
+            self._received()
+
+    def _received(self) -> None:
+        with self._lock:
+            self._receiving = False
+            if self._over:
+                self._socket.close()
 
     def close(self) -> None:
         """Ends it; a thread that reads is woken."""
@@ -206,13 +209,7 @@ def _dial(answer: repair_pb.OpenBlockConnectionResponse) -> socket.socket:
     """The quickest way there: the unix socket when it is on this host, else TCP. OSError."""
     connected = _connected(answer)
     try:
-        hello = pack_op(0, OpKind.NOOP, blob_bytes=len(answer.token))
-        for part in encode(FrameKind.HELLO, [hello], blobs=[answer.token]):
-            connected.sendall(part)
-        head = _exactly(connected, HEADER_BYTES)
-        frame = decode(head + _exactly(connected, frame_length(head) - HEADER_BYTES))
-        if frame.kind is not FrameKind.WELCOME:
-            raise ConnectionRefusedError("the source does not take the token")
+        _greet(connected, answer.token)
         # From here on threads may wait in the kernel, for so long at most.
         connected.setblocking(True)
         seconds = _TIMEVAL.pack(int(IDLE_SECONDS), 0)
@@ -221,6 +218,16 @@ def _dial(answer: repair_pb.OpenBlockConnectionResponse) -> socket.socket:
         connected.close()
         raise
     return connected
+
+
+def _greet(connected: socket.socket, token: bytes) -> None:
+    hello = pack_op(0, OpKind.NOOP, blob_bytes=len(token))
+    for part in encode(FrameKind.HELLO, [hello], blobs=[token]):
+        connected.sendall(part)
+    head = _exactly(connected, HEADER_BYTES)
+    frame = decode(head + _exactly(connected, frame_length(head) - HEADER_BYTES))
+    if frame.kind is not FrameKind.WELCOME:
+        raise ConnectionRefusedError("the source does not take the token")
 
 
 def _connected(answer: repair_pb.OpenBlockConnectionResponse) -> socket.socket:

@@ -45,6 +45,10 @@ class File(Protocol):
         """Writes all the buffers, one after the other, or raises."""
         ...
 
+    def write_past_cache(self, data: Buffer, offset: int) -> None:
+        """As pwritev of much that nobody is about to read. No sooner durable than that."""
+        ...
+
     def datasync(self) -> None:
         """Returns once everything written so far is durable (size included, where it grew)."""
         ...

@@ -42,8 +42,7 @@ class MergeJob:
     def run(self) -> None:
         """Writes; nothing of it counts yet. DataError."""
         for part, at in self.writes:
-            self.file.pwritev([part], at)
-        self.file.start_writeback()
+            self.file.write_past_cache(part, at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ BUFFERS_MAX = 1024
 
 # What a file's medium can answer to a sendfile; all else it answers is of the socket.
 _READ_FAILURES = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA})
+# From linux/fs.h; Linux has it from 6.14 on, each file system from a version of its own.
+_RWF_DONTCACHE = 0x80
+_UNKNOWN_FLAG = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _SYNC_FILE_RANGE_WRITE = 2
@@ -45,6 +48,7 @@ class DirectoryFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._past_cache = True
 
     @property
     def name(self) -> str:
@@ -116,6 +120,21 @@ class DirectoryFile:
         """Writes all of them, however often the kernel takes only a part."""
         for start in range(0, len(buffers), BUFFERS_MAX):
             offset = self._pwritev_some(buffers[start : start + BUFFERS_MAX], offset)
+
+    def write_past_cache(self, data: Buffer, offset: int) -> None:
+        """By RWF_DONTCACHE, where kernel and file system know it: written out at once, its pages
+        free again after that."""
+        view, done = memoryview(data), 0
+        if self._past_cache:
+            try:
+                done = os.pwritev(self._descriptor, [view], offset, _RWF_DONTCACHE)
+            except OSError as error:
+                if error.errno not in _UNKNOWN_FLAG:
+                    raise data_error("write", self.name, offset, error) from error
+                self._past_cache = False
+        if done < len(view):
+            self.pwritev([view[done:]], offset + done)
+            self.start_writeback()
 
     def _pwritev_some(self, buffers: Sequence[Buffer], offset: int) -> int:
         total = sum(map(len, buffers))

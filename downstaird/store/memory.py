@@ -201,6 +201,10 @@ class MemoryFile:
         if not self._disk.lie_about_sync(self._name):
             self._node.sync()
 
+    def write_past_cache(self, data: Buffer, offset: int) -> None:
+        """There is no cache."""
+        self.pwritev([data], offset)
+
     def sendfile(self, descriptor: int, offset: int, size: int) -> int:
         """One write."""
         return os.write(descriptor, self.pread(size, offset))
