@@ -60,6 +60,16 @@ class Intake:
         # Of the kernel, and kept: its pages are there for all that comes.
         self._buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES_MAX))
 
+    def alive(self) -> bool:
+        """Whether it is open at the other end too, as far as is known here, and empty."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def part(self, size: int) -> memoryview:
         """Where the next `size` bytes will be."""
         if size > len(self._buffer):
@@ -141,8 +151,11 @@ class Intakes:
         if source.address in self._without:
             return None
         free = self._free[source.address]
-        if free:
-            return free.pop()
+        while free:
+            intake = free.pop()
+            if intake.alive():
+                return intake
+            self._drop(intake)
         try:
             intake = await self._opened(source, channel)
         except (StairwellError, FrameError, OSError) as error:

@@ -115,6 +115,8 @@ class RepairSending:
 
     async def send(self, work: ReadWork, connection: BlockConnection) -> None:
         """Sends the blocks, off the loop. DataError, UnavailableError."""
+        if connection.over:
+            raise UnavailableError("the block connection was lost: the other end closed it")
         connection.sending = True
         job = self._loop.run_in_executor(self._executor, connection.send, work)
         self._running.add(job)

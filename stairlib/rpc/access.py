@@ -108,7 +108,9 @@ _TABLE: Final[dict[str, dict[frozenset[Role], str]]] = {
         _TOLD: "GetRegion ListChanges ListSnapshots",
         _BY_HAND: "VerifyRegion DeleteSnapshot",
     },
-    "stairwell.downstairs.v1.RepairService": {_INNER: "GetExtentContexts StreamExtent"},
+    "stairwell.downstairs.v1.RepairService": {
+        _INNER: "GetExtentContexts StreamExtent OpenBlockConnection"
+    },
     "stairwell.agent.v1.AgentService": {
         _TOLD: "GetRegion ListRegions WatchRegions ListSnapshots GetHost",
         _BY_HAND: "CreateRegion DestroyRegion CreateSnapshot DeleteSnapshot",

@@ -70,6 +70,14 @@ class RecordedFile:
         self.inner.pwritev([data], offset)
         self._note("write", offset=offset, data=data, size=len(data))
 
+    def write_past_cache(self, data: Buffer, offset: int) -> None:
+        """As any other write."""
+        self.pwritev([data], offset)
+
+    def sendfile(self, descriptor: int, offset: int, size: int) -> int:
+        """Not written down."""
+        return self.inner.sendfile(descriptor, offset, size)
+
     def datasync(self) -> None:
         """Written down once it returned."""
         self.inner.datasync()

@@ -7,8 +7,10 @@ from collections import defaultdict
 
 import pytest
 
-from downstaird import extent_copier
+from downstaird import extent_copier, repair_intake
 from downstaird.core.repair_work import MergeJob, ReadJob
+from downstaird.repair_intake import Intake
+from downstaird.repair_sending import RepairSending
 from downstaird.services import repair_service
 from downstaird.store.files import DirectoryFile
 from stairlib.model.errors import DataError
@@ -27,6 +29,11 @@ from tests.contract.downstairs.test_downstairs_repair import (
 WAIT_SECONDS = 30
 
 
+def in_messages(monkeypatch):
+    """As from a source that offers no connection for the blocks."""
+    monkeypatch.setattr(RepairSending, "offer", lambda _self: b"")
+
+
 class Held:
     """Stands where the threads must pass; notes which came."""
 
@@ -36,17 +43,20 @@ class Held:
         self.may_go = threading.Event()
         self.threads = set()
 
-    def run(self, job):
+    def run(self, *job):
         self.threads.add(threading.current_thread().name)
         self.came.set()
         assert self.may_go.wait(WAIT_SECONDS)
-        return self.inner(job)
+        return self.inner(*job)
 
 
-@pytest.fixture(params=[MergeJob, ReadJob])
+@pytest.fixture(params=[(MergeJob, "run"), (ReadJob, "run"), (ReadJob, "send")])
 def held(request, monkeypatch):
-    found = Held(request.param.run)
-    monkeypatch.setattr(request.param, "run", lambda job: found.run(job))
+    owner, name = request.param
+    found = Held(getattr(owner, name))
+    monkeypatch.setattr(owner, name, lambda *job: found.run(*job))
+    if name == "run":
+        in_messages(monkeypatch)
     yield found
     found.may_go.set()
 
@@ -123,22 +133,29 @@ async def test_a_medium_that_fails_on_the_thread_fails_the_copy_and_keeps_nothin
     assert await b.read(0, PER_EXTENT) == pattern(1, PER_EXTENT)
 
 
-MOVES = (
+BOTH = (
     (MergeJob, "run"),
+    (DirectoryFile, "write_past_cache"),
+    (DirectoryFile, "datasync"),
+    (extent_copier, "mismatches"),
+)
+MESSAGES = (
+    *BOTH,
     (ReadJob, "run"),
     (DirectoryFile, "pread"),
-    (DirectoryFile, "pwritev"),
-    (DirectoryFile, "datasync"),
-    (extent_copier, "checksum"),
-    (extent_copier, "mismatches"),
+    (repair_intake, "checksum"),
     (repair_service, "checksum"),
     (repair_service, "encode_chunk"),
 )
+APART = (*BOTH, (ReadJob, "send"), (DirectoryFile, "sendfile"), (Intake, "receive"))
 
 
+@pytest.mark.parametrize("moves", [MESSAGES, APART], ids=["messages", "connection"])
 async def test_nothing_that_moves_or_hashes_the_bytes_of_a_transfer_runs_on_the_loop(
-    serve, upstairs, tmp_path, monkeypatch
+    serve, upstairs, tmp_path, monkeypatch, moves
 ):
+    if moves is MESSAGES:
+        in_messages(monkeypatch)
     source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
     a, b = await source.session(upstairs), await target.session(upstairs)
     for extent in range(EXTENTS):
@@ -156,12 +173,12 @@ async def test_nothing_that_moves_or_hashes_the_bytes_of_a_transfer_runs_on_the_
 
         monkeypatch.setattr(owner, name, step)
 
-    for owner, name in MOVES:
+    for owner, name in moves:
         noted(owner, name)
     answers = await b.do(*copies(source, upstairs, 1))
     assert {answer.status for answer in answers} == {OpStatus.OK}, answers
-    steps = {move: came[move] for move in MOVES if came[move]}
-    assert set(MOVES) - set(steps) <= {(DirectoryFile, "datasync")}
+    steps = {move: came[move] for move in moves if came[move]}
+    assert set(moves) - set(steps) <= {(DirectoryFile, "datasync")}
     loops = threading.current_thread().name
     assert not [move for move, threads in steps.items() if loops in threads]
     await b.flush(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 import uuid
 from pathlib import Path
@@ -59,6 +60,65 @@ def test_a_write_the_kernel_takes_in_parts_is_whole(disk, monkeypatch) -> None:
     file.pwritev([b"abcd", b"", b"efg"], 1)
     monkeypatch.undo()
     assert file.pread(8, 0) == b"\0abcdefg"
+    file.close()
+
+
+@pytest.mark.parametrize("refused", [errno.EOPNOTSUPP, None])
+def test_what_is_written_past_the_cache_is_there(disk, monkeypatch, refused) -> None:
+    real, flags = os.pwritev, []
+
+    def knows(descriptor, buffers, offset, flag=0):
+        flags.append(flag)
+        if flag and refused:
+            raise OSError(refused, "not known")
+        return real(descriptor, [b"".join(buffers)[:5000]], offset)
+
+    file = disk.open("f", create=True)
+    monkeypatch.setattr(os, "pwritev", knows)
+    data = bytes(range(250)) * 100
+    for at in (0, 50_000):
+        file.write_past_cache(memoryview(data), at)
+        assert file.pread(len(data), at) == data
+    # One that does not know the flag is asked once.
+    assert sum(map(bool, flags)) == (1 if refused else 2)
+    file.close()
+
+
+def test_a_medium_that_fails_below_the_cache_says_so(disk, monkeypatch) -> None:
+    file = disk.open("f", create=True)
+
+    def fails(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pwritev", fails)
+    monkeypatch.setattr(os, "sendfile", fails)
+    with pytest.raises(DataError, match=r"could not write .*f at byte 512"):
+        file.write_past_cache(memoryview(bytes(512)), 512)
+    with pytest.raises(DataError, match=r"could not read .*f at byte 512"):
+        file.sendfile(0, 512, 512)
+    file.close()
+
+
+def test_a_file_is_sent_in_what_the_socket_takes(disk) -> None:
+    file = disk.open("f", create=True)
+    data = os.urandom(1 << 20)
+    file.pwritev([data], 0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        at, full = 4096, False
+        while at < len(data) and not full:
+            try:
+                at += file.sendfile(ours.fileno(), at, len(data) - at)
+            except BlockingIOError:
+                full = True
+        assert full
+        assert theirs.recv(at - 4096, socket.MSG_WAITALL) == data[4096:at]
+        with pytest.raises(DataError, match="ends at byte"):
+            file.sendfile(ours.fileno(), len(data), 1)
+        theirs.close()
+        with pytest.raises(BrokenPipeError):
+            file.sendfile(ours.fileno(), 0, 4096)
     file.close()
 
 

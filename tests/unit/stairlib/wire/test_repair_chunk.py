@@ -10,17 +10,18 @@ from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 NUMBERS = st.integers(0, 2**64 - 1)
 
 
-@given(NUMBERS, st.binary(max_size=300), st.binary(max_size=20_000), NUMBERS)
-def test_both_ends_may_use_the_generated_message(first, contexts, data, checksum):
-    raw = encode_chunk(Chunk(first, contexts, data, checksum))
-    read = repair_pb.StreamExtentResponse.FromString(raw)
-    assert (read.first_block, read.contexts, read.data, read.checksum) == (
+@given(NUMBERS, st.binary(max_size=300), st.binary(max_size=20_000), NUMBERS, NUMBERS)
+def test_both_ends_may_use_the_generated_message(first, contexts, data, checksum, sent):
+    chunk = Chunk(first, contexts, data, checksum, sent)
+    read = repair_pb.StreamExtentResponse.FromString(encode_chunk(chunk))
+    assert (read.first_block, read.contexts, read.data, read.checksum, read.sent_bytes) == (
         first,
         contexts,
         data,
         checksum,
+        sent,
     )
-    assert decode_chunk(read.SerializeToString()) == Chunk(first, contexts, data, checksum)
+    assert decode_chunk(read.SerializeToString()) == chunk
 
 
 def test_an_empty_message_is_an_empty_chunk():
