@@ -412,7 +412,7 @@ async def test_a_copy_is_a_span_of_the_callers_trace_on_both_sides(serve, upstai
     assert copied.attributes["bytes"] == str(64 * BLOCK)
     assert copied.attributes["extent"] == "0"
     names = {s.name.rsplit("/", 1)[-1] for s in source.tracing.spans(trace_id)}
-    assert names == {"GetExtentContexts", "StreamExtent"}
+    assert names == {"GetExtentContexts", "OpenBlockConnection", "StreamExtent"}
     caller.shutdown()
 
 
