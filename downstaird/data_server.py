@@ -51,6 +51,7 @@ WRITE_LOW_BYTES = 1 << 20
 CONNECTIONS_MAX = 128
 # The default of 208 KiB cuts each 1 MiB reply into five wake-ups of the peer.
 SOCKET_BUFFER_BYTES = 1 << 20
+KEEPALIVE_SECONDS = 15
 # A peer that does not read its NOTICE is cut off after this.
 FINISH_SECONDS = 5.0
 
@@ -201,6 +202,12 @@ class DataConnection(asyncio.BufferedProtocol):
             return False
         self._blocks = (token, connection)
         self._conversation = None
+        if raw.family != socket.AF_UNIX:
+            # Nobody pings here, and a target that is gone without a word would be kept for ever.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         self.send(encode(FrameKind.WELCOME, sequence=frame.sequence))
         conversation.close("BLOCK_CONNECTION")
         return True

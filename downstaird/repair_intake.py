@@ -44,6 +44,8 @@ _log = get_logger(__name__)
 CONNECT_SECONDS = 5.0
 # As of a message: a source under load sends late, a dead one never.
 IDLE_SECONDS = 15.0
+# Copies of one repair follow each other; each connection holds a buffer of 2 MiB.
+KEEP_SECONDS = 10.0
 # struct timeval, for SO_RCVTIMEO.
 _TIMEVAL = struct.Struct("ll")
 
@@ -145,6 +147,10 @@ class Intakes:
         # Sources that offer none, or that cannot be reached so: asked once.
         self._without: set[str] = set()
         self._over = False
+        self._lent = 0
+        self._used = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def take(self, source: CopySource, channel: grpc.aio.Channel) -> Intake | None:
         """A connection to the source for one call; None where its blocks come in messages."""
@@ -192,14 +198,32 @@ class Intakes:
     def lent(self, source: CopySource, intake: Intake | None) -> Iterator[None]:
         """For one call. When this does not end well the connection ends: something may still be on
         its way in it."""
+        self._lent += 1
         try:
             yield
         except BaseException:
             if intake is not None:
                 self._drop(intake)
             raise
-        if intake is not None:
-            self._free[source.address].append(intake)
+        else:
+            if intake is not None:
+                self._free[source.address].append(intake)
+        finally:
+            self._lent -= 1
+            self._used = self._loop.time()
+            if self._timer is None and not self._over:
+                self._timer = self._loop.call_later(KEEP_SECONDS, self._age)
+
+    def _age(self) -> None:
+        """Lets go of what nobody has used for a while: a session may live for months."""
+        self._timer = None
+        left = self._used + KEEP_SECONDS - self._loop.time()
+        if self._lent or left > 0:
+            self._timer = self._loop.call_later(max(left, KEEP_SECONDS / 2), self._age)
+            return
+        for intake in [one for free in self._free.values() for one in free]:
+            self._drop(intake)
+        self._free.clear()
 
     def _drop(self, intake: Intake) -> None:
         self._all.discard(intake)
@@ -208,6 +232,8 @@ class Intakes:
     def close(self) -> None:
         """Ends all of them."""
         self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._free.clear()
         for intake in list(self._all):
             self._drop(intake)

@@ -10,6 +10,7 @@ import uuid
 import grpc
 import pytest
 
+from downstaird import repair_intake
 from downstaird.core.repair_plan import CopySource
 from downstaird.repair_intake import IDLE_SECONDS, Intake, Intakes
 from downstaird.repair_sending import BlockConnection
@@ -37,6 +38,7 @@ from tests.contract.downstairs.test_downstairs_repair import (
 
 MOVED = EXTENTS * PER_EXTENT * BLOCK
 WAIT_SECONDS = 30
+ONE_LOOP = True
 
 
 class Sent:
@@ -323,3 +325,27 @@ async def test_the_end_of_the_session_wakes_who_waits_for_blocks(
     may_go.set()
     await eventually(lambda: not target.daemon.host.repair_threads.busy)
     assert not target.daemon.host.engine.contexts(0, PER_EXTENT).any()
+
+
+async def test_connections_go_when_the_copies_have_been_done_for_a_while(
+    serve, upstairs, tmp_path, sent, monkeypatch
+):
+    source, _, _, b = await pair(serve, upstairs, tmp_path)
+    tokens = source.daemon.host.repair_sending._tokens
+    assert await copied(b, source, upstairs, (0,)) == PER_EXTENT * BLOCK
+    assert len(tokens.all()) == 1
+    assert await copied(b, source, upstairs, (1,)) == PER_EXTENT * BLOCK
+    assert len(tokens.all()) == 1
+    monkeypatch.setattr(repair_intake, "KEEP_SECONDS", 0.05)
+    b.writer.transport.abort()
+    target = await serve(tmp_path / "c")
+    c = await target.session(upstairs)
+    await c.do(begin(), flush(1))
+    await eventually(lambda: not tokens.all())
+    before = sent.bytes
+    assert await copied(c, source, upstairs, (0,)) == PER_EXTENT * BLOCK
+    assert sent.bytes - before == PER_EXTENT * BLOCK
+    await eventually(lambda: not tokens.all())
+    # The next ones dial anew.
+    assert await copied(c, source, upstairs, (1,)) == PER_EXTENT * BLOCK
+    assert sent.bytes - before == 2 * PER_EXTENT * BLOCK
