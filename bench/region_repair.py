@@ -19,7 +19,14 @@ from contextlib import ExitStack
 import numpy as np
 import uvloop
 from figures import Figure
-from region_daemon import EXTENTS, OWNER, WRITTEN_BYTES, daemon, written_over
+from region_daemon import (
+    EXTENTS,
+    OWNER,
+    WRITTEN_BYTES,
+    daemon,
+    processor_seconds,
+    written_over,
+)
 from region_engine import BLOCK, EXTENT_BLOCKS, definition_of
 
 from downstaird.core.region import Region
@@ -138,28 +145,31 @@ async def repair(client, source, extents):
 
 
 def copied_by_cp(source, copy):
-    """Seconds of cp of the region's files, with the copies on the medium."""
+    """Seconds of cp of the region's files: with the copies on the medium, and until cp ended."""
     copy.mkdir()
     files = sorted(source.iterdir())
     began = time.perf_counter()
     # No reflinks: a copy on the same medium that shares its blocks is none.
     subprocess.run(["cp", "--reflink=never", "--sparse=auto", *files, copy], check=True)
+    unsynced = time.perf_counter() - began
     subprocess.run(["sync", *(copy / file.name for file in files), copy], check=True)
     seconds = time.perf_counter() - began
     shutil.rmtree(copy)
-    return seconds
+    return seconds, unsynced
 
 
 def repair_seconds(source, directory, extents):
-    """Of a new region's repair."""
+    """Of a new region's repair, by the clock, and of the target's processor time."""
     target = directory / "target"
     Region.create(FileDisk(target), definition_of(extents)).close()
-    with daemon(target) as (address, _, _):
+    with daemon(target) as (address, process, _):
+        before = processor_seconds(process.pid)
         seconds, copied = uvloop.run(repaired(source, address, extents))
+        busy = processor_seconds(process.pid) - before
     if copied != WRITTEN_BYTES:
         raise SystemExit(f"the repair copied {copied} bytes, not {WRITTEN_BYTES}")
     shutil.rmtree(target)
-    return seconds
+    return seconds, busy
 
 
 # 1 GiB of each is written: name, extents, and in how many of them.
@@ -183,26 +193,42 @@ def measure(directory, rounds):
         Figure(f"  its time, {name}", f"repair of {SOURCES[0][0]}", at_most=bound)
         for (name, _, _), bound in zip(SOURCES[1:], (1.1, None), strict=True)
     ]
+    bare = [
+        Figure(f"  {name}, rate", "cp alone: its copies are not durable, the repair's are")
+        for name, _, _ in SOURCES
+    ]
+    busy = [
+        Figure(f"  processor seconds of {end}, {SOURCES[0][0]}", "")
+        for end in ("the source", "the target")
+    ]
     speed = Figure(f"  MiB a second, {SOURCES[0][0]}", "")
     with ExitStack() as stack:
         sources = []
         for number, (_, extents, within) in enumerate(SOURCES):
             path = directory / f"source-{number}"
             written_over(path, extents, WRITTEN_BYTES, within=within)
-            address, _, _ = stack.enter_context(daemon(path))
-            sources.append((path, address, extents))
+            address, process, _ = stack.enter_context(daemon(path))
+            sources.append((path, address, process.pid, extents))
         for number in range(-1, rounds):
-            repairs = []
-            for figure, (path, address, extents) in zip(rates, sources, strict=True):
-                plain = copied_by_cp(path, directory / "copy")
-                repairs.append(repair_seconds(address, directory, extents))
+            repairs, used = [], []
+            for rate, beside, (path, address, pid, extents) in zip(
+                rates, bare, sources, strict=True
+            ):
+                plain, unsynced = copied_by_cp(path, directory / "copy")
+                before = processor_seconds(pid)
+                seconds, target = repair_seconds(address, directory, extents)
+                repairs.append(seconds)
+                used.append((processor_seconds(pid) - before, target))
                 if number >= 0:
-                    figure.values.append(plain / repairs[-1])
+                    rate.values.append(plain / seconds)
+                    beside.values.append(unsynced / seconds)
             if number < 0:
                 continue  # the first round pays for memory that is used for the first time
             for figure, seconds in zip(times, repairs[1:], strict=True):
                 figure.values.append(seconds / repairs[0])
+            for figure, seconds in zip(busy, used[0], strict=True):
+                figure.values.append(seconds)
             speed.values.append(WRITTEN_BYTES / (1 << 20) / repairs[0])
-    yield [*rates, *times, speed]
-    for path, _, _ in sources:
+    yield [*rates, *bare, *times, *busy, speed]
+    for path, _, _, _ in sources:
         shutil.rmtree(path)

@@ -46,7 +46,7 @@ TEXT_BYTES_MAX = 1024
 class FrameKind(enum.IntEnum):
     """What a frame is for."""
 
-    HELLO = 1  # client, first: blob = the session token
+    HELLO = 1  # client, first: blob = a token, of a session or of a repair's block connection
     WELCOME = 2  # server's answer to HELLO
     REQUEST = 3
     REPLY = 4
