@@ -2,12 +2,15 @@
 
 As `extent_copier.py` and `repair_service.py`: a few extents at a time; contexts first, then the
 blocks that differ, each run read at the source at another moment, checked, and merged by the engine
-while the session goes on writing. A failure of the source is REPAIR_SOURCE, or SOURCE_DAMAGED.
+while the session goes on writing. Half of the copies take their blocks as by a connection beside
+the messages: the bytes are read later than their contexts, and those that changed meanwhile are
+asked for again. A failure of the source is REPAIR_SOURCE, or SOURCE_DAMAGED.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from downstaird.core.rate_limit import TokenBucket
@@ -28,6 +31,7 @@ from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, StairwellError, UnavailableError
 
 if TYPE_CHECKING:
+    from downstaird.core.engine import Engine, ReadWork
     from tests.sim.daemon import Daemon
     from tests.sim.serving import Host
 
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 COPIES_AT_A_TIME = 4
 IDLE_SECONDS = 15.0
 RATE_LOOK_SECONDS = 0.25
+# Of the copies that take their blocks beside the messages.
+APART = 0.5
 # Between two steps of a copy the loop does other things.
 STEP_SECONDS = (0.0, 0.001)
 
@@ -46,8 +52,16 @@ class Contexts(NamedTuple):
     runs: list[tuple[int, bytes]]
 
 
+class Announced(NamedTuple):
+    """A source's answer to the second one where the blocks come on a connection of their own: what
+    will be sent, and by which process. None: they must come in a message."""
+
+    engine: Engine
+    work: ReadWork | None
+
+
 class Chunk(NamedTuple):
-    """A source's answer to the second one: a run of blocks."""
+    """A source's answer to the second one in a message: a run of blocks."""
 
     first: int
     contexts: ContextArray
@@ -72,6 +86,26 @@ def source_chunk(daemon: Daemon, source: CopySource, extent: int, run: Run) -> C
     base = extent * engine.definition.geometry.blocks_per_extent
     contexts, buffers = engine.read(base + run.first, run.count)
     return Chunk(run.first, contexts.copy(), bytes(joined(buffers)))
+
+
+def source_announces(daemon: Daemon, source: CopySource, extent: int, run: Run) -> Announced:
+    """Contexts of one moment; the bytes leave later."""
+    engine = _engine(daemon, source)
+    check_extent(engine.extent_states(), extent)
+    base = extent * engine.definition.geometry.blocks_per_extent
+    return Announced(engine, engine.begin_read(base + run.first, run.count))
+
+
+def source_sends(
+    daemon: Daemon, _source: CopySource, _extent: int, run: Run, announced: Announced
+) -> Chunk:
+    """The bytes as they are by now, beside the contexts of before. Who is asked is not asked again:
+    a connection ends with its process."""
+    work, host = announced.work, daemon.service
+    assert work is not None
+    if host is None or host.engine is not announced.engine:
+        raise UnavailableError(f"{daemon.address} closed the connection for its blocks")
+    return Chunk(run.first, work.contexts, bytes(joined(work.run())))
 
 
 def _engine(daemon: Daemon, source: CopySource):
@@ -149,6 +183,8 @@ class _Copy:
         self._clear: deque[Run] = deque()
         self._fetch: deque[Run] = deque()
         self._copied = 0
+        # By a connection beside the messages, or as from a source that knows none.
+        self._apart = self._host.daemon.world.variety.random() < APART
 
     def ask(self) -> None:
         """Begins: what has the source?"""
@@ -217,9 +253,28 @@ class _Copy:
             )
             self._host.later(STEP_SECONDS, self._guarded, self._go_on)
         elif self._fetch:
-            self._call(source_chunk, (self._fetch.popleft(),), self._merge)
+            run = self._fetch.popleft()
+            if self._apart:
+                self._call(source_announces, (run,), partial(self._announced, run))
+            else:
+                self._call(source_chunk, (run,), self._merge)
         else:
             self._copier.done(self._effect, self._stamp, self._copied)
+
+    def _announced(self, run: Run, announced: Announced) -> None:
+        if announced.work is None:
+            self._call(source_chunk, (run,), self._merge)
+        else:
+            self._call(source_sends, (run, announced), partial(self._arrived, run))
+
+    def _arrived(self, run: Run, chunk: Chunk) -> None:
+        reached = self._host.daemon.world.reached
+        reached["copy takes blocks beside messages"] += 1
+        if mismatches(chunk.data, chunk.contexts, self._size, encrypted=self._encrypted):
+            reached["copy asks again for blocks that changed"] += 1
+            self._call(source_chunk, (run,), self._merge)
+        else:
+            self._merge(chunk)
 
     def _merge(self, chunk: Chunk) -> None:
         bad = mismatches(chunk.data, chunk.contexts, self._size, encrypted=self._encrypted)

@@ -134,6 +134,7 @@ EVENTS = (
     "taken over NO_LONGER_ACTIVE",
     "copies stand still",
     "copy fails on a damaged block",
+    "copy takes blocks beside messages",
     "word PauseAsked",
     "word ResumeAsked",
     "word CancelAsked",
