@@ -158,10 +158,10 @@ class Intakes:
             return None
         free = self._free[source.address]
         while free:
-            intake = free.pop()
-            if intake.alive():
-                return intake
-            self._drop(intake)
+            idle = free.pop()
+            if idle.alive():
+                return idle
+            self._drop(idle)
         try:
             intake = await self._opened(source, channel)
         except (StairwellError, FrameError, OSError) as error:
