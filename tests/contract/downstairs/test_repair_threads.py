@@ -75,7 +75,8 @@ async def test_guests_go_on_while_the_threads_of_a_repair_are_held(serve, upstai
         await client.write(5, pattern(99, 2))
         assert await client.read(5, 2) == pattern(99, 2)
         await client.flush(2)
-    assert not any(future.done() for future in futures)
+    # The first extent may have been read after these writes: in memory, and so not by the threads.
+    assert not any(future.done() for future in futures[1:])
     held.may_go.set()
     answers = await asyncio.wait_for(asyncio.gather(*futures), WAIT_SECONDS)
     assert {answer.status for answer in answers} == {OpStatus.OK}, answers
