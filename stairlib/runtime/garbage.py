@@ -20,8 +20,10 @@ from contextlib import asynccontextmanager
 from contextvars import Context
 from typing import Final
 
-# Small searches before one of what they left: each object is looked at once there, however often.
-_BETWEEN: Final = 3
+# New objects less those that were freed, since the last small search; and such searches before one
+# of what they left. Below Python's own 700 and 10: however often, an object is looked at twice.
+_NEW: Final = 200
+_BETWEEN: Final = 1
 # More than there are in a program's life.
 _NEVER: Final = 1 << 30
 LOOK_SECONDS: Final = 5.0
@@ -42,7 +44,7 @@ def due(blocks: int, blocks_after: int, seconds: float) -> bool:
 async def rare_full_searches() -> AsyncIterator[None]:
     """Full searches are made here alone, and seldom, for as long as the block lasts."""
     before = gc.get_threshold()
-    gc.set_threshold(before[0], _BETWEEN, _NEVER)
+    gc.set_threshold(_NEW, _BETWEEN, _NEVER)
     task = asyncio.create_task(_search(), name="garbage", context=Context())
     try:
         yield
