@@ -193,8 +193,9 @@ class ControlPlane:
             store, fleet, driver, replacements, detached, tracing, disk_changed=news.disk_changed
         )
         instances = Instances(
-            store, vmmd, follower, driver, scrub_driver, words, detached, news.instances
-        )
+            store, vmmd, follower, driver, scrub_driver, words, detached, news.instances,
+            reached=breakpoints.from_environment(),
+        )  # fmt: skip
         plugging = Plugging(store, vmmd, instances, follower, driver, scrub_driver, words, detached)
         disks = Disks(store, vmmd, scrub_driver, news.disks)
         care = FleetCare(
