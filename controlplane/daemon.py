@@ -207,10 +207,9 @@ class ControlPlane:
         )
         for end in (follower.stop, relay.stop, words.stop, claims.halt, care.stop):
             stack.push_async_callback(end)
-        scrubs = Scrubs(store, scrub_driver, words, detached)
         await _begin(claims, words, relay, care)
         shown = (
-            DiskServicer(disks, replacing, scrubs, answers),
+            DiskServicer(disks, replacing, Scrubs(store, scrub_driver, words, detached), answers),
             ReplacementServicer(replacements, care.starting, answers),
             FleetServicer(care.book, care.drains, answers),
         )
