@@ -18,20 +18,26 @@ import runpy
 import signal
 import sys
 import time
+from array import array
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 0.001
+# What turns are counted by, up to a quarter of a second.
+STEP_SECONDS = 0.00005
+STEPS = 5_000
 
 
 class Turns:
-    """What was measured since it was last told."""
+    """What was measured since it was last told, in memory of a fixed size: it is measured too."""
 
     def __init__(self, where: Path) -> None:
         self.where = where
-        self.used: list[float] = []
-        self.searches: dict[int, list[float]] = {}
+        # By how many whole steps a turn took.
+        self.turns = array("L", [0] * STEPS)
+        self.longest = 0.0
+        self.searches = [[0, 0.0] for _ in range(3)]
         self._began = 0.0
 
     async def beat(self) -> None:
@@ -40,7 +46,8 @@ class Turns:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             now = time.thread_time()
-            self.used.append(now - before)
+            self.turns[min(int((now - before) / STEP_SECONDS), STEPS - 1)] += 1
+            self.longest = max(self.longest, now - before)
             before = now
 
     def searched(self, phase: str, info: dict[str, int]) -> None:
@@ -48,22 +55,32 @@ class Turns:
         if phase == "start":
             self._began = time.thread_time()
         else:
-            took = time.thread_time() - self._began
-            self.searches.setdefault(info["generation"], []).append(took)
+            seen = self.searches[info["generation"]]
+            seen[:] = seen[0] + 1, max(seen[1], time.thread_time() - self._began)
 
     def tell(self) -> None:
-        used, self.used = sorted(self.used), []
-        searches, self.searches = self.searches, {}
-        told: dict[str, Any] = {"beats": len(used)}
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("longest", 1.0)):
-            told[name] = 1e3 * used[min(len(used) - 1, int(share * len(used)))] if used else 0.0
-        told["searches"] = {
-            generation: {"number": len(each), "longest": 1e3 * max(each)}
-            for generation, each in sorted(searches.items())
-        }
+        told: dict[str, Any] = {
+            "beats": sum(self.turns), "p50": self._quantile(0.5), "p99": self._quantile(0.99),
+            "p999": self._quantile(0.999), "longest": 1e3 * self.longest,
+            "searches": [
+                {"number": number, "longest": 1e3 * longest} for number, longest in self.searches
+            ],
+        }  # fmt: skip
+        self.turns = array("L", [0] * STEPS)
+        self.longest = 0.0
+        self.searches = [[0, 0.0] for _ in range(3)]
         new = self.where.with_suffix(".new")
         new.write_text(json.dumps(told))
         new.replace(self.where)
+
+    def _quantile(self, share: float) -> float:
+        """Milliseconds, to a step."""
+        left = share * sum(self.turns)
+        for number, turns in enumerate(self.turns):
+            left -= turns
+            if left <= 0:
+                return 1e3 * STEP_SECONDS * (number + 1)
+        return 0.0
 
 
 def main(where: str, program: str, *arguments: str) -> None:
