@@ -257,6 +257,7 @@ class Machine:
             events.Connect: self._connect,
             events.Disconnect: self._disconnect,
             events.Answer: self._answer,
+            events.SendHeldAfter: self._send_held_after,
             events.Changed: self._changed,
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
@@ -313,6 +314,9 @@ class Machine:
             link = self._links.get(number)
             if link is not None:
                 link.send(frame)
+
+    def _send_held_after(self, effect: events.SendHeldAfter) -> None:
+        self.world.schedule.later(effect.seconds, lambda: self.feed(events.SendHeld()))
 
     def _complete(self, effect: events.CompleteGuest) -> None:
         cast("Done", effect.key)(effect.completions)

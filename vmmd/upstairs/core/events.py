@@ -92,6 +92,11 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class SendHeld:
+    """The time of a SendHeldAfter is over."""
+
+
+@dataclass(frozen=True, slots=True)
 class Activate:
     """Answered when active, or with the error that prevents it. None keeps the present
     generation."""
@@ -184,6 +189,7 @@ Event = (
     | Disconnected
     | Notice
     | Tick
+    | SendHeld
     | Activate
     | Deactivate
     | Replace
@@ -204,6 +210,13 @@ class SendFrame(NamedTuple):
 
     links: tuple[int, ...]
     buffers: Sequence[Bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SendHeldAfter:
+    """Writes are held: a SendHeld is to come after so many seconds."""
+
+    seconds: float
 
 
 class CompleteGuest(NamedTuple):
@@ -286,6 +299,7 @@ class BlocksHealed:
 
 Effect = (
     SendFrame
+    | SendHeldAfter
     | CompleteGuest
     | Connect
     | Disconnect

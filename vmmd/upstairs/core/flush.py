@@ -35,6 +35,11 @@ class FlushBook:
         if self._dirty_since is None:
             self._dirty_since = now
 
+    def acknowledged(self, now: float) -> None:
+        """The guest was told that a write is taken, which is held for the frame it is sent in."""
+        if self._dirty_since is None:
+            self._dirty_since = now
+
     def sent(self, record: Mutation) -> None:
         """A flush was sent that covers everything so far."""
         self.last = record

@@ -1,7 +1,10 @@
 """Guest requests: admission, and the frames that carry them.
 
 Writes and discards are encoded once, sent to every usable member as the same bytes, and
-acknowledged at once (the volume is a disk with a volatile write cache). Requests above the
+acknowledged at once (the volume is a disk with a volatile write cache). A few small ones that come
+one by one are held for a moment and leave as one frame, before anything that came after them: a
+frame costs each member, and us for its answer, about the same whatever is in it (docs/adr/0050).
+Requests above the
 admission limits wait in order, and never fail for that. A batch is unordered in itself; its writes
 go first, then its flush, then its reads, so that a flush covers at least what it has to.
 
@@ -25,7 +28,7 @@ from stairlib.model.context import ContextArray
 from stairlib.wire.frame import OPS_MAX, PAYLOAD_BYTES_MAX, Bytes, OpKind
 from vmmd.block.backend import READS, TELLS_OWNED, BlockOp, BlockStatus, Completion, Request
 from vmmd.upstairs.core import limits
-from vmmd.upstairs.core.events import CompleteGuest
+from vmmd.upstairs.core.events import CompleteGuest, SendHeldAfter
 from vmmd.upstairs.core.reads import Read, ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
@@ -59,6 +62,9 @@ class GuestOps:
         self._told_blocks_max = max(1, limits.READ_FRAME_BYTES_MAX // geometry.block_size)
         self._waiting: deque[tuple[object, Request]] = deque()
         self._frame = _WriteFrame()
+        # A SendHeld is on its way.
+        self._told = False
+        region.send_held = self.send_held
         self._new_reads: list[Read] = []
         self._new_owned_reads: list[Read] = []
         self._flush_waiters: list[tuple[object, object]] = []
@@ -86,8 +92,59 @@ class GuestOps:
                     self._start(key, request, completions)
             if completions:
                 done.append(CompleteGuest(key, completions))
-        self._send()
+        if self._may_hold():
+            self._hold()
+        else:
+            self._send()
         self._region.effects.extend(done)
+
+    # ---- writes that are held
+
+    @property
+    def holding(self) -> bool:
+        """Whether writes were acknowledged that are still to be sent."""
+        return bool(self._frame.ops)
+
+    def on_time(self) -> None:
+        """What is held was held for long enough."""
+        self._told = False
+        self.send_held()
+
+    def send_held(self) -> None:
+        """Sends what is held, as one frame. When nobody is left who has all that was acknowledged,
+        it is as lost as what was under way to them, and the next flush says so."""
+        if not self._frame.ops:
+            return
+        if any(member.complete for member in self._region.members):
+            self._send_writes()
+        else:
+            self._frame = _WriteFrame()
+            self._region.flushes.lost_writes = True
+
+    def _may_hold(self) -> bool:
+        """Whether there is nothing to send but a few small writes that nobody waits for."""
+        frame = self._frame
+        return not (
+            self._flush_waiters
+            or self._new_reads
+            or self._new_owned_reads
+            or self._waiting
+            or len(frame.ops) >= limits.HELD_OPS_MAX
+            or frame.payload_bytes >= limits.HELD_BYTES_MAX
+            # Not while a member is being filled, and that may begin meanwhile.
+            or (frame.ops and frame.ops[-1][0] == OpKind.WRITE_UNWRITTEN)
+        )
+
+    def _hold(self) -> None:
+        frame, region = self._frame, self._region
+        if not frame.ops:
+            return
+        # The guest may reuse its memory once it is answered.
+        frame.data = [data if isinstance(data, bytes) else bytes(data) for data in frame.data]
+        region.flushes.acknowledged(region.now)
+        if not self._told:
+            self._told = True
+            region.effects.append(SendHeldAfter(limits.HELD_SECONDS))
 
     def pump(self) -> None:
         """Starts waiting requests as far as there is room."""
@@ -106,6 +163,7 @@ class GuestOps:
 
     def abort(self) -> None:
         """Ends what waits; the upstairs is stopping."""
+        self._frame = _WriteFrame()
         waiting, self._waiting = self._waiting, deque()
         self._region.complete(
             [(key, request.token) for key, request in waiting], BlockStatus.ABORTED
@@ -124,8 +182,8 @@ class GuestOps:
         for member in region.receivers:
             jobs = min(jobs, limits.ADMITTED_JOBS_MAX - member.jobs)
             size = min(size, limits.ADMITTED_BYTES_MAX - member.bytes)
-        self._room_jobs = jobs
-        self._room_bytes = size
+        self._room_jobs = jobs - len(self._frame.ops)
+        self._room_bytes = size - self._frame.payload_bytes
         least = min(region.active, key=_load, default=None)
         self._read_jobs = limits.ADMITTED_JOBS_MAX - self._reads.parked_jobs()
         self._read_bytes = limits.ADMITTED_BYTES_MAX
@@ -213,8 +271,7 @@ class GuestOps:
         self._frame.ops.append((kind, offset, length))
 
     def _send(self) -> None:
-        if self._frame.ops:
-            self._send_writes()
+        self.send_held()
         if self._flush_waiters:
             waiters, self._flush_waiters = self._flush_waiters, []
             self.flush(waiters)

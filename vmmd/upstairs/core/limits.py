@@ -26,6 +26,11 @@ REPLAY_BYTES_FLUSH = 64 << 20
 # memory.
 REPLAY_JOBS_MAX = 2 * REPLAY_JOBS_FLUSH
 REPLAY_BYTES_MAX = 2 * REPLAY_BYTES_FLUSH
+# Small writes that come one by one are held and sent together: until there are so many, or so much,
+# or for this long. The time is below what a flush takes on most media.
+HELD_OPS_MAX = 16
+HELD_BYTES_MAX = 64 << 10
+HELD_SECONDS = 0.002
 # Devices have bounded queues (NVMe: 64 queues of 1024); more waiting than this is a device's bug.
 GUEST_WAITING_MAX = 65_536
 

@@ -9,7 +9,7 @@ changes any more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +92,8 @@ class RegionSet:
         # Replacements that were undone; a request for one may still be on its way.
         self.taken_back: set[str] = set()
         self.reads: ReadsInFlight
+        # Sends what was acknowledged to the guest and not sent yet.
+        self.send_held: Callable[[], None] = lambda: None
         block_size = config.geometry.block_size
         # How the members' blocks are encrypted, and the owner whose they are; empty when they are
         # not, and until a member has told.
@@ -239,9 +241,10 @@ class RegionSet:
         only: Sequence[Member] = (),
         snapshot: str = "",
     ) -> Mutation:
-        """A flush of everything sent so far, to all members or `only` some. With `clears_marks`,
-        extents that were copied by now are no longer incomplete after it. With `snapshot` they keep
-        what it covers under that name."""
+        """A flush of everything acknowledged so far, to all members or `only` some. With
+        `clears_marks`, extents that were copied by now are no longer incomplete after it. With
+        `snapshot` they keep what it covers under that name."""
+        self.send_held()
         job = self.take_jobs(1)
         number = self.flushes.number
         flags = 0 if clears_marks else FLUSH_KEEPS_MARKS

@@ -71,6 +71,7 @@ class Upstairs:
             events.Disconnected: self._on_disconnected,
             events.Notice: self._on_notice,
             events.Tick: self._on_tick,
+            events.SendHeld: lambda _event: self._guest.on_time(),
             events.Activate: self._on_activate,
             events.Deactivate: self._on_deactivate,
             events.Replace: self._on_replace,
@@ -221,6 +222,7 @@ class Upstairs:
         """No guest request is waiting or in flight, and no member owes an answer."""
         return (
             not self._guest.waiting
+            and not self._guest.holding
             and self._reads.idle
             and all(m.jobs == 0 for m in self._region.members)
         )
@@ -560,10 +562,8 @@ class Upstairs:
             self._repair.hold(event.held)
 
     def _on_repair_member(self, event: events.RepairMember) -> None:
-        self._answered(
-            event.key,
-            lambda: fill_again(self._region, event.slot, event.reason, whole=event.whole),
-        )
+        slot, reason, whole = event.slot, event.reason, event.whole
+        self._answered(event.key, lambda: fill_again(self._region, slot, reason, whole=whole))
 
     def _answered(self, key: object, act: Callable[[], object]) -> None:
         """Answers with what it gives, or with its refusal."""

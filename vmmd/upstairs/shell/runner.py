@@ -27,7 +27,7 @@ from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, reach, region_tls
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
-from stairlib.wire.frame import Frame
+from stairlib.wire.frame import Bytes, Frame
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from vmmd.block.backend import BackendInfo, Done, Request
@@ -46,6 +46,8 @@ from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
 _log = get_logger(__name__)
 
 TICK_SECONDS = 0.1
+# Of one system call; a replay is many frames.
+JOINED_BUFFERS_MAX = 64
 # Between two messages to one watcher: ten a second is more than anybody reads.
 WATCH_SECONDS = 0.1
 # Reading back 100 GiB at 100 MiB/s, rounded up.
@@ -153,6 +155,7 @@ class RegionUpstairs:
         self._stepping = False
         self._submissions: list[tuple[object, Sequence[Request]]] = []
         self._ticking: asyncio.TimerHandle | None = None
+        self._holding: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
         self.spans = RepairSpans(tracing)
         self._peers: dict[str, PeerTls | None] = dict.fromkeys(targets)
@@ -173,6 +176,7 @@ class RegionUpstairs:
             events.Connect: self._connect,
             events.Disconnect: self._disconnect,
             events.Answer: self._answer,
+            events.SendHeldAfter: self._send_held_after,
             events.Changed: self._changed,
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
@@ -357,8 +361,9 @@ class RegionUpstairs:
         if self._closed:
             return
         self._closed = True
-        if self._ticking is not None:
-            self._ticking.cancel()
+        for timer in (self._ticking, self._holding):
+            if timer is not None:
+                timer.cancel()
         links = list(self._links.values())
         for link in links:
             link.close("the upstairs is closed")
@@ -392,7 +397,7 @@ class RegionUpstairs:
     def _carry(self, effects: list[events.Effect]) -> Exception | None:
         """Carries out all of them. Returns what one of them raised, which is a mistake too."""
         broken: Exception | None = None
-        for effect in effects:
+        for effect in _joined(effects) if len(effects) > 1 else effects:
             try:
                 self._carriers[type(effect)](effect)
             except Exception as error:  # noqa: BLE001 - as in `_step`
@@ -432,6 +437,11 @@ class RegionUpstairs:
 
     def _complete(self, effect: events.CompleteGuest) -> None:
         cast("Done", effect.key)(effect.completions)
+
+    def _send_held_after(self, effect: events.SendHeldAfter) -> None:
+        self._holding = asyncio.get_running_loop().call_later(
+            effect.seconds, self._feed, events.SendHeld()
+        )
 
     def _connect(self, effect: events.Connect) -> None:
         status = self._core.status()
@@ -528,6 +538,24 @@ class RegionUpstairs:
         self._links.pop(link, None)
         if not self._closed:
             self._feed(events.Disconnected(link, reason, code))
+
+
+def _joined(effects: Sequence[events.Effect]) -> list[events.Effect]:
+    """The same effects; frames that follow one another to the same links are one to send, up to
+    JOINED_BUFFERS_MAX buffers."""
+    joined: list[events.Effect] = []
+    links: tuple[int, ...] | None = None
+    buffers: list[Bytes] = []
+    for effect in effects:
+        if not isinstance(effect, events.SendFrame):
+            links = None
+            joined.append(effect)
+        elif effect.links == links and len(buffers) + len(effect.buffers) <= JOINED_BUFFERS_MAX:
+            buffers += effect.buffers
+        else:
+            links, buffers = effect.links, list(effect.buffers)
+            joined.append(events.SendFrame(links, buffers))
+    return joined
 
 
 def _compared(digests: events.Digests, bad_blocks: int, blocks_read: int) -> VerifyResult:

@@ -198,7 +198,7 @@ class SlotLink:
     # ---- use
 
     def send(self, buffers: Sequence[Bytes]) -> None:
-        """Sends one frame."""
+        """Sends a frame, or several one after the other."""
         if self._connection is not None and not self._down:
             self._connection.send(buffers)
 

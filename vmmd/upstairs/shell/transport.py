@@ -73,7 +73,7 @@ class DataConnection(Protocol):
     """Any of the transports."""
 
     def send(self, buffers: Sequence[Bytes]) -> None:
-        """Sends one frame; does nothing after the end."""
+        """Sends a frame, or several one after the other; does nothing after the end."""
         ...
 
     def close(self, reason: str) -> None:
@@ -212,7 +212,7 @@ class SocketConnection(asyncio.BufferedProtocol):
         """As `pause_writing`."""
 
     def send(self, buffers: Sequence[Bytes]) -> None:
-        """Sends one frame."""
+        """Sends a frame, or several one after the other."""
         transport = self._transport
         if transport is None or self._reason:
             return
@@ -278,7 +278,7 @@ class StreamConnection:
         self._received = received[at:]
 
     def send(self, buffers: Sequence[Bytes]) -> None:
-        """Sends one frame."""
+        """Sends a frame, or several one after the other."""
         if self._reason:
             return
         if self._queue.qsize() >= STREAM_FRAMES_MAX:

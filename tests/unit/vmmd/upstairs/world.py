@@ -190,6 +190,9 @@ class World:
                 self._check_nonces(decode(data))
             for number in effect.links:
                 self._to_server(self.links[number], data)
+        elif isinstance(effect, events.SendHeldAfter):
+            upstairs = self.upstairs
+            self.later(effect.seconds, lambda: self._held_long_enough(upstairs))
         elif isinstance(effect, events.CompleteGuest):
             for completion in effect.completions:
                 data = None if completion.data is None else bytes(completion.data)
@@ -213,6 +216,10 @@ class World:
             assert self.read_only or not outdated or effect.address in self.outdated
             # A scrub must not cost a member its repair.
             assert UNKNOWN not in effect.reason, "an unwritten write met a member being filled"
+
+    def _held_long_enough(self, upstairs: Upstairs) -> None:
+        if upstairs is self.upstairs:
+            self.feed(events.SendHeld())
 
     def _check_nonces(self, frame: Frame) -> None:
         """A nonce goes out again only in the very frame that it was in."""

@@ -387,7 +387,8 @@ def test_a_member_away_is_given_up_by_bytes(world, monkeypatch):
     world.submit([world.write(0, 16)])
     assert slot(world, 1).mode is SlotMode.OFFLINE
     world.submit([world.write(16, 1)])
-    assert slot(world, 1).mode is SlotMode.FAULTED
+    # Once they are sent: they are held for a moment.
+    assert world.run_until(lambda: slot(world, 1).mode is SlotMode.FAULTED, 1)
     assert "bytes held" in slot(world, 1).last_error
 
 
