@@ -10,6 +10,8 @@ TEST_FLAGS ?=
 PYTEST_OF_PYTHON = $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder \
   --ignore tests/compose --ignore tests/documents --ignore tests/guest --ignore tests/sim \
   --ignore tests/torture_storage --ignore tests/bench --ignore tests/console
+# A third of a guest's tests is waiting for time that passes: two files are run at once.
+TWO_GUESTS = tests/guest --numprocesses 2 --dist loadfile
 # Of `make bench`: --quick, --only TEXT, --rounds N, --stack NAME.
 BENCH_FLAGS ?=
 FUZZ_SECONDS ?= 60
@@ -81,11 +83,11 @@ torture-storage: setup ## Cut the power under regions; kill, cut off and fill th
 
 .PHONY: test-guest
 test-guest: setup ## Boot a real Linux on replicated disks (needs qemu-system-x86 and apt; says so where they are absent)
-	@$(BIN)/python -m pytest tests/guest -ra -m 'not long' $(TEST_FLAGS)
+	@$(BIN)/python -m pytest $(TWO_GUESTS) -ra -m 'not long' $(TEST_FLAGS)
 
 .PHONY: test-guest-all
 test-guest-all: setup ## Those, and what they show on every other transport as well (twenty minutes)
-	@$(BIN)/python -m pytest tests/guest -ra $(TEST_FLAGS)
+	@$(BIN)/python -m pytest $(TWO_GUESTS) -ra $(TEST_FLAGS)
 
 .PHONY: guest-qemu
 guest-qemu: setup ## Unpack a QEMU that speaks vfio-user beside the system's, as `make test-guest` does (a minute, 430 MB, no root)
@@ -133,9 +135,10 @@ bench-region: setup ## Measure a region: opening, memory, flushes, sequential I/
 	@$(BIN)/python bench/region.py
 
 .PHONY: fuzz
-fuzz: setup ## Feed the judge of construction requests and the NVMe controller whatever atheris thinks of (FUZZ_SECONDS=60 each)
+fuzz: setup ## Feed the judge of construction requests, the NVMe controller and virtqueues whatever atheris thinks of (FUZZ_SECONDS=60 each)
 	@$(BIN)/python tests/fuzz/fuzz_construction.py --seconds $(FUZZ_SECONDS)
 	@$(BIN)/python tests/fuzz/fuzz_nvme.py --seconds $(FUZZ_SECONDS)
+	@$(BIN)/python tests/fuzz/fuzz_virtio.py --seconds $(FUZZ_SECONDS)
 
 .PHONY: bench-replacements
 bench-replacements: setup ## Many replacements in one control plane: time of an answer, lost transitions, memory, idle watchers
@@ -146,8 +149,12 @@ bench-repair: setup ## What a guest feels of a repair: latency before, during an
 	@$(BIN)/python bench/repair_latency.py
 
 .PHONY: bench-guest
-bench-guest: setup ## What a guest gets of a disk, 4 KiB at random: vhost-user-blk and vfio-user beside QEMU's own virtio-blk and NVMe on qemu-nbd
+bench-guest: setup ## What a guest gets of a disk, 4 KiB at random: vhost-user-blk and vfio-user beside QEMU's own virtio-blk and NVMe on qemu-nbd (4 minutes)
 	@$(BIN)/python bench/guest.py
+
+.PHONY: bench-gateway
+bench-gateway: setup ## What NBD from another host (TLS, by the daemon) costs beside the disk's own socket, and what control calls wait meanwhile (2 minutes; needs nbdcopy)
+	@$(BIN)/python bench/gateway.py
 
 .PHONY: check
 check: setup ## Format, lint, types, stubs current, layering

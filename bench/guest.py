@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from tests.guest.machine import Guest, tools_disk, vfio_user_disk, vhost_user_di
 from tests.integration.cluster import Cluster
 from tests.integration.volume import Volume, fresh_volume
 
-IMAGE = Path.home() / ".cache/stairwell/guest"
+IMAGE = Path(os.environ.get("STAIRWELL_GUEST_IMAGE") or Path.home() / ".cache/stairwell/guest")
 SCRIPT = Path(__file__).parent.parent / "scripts/guest_image.py"
 DISK_BYTES = 64 << 20
 START_SECONDS = 20.0
@@ -196,7 +197,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of one run of fio")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one run of fio")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stairwell-guest-") as name:

@@ -46,6 +46,7 @@ def machine_disk(
         pci_path=disk.pci_path,
         volume_construction_request=to_message(with_generation(disk.construction, generation)),
         activate_with_two_after=duration(after) if after and not unfinished else None,
+        removable=disk.plugged,
     )
 
 

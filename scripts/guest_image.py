@@ -3,6 +3,8 @@
     python scripts/guest_image.py DIRECTORY     leaves vmlinuz and initrd there, and says so
     ... --disk FILE [--block-size 4096]         and a bootable disk of the same: GPT, a boot loader
                                                 for UEFI, the kernel, and a root file system
+    ... --virtio                                that disk for a virtio-blk device: its driver is no
+                                                part of the kernel, so an initramfs loads it
     ... --tools FILE                            and an ext4 with this machine's fio: in a guest,
                                                 mount it read-only at /tools; /tools/run fio ...
 
@@ -60,7 +62,18 @@ export PATH=/sbin:/usr/sbin:/usr/bin:/bin
 mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t devtmpfs none /dev
-for module in MODULES; do insmod /modules/$module.ko; done
+if test -z "$SWITCHED"; then
+  for module in MODULES; do insmod /modules/$module.ko; done
+  # Of a disk whose driver was missing until now.
+  for word in $(cat /proc/cmdline); do
+    case $word in switch_root=*)
+      mkdir -p /real
+      until mount -t ext4 ${word#switch_root=} /real 2> /dev/null; do usleep 50000; done
+      umount /proc /sys /dev
+      SWITCHED=yes exec switch_root /real /init
+    esac
+  done
+fi
 mkdir -p /mnt /tmp
 mount -t tmpfs none /tmp
 stty -echo < /dev/ttyS0
@@ -81,6 +94,7 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--disk", type=Path)
     parser.add_argument("--block-size", type=int, default=512, choices=(512, 4096))
+    parser.add_argument("--virtio", action="store_true")
     parser.add_argument("--tools", type=Path)
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
@@ -90,7 +104,7 @@ def main() -> int:
             if arguments.tools:
                 make_tools(directory, arguments.tools)
         if arguments.disk:
-            make_disk(directory, arguments.disk, arguments.block_size)
+            make_disk(directory, arguments.disk, arguments.block_size, virtio=arguments.virtio)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"guest_image: {error}", file=sys.stderr)
         return 1
@@ -211,6 +225,12 @@ ENTRY = """title guest
 linux /vmlinuz
 options console=ttyS0 quiet panic=-1 no_timer_check rw rootwait root=PARTUUID={root} init=/init
 """
+# The second partition of the first virtio disk.
+VIRTIO_ENTRY = """title guest
+linux /vmlinuz
+initrd /initrd
+options console=ttyS0 quiet panic=-1 no_timer_check switch_root=/dev/vda2
+"""
 # Types of partitions.
 ESP_TYPE = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 LINUX_TYPE = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
@@ -219,7 +239,7 @@ ESP_MIB = 40
 ROOT_MIB = 64
 
 
-def make_disk(directory: Path, disk: Path, block_size: int) -> None:
+def make_disk(directory: Path, disk: Path, block_size: int, *, virtio: bool = False) -> None:
     """A raw disk for UEFI: 1 MiB of table, the boot loader's partition, the root file system, and
     1 MiB for the table's second copy. What `make` made has to be there."""
     root = directory / "unpacked"
@@ -232,7 +252,8 @@ def make_disk(directory: Path, disk: Path, block_size: int) -> None:
         # FAT32 has too few clusters for so small a partition with large blocks.
         kind = ["-F", "32"] if block_size == 512 else []
         _run(root / "sbin/mkfs.vfat", *kind, "-S", block_size, esp)
-        _fill_boot(root, directory, Path(scratch), esp, root_id, env)
+        entry = VIRTIO_ENTRY if virtio else ENTRY.format(root=root_id)
+        _fill_boot(root, directory, Path(scratch), esp, entry, env)
         _sized(files, ROOT_MIB)
         _make_ext4(directory, directory / "tree", files)
         parts = [(ESP_TYPE, esp_id, ESP_MIB, "boot"), (LINUX_TYPE, root_id, ROOT_MIB, "root")]
@@ -250,11 +271,12 @@ def _sized(path: Path, size_mib: int) -> None:
 
 
 def _fill_boot(
-    root: Path, directory: Path, scratch: Path, esp: Path, root_id: uuid.UUID, env: dict[str, str]
+    root: Path, directory: Path, scratch: Path, esp: Path, entry: str, env: dict[str, str]
 ) -> None:
-    """The boot loader, its configuration and the kernel."""
+    """The boot loader, its configuration and the kernel; and the initramfs, if that is used."""
     (scratch / "loader.conf").write_text(LOADER)
-    (scratch / "guest.conf").write_text(ENTRY.format(root=root_id))
+    (scratch / "guest.conf").write_text(entry)
+    files = [directory / "initrd"] if "initrd " in entry else []
     mtools = root / "usr/bin/mtools"
     for folder in ("EFI", "EFI/BOOT", "loader", "loader/entries"):
         _run(mtools, "-c", "mmd", "-i", esp, f"::/{folder}", env=env)
@@ -264,6 +286,7 @@ def _fill_boot(
         (directory / "vmlinuz", "vmlinuz"),
         (scratch / "loader.conf", "loader/loader.conf"),
         (scratch / "guest.conf", "loader/entries/guest.conf"),
+        *((file, file.name) for file in files),
     ):
         _run(mtools, "-c", "mcopy", "-i", esp, source, f"::/{target}", env=env)
 

@@ -26,6 +26,7 @@ from vmmd.supervisor.engine_choice import choose_engine
 from vmmd.supervisor.machines import Machines
 from vmmd.supervisor.nbd_exports import NbdExports
 from vmmd.supervisor.services import (
+    GatewayUri,
     GuestServicer,
     MachineServicer,
     SerialServicer,
@@ -60,15 +61,22 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         config, tracing, arguments.log_level, arguments.runtime_directory, hypervisor
     )
     tls = secured.tls.server() if secured.tls is not None else None
+    exports = NbdExports(machines)
+    gateway = nbd_address and NbdGateway(nbd_address, exports, tls)
+
+    def gateway_uri(machine: str, disk: str) -> str:
+        if not gateway:
+            return ""
+        return exports.uri(gateway.address, machine, disk, tls=tls is not None)
+
     server = RpcServer(
         arguments.address,
-        _services(machines, tracing),
+        _services(machines, tracing, gateway_uri),
         tracing,
         tls=tls,
         insecure=secured.insecure,
     )
     metrics = None
-    gateway = nbd_address and NbdGateway(nbd_address, NbdExports(machines), tls)
     try:
         metrics = Metrics.configure("vmmd", arguments.address, arguments.metrics)
         MachineMetrics(metrics, machines)
@@ -105,7 +113,7 @@ def nbd_listener(given: str, secured: Security) -> Address | None:
     return address
 
 
-def _services(machines: Machines, tracing: Tracing) -> list[Service]:
+def _services(machines: Machines, tracing: Tracing, gateway_uri: GatewayUri) -> list[Service]:
     return [
         Service(
             "stairwell.vmmd.v1.MachineService",
@@ -113,7 +121,7 @@ def _services(machines: Machines, tracing: Tracing) -> list[Service]:
         ),
         Service(
             "stairwell.vmmd.v1.VolumeService",
-            lambda s: add_VolumeServiceServicer_to_server(VolumeServicer(machines), s),
+            lambda s: add_VolumeServiceServicer_to_server(VolumeServicer(machines, gateway_uri), s),
         ),
         Service(
             "stairwell.vmmd.v1.GuestService",

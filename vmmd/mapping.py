@@ -69,7 +69,15 @@ def disk_from_message(disk: pb.MachineDisk, field: str) -> DiskSpec:
     with below(f"{field}.{CONSTRUCTION}"):
         construction = construction_wire.from_message(disk.volume_construction_request)
     after = seconds_of(disk.activate_with_two_after)
-    return DiskSpec(disk.device, disk.name, disk.read_only, path, construction, after)
+    return DiskSpec(
+        disk.device,
+        disk.name,
+        disk.read_only,
+        path,
+        construction,
+        after,
+        removable=disk.removable,
+    )
 
 
 @contextlib.contextmanager

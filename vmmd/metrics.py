@@ -82,29 +82,39 @@ BYTES = Metric(
     "stairwell.volume.io",
     "counter",
     "By",
-    "Bytes that the guest has read and written",
+    "Bytes that the guest has read, written and discarded: read, write, discard",
     (*_DISK, "direction"),
 )
 FAILED = Metric(
     "stairwell.volume.failures",
     "counter",
     "{request}",
-    "Requests of the guest that were answered with an error",
-    _DISK,
+    "Requests of the guest that were answered with an error, by kind and reason: failed, "
+    "read_only, unsupported, out_of_range",
+    (*_DISK, "kind", "reason"),
 )
 LATENCY = Metric(
     "stairwell.volume.latency.bucket",
     "counter",
     "{request}",
-    "Completed requests of the guest that took less than `le` seconds: for histogram_quantile",
-    (*_DISK, "le"),
+    "Completed requests of the guest that took less than `le` seconds: for histogram_quantile. "
+    "What was submitted together counts as the slowest kind in it",
+    (*_DISK, "kind", "le"),
 )
 WAITED = Metric(
     "stairwell.volume.latency.sum",
     "counter",
     "s",
     "The time that all completed requests of the guest took, summed",
-    _DISK,
+    (*_DISK, "kind"),
+)
+SIZES = Metric(
+    "stairwell.volume.size.bucket",
+    "counter",
+    "{request}",
+    "Requests of the guest of at most `le` bytes, as they reach the volume, by kind: read, write, "
+    "discard",
+    (*_DISK, "kind", "le"),
 )
 IN_FLIGHT = Metric(
     "stairwell.volume.in_flight",
@@ -223,13 +233,33 @@ def _bytes(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
     counters = figures.volume.counters
     yield Observation(counters.read_bytes, labels | {"direction": "read"})
     yield Observation(counters.write_bytes, labels | {"direction": "write"})
+    yield Observation(figures.discarded_bytes, labels | {"direction": "discard"})
+
+
+def _failures(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
+    for each in figures.failures:
+        yield Observation(each.count, labels | {"kind": each.kind, "reason": each.reason})
 
 
 def _latency(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
-    totals = figures.latencies
-    for bound, below in zip(totals.bounds_seconds, totals.below, strict=True):
-        yield Observation(below, labels | {"le": f"{bound:g}"})
-    yield Observation(totals.count, labels | {"le": "+Inf"})
+    for totals in figures.latencies:
+        of_kind = labels | {"kind": totals.kind}
+        for bound, below in zip(totals.bounds_seconds, totals.below, strict=True):
+            yield Observation(below, of_kind | {"le": f"{bound:g}"})
+        yield Observation(totals.count, of_kind | {"le": "+Inf"})
+
+
+def _waited(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
+    for totals in figures.latencies:
+        yield Observation(totals.seconds, labels | {"kind": totals.kind})
+
+
+def _sizes(labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
+    for totals in figures.sizes:
+        of_kind = labels | {"kind": totals.kind}
+        for bound, at_most in zip(totals.bounds_bytes, totals.at_most, strict=True):
+            yield Observation(at_most, of_kind | {"le": str(bound)})
+        yield Observation(totals.count, of_kind | {"le": "+Inf"})
 
 
 def _jobs(name: str, labels: Labels, figures: pb.VolumeFigures) -> Iterator[Observation]:
@@ -274,9 +304,10 @@ _OF_VOLUMES: Final[tuple[tuple[Metric, Tell], ...]] = (
     (SLOTS, _slots),
     (REQUESTS, _requests),
     (BYTES, _bytes),
-    (FAILED, _one(lambda figures: figures.volume.counters.failed)),
+    (FAILED, _failures),
     (LATENCY, _latency),
-    (WAITED, _one(lambda figures: figures.latencies.seconds)),
+    (WAITED, _waited),
+    (SIZES, _sizes),
     (IN_FLIGHT, _one(lambda figures: figures.requests_in_flight)),
     (WAITING, _one(lambda figures: figures.requests_waiting)),
     (JOBS, partial(_jobs, "jobs")),

@@ -59,6 +59,7 @@ def _disk_fields(disk: Disk) -> Table:
             ("reason", volume.reason),
             ("size", size),
             ("nbd_uri", volume.nbd_uri),
+            ("nbd_gateway_uri", volume.nbd_gateway_uri),
             ("vhost_user_socket", volume.vhost_user_socket),
             ("vfio_user_socket", volume.vfio_user_socket),
             ("guest_device", volume.guest_device),

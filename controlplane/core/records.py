@@ -84,7 +84,8 @@ class InstanceRecord:
 
 @dataclass(frozen=True, slots=True)
 class DiskRecord:
-    """One disk and the construction request recorded for it, secrets included."""
+    """One disk and the construction request recorded for it, secrets included. `plugged`: into a
+    machine that ran."""
 
     key: UUID
     name: str
@@ -94,6 +95,7 @@ class DiskRecord:
     slot: int
     read_only: bool
     construction: Construction
+    plugged: bool = False
 
     @property
     def volume_id(self) -> UUID:

@@ -8,7 +8,7 @@ and says so: sent again it has the one effect, whatever became of the first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from controlplane.core.instance_check import DiskRequest, check_plugged_disk
@@ -91,7 +91,7 @@ class Plugging:
             )
         instance = await self._instances.find(wish.name)
         _require_alive(instance)
-        disk = disk_record(instance, wish.disk)
+        disk = replace(disk_record(instance, wish.disk), plugged=True)
         is_new = True
         try:
             await self._store.add_disk(disk)

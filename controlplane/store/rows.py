@@ -89,6 +89,7 @@ def disk_row(record: DiskRecord, sealer: Sealer) -> dict[str, Any]:
         "instance_id": str(record.instance_id),
         "slot": record.slot,
         "read_only": record.read_only,
+        "plugged": record.plugged,
         "volume_id": str(record.volume_id),
         **recorded_columns(record.construction, record.recorded_generation, sealer),
     }
@@ -113,6 +114,7 @@ def disk_of(row: Row, sealer: Sealer) -> DiskRecord:
         slot=row["slot"],
         read_only=row["read_only"],
         construction=construction_of(row, sealer, "construction", "construction_sealed"),
+        plugged=row["plugged"],
     )
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     text,
     true,
 )
@@ -83,6 +84,8 @@ disks = Table(
     Column("generation", String(20), nullable=False),
     Column("construction", Text, nullable=False),
     Column("construction_sealed", LargeBinary, nullable=True),
+    # Into a running machine, and may so be unplugged from the next one made of it, too.
+    Column("plugged", Boolean, nullable=False, server_default=false()),
 )
 
 # The highest generation a volume was given to a machine with. Outlives the disk: a volume that is

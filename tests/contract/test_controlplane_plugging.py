@@ -87,8 +87,9 @@ async def test_a_control_plane_and_a_vmmd_that_restart_bring_it_back(home: House
     await home.vmmd.lose(machine)
     async with running(home.data, home.vmmd, home.members) as later:
         await later.vmmd.until(lambda: later.vmmd.count("EnsureMachine") == 2)
-        names = sorted(disk.name for disk in later.vmmd.specs[machine].disks)
-        assert names == ["block2", "more"]
+        removable = {disk.name: disk.removable for disk in later.vmmd.specs[machine].disks}
+        # As it was when it was plugged: it can still be unplugged.
+        assert removable == {"block2": False, "more": True}
         assert (await later.disk("more")).instance == "crub"
 
 

@@ -138,6 +138,19 @@ async def test_a_machine_lives_in_a_process_of_its_own_from_creation_to_the_end(
     assert again.state == pb.MACHINE_STATE_CREATING
 
 
+async def test_who_waits_for_a_state_that_cannot_come_any_more_is_not_kept(vmmd: Vmmd) -> None:
+    machine = await ensure(vmmd, spec())
+    request = pb.WatchMachineRequest(id=machine.id, after_generation=1000)
+    watch = vmmd.machines.WatchMachine(request, timeout=SECONDS)
+    waiting = asyncio.create_task(anext(aiter(watch), None))
+    # A call that is answered after it: the watch is in its place by then.
+    await ask(vmmd, machine.id, pb.MACHINE_REQUESTED_STATE_RUN)
+    await states(vmmd, machine.id, pb.MACHINE_STATE_RUNNING)
+    assert not waiting.done()
+    await ask(vmmd, machine.id, pb.MACHINE_REQUESTED_STATE_STOP)
+    assert await waiting is None
+
+
 async def test_another_specification_under_the_same_id_is_refused(vmmd: Vmmd) -> None:
     await ensure(vmmd, spec())
     other = spec()

@@ -95,6 +95,15 @@ async def fill(machines: Machines, size: int) -> guest_pb.WorkloadReport:
     return reports[-1]
 
 
+def bucketed(found: dict[Any, float], what: str, kind: str) -> dict[float, float]:
+    """Counts by their bounds."""
+    return {
+        float(dict(labels)["le"]): value
+        for (name, labels), value in found.items()
+        if name == f"stairwell_volume_{what}_bucket_total" and dict(labels)["kind"] == kind
+    }
+
+
 async def test_what_the_guest_does_and_feels_is_told(
     machines: Machines, members: DownstairsSet, address: str
 ) -> None:
@@ -115,20 +124,27 @@ async def test_what_the_guest_does_and_feels_is_told(
     assert kinds["flush"] >= 1
     written = found["stairwell_volume_io_bytes_total", labelled(**DISK, direction="write")]
     assert written == report.bytes_written == 1 << 20
-    buckets = {
-        float(dict(labels)["le"]): value
-        for (name, labels), value in found.items()
-        if name == "stairwell_volume_latency_bucket_total"
-    }
-    in_order = [buckets[bound] for bound in sorted(buckets)]
-    assert in_order == sorted(in_order)
-    assert in_order[-1] == sum(kinds.values())
-    waited = found["stairwell_volume_latency_sum_seconds_total", labelled(**DISK)]
-    # The longest bucket that everything lies in bounds the sum.
-    whole = min(bound for bound, value in buckets.items() if value == in_order[-1])
-    assert 0 < waited < whole * in_order[-1]
-    for name in ("in_flight", "waiting", "failures_total", "repair_remaining_bytes"):
+    for kind in ("write", "flush"):
+        buckets = bucketed(found, "latency", kind)
+        in_order = [buckets[bound] for bound in sorted(buckets)]
+        assert in_order == sorted(in_order)
+        assert in_order[-1] == kinds[kind]
+        waited = found["stairwell_volume_latency_sum_seconds_total", labelled(**DISK, kind=kind)]
+        # The longest bucket that everything lies in bounds the sum.
+        whole = min(bound for bound, value in buckets.items() if value == in_order[-1])
+        assert 0 < waited < whole * in_order[-1]
+    sizes = bucketed(found, "size", "write")
+    assert sizes[float("inf")] == sizes[1 << 20] == kinds["write"]
+    assert sizes[2048] == 0
+    for name in ("in_flight", "waiting", "repair_remaining_bytes"):
         assert found[f"stairwell_volume_{name}", labelled(**DISK)] == 0
+    failures = {
+        (dict(labels)["kind"], dict(labels)["reason"]): value
+        for (name, labels), value in found.items()
+        if name == "stairwell_volume_failures_total"
+    }
+    assert len(failures) == 16
+    assert not any(failures.values())
     jobs = [name for name in found if name[0] == "stairwell_volume_slot_jobs"]
     assert len(jobs) == 3
 

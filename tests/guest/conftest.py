@@ -25,7 +25,10 @@ from tests.integration.volume import Volume, fresh_volume
 ROOT = Path(__file__).resolve().parents[2]
 # What a file's guests show that another file's show as well: `make test-guest-all` runs them too.
 MORE_GUESTS = {
-    "test_engine": ("test_a_disk_that_stands_still_for_a_while[45]",),
+    "test_engine": (
+        "test_a_disk_that_stands_still_for_a_while[45]",
+        "test_the_root_file_system_on_the_volume_and_a_power_cut[nvme]",
+    ),
     "test_engine_vfio_user": (
         "test_replaced_and_rebooted",
         "test_it_stands_still",

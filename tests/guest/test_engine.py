@@ -24,7 +24,7 @@ from stairwell.vmmd.v1 import machine_service_pb2_grpc as machine_grpc
 from tests.guest.conftest import ROOT, lacking
 from tests.guest.serial_guest import SerialGuest
 from tests.guest.test_vhost_user import CHURN, TROUBLE
-from tests.integration.cluster import Cluster, children, until
+from tests.integration.cluster import MIB, Cluster, children, until
 from tests.integration.volume import SLOT_ACTIVE, Volume, fresh_volume
 from vmmd.engine import probe
 from vmmd.engine.core.hypervisor import Accelerator
@@ -51,15 +51,30 @@ driver = "pci-nvme"
 block_dev = "ubuntu"
 pci-path = "0.4.0"
 """
+# And a disk behind a bridge.
+BEHIND = """
+[[pci_bridge]]
+pci-path = "0.24.0"
+downstream-bus = 1
+
+[block_dev.behind]
+type = "file"
+path = "{disk}"
+
+[dev.block1]
+driver = "{driver}"
+block_dev = "behind"
+pci-path = "1.4.0"
+"""
 STUB = machine_grpc.MachineServiceStub
 
 
-def disk_image(image: Path, disk: Path, block_size: int) -> None:
+def disk_image(image: Path, disk: Path, block_size: int, *more: str) -> None:
     """A bootable disk; skips where it cannot be made."""
     if not OVMF.is_file():
         lacking(f"{OVMF} is not there (Debian: ovmf)")
     script = ROOT / "scripts/guest_image.py"
-    words = [str(image), "--disk", str(disk), "--block-size", str(block_size)]
+    words = [str(image), "--disk", str(disk), "--block-size", str(block_size), *more]
     done = subprocess.run(
         [sys.executable, str(script), *words], capture_output=True, text=True, check=False
     )
@@ -147,7 +162,8 @@ async def test_the_walk_through_s_host_boots_its_image(volume: Volume, guest: Se
     assert "BdsDxe: starting" in answer.good().out
     assert "guest: ready" in answer.out
     places = await guest.run("cat /sys/class/nvme/nvme*/address")
-    assert sorted(places.split()) == ["0000:00:04.0", "0000:00:13.0"]
+    first_bus = [place for place in places.split() if place.startswith("0000:00")]
+    assert sorted(first_bus) == ["0000:00:04.0", "0000:00:13.0"]
     disk = await device(guest, volume.disk)
     size = await guest.run(f"cat /sys/block/{Path(disk).name}/size; blockdev --getss {disk}")
     assert size.split() == ["131072", "4096"]
@@ -189,10 +205,13 @@ async def test_a_disk_plugged_and_unplugged_at_its_place(
     volume: Volume, guest: SerialGuest, house: Cluster
 ) -> None:
     """Both kinds, one after the other, on the same regions: what the one wrote the other reads. One
-    that is there when QEMU is killed is there again."""
+    that is there when QEMU is killed is there again, and can be unplugged as before."""
     programs = [house.downstairs() for _ in range(3)]
     more = Volume(house, programs)
     call = partial(house.call, instance_grpc.InstanceServiceStub)
+    # The kind that has to be made removable, where there is one.
+    by_vfio_user = "vfio-user" in (await volume.info()).volume.guest_device.partition(", since")[0]
+    killed_with = "nvme" if by_vfio_user else "virtio"
     try:
         await asyncio.gather(*(program.start() for program in programs))
         for kind in ("nvme", "virtio"):
@@ -215,9 +234,13 @@ async def test_a_disk_plugged_and_unplugged_at_its_place(
                 read = f"dd if={disk} bs=1M count=4 2> /dev/null | sha256sum"
                 await guest.run(f"until test -b {disk}; do usleep 20000; done", 30)
                 assert await guest.run(read) == wrote
+            if kind == killed_with:
                 await made_again(volume, guest, kill_qemu(volume))
+                if kind == "nvme":
+                    disk = await device(guest, more.disk)
                 await guest.run(f"until test -b {disk}; do usleep 20000; done", 30)
-                assert await guest.run(read) == wrote
+                again = f"dd if={disk} bs=1M count=4 2> /dev/null | sha256sum"
+                assert await guest.run(again) == wrote
             gone = instance_pb.UnplugDiskRequest(disk=more.disk)
             assert more.disk not in (await call("UnplugDisk", gone)).instance.disks
             await guest.run(f"! test -b {disk}")
@@ -350,16 +373,23 @@ async def test_no_qemu_outlives_whom_it_belongs_to(house: Cluster, who: str) -> 
         await made.reach(RUNNING)
 
 
+@pytest.mark.parametrize("kind", ["virtio", "nvme"])
 async def test_the_root_file_system_on_the_volume_and_a_power_cut(
-    image: Path, tmp_path: Path
+    image: Path, tmp_path: Path, kind: str
 ) -> None:
     """An image is copied onto a volume over NBD, boots from it, and QEMU is killed in the middle of
-    a database's commits: what was committed is there, and the file system is sound."""
-    await asyncio.to_thread(disk_image, image, tmp_path / "disk.raw", 4096)
+    a database's commits: what was committed is there, and the file system is sound. The firmware
+    reads a virtio disk by vhost-user."""
+    more = ["--virtio"] if kind == "virtio" else []
+    await asyncio.to_thread(disk_image, image, tmp_path / "disk.raw", 4096, *more)
+    (tmp_path / "behind.raw").write_bytes(bytes(8 * MIB))
+    # Behind the bridge is one of the other kind.
+    other = "pci-nvme" if kind == "virtio" else "pci-virtio-block"
     config = f'engine = "qemu"\nbootrom = "{OVMF}"\n'
+    config += BEHIND.format(disk=tmp_path / "behind.raw", driver=other)
     async with (
         Cluster.started(tmp_path / "cluster", config) as cluster,
-        fresh_volume(cluster, spare=False, extent_count=112) as volume,
+        fresh_volume(cluster, spare=False, extent_count=112, device=kind) as volume,
     ):
         uri = (await volume.info()).volume.nbd_uri
         copy = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]
@@ -370,6 +400,14 @@ async def test_the_root_file_system_on_the_volume_and_a_power_cut(
         guest = SerialGuest(cluster, volume.instance)
         await guest.attach()
         await guest.ready()
+        assert " / ext4 " in await guest.run("cat /proc/mounts")
+        if kind == "virtio":
+            root, behind = "/dev/vda", await device(guest, "block1")
+        else:
+            root, behind = await device(guest, volume.disk) + "p", "/dev/vda"
+        place = await guest.run(f"readlink -f /sys/block/{Path(behind).name}")
+        assert "/0000:01:04.0/" in place
+        await guest.run(f"dd if=/dev/urandom of={behind} bs=1M count=1 conv=fsync 2> /dev/null")
         insert = "pragma synchronous = extra; insert into t select coalesce(max(n), 0) + 1 from t;"
         insert += " select max(n) from t;"
         await guest.run("sqlite3 /db 'create table t (n integer primary key)'; sync")
@@ -385,7 +423,8 @@ async def test_the_root_file_system_on_the_volume_and_a_power_cut(
         )
         assert count == highest
         assert int(highest) >= committed
-        await guest.run("mount -o remount,ro / && e2fsck -fn /dev/nvme0n1p2")
+        await guest.run(f"mount -o remount,ro / && e2fsck -fn {root}2")
+        assert any((tmp_path / "behind.raw").read_bytes()[:MIB])
         guest.hang_up()
         await volume.verify()
 

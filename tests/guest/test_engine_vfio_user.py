@@ -15,8 +15,16 @@ from stairlib.model.errors import StateError
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
 from tests.guest import test_engine
 from tests.guest.serial_guest import SerialGuest
-from tests.guest.test_engine import OVMF, SERVER, device, disk_image, log_is_clean, plug
-from tests.integration.cluster import Cluster
+from tests.guest.test_engine import (
+    BEHIND,
+    OVMF,
+    SERVER,
+    device,
+    disk_image,
+    log_is_clean,
+    plug,
+)
+from tests.integration.cluster import MIB, Cluster
 from tests.integration.volume import Volume
 
 pytestmark = [
@@ -40,10 +48,12 @@ def newer_path(newer_qemu: str) -> str:
 async def house(
     image: Path, newer_path: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Cluster]:
-    """The walk-through's host, with that QEMU."""
+    """The walk-through's host, with that QEMU, and a disk behind a bridge."""
     folder = tmp_path_factory.mktemp("engine")
     await asyncio.to_thread(disk_image, image, folder / "disk.raw", 512)
+    (folder / "behind.raw").write_bytes(bytes(8 * MIB))
     config = SERVER.format(bootrom=OVMF, disk=folder / "disk.raw")
+    config += BEHIND.format(disk=folder / "behind.raw", driver="pci-nvme")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", newer_path)
         async with Cluster.started(folder / "cluster", config) as started:
@@ -66,12 +76,17 @@ async def test_disks_come_by_vfio_user_and_are_told_apart(
     told = (await volume.info()).volume
     assert told.guest_device == "NVMe, the machine's own controller by vfio-user"
     models = await guest.run("cat /sys/class/nvme/nvme*/model")
-    assert [each.strip() for each in models.split("\n")] == ["Stairwell NVMe"] * 2
+    assert [each.strip() for each in models.split("\n")] == ["Stairwell NVMe"] * 3
     names = (await guest.run("cat /sys/class/nvme/nvme*/subsysnqn")).split()
-    assert len(set(names)) == 2
+    assert len(set(names)) == 3
     assert any(told.volume_id in name for name in names)
     disk = await device(guest, volume.disk)
     assert await guest.run(f"cat /sys/block/{Path(disk).name}/uuid") == told.volume_id
+    behind = await device(guest, "block1")
+    assert "0000:01:04.0" in await guest.run("cat /sys/class/nvme/nvme*/address")
+    await guest.run("dd if=/dev/urandom of=/tmp/b bs=1M count=2 2> /dev/null")
+    await guest.run(f"dd if=/tmp/b of={behind} bs=1M conv=fsync 2> /dev/null")
+    await guest.run(f"dd if={behind} bs=1M count=2 iflag=direct 2> /dev/null | cmp - /tmp/b")
     await log_is_clean(guest)
 
 

@@ -105,6 +105,10 @@ async def test_copies_are_sparse_and_equal(volume: Volume, tmp_path: Path) -> No
         assert copy.stat().st_size == (await volume.info()).volume.total_bytes
         assert copy.stat().st_blocks * 512 <= 5 * MIB, name
         await tool("qemu-img", "compare", "-f", "raw", "-F", "raw", copy, uri)
+    await tool(
+        "fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
+        "--size=4m", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1",
+    )  # fmt: skip
 
 
 @contextlib.asynccontextmanager

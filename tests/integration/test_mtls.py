@@ -155,10 +155,13 @@ async def test_a_disk_over_the_network(
                            ("client-key", files.key)):  # fmt: skip
             (folder / f"{name}.pem").symlink_to(path)
         certificates = f"tls-certificates={folder}&tls-verify-peer=true"
-        where = f"nbds://{LOOPBACK}:{cluster.nbd_port}/{volume.disk}?{certificates}"
+        where = f"{uri}?{certificates}"
         # Without it libnbd keeps the server's words to itself.
         return await run("nbdinfo", "--json", where, env={**cluster.env, "LIBNBD_DEBUG": "1"})
 
+    status = (await cluster.cli("disk", "status", volume.disk, "--output", "json")).good().json
+    uri = status["volume"]["nbd_gateway_uri"]
+    assert uri == f"nbds://{LOOPBACK}:{cluster.nbd_port}/{volume.disk}"
     found = (await told("operator")).good().json
     assert found["TLS"] is True
     assert found["exports"][0]["export-size"] > 0

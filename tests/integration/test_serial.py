@@ -7,6 +7,7 @@ import os
 import pty
 import termios
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -98,9 +99,14 @@ async def test_two_at_one_console_and_a_reboot(volume: Volume) -> None:
             await each.until("built-in guest started")
         other.type(b"from the other\r")
         await one.until("from the other")
+        other.type(b"panic\r")
+        instance = partial(volume.cluster.get_instance, volume.instance)
+        panicked = await until(instance, lambda told: told.reason != "")
+        assert panicked.reason == "the guest's kernel panicked"
         (await volume.cluster.cli("state", "reboot", volume.instance, "--wait")).good()
         await one.until("started again")
         await other.until("started again")
+    assert (await instance()).reason == ""
 
 
 async def test_history_alone(volume: Volume) -> None:

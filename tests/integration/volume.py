@@ -58,6 +58,7 @@ class Volume:
         # Base64; empty for a disk that is not encrypted.
         self.key = ""
         self.extent_count = EXTENT_COUNT
+        self.device = "nvme"
 
     @property
     def targets(self) -> list[str]:
@@ -98,7 +99,7 @@ class Volume:
         """The disk as a crucible-disks file has it."""
         vcr = self.vcr(generation, targets or self.targets)
         return {
-            "device": "nvme", "name": self.disk, "read_only": False, "slot": 3,
+            "device": self.device, "name": self.disk, "read_only": False, "slot": 3,
             "volume_construction_request": vcr,
         }  # fmt: skip
 
@@ -346,6 +347,7 @@ async def fresh_volume(
     key: str = "",
     cipher: str = "",
     extent_count: int = EXTENT_COUNT,
+    device: str = "nvme",
 ) -> AsyncIterator[Volume]:
     """A machine with a disk of three fresh members, and by default a started spare. With `key`, all
     are encrypted with `cipher`."""
@@ -353,6 +355,7 @@ async def fresh_volume(
     programs = [cluster.downstairs(extent_count=extent_count) for _ in range(count)]
     volume = Volume(cluster, programs)
     volume.extent_count = extent_count
+    volume.device = device
     if key:
         volume.key = key
         for program in programs:

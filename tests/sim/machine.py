@@ -23,9 +23,9 @@ from tests.sim.shown import shown
 from vmmd.block.backend import Completion, Done, Request
 from vmmd.block.repair_governor import RepairRate
 from vmmd.block.volume import VolumeStatus
-from vmmd.block.volume_history import VolumeCounters
 from vmmd.core.repair_rate import RateReason, RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
+from vmmd.core.request_figures import VolumeCounters
 from vmmd.machine.services import changed_target
 from vmmd.machine.volume_mapping import volume_message
 from vmmd.upstairs.core import events

@@ -23,9 +23,7 @@ from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.tracing import Tracing
 from vmmd.block.backend import (
     CHANGES,
-    WRITES,
     BackendInfo,
-    BlockOp,
     BlockStatus,
     Completion,
     Done,
@@ -34,10 +32,11 @@ from vmmd.block.backend import (
 from vmmd.block.repair_governor import RepairGovernor, RepairRate
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
-from vmmd.block.volume_history import VolumeCounters, VolumeHistory
+from vmmd.block.volume_history import VolumeHistory
 from vmmd.core.guest_meter import GuestMeter, kind_of
 from vmmd.core.repair_rate import RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
+from vmmd.core.request_figures import RequestFigures, VolumeCounters, op_of
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.status import RegionStatus, SlotLoad
@@ -115,7 +114,8 @@ class Volume:
         self._tracing = tracing
         for path, region in tree.regions.items():
             region.spans.attributes = {"volume.id": str(identity), "region.path": path}
-        self.counters = VolumeCounters()
+        self.figures = RequestFigures()
+        self.counters = self.figures.counters
         self._tree = tree
         self._root = tree.root
         self._read_only = read_only
@@ -162,11 +162,12 @@ class Volume:
 
     def submit(self, batch: Sequence[Request], done: Done) -> None:
         """As `Backend.submit`."""
-        self._count(batch)
+        self.figures.asked(batch, self._info.block_size)
         if self._read_only:
             changing = [request for request in batch if request.op in CHANGES]
             if changing:
-                self.counters.failed += len(changing)
+                for request in changing:
+                    self.figures.failed(request.op, BlockStatus.READ_ONLY)
                 done([Completion(r.token, BlockStatus.READ_ONLY) for r in changing])
                 batch = [request for request in batch if request.op not in CHANGES]
                 if not batch:
@@ -179,25 +180,11 @@ class Volume:
             meter.ended(kind, len(completions), now - began, now)
             for completion in completions:
                 if completion.status is not BlockStatus.OK:
-                    self.counters.failed += 1
+                    self.figures.failed(op_of(batch, completion.token), completion.status)
             done(completions)
 
         meter.begun(len(batch), began)
         self._root.submit(batch, finished)
-
-    def _count(self, batch: Sequence[Request]) -> None:
-        counters, size = self.counters, self._info.block_size
-        for request in batch:
-            if request.op is BlockOp.READ:
-                counters.reads += 1
-                counters.read_bytes += request.length * size
-            elif request.op in WRITES:
-                counters.writes += 1
-                counters.write_bytes += request.length * size
-            elif request.op is BlockOp.FLUSH:
-                counters.flushes += 1
-            elif request.op is BlockOp.DISCARD:
-                counters.discards += 1
 
     @property
     def meter(self) -> GuestMeter:

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from time import time
 
 from vmmd.core.guest_history import GuestHistory, Sample, Tick
 from vmmd.core.guest_meter import GuestMeter
-
-
-@dataclass(slots=True)
-class VolumeCounters:
-    """Since the volume was built. A request counts when it is submitted, a failure when it
-    completes."""
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    discards: int = 0
-    read_bytes: int = 0
-    write_bytes: int = 0
-    failed: int = 0
+from vmmd.core.request_figures import VolumeCounters
 
 
 class VolumeHistory:

@@ -2,7 +2,7 @@
 
 Told of batches, not of requests. A batch counts as the slowest kind of request in it: flushes,
 reads and writes take times of different orders, and a change of their mix must not pass for a
-change of the disk.
+change of the disk. In samples a discard is a write; in the latencies that are told it is itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 
 from vmmd.block.backend import BlockOp, Request
 from vmmd.core.guest_history import BUCKETS, buckets_below, buckets_of
+from vmmd.core.request_figures import DISCARD, FLUSH, KIND_NAMES, READ, WRITE
 
+# Of samples.
 KINDS = 3
 # Upper bounds of the latencies that are told in total, in seconds: 64 µs to 17 s, by doublings.
 # Each is a bound of buckets, too, so that it is exact.
@@ -23,7 +25,7 @@ _BOUND_DOUBLINGS = range(6, 25)
 LATENCY_BOUNDS = tuple(2.0**doublings / 1e6 for doublings in _BOUND_DOUBLINGS)
 # Batches whose times wait to be counted: half a second of a quick guest.
 TIMES_MAX = 8192
-_WRITE, _READ, _FLUSH = range(KINDS)
+_SAMPLED = {WRITE: 0, READ: 1, FLUSH: 2, DISCARD: 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +41,23 @@ class GuestSample:
 
 def kind_of(batch: Sequence[Request]) -> int:
     """The kind a batch counts as."""
-    found = _WRITE
+    found = WRITE
     for request in batch:
         if request.op is BlockOp.FLUSH:
-            return _FLUSH
+            return FLUSH
         if request.op is BlockOp.READ or request.op is BlockOp.ALLOCATION:
-            found = _READ
+            found = READ
+        elif request.op is BlockOp.DISCARD and found is WRITE:
+            found = DISCARD
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyTotals:
-    """Of all requests that were ever completed: how many took less than each of LATENCY_BOUNDS, how
-    many there were, and their seconds, summed."""
+    """Of all requests of a kind that were ever completed: how many took less than each of
+    LATENCY_BOUNDS, how many there were, and their seconds, summed."""
 
+    kind: str
     below: tuple[int, ...]
     count: int
     seconds: float
@@ -68,14 +73,16 @@ class GuestMeter:
         self._busy = 0.0
         self._counts = [0] * KINDS
         self._waited = [0.0] * KINDS
-        # Of each batch that ended since they were last counted: how long, and how many requests.
+        # Of each batch that ended since they were last counted: how long, how many requests, and
+        # of which kind.
         self._times = array("d")
         self._requests = array("q")
-        self._latencies = np.zeros(BUCKETS, np.int64)
+        self._kinds = array("b")
+        self._latencies = np.zeros((len(KIND_NAMES), BUCKETS), np.int64)
         self._longest = 0.0
         # What was taken already.
-        self._taken = np.zeros(BUCKETS, np.int64)
-        self._seconds = 0.0
+        self._taken = np.zeros_like(self._latencies)
+        self._seconds = np.zeros(len(KIND_NAMES))
 
     @property
     def in_flight(self) -> int:
@@ -90,10 +97,12 @@ class GuestMeter:
 
     def ended(self, kind: int, count: int, seconds: float, now: float) -> None:
         """So many of a batch of that kind were completed, that long after they were submitted."""
-        self._counts[kind] += count
-        self._waited[kind] += count * seconds
+        sampled = _SAMPLED[kind]
+        self._counts[sampled] += count
+        self._waited[sampled] += count * seconds
         self._times.append(seconds)
         self._requests.append(count)
+        self._kinds.append(kind)
         if len(self._times) == TIMES_MAX:
             self._count_times()
         self._pending -= count
@@ -115,17 +124,20 @@ class GuestMeter:
     def take_latencies(self) -> tuple[list[int], float]:
         """(requests by bucket of their latency, the longest one's seconds) since the last call."""
         self._count_times()
-        taken = self._latencies.tolist(), self._longest
+        taken = self._latencies.sum(axis=0).tolist(), self._longest
         self._taken += self._latencies
-        self._latencies, self._longest = np.zeros(BUCKETS, np.int64), 0.0
+        self._latencies, self._longest = np.zeros_like(self._latencies), 0.0
         return taken
 
-    def latency_totals(self) -> LatencyTotals:
-        """Since the meter was made, whatever was taken."""
+    def latency_totals(self) -> list[LatencyTotals]:
+        """Of each kind since the meter was made, whatever was taken."""
         self._count_times()
-        below = np.cumsum(self._taken + self._latencies)
+        below = np.cumsum(self._taken + self._latencies, axis=1)
         last = [buckets_below(doublings) - 1 for doublings in _BOUND_DOUBLINGS]
-        return LatencyTotals(tuple(below[last].tolist()), int(below[-1]), self._seconds)
+        return [
+            LatencyTotals(name, tuple(row[last].tolist()), int(row[-1]), float(seconds))
+            for name, row, seconds in zip(KIND_NAMES, below, self._seconds, strict=True)
+        ]
 
     def _count_times(self) -> None:
         """Puts the times of batches into their buckets, all at once."""
@@ -133,7 +145,8 @@ class GuestMeter:
             return
         times = np.frombuffer(self._times)
         requests = np.frombuffer(self._requests, np.int64)
-        np.add.at(self._latencies, buckets_of(times), requests)
+        kinds = np.frombuffer(self._kinds, np.int8)
+        np.add.at(self._latencies, (kinds, buckets_of(times)), requests)
         self._longest = max(self._longest, float(times.max()))
-        self._seconds += float(times @ requests)
-        self._times, self._requests = array("d"), array("q")
+        np.add.at(self._seconds, kinds, times * requests)
+        self._times, self._requests, self._kinds = array("d"), array("q"), array("b")

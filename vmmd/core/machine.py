@@ -30,6 +30,8 @@ class DiskSpec:
     construction: Construction
     # Seconds until two members of a region serve without the third; 0 = never.
     activate_with_two_after: float = 0.0
+    # Plugged into a machine that ran, this one or the one it was before it was made again.
+    removable: bool = False
 
     def violations(self, field: str) -> Iterator[FieldViolation]:
         """What is wrong with the disk by itself."""

@@ -6,6 +6,10 @@
 
     file_directories = ["PATH"]  # files of requests, and those named here, are below one of these
 
+    [[pci_bridge]]               # a bus behind a bridge, for devices of this host
+    pci-path = "0.5.0"
+    downstream-bus = 1           # devices behind it: "1.4.0"
+
     [block_dev.NAME]             # a backend
     type = "file"
     path = "PATH"
@@ -32,7 +36,11 @@ from stairlib.model.errors import FieldViolation, InvalidRequestError
 from vmmd.core.pci_path import PciPath
 from vmmd.engine.core.hypervisor import DiskDevice
 
-TOP_KEYS = {"bootrom", "bootrom_version", "engine", "block_dev", "dev", "file_directories"}
+TOP_KEYS = {
+    "bootrom", "bootrom_version", "engine", "block_dev", "dev", "file_directories", "pci_bridge",
+}  # fmt: skip
+BRIDGE_KEYS = {"pci-path", "downstream-bus"}
+BUSES_BEHIND_BRIDGES = range(1, 256)
 BLOCK_KEYS = {"type", "path", "readonly", "block_size", "workers"}
 DEVICE_KEYS = {"driver", "block_dev", "pci-path"}
 DEVICE_OF_DRIVER = {"pci-nvme": DiskDevice.NVME, "pci-virtio-block": DiskDevice.VIRTIO}
@@ -68,6 +76,14 @@ class HostDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge of every machine, and the number of the bus behind it in pci-paths."""
+
+    pci_path: str
+    downstream_bus: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """What a host gives to each of its machines."""
 
@@ -81,6 +97,8 @@ class ServerConfig:
     plain_text: bool = False
     block_devices: tuple[tuple[str, FileBlockDevice], ...] = ()
     devices: tuple[tuple[str, HostDevice], ...] = ()
+    # Each after those that it is behind.
+    bridges: tuple[Bridge, ...] = ()
 
     def to_json(self) -> str:
         """For the machine process; `from_json` reads it back."""
@@ -100,6 +118,7 @@ class ServerConfig:
             plain_text=data["plain_text"],
             block_devices=tuple((n, FileBlockDevice(**d)) for n, d in data["block_devices"]),
             devices=tuple((n, HostDevice(**d)) for n, d in data["devices"]),
+            bridges=tuple(Bridge(**bridge) for bridge in data["bridges"]),
         )
 
 
@@ -159,7 +178,8 @@ def parse_server_config(text: str, *, source: str = "server.toml") -> ServerConf
         name: _device(reader, reader.table(value, f"dev.{name}"), f"dev.{name}.", set(blocks))
         for name, value in reader.table(data.get("dev", {}), "dev").items()
     }
-    _check_paths(reader, devices)
+    bridges = _bridges(reader, data)
+    _check_paths(reader, bridges, devices)
     directories = _directories(reader, data)
     if reader.violations:
         listed = "; ".join(f"{v.field}: {v.description}" for v in reader.violations)
@@ -173,7 +193,42 @@ def parse_server_config(text: str, *, source: str = "server.toml") -> ServerConf
         file_directories=directories,
         block_devices=tuple(blocks.items()),
         devices=tuple(devices.items()),
+        bridges=tuple(bridges),
     )
+
+
+def _bridges(reader: _Reader, data: dict[str, Any]) -> list[Bridge]:
+    value = data.get("pci_bridge", [])
+    if not isinstance(value, list):
+        reader.refuse("pci_bridge", "must be tables, as [[pci_bridge]]")
+        return []
+    found: list[Bridge] = []
+    buses = {0}
+    for index, each in enumerate(value):
+        prefix = f"pci_bridge[{index}]."
+        table = reader.table(each, prefix.removesuffix("."))
+        reader.unknown(table, BRIDGE_KEYS, prefix)
+        path = _pci_path(reader, table, prefix)
+        bus = reader.typed(table, "downstream-bus", prefix, int, None)
+        if bus not in BUSES_BEHIND_BRIDGES or bus in buses:
+            reader.refuse(f"{prefix}downstream-bus", "must be from 1 to 255, and no other bridge's")
+        if path and PciPath.parse(path).bus not in buses:
+            reader.refuse(
+                f"{prefix}pci-path", f"{path}: no bridge before it has that bus behind it"
+            )
+        buses.add(bus)
+        found.append(Bridge(path, bus))
+    return found
+
+
+def _pci_path(reader: _Reader, table: dict[str, Any], prefix: str) -> str:
+    """Canonical; empty when there is none, which was told."""
+    text = reader.typed(table, "pci-path", prefix, str, None)
+    try:
+        return str(PciPath.parse(text)) if text else ""
+    except InvalidRequestError as error:
+        reader.refuse(f"{prefix}pci-path", error.message)
+        return ""
 
 
 def _directories(reader: _Reader, data: dict[str, Any]) -> tuple[str, ...] | None:
@@ -221,27 +276,23 @@ def _device(reader: _Reader, table: dict[str, Any], prefix: str, blocks: set[str
     block_dev = reader.typed(table, "block_dev", prefix, str, None)
     if block_dev and block_dev not in blocks:
         reader.refuse(f"{prefix}block_dev", f"there is no [block_dev.{block_dev}]")
-    pci_path = reader.typed(table, "pci-path", prefix, str, None)
-    if pci_path:
-        try:
-            pci_path = str(PciPath.parse(pci_path))
-        except InvalidRequestError as error:
-            reader.refuse(f"{prefix}pci-path", error.message)
-    return HostDevice(driver, block_dev, pci_path)
+    return HostDevice(driver, block_dev, _pci_path(reader, table, prefix))
 
 
-def _check_paths(reader: _Reader, devices: dict[str, HostDevice]) -> None:
+def _check_paths(reader: _Reader, bridges: list[Bridge], devices: dict[str, HostDevice]) -> None:
+    placed = [(f"pci_bridge[{index}]", each.pci_path) for index, each in enumerate(bridges)]
+    placed += [(f"dev.{name}", device.pci_path) for name, device in devices.items()]
+    buses = {0, *(bridge.downstream_bus for bridge in bridges)}
     taken: dict[str, str] = {}
-    for name, device in devices.items():
-        if not device.pci_path:
+    for name, text in placed:
+        if not text:
             continue
-        field = f"dev.{name}.pci-path"
-        if device.pci_path in taken:
-            reader.refuse(field, f"{device.pci_path} is also dev.{taken[device.pci_path]}'s")
-        taken[device.pci_path] = name
-        try:
-            path = PciPath.parse(device.pci_path)
-        except InvalidRequestError:
-            continue
+        field = f"{name}.pci-path"
+        if text in taken:
+            reader.refuse(field, f"{text} is also {taken[text]}'s")
+        taken[text] = name
+        path = PciPath.parse(text)
         if path.bus == 0 and path.device in DISK_DEVICES:
             reader.refuse(field, "0.16.0 to 0.23.0 are kept for the disks of instances")
+        elif path.bus not in buses and name.startswith("dev."):
+            reader.refuse(field, f"{text}: there is no [[pci_bridge]] with that downstream-bus")

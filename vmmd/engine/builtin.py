@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from stairlib.model.errors import UnsupportedError
 from stairlib.telemetry.logs import get_logger
-from vmmd.core.guest_events import GuestSignal
+from vmmd.core.guest_events import GuestEvent, GuestSignal
+from vmmd.core.pci_path import PciPath
 from vmmd.engine.engine import EngineDisk, OnEvent
 from vmmd.guest.console import GuestConsole
 from vmmd.guest.machine_guest import GuestSystem
 from vmmd.guest.memory import GuestRam
 from vmmd.hw.nvme.controller import NvmeController
 from vmmd.hw.pci.topology import PciTopology
+from vmmd.hw.pvpanic.bits import PANICKED
+from vmmd.hw.pvpanic.core import PanicNews, PanicPort
 from vmmd.machine.console import Console
 
 log = get_logger(__name__)
@@ -36,10 +39,14 @@ class BuiltInEngine:
         disks: Sequence[EngineDisk],
         names: Mapping[str, str],
         console: Console,
+        bridges: Sequence[tuple[PciPath, int]] = (),
     ) -> None:
-        """`names` maps PCI paths to what the guest calls a disk."""
+        """`names` maps PCI paths to what the guest calls a disk; `bridges` are places and the
+        numbers of the buses behind them."""
         memory = GuestRam(memory_mib << 20)
         self._topology = PciTopology(memory)
+        for path, bus in bridges:
+            self._topology.add_bridge(path, bus)
         for disk in disks:
             controller = NvmeController(
                 disk.backend, serial=disk.name, namespace_uuid=disk.namespace_uuid
@@ -47,8 +54,14 @@ class BuiltInEngine:
             self._topology.attach(disk.pci_path, controller)
         self.guest = GuestSystem(self._topology, memory, names=names)
         self.on_event: OnEvent = lambda _event, _reason: None
-        self._port = GuestConsole(console.said)
+        self.panic_port = PanicPort()
+        self._port = GuestConsole(console.said, self._panic)
         console.connect(self._port.typed)
+
+    def _panic(self) -> None:
+        """What the guest's kernel does in its last moment; this one goes on."""
+        if self.panic_port.write(self.panic_port.read() & PANICKED) is PanicNews.PANICKED:
+            self.on_event(GuestEvent.PANICKED, "the guest's kernel panicked")
 
     def describe(self, _disk: EngineDisk) -> str:
         """As Engine."""

@@ -13,8 +13,11 @@ from vmmd.engine.core.command_line import check_bootrom, check_path
 def check_host(config: ServerConfig) -> None:
     """InvalidRequestError names the key that the board has no place for; UnavailableError says
     where a bootrom is to be had."""
+    buses = {0, *(bridge.downstream_bus for bridge in config.bridges)}
+    for index, bridge in enumerate(config.bridges):
+        check_path(PciPath.parse(bridge.pci_path), f"pci_bridge[{index}].pci-path", buses)
     for name, device in config.devices:
-        check_path(PciPath.parse(device.pci_path), f"dev.{name}.pci-path")
+        check_path(PciPath.parse(device.pci_path), f"dev.{name}.pci-path", buses)
     if not config.bootrom:
         return
     try:

@@ -1,6 +1,7 @@
 """The built-in guest's side of its serial port: it says what it found, and echoes what is typed.
+The line "panic" has it panic, as a write to /proc/sysrq-trigger has a Linux.
 
-    port = GuestConsole(said=history.append)
+    port = GuestConsole(said=history.append, panic=lambda: None)
     port.greet("started", {"block2": "67108864 bytes in blocks of 4096"})
     port.typed(b"hello")             # said gets b"hello"
 
@@ -15,18 +16,24 @@ from vmmd.hw.uart.uart16550 import Uart16550
 
 _DATA, _LINE_STATUS = 0, 5
 _DATA_READY, _TRANSMITTER_EMPTY = 1 << 0, 1 << 5
+_PANIC_LINE = b"panic"
 
 
 class GuestConsole:
-    """A UART and its driver. `said` gets what the guest has sent."""
+    """A UART and its driver. `said` gets what the guest has sent; `panic` is called when it is to
+    panic."""
 
-    def __init__(self, said: Callable[[bytes], None]) -> None:
+    def __init__(self, said: Callable[[bytes], None], panic: Callable[[], None]) -> None:
         self._uart = Uart16550()
         self._said = said
+        self._panic = panic
+        # Of the line that is typed, as much as is ever compared.
+        self._line = b""
 
     def reset(self) -> None:
         """The machine is being reset."""
         self._uart.reset()
+        self._line = b""
 
     def greet(self, word: str, disks: Mapping[str, str]) -> None:
         """One line for the guest and one for each disk."""
@@ -41,7 +48,11 @@ class GuestConsole:
             assert taken, "the guest reads each byte at once"
             assert self._uart.read(_LINE_STATUS) & _DATA_READY
             read = self._uart.read(_DATA)
-            self._send(b"\r\n" if read == ord("\r") else bytes([read]))
+            ended = read == ord("\r")
+            self._send(b"\r\n" if ended else bytes([read]))
+            if ended and self._line == _PANIC_LINE:
+                self._panic()
+            self._line = b"" if ended else (self._line + bytes([read]))[: len(_PANIC_LINE) + 1]
 
     def _send(self, data: bytes) -> None:
         sent = bytearray()

@@ -53,10 +53,12 @@ class _Window:
 
 
 def scan(topology: PciTopology) -> list[FoundFunction]:
-    """Every function of bus 0, its memory BARs placed, memory decoding and bus mastering on."""
+    """Every function of bus 0 and of the buses behind its bridges, memory BARs placed, memory
+    decoding and bus mastering on. Paths are those the guest gives them: it numbers buses as it
+    finds them."""
     window32, window64 = _Window(*WINDOW32), _Window(*WINDOW64)
     found = []
-    for path in _present(topology):
+    for path in _walk(topology, 0, iter(range(1, bits.BUSES))):
         bars = _place_bars(topology, path, window32, window64)
         command = topology.config_read(path, bits.COMMAND, 2)
         command |= bits.COMMAND_MEMORY | bits.COMMAND_BUS_MASTER
@@ -74,10 +76,35 @@ def scan(topology: PciTopology) -> list[FoundFunction]:
     return found
 
 
-def _present(topology: PciTopology) -> Iterator[PciPath]:
+def _walk(topology: PciTopology, bus: int, numbers: Iterator[int]) -> Iterator[PciPath]:
+    """Functions of a bus, and below each bridge those behind it, as `numbers` last."""
+    for path in _present(topology, bus):
+        yield path
+        if not _is_bridge(topology, path):
+            continue
+        number = next(numbers, None)
+        if number is None:
+            raise LimitError("no number left for a bus behind a bridge")
+        topology.config_write(path, bits.PRIMARY_BUS, 1, bus)
+        topology.config_write(path, bits.SECONDARY_BUS, 1, number)
+        # Everything until it is known what is behind it.
+        topology.config_write(path, bits.SUBORDINATE_BUS, 1, bits.BUSES - 1)
+        last = number
+        for below in _walk(topology, number, numbers):
+            last = max(last, below.bus)
+            yield below
+        topology.config_write(path, bits.SUBORDINATE_BUS, 1, last)
+
+
+def _is_bridge(topology: PciTopology, path: PciPath) -> bool:
+    header = topology.config_read(path, bits.HEADER_TYPE, 1)
+    return header & bits.HEADER_TYPE_MASK == bits.HEADER_TYPE_BRIDGE
+
+
+def _present(topology: PciTopology, bus: int) -> Iterator[PciPath]:
     for slot in range(bits.SLOTS_PER_BUS):
         for function in range(bits.FUNCTIONS_PER_SLOT):
-            path = PciPath(0, slot, function)
+            path = PciPath(bus, slot, function)
             if topology.config_read(path, bits.VENDOR_ID, 2) == _NOBODY:
                 if function == 0:
                     break
@@ -93,7 +120,8 @@ def _place_bars(
 ) -> dict[int, FoundBar]:
     placed = {}
     index = 0
-    while index < bits.BAR_COUNT:
+    count = bits.BRIDGE_BAR_COUNT if _is_bridge(topology, path) else bits.BAR_COUNT
+    while index < count:
         register = bits.BAR0 + 4 * index
         flags = topology.config_read(path, register, 4)
         wide = flags & (bits.BAR_TYPE_IO | bits.BAR_TYPE_MEMORY64) == bits.BAR_TYPE_MEMORY64

@@ -186,8 +186,8 @@ class Machine:
                 await volume.close()
             raise
 
-    def _build_disk(self, disk: DiskSpec, volume: Volume, *, removable: bool = False) -> Disk:
-        """`removable`: plugged into a running machine, and so perhaps unplugged."""
+    def _build_disk(self, disk: DiskSpec, volume: Volume) -> Disk:
+        removable = disk.removable
         exports = Exports(
             volume, disk.name, disk.pci_path, self._directory, volume.id, removable=removable
         )
@@ -224,10 +224,13 @@ class Machine:
     def _build_engine(self, config: ServerConfig) -> Engine:
         own = [each.seen for each in self._host_files]
         disks = [each.seen for each in self.disks.values()]
+        bridges = tuple(
+            (PciPath.parse(each.pci_path), each.downstream_bus) for each in config.bridges
+        )
         if self.hypervisor is None:
             names = {str(disk.pci_path): disk.name for disk in disks}
             offered = [each for each in (*disks, *own) if each.device is DiskDevice.NVME]
-            return BuiltInEngine(self.spec.memory_mib, offered, names, self.console)
+            return BuiltInEngine(self.spec.memory_mib, offered, names, self.console, bridges)
         bootrom = config.bootrom
         board = Board(
             name=self.spec.name or self.spec.id,
@@ -237,6 +240,7 @@ class Machine:
             monitor_socket=str(self._directory / "qmp.sock"),
             bootrom=bootrom,
             bootrom_bytes=Path(bootrom).stat().st_size if bootrom else 0,
+            bridges=bridges,
         )
         return QemuEngine(
             self.hypervisor, board, [*own, *disks], self.console, serves_vfio_user=is_served()
@@ -327,7 +331,7 @@ class Machine:
             self._check_room(spec)
             self.engine.require_plugging(spec.name)
             volume = await _opened("disk", spec, self._tracing, self.confinement)
-            disk = self._build_disk(spec, volume, removable=True)
+            disk = self._build_disk(replace(spec, removable=True), volume)
             try:
                 await self._activate(volume)
                 await disk.exports.start(spec.name)

@@ -150,7 +150,8 @@ class Machines:
     async def watch(
         self, machine_id: str, after_generation: int
     ) -> AsyncGenerator[tuple[MachineRecord, Published], None]:
-        """Each state newer than `after_generation`, until the machine has ended.
+        """Each state newer than `after_generation`, until the machine has ended: also for one who
+        waits for a state that it does not come to.
 
         UnavailableError when the daemon stops meanwhile.
         """
@@ -166,7 +167,7 @@ class Machines:
             if process.ended:
                 return
             async with process.changed:
-                while process.published.generation <= seen:
+                while process.published.generation <= seen and not process.ended:
                     self._refuse_when_closing()
                     await process.changed.wait()
 

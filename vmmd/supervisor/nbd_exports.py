@@ -6,19 +6,23 @@ case (the machine's name or its id). Where that means two, it means none, and th
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from stairlib.model.errors import NotFoundError, StateError
 from stairlib.rpc.errors import translated
+from stairlib.runtime.addresses import Address
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
 from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceStub
 from vmmd.core.machine import MachineRecord
 from vmmd.supervisor.machines import Machines
 
 CALL_SECONDS = 5.0
+NBD_PORT = 10809
+_EVERYWHERE = ("0.0.0.0", "::")
 
 
 def shown_names(records: Sequence[MachineRecord]) -> list[str]:
@@ -44,6 +48,28 @@ def named_disk(records: Sequence[MachineRecord], name: str) -> tuple[str, str]:
     raise NotFoundError(
         "disk", name, f'no machine that runs here has a disk "{name}": `nbdinfo --list` has names'
     )
+
+
+def name_of_disk(records: Sequence[MachineRecord], machine: str, disk: str) -> str:
+    """The shortest name that means this disk of the machine with that id; empty when none does."""
+    found = [record for record in records if record.id == machine and disk in record.disks]
+    for record in found:
+        for name in (disk, f"{record.name}/{disk}", f"{record.id}/{disk}"):
+            if set(_candidates(records, name)) == {(machine, disk)}:
+                return name
+    return ""
+
+
+def gateway_uri(address: Address, name: str, *, tls: bool) -> str:
+    """How clients of other hosts write an export of the gateway that listens there.
+
+    A listener on all addresses of its host is told by the host's name, which is also what the
+    certificate has to be for.
+    """
+    host = socket.gethostname() if address.host in _EVERYWHERE else address.host
+    where = f"[{host}]" if ":" in host else host
+    port = "" if address.port == NBD_PORT else f":{address.port}"
+    return f"{'nbds' if tls else 'nbd'}://{where}{port}/{quote(name)}"
 
 
 def _candidates(records: Sequence[MachineRecord], name: str) -> Iterator[tuple[str, str]]:
@@ -77,3 +103,8 @@ class NbdExports:
                 request, timeout=CALL_SECONDS
             )
         return parse_qs(urlsplit(answer.volume.nbd_uri).query)["socket"][0]
+
+    def uri(self, address: Address, machine: str, disk: str, *, tls: bool) -> str:
+        """As `gateway_uri`, of a disk of the machine with that id; empty when it has no name."""
+        name = name_of_disk(self._records(), machine, disk)
+        return gateway_uri(address, name, tls=tls) if name else ""

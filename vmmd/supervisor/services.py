@@ -4,7 +4,7 @@ processes, so those calls go there with the caller's deadline and come back as t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import grpc.aio
@@ -34,6 +34,8 @@ VERIFY_SECONDS = 3600.0
 
 _Response = TypeVar("_Response")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+# From a machine's id and a disk of it to where other hosts reach that; empty where they do not.
+GatewayUri: TypeAlias = Callable[[str, str], str]
 
 
 def remaining(context: Context, default: float) -> float:
@@ -131,8 +133,15 @@ class MachineServicer(MachineServiceServicer):
 class VolumeServicer(VolumeServiceServicer):
     """Volumes, by the machine that has them."""
 
-    def __init__(self, machines: Machines) -> None:
+    def __init__(
+        self, machines: Machines, gateway_uri: GatewayUri = lambda _machine, _disk: ""
+    ) -> None:
         self._machines = machines
+        self._gateway_uri = gateway_uri
+
+    def _told(self, volume: volume_pb.VolumeInfo) -> None:
+        """Adds what only the daemon knows."""
+        volume.nbd_gateway_uri = self._gateway_uri(volume.machine_id, volume.disk)
 
     def _stub(self, machine_id: str) -> VolumeServiceAsyncStub:
         # The generated class serves both kinds of channel; its type knows only the blocking one.
@@ -143,9 +152,11 @@ class VolumeServicer(VolumeServiceServicer):
         self, request: volume_pb.GetVolumeInfoRequest, context: Context
     ) -> volume_pb.GetVolumeInfoResponse:
         with translated("machine process"):
-            return await self._stub(request.machine_id).GetVolumeInfo(
-                request, timeout=remaining(context, CALL_SECONDS)
-            )
+            answer: volume_pb.GetVolumeInfoResponse = await self._stub(
+                request.machine_id
+            ).GetVolumeInfo(request, timeout=remaining(context, CALL_SECONDS))
+        self._told(answer.volume)
+        return answer
 
     async def WatchVolume(
         self, request: volume_pb.WatchVolumeRequest, _context: Context
@@ -153,6 +164,7 @@ class VolumeServicer(VolumeServiceServicer):
         call = self._stub(request.machine_id).WatchVolume(request)
         async with contextlib.aclosing(relayed(call)) as responses:
             async for response in responses:
+                self._told(response.volume)
                 yield response
 
     async def GetVolumeHistory(

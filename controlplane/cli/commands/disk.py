@@ -74,20 +74,31 @@ async def uri(
     vhost_user: Annotated[
         bool, typer.Option("--vhost-user", help="The socket for a QEMU of your own instead.")
     ] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="The export as other hosts reach it, by TCP, instead.")
+    ] = False,
 ) -> None:
     """Print the URI of a disk's NBD export, and nothing else, for other commands to use:
 
     qemu-io -f raw -c "read 0 1M" "$(stairwell disk uri block2)"
     """
+    if vhost_user and remote:
+        raise CommandError("--vhost-user and --remote exclude each other")
     volume = (await get_disk(session, name)).volume
-    found = volume.vhost_user_socket if vhost_user else volume.nbd_uri
+    field, what = "nbd_uri", "NBD export"
+    hint = "`stairwell list` shows its instance; `stairwell state run` starts that"
+    if vhost_user:
+        field, what = "vhost_user_socket", "vhost-user socket"
+    elif remote:
+        field, what = "nbd_gateway_uri", "NBD export for other hosts"
+        if volume.nbd_uri:
+            hint = "start its vmmd with --nbd-listen: docs/machines.md"
+    found = getattr(volume, field)
     if not found:
-        what = "vhost-user socket" if vhost_user else "NBD export"
         raise CommandError(
-            f"{name} has no {what}: no machine has it open that offers one",
-            hint="`stairwell list` shows its instance; `stairwell state run` starts that",
+            f"{name} has no {what}: no machine has it open that offers one", hint=hint
         )
-    session.show({"vhost_user_socket" if vhost_user else "nbd_uri": found}, Text(found))
+    session.show({field: found}, Text(found))
 
 
 async def verify(

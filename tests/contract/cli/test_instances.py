@@ -263,6 +263,14 @@ def test_the_uri_alone_is_printed_for_other_commands(plane, client):
     assert client("disk", "uri", "block2")[1] == f"{long}\n"
     assert client("disk", "uri", "block2", "--vhost-user")[1] == "/run/vhost.sock\n"
     assert client.json("disk", "uri", "block2") == {"nbd_uri": long}
+    code, out, err = client("disk", "uri", "block2", "--remote")
+    assert (code, out) == (1, "")
+    assert "--nbd-listen" in err
+    disk.volume.nbd_gateway_uri = "nbds://storage7/block2"
+    plane.answers["GetDisk"] = disk_pb.GetDiskResponse(disk=disk)
+    assert client("disk", "uri", "block2", "--remote")[1] == "nbds://storage7/block2\n"
+    assert "nbds://storage7/block2" in client("disk", "status", "block2")[1]
+    assert client("disk", "uri", "block2", "--remote", "--vhost-user")[0] == 1
 
 
 def test_verify_is_exit_1_when_members_differ(plane, client):

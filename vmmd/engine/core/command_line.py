@@ -9,7 +9,7 @@ reference propolis.md §2, §10; real-guests-and-containers.md §C, §E.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +59,19 @@ class Board:
     monitor_socket: str
     bootrom: str = ""
     bootrom_bytes: int = 0
+    # Where each is, and the number of the bus behind it; each after those that it is behind.
+    bridges: tuple[tuple[PciPath, int], ...] = ()
 
 
-def check_path(path: PciPath, field: str) -> None:
-    """InvalidRequestError where the board has no room for a device."""
+def check_path(path: PciPath, field: str, buses: Collection[int] = (0,)) -> None:
+    """InvalidRequestError where the board, with these buses, has no room for a device."""
     why = ""
-    if path.bus != 0:
-        why = f"{path} is not on bus 0, the only one this board has"
-    elif path.device in BOARD_DEVICES:
+    if path.bus not in buses:
+        why = f"{path} is on a bus that this machine does not have; it has {sorted(buses)}"
+    elif path.bus == 0 and path.device in BOARD_DEVICES:
         why = f"{path} is where the board has {BOARD_DEVICES[path.device]}"
     elif path.function != 0:
-        why = f"{path} is function {path.function}; a disk is function 0 of its device"
+        why = f"{path} is function {path.function}; a device is function 0 of its place"
     if why:
         raise InvalidRequestError(f"{field}: {why}", (FieldViolation(field, why),))
 
@@ -104,10 +106,28 @@ def command_line(
         "-device", "pvpanic",
     ]  # fmt: skip
     words += _firmware(board)
+    for path, bus in board.bridges:
+        words += ["-device", json.dumps(_bridge(path, bus))]
     for disk in disks:
         for command, arguments in plug_commands(disk, queues):
             words += _as_option(command, arguments)
     return words
+
+
+def _bridge(path: PciPath, bus: int) -> dict[str, Any]:
+    # Without its own hot-plug controller, which would take the first place behind it.
+    place = {"bus": _bus(path.bus), "addr": _address(path)}
+    return {"driver": "pci-bridge", "id": _bus(bus), "chassis_nr": bus, "shpc": False, **place}
+
+
+def _bus(number: int) -> str:
+    """QEMU's name of a bus: its own of the first one, and of others the id of their bridge."""
+    return f"pci.{number}"
+
+
+def _address(path: PciPath) -> str:
+    # QEMU writes devices in hexadecimal.
+    return f"{path.device:x}.{path.function}"
 
 
 def _socket(identity: str, path: str) -> list[str]:
@@ -178,9 +198,8 @@ def unplug_commands(disk: AttachedDisk) -> list[Command]:
 
 
 def _place(disk: AttachedDisk) -> dict[str, str]:
-    # QEMU writes devices in hexadecimal.
     path = disk.pci_path
-    return {"id": disk.id, "bus": "pci.0", "addr": f"{path.device:x}.{path.function}"}
+    return {"id": disk.id, "bus": _bus(path.bus), "addr": _address(path)}
 
 
 def _as_option(command: str, arguments: dict[str, Any]) -> list[str]:

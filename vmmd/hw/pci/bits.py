@@ -1,4 +1,5 @@
-"""Offsets and bits of PCI configuration space (PCI Local Bus 3.0), type 0 header.
+"""Offsets and bits of PCI configuration space (PCI Local Bus 3.0), type 0 header, and of a bridge's
+(PCI-to-PCI Bridge Architecture 1.2), type 1 header.
 
 Constants only. Offsets and sizes are in bytes.
 """
@@ -38,6 +39,19 @@ COMMAND_WRITABLE = COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_IN
 STATUS_CAPABILITY_LIST = 1 << 4
 
 HEADER_TYPE_MULTIFUNCTION = 0x80
+HEADER_TYPE_BRIDGE = 0x01
+HEADER_TYPE_MASK = 0x7F
+
+# Of a bridge.
+BRIDGE_BAR_COUNT = 2
+PRIMARY_BUS = 0x18
+SECONDARY_BUS = 0x19
+SUBORDINATE_BUS = 0x1A
+BRIDGE_MEMORY_BASE = 0x20
+BRIDGE_MEMORY_LIMIT = 0x22
+BRIDGE_MEMORY_MASK = 0xFFF0
+CLASS_BRIDGE = 0x06
+SUB_CLASS_PCI_BRIDGE = 0x04
 
 BAR_TYPE_IO = 0x1
 BAR_TYPE_MEMORY64 = 0x4

@@ -3,7 +3,11 @@
 A guest's accesses come in here: configuration reads and writes by bus, slot and function; memory
 reads and writes by guest-physical address. Decode windows are worked out again after each
 configuration write; where two overlap, the one attached first answers. Bus 0 is always there;
-further buses are added for bridges.
+further buses are behind bridges.
+
+A bus has two numbers: the one devices are attached by, fixed when the machine is built, and the one
+that the guest gives it by programming its bridge, by which it is reached. A bus without the latter
+is not reached; of two bridges that were given the same number the one added first has it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from vmmd.core.pci_path import PciPath
 from vmmd.hw.memory import GuestMemory
 from vmmd.hw.pci import bits
 from vmmd.hw.pci.bar import BarKind, BarWindow
+from vmmd.hw.pci.bridge import PciBridge
 from vmmd.hw.pci.bus import PciBus
 from vmmd.hw.pci.device import PciFunction
 
@@ -34,6 +39,9 @@ class PciTopology:
         self.on_message: Callable[[int, int], None] = _ignore_message
         self._memory = memory
         self._buses = {0: PciBus()}
+        self._bridges: list[PciBridge] = []
+        # By the guest's numbers; None until they are worked out.
+        self._routes: dict[int, PciBus] | None = None
         self._windows: list[tuple[BarWindow, PciFunction]] | None = None
 
     def attach(self, path: PciPath | str, device: PciFunction) -> None:
@@ -53,6 +61,18 @@ class PciTopology:
         device.attach(self._memory, self._message)
         self._windows = None
 
+    def add_bridge(self, path: PciPath | str, downstream: int) -> None:
+        """Plugs in a bridge with a new bus behind it; devices are attached to that by `downstream`,
+        1 to 255. InvalidRequestError when that is no new one; as `attach` otherwise."""
+        if not 0 < downstream < bits.BUSES or downstream in self._buses:
+            text = f"bus {downstream} cannot be behind a bridge: 1 to 255, and each behind one"
+            raise InvalidRequestError(text, (FieldViolation("downstream_bus", text),))
+        bridge = PciBridge(downstream)
+        self.attach(path, bridge)
+        self._bridges.append(bridge)
+        self._buses[downstream] = PciBus()
+        self._routes = None
+
     def devices(self) -> Iterator[tuple[PciPath, PciFunction]]:
         """Everything plugged in, in order of path."""
         for number, bus in sorted(self._buses.items()):
@@ -61,17 +81,18 @@ class PciTopology:
 
     def config_read(self, path: PciPath, offset: int, size: int) -> int:
         """A guest's configuration read; all ones when nobody is there."""
-        bus = self._buses.get(path.bus)
+        bus = self._routed(path.bus)
         if bus is None:
             return bits.all_ones(size)
         return bus.config_read(path.device, path.function, offset, size)
 
     def config_write(self, path: PciPath, offset: int, size: int, value: int) -> None:
         """A guest's configuration write; vanishes when nobody is there."""
-        bus = self._buses.get(path.bus)
+        bus = self._routed(path.bus)
         if bus is not None:
             bus.config_write(path.device, path.function, offset, size, value)
             self._windows = None
+            self._routes = None
 
     def memory_read(self, address: int, size: int) -> int:
         """A guest's load from device memory; all ones when nobody decodes the address."""
@@ -93,6 +114,16 @@ class PciTopology:
         for _, device in self.devices():
             device.reset()
         self._windows = None
+        self._routes = None
+
+    def _routed(self, number: int) -> PciBus | None:
+        """The bus that the guest calls so."""
+        if self._routes is None:
+            self._routes = {0: self._buses[0]}
+            for bridge in self._bridges:
+                if bridge.secondary:
+                    self._routes.setdefault(bridge.secondary, self._buses[bridge.downstream])
+        return self._routes.get(number)
 
     def _message(self, address: int, data: int) -> None:
         self.on_message(address, data)

@@ -232,27 +232,40 @@ class VolumeFigures(_message.Message):
     REQUESTS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
     LOADS_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    DISCARDED_BYTES_FIELD_NUMBER: _builtins.int
     requests_in_flight: _builtins.int
     """Submitted and not completed; of these, so many wait until a member has room for them."""
     requests_waiting: _builtins.int
+    discarded_bytes: _builtins.int
     @_builtins.property
     def volume(self) -> _volume_service_pb2.VolumeInfo: ...
     @_builtins.property
-    def latencies(self) -> Global___LatencyTotals: ...
+    def latencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatencyTotals]:
+        """One of each kind of request: write, read, flush, discard."""
+
     @_builtins.property
     def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotLoad]: ...
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SizeTotals]: ...
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailureCount]: ...
     def __init__(
         self,
         *,
         volume: _volume_service_pb2.VolumeInfo | None = ...,
-        latencies: Global___LatencyTotals | None = ...,
+        latencies: _abc.Iterable[Global___LatencyTotals] | None = ...,
         requests_in_flight: _builtins.int = ...,
         requests_waiting: _builtins.int = ...,
         loads: _abc.Iterable[Global___SlotLoad] | None = ...,
+        sizes: _abc.Iterable[Global___SizeTotals] | None = ...,
+        failures: _abc.Iterable[Global___FailureCount] | None = ...,
+        discarded_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latencies", b"latencies", "volume", b"volume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latencies", b"latencies", "loads", b"loads", "requests_in_flight", b"requests_in_flight", "requests_waiting", b"requests_waiting", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discarded_bytes", b"discarded_bytes", "failures", b"failures", "latencies", b"latencies", "loads", b"loads", "requests_in_flight", b"requests_in_flight", "requests_waiting", b"requests_waiting", "sizes", b"sizes", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,7 +273,7 @@ Global___VolumeFigures: _TypeAlias = VolumeFigures  # noqa: Y015
 
 @_typing.final
 class LatencyTotals(_message.Message):
-    """Of all requests that were completed since the volume was built."""
+    """Of all requests of a kind that were completed since the volume was built."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -268,8 +281,10 @@ class LatencyTotals(_message.Message):
     BELOW_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     seconds: _builtins.float
+    kind: _builtins.str
     @_builtins.property
     def bounds_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
@@ -283,14 +298,77 @@ class LatencyTotals(_message.Message):
         below: _abc.Iterable[_builtins.int] | None = ...,
         count: _builtins.int = ...,
         seconds: _builtins.float = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "bounds_seconds", b"bounds_seconds", "count", b"count", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below", b"below", "bounds_seconds", b"bounds_seconds", "count", b"count", "kind", b"kind", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LatencyTotals: _TypeAlias = LatencyTotals  # noqa: Y015
+
+@_typing.final
+class SizeTotals(_message.Message):
+    """Of all requests of a kind that were submitted since the volume was built."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    BOUNDS_BYTES_FIELD_NUMBER: _builtins.int
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    count: _builtins.int
+    @_builtins.property
+    def bounds_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def at_most(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many had at most so many bytes."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        bounds_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        at_most: _abc.Iterable[_builtins.int] | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most", b"at_most", "bounds_bytes", b"bounds_bytes", "count", b"count", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SizeTotals: _TypeAlias = SizeTotals  # noqa: Y015
+
+@_typing.final
+class FailureCount(_message.Message):
+    """Requests of a kind that were answered with an error."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    reason: _builtins.str
+    """"failed", "read_only", "unsupported" or "out_of_range"."""
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailureCount: _TypeAlias = FailureCount  # noqa: Y015
 
 @_typing.final
 class SlotLoad(_message.Message):

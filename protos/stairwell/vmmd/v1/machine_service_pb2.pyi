@@ -98,12 +98,17 @@ class MachineDisk(_message.Message):
     PCI_PATH_FIELD_NUMBER: _builtins.int
     VOLUME_CONSTRUCTION_REQUEST_FIELD_NUMBER: _builtins.int
     ACTIVATE_WITH_TWO_AFTER_FIELD_NUMBER: _builtins.int
+    REMOVABLE_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """"nvme"; "virtio" with engine "qemu"."""
     name: _builtins.str
     read_only: _builtins.bool
     pci_path: _builtins.str
     """"bus.device.function"."""
+    removable: _builtins.bool
+    """That it can be unplugged, also where that costs something: an NVMe controller by vfio-user then has
+    MSI in place of MSI-X. A disk of PlugDisk always can.
+    """
     @_builtins.property
     def volume_construction_request(self) -> _volume_construction_request_pb2.VolumeConstructionRequest: ...
     @_builtins.property
@@ -121,10 +126,11 @@ class MachineDisk(_message.Message):
         pci_path: _builtins.str = ...,
         volume_construction_request: _volume_construction_request_pb2.VolumeConstructionRequest | None = ...,
         activate_with_two_after: _duration_pb2.Duration | None = ...,
+        removable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activate_with_two_after", b"activate_with_two_after", "volume_construction_request", b"volume_construction_request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_with_two_after", b"activate_with_two_after", "device", b"device", "name", b"name", "pci_path", b"pci_path", "read_only", b"read_only", "volume_construction_request", b"volume_construction_request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_with_two_after", b"activate_with_two_after", "device", b"device", "name", b"name", "pci_path", b"pci_path", "read_only", b"read_only", "removable", b"removable", "volume_construction_request", b"volume_construction_request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

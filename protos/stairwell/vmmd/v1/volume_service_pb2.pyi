@@ -507,6 +507,7 @@ class VolumeInfo(_message.Message):
     VHOST_USER_SOCKET_FIELD_NUMBER: _builtins.int
     REPAIR_RATE_FIELD_NUMBER: _builtins.int
     VFIO_USER_SOCKET_FIELD_NUMBER: _builtins.int
+    NBD_GATEWAY_URI_FIELD_NUMBER: _builtins.int
     GUEST_DEVICE_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     disk: _builtins.str
@@ -521,6 +522,10 @@ class VolumeInfo(_message.Message):
     """Where a hypervisor finds the disk as a vhost-user block device: a unix socket of this host."""
     vfio_user_socket: _builtins.str
     """The same as an NVMe controller, by vfio-user: for QEMU 10.1 and later."""
+    nbd_gateway_uri: _builtins.str
+    """Where other hosts reach the export by TCP: nbds://, or nbd:// where the host has no certificate.
+    Empty where vmmd runs without --nbd-listen. Clients add where their own certificate is.
+    """
     guest_device: _builtins.str
     """How the guest sees it, with engine "qemu": the controller, who emulates it, and why."""
     @_builtins.property
@@ -555,11 +560,12 @@ class VolumeInfo(_message.Message):
         vhost_user_socket: _builtins.str = ...,
         repair_rate: Global___RepairRate | None = ...,
         vfio_user_socket: _builtins.str = ...,
+        nbd_gateway_uri: _builtins.str = ...,
         guest_device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "repair_rate", b"repair_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "guest_device", b"guest_device", "machine_id", b"machine_id", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "repair_rate", b"repair_rate", "scrubs", b"scrubs", "sources", b"sources", "state", b"state", "total_bytes", b"total_bytes", "vfio_user_socket", b"vfio_user_socket", "vhost_user_socket", b"vhost_user_socket", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "counters", b"counters", "disk", b"disk", "guest_device", b"guest_device", "machine_id", b"machine_id", "nbd_gateway_uri", b"nbd_gateway_uri", "nbd_uri", b"nbd_uri", "reason", b"reason", "regions", b"regions", "repair_rate", b"repair_rate", "scrubs", b"scrubs", "sources", b"sources", "state", b"state", "total_bytes", b"total_bytes", "vfio_user_socket", b"vfio_user_socket", "vhost_user_socket", b"vhost_user_socket", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,6 +62,10 @@ def test_a_read_only_volume_takes_no_changes():
     assert not store.seen
     done = submit(volume, Request(BlockOp.READ, "r", 0, 1), Request(BlockOp.DISCARD, "d", 0, 1))
     assert {each.status for each in done.values()} == {BlockStatus.OK, BlockStatus.READ_ONLY}
+    assert [each for each in volume.figures.failures() if each[2]] == [
+        ("write", "read_only", 1),
+        ("discard", "read_only", 1),
+    ]
 
 
 def test_a_volume_of_a_view_says_that_it_is_read_only():

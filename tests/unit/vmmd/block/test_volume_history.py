@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vmmd.block.volume_history import VolumeCounters, VolumeHistory
+from vmmd.block.volume_history import VolumeHistory
 from vmmd.core.guest_meter import GuestMeter
+from vmmd.core.request_figures import VolumeCounters
 
 
 def test_each_sample_has_what_was_new():

@@ -12,10 +12,11 @@ def batch(*ops):
 
 
 def test_a_batch_counts_as_its_slowest_kind():
-    write = kind_of(batch(BlockOp.WRITE, BlockOp.DISCARD))
-    read = kind_of(batch(BlockOp.WRITE, BlockOp.READ))
+    write = kind_of(batch(BlockOp.WRITE))
+    discard = kind_of(batch(BlockOp.WRITE, BlockOp.DISCARD))
+    read = kind_of(batch(BlockOp.DISCARD, BlockOp.READ, BlockOp.DISCARD))
     flush = kind_of(batch(BlockOp.READ, BlockOp.FLUSH, BlockOp.WRITE))
-    assert len({write, read, flush}) == 3
+    assert len({write, discard, read, flush}) == 4
     assert kind_of(batch(BlockOp.FLUSH)) == flush
 
 
@@ -72,7 +73,16 @@ def test_totals_are_of_everything_whatever_was_taken():
         meter.begun(count, 1.0)
         meter.ended(0, count, seconds, 2.0)
         meter.take_latencies()
-    totals = meter.latency_totals()
+    meter.begun(2, 1.0)
+    meter.ended(kind_of(batch(BlockOp.DISCARD)), 2, 0.5, 2.0)
+    totals, read, flush, discard = meter.latency_totals()
+    assert [each.kind for each in (totals, read, flush, discard)] == [
+        "write", "read", "flush", "discard",
+    ]  # fmt: skip
+    assert (read.count, read.seconds, flush.count) == (0, 0.0, 0)
+    assert (discard.count, discard.seconds) == (2, 1.0)
+    # In samples it is a write.
+    assert meter.take(3.0).counts == (8, 0, 0)
     below = dict(zip(LATENCY_BOUNDS, totals.below, strict=True))
     assert (totals.count, meter.in_flight) == (6, 0)
     assert totals.seconds == pytest.approx(3600.001332)
@@ -83,7 +93,7 @@ def test_totals_are_of_everything_whatever_was_taken():
     assert totals.below[-1] == 5
     meter.begun(2, 3.0)
     meter.ended(0, 1, 64e-6, 4.0)
-    assert meter.latency_totals().count == 7
+    assert meter.latency_totals()[0].count == 7
     assert meter.in_flight == 1
     # A bound is exclusive.
-    assert meter.latency_totals().below[0] == 1
+    assert meter.latency_totals()[0].below[0] == 1

@@ -82,6 +82,41 @@ def test_two_devices_at_one_path() -> None:
     assert fields(f"{BLOCK}[dev.x]\n{one}[dev.y]\n{one}") == ["dev.y.pci-path"]
 
 
+BRIDGE = '[[pci_bridge]]\npci-path = "0.5.0"\ndownstream-bus = 1\n'
+
+
+def behind(path: str) -> str:
+    return f'{BLOCK}[dev.d]\ndriver = "pci-nvme"\nblock_dev = "a"\npci-path = "{path}"\n'
+
+
+def test_a_device_behind_a_bridge() -> None:
+    nested = '[[pci_bridge]]\npci-path = "1.2.0"\ndownstream-bus = 40\n'
+    config = parse_server_config(f"{BRIDGE}{nested}{behind('40.3.0')}")
+    assert [(each.pci_path, each.downstream_bus) for each in config.bridges] == [
+        ("0.5.0", 1),
+        ("1.2.0", 40),
+    ]
+    assert ServerConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (BRIDGE + BRIDGE, ["pci_bridge[1].downstream-bus", "pci_bridge[1].pci-path"]),
+        (BRIDGE.replace("= 1", "= 256"), ["pci_bridge[0].downstream-bus"]),
+        (BRIDGE.replace("= 1", "= true"), ["pci_bridge[0].downstream-bus"] * 2),
+        (BRIDGE.replace("0.5.0", "3.5.0"), ["pci_bridge[0].pci-path"]),
+        (BRIDGE.replace("0.5.0", "0.17.0"), ["pci_bridge[0].pci-path"]),
+        (BRIDGE.replace("downstream-bus", "bus"), ["pci_bridge[0].bus"]),
+        ("pci_bridge = 5", ["pci_bridge"]),
+        (behind("1.4.0"), ["dev.d.pci-path"]),
+        (BRIDGE + behind("0.5.0"), ["dev.d.pci-path"]),
+    ],
+)
+def test_a_bridge_that_cannot_be(text: str, wrong: list[str]) -> None:
+    assert fields(text)[: len(wrong)] == wrong
+
+
 def test_all_problems_come_at_once() -> None:
     assert fields('a = 1\nb = 2\nengine = "x"') == ["a", "b", "engine"]
 

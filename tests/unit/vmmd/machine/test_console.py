@@ -53,7 +53,7 @@ async def test_what_is_typed_at_an_open_cable_is_lost() -> None:
 
 async def test_the_built_in_guest_greets_and_echoes_through_its_uart() -> None:
     console = Console()
-    port = GuestConsole(console.said)
+    port = GuestConsole(console.said, lambda: None)
     console.connect(port.typed)
     port.greet("started", {"block2": "16384 blocks of 4096 bytes"})
     await console.type(b"hello\r")

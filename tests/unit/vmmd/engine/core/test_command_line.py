@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,18 @@ def test_what_is_plugged_is_taken_away_again(
 ) -> None:
     assert [name for name, _ in plug_commands(disk(transport), 2)] == plug
     assert [name for name, _ in unplug_commands(disk(transport))] == unplug
+
+
+def test_a_disk_behind_a_bridge_is_on_the_bridges_bus() -> None:
+    bridges = ((PciPath(0, 18, 0), 1), (PciPath(1, 2, 0), 2))
+    words = command_line(TCG, replace(BOARD, bridges=bridges), [disk(Transport.NBD, "2.4.0")], 2)
+    devices = [json.loads(word) for word in after(words, "-device") if word.startswith("{")]
+    assert [(each["driver"], each["id"], each["bus"], each["addr"]) for each in devices] == [
+        ("pci-bridge", "pci.1", "pci.0", "12.0"),
+        ("pci-bridge", "pci.2", "pci.1", "2.0"),
+        ("nvme", "disk-2.4.0", "pci.2", "4.0"),
+    ]
+    check_path(PciPath(2, 0, 0), "dev.d.pci-path", {0, 1, 2})
 
 
 @pytest.mark.parametrize("path", ["1.4.0", "0.0.0", "0.1.3", "0.4.1"])

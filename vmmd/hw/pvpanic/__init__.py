@@ -1,0 +1,1 @@
+"""The port by which a guest says that its kernel has panicked."""
