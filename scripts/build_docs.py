@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.api_reference import api_page, marked, prose
 from scripts.program_model import Command, programs
+from scripts.state_drawing import drawn
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
+_DIAGRAM = re.compile(r"^```mermaid\n(stateDiagram.*?)^```\n", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(\[[^\]]*\]\()([^)#\s]+)([^)]*\))")
 _INDEX = """# Stairwell
 
@@ -87,9 +89,16 @@ def copied(source: Path) -> None:
     for document in documents:
         target = source / document.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(
-            _LINK.sub(lambda found, at=document: linked(found, at, source), document.read_text())
-        )
+        text = _LINK.sub(lambda found, at=document: linked(found, at, source), document.read_text())
+        target.write_text(_DIAGRAM.sub(lambda found, at=target: pictured(found, at), text))
+
+
+def pictured(found: re.Match[str], document: Path) -> str:
+    """A state diagram as a picture beside the document: the site runs no script that draws it."""
+    number = len(list(document.parent.glob(f"{document.stem}-states-*.svg"))) + 1
+    picture = document.parent / f"{document.stem}-states-{number}.svg"
+    picture.write_text(drawn(found[1]))
+    return f"![The states and the moves between them, as in the table]({picture.name})\n"
 
 
 def linked(found: re.Match[str], document: Path, source: Path) -> str:

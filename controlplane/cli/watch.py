@@ -48,7 +48,7 @@ def progress_line(replacement: Replacement, *, waits: bool = True) -> str:
     if replacement.attempt > 1:
         parts.append(f"attempt {replacement.attempt}")
     if replacement.blocked_on and waits:
-        parts.append(f"waiting for {replacement.blocked_on}")
+        parts.append(f"waits: {replacement.blocked_on}")
     return "  ".join(parts).rstrip()
 
 

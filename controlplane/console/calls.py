@@ -31,7 +31,7 @@ _FILES: Final = (disk_service_pb2, fleet_service_pb2, replacement_service_pb2, v
 ANSWERED: Final = frozenset(
     f"{service}/{name}"
     for service, names in {
-        "DiskService": "GetDisk ListDisks GetDiskHistory ReplaceVcr",
+        "DiskService": "GetDisk ListDisks GetDiskHistory GetDiskExtents ReplaceVcr",
         "ReplacementService": "GetReplacement ListReplacements PauseReplacement ResumeReplacement"
         " CancelReplacement RetryReplacement SetRepairLimits GetReplacementTrace",
         "FleetService": "ListDownstairs GetFleetPolicy",
@@ -39,7 +39,13 @@ ANSWERED: Final = frozenset(
     }.items()
     for name in names.split()
 )
-WATCHED: Final = frozenset({"DiskService/WatchDisk", "ReplacementService/WatchReplacement"})
+WATCHED: Final = frozenset(
+    {
+        "DiskService/WatchDisk",
+        "DiskService/WatchDiskExtents",
+        "ReplacementService/WatchReplacement",
+    }
+)
 
 
 def as_object(message: Message) -> dict[str, Any]:

@@ -124,6 +124,34 @@ class Disks:
         disk = await self._store.disk(name)
         return await self._vmmd.volume_history(disk.instance_id, disk.name, after, newest)
 
+    async def extents(self, name: str) -> list[volume_pb.RegionExtents]:
+        """What is known of the extents of a disk's members; nothing while no machine answers."""
+        disk = await self._store.disk(name)
+        try:
+            return await self._vmmd.volume_extents(disk.instance_id, disk.name)
+        except StairwellError as error:
+            _log.debug("no map of the volume", disk=disk.name, error=error.message)
+            return []
+
+    async def watch_extents(self, name: str) -> AsyncGenerator[list[volume_pb.RegionExtents], None]:
+        """The same, then all regions at each change, with the columns that changed: all of them
+        after a time in which no machine answered. Ends with NotFoundError when the disk is gone."""
+        away = False
+        while True:
+            disk = await self._store.disk(name)
+            try:
+                news = self._vmmd.watch_extents(disk.instance_id, disk.name)
+                async with aclosing(news):
+                    async for regions in news:
+                        away = not regions
+                        yield regions
+            except StairwellError as error:
+                _log.debug("no map of the volume", disk=disk.name, error=error.message)
+            if not away:
+                away = True
+                yield []
+            await asyncio.sleep(RELISTEN_SECONDS)
+
     async def _volume(self, disk: DiskRecord) -> volume_pb.VolumeInfo | None:
         """What the machine says now, if it says something soon."""
         try:

@@ -219,6 +219,22 @@ class Vmmd:
             lambda answer: self._noted(machine_id, disk, answer.volume),
         )
 
+    async def volume_extents(self, machine_id: UUID, disk: str) -> list[volume_pb.RegionExtents]:
+        """What is known of the extents of a volume's members."""
+        request = volume_pb.GetExtentsRequest(machine_id=str(machine_id), disk=disk)
+        async with self._said():
+            answer = await self._volumes.GetExtents(request, timeout=GLANCE_SECONDS)
+        return list(answer.regions)
+
+    def watch_extents(
+        self, machine_id: UUID, disk: str
+    ) -> AsyncGenerator[list[volume_pb.RegionExtents], None]:
+        """The same, then all regions at each change, with the columns that changed."""
+        request = volume_pb.WatchExtentsRequest(machine_id=str(machine_id), disk=disk)
+        return self._stream(
+            self._volumes.WatchExtents, request, lambda answer: list(answer.regions)
+        )
+
     async def volume_history(
         self, machine_id: UUID, disk: str, after: Timestamp, newest: int
     ) -> list[volume_pb.VolumeSample]:

@@ -121,6 +121,28 @@ class DiskServicer(pb_grpc.DiskServiceServicer):
         )
         return pb.GetDiskHistoryResponse(samples=samples)
 
+    async def GetDiskExtents(
+        self,
+        request: pb.GetDiskExtentsRequest,
+        context: grpc.aio.ServicerContext[pb.GetDiskExtentsRequest, pb.GetDiskExtentsResponse],
+    ) -> pb.GetDiskExtentsResponse:
+        """What is known of each extent."""
+        del context
+        found = await self._disks.extents(disk_name(request.name))
+        return pb.GetDiskExtentsResponse(regions=found)
+
+    async def WatchDiskExtents(
+        self,
+        request: pb.WatchDiskExtentsRequest,
+        context: grpc.aio.ServicerContext[pb.WatchDiskExtentsRequest, pb.WatchDiskExtentsResponse],
+    ) -> AsyncIterator[pb.WatchDiskExtentsResponse]:
+        """The same, and each change."""
+        del context
+        news = self._disks.watch_extents(disk_name(request.name))
+        async with aclosing(news):
+            async for regions in news:
+                yield pb.WatchDiskExtentsResponse(regions=regions)
+
     async def StartScrub(
         self,
         request: pb.StartScrubRequest,

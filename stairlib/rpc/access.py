@@ -71,7 +71,7 @@ _TABLE: Final[dict[str, dict[frozenset[Role], str]]] = {
     },
     "stairwell.controlplane.v1.SerialService": {_DOES: "Attach GetHistory"},
     "stairwell.controlplane.v1.DiskService": {
-        _SEES: "GetDisk ListDisks WatchDisk GetDiskHistory",
+        _SEES: "GetDisk ListDisks WatchDisk GetDiskHistory GetDiskExtents WatchDiskExtents",
         _DOES: "ReplaceVcr VerifyDisk SnapshotDisk StartScrub StopScrub",
     },
     "stairwell.controlplane.v1.VcrService": {_SEES: "CheckVcr CompareVcrs"},
@@ -90,7 +90,7 @@ _TABLE: Final[dict[str, dict[frozenset[Role], str]]] = {
         _INNER: "EnsureMachine SetMachineState DeleteMachine SignalGuest PlugDisk UnplugDisk",
     },
     "stairwell.vmmd.v1.VolumeService": {
-        _TOLD: "GetVolumeInfo WatchVolume GetVolumeHistory",
+        _TOLD: "GetVolumeInfo WatchVolume GetVolumeHistory GetExtents WatchExtents",
         _INNER: "ReplaceVcr VerifyVolume Snapshot StartScrub StopScrub HoldRepair RepairMember"
         " TakeBackReplacement SetRepairLimits",
     },

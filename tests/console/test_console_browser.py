@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.core.replacement import MENDS_MAX
 from controlplane.daemon import ControlPlane
 from stairlib.rpc.access import Role
 from stairlib.rpc.authority import Authority, Wish
@@ -19,6 +20,8 @@ from stairlib.rpc.tls import TlsFiles
 from stairlib.rpc.tokens import TokenBook, add_line, new_token
 from stairlib.runtime.addresses import parse_address
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
+from tests.contract.controlplane_house import house
 from tests.integration.cluster import LOOPBACK, MIB, Cluster, free_ports, until
 from tests.integration.volume import Volume, fresh_volume
 
@@ -41,6 +44,28 @@ BANDS_BESIDE_LINES = """paper => {
     return Math.abs(band.getBoundingClientRect().top - wanted);
   }));
 }"""
+# Per column of a map, how many pixels have the colour of the state with this letter.
+COLUMNS = """(canvas, letter) => {
+  const paint = document.createElement("canvas").getContext("2d");
+  paint.fillStyle = getComputedStyle(canvas).getPropertyValue(`--extent-${letter}`).trim();
+  paint.fillRect(0, 0, 1, 1);
+  const [red, green, blue] = paint.getImageData(0, 0, 1, 1).data;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const found = [0, 0, 0];
+  for (let at = 0; at < data.length; at += 4) {
+    const [r, g, b, opaque] = data.slice(at, at + 4);
+    const same = r === red && g === green && b === blue && opaque;
+    if (same) found[Math.floor(((at / 4) % canvas.width) * 3 / canvas.width)] += 1;
+  }
+  return found;
+}"""
+COPIED_ABOVE = """known => {
+  const label = document.querySelector("canvas.extents").getAttribute("aria-label");
+  const [, copied] = label.match(/slot 2: .*?([0-9]+) copied/) || [0, 0];
+  return Number(copied) > known ? Number(copied) : false;
+}"""
+NEXT_FRAME = "() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))"
+EXTENTS = 256
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -52,6 +77,16 @@ async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Cluster, str]]:
         started.controlplane.command += ["--console", address]
         await started.controlplane.start()
         yield started, f"http://{address}/"
+
+
+@pytest.fixture
+async def alone(tmp_path: Path) -> AsyncIterator[str]:
+    """A control plane without machines, which is all that the desk needs to judge."""
+    async with ControlPlane(
+        f"{LOOPBACK}:0", f"{LOOPBACK}:1", tmp_path / "data", console=f"{LOOPBACK}:0",
+        grace_seconds=0,
+    ) as control:  # fmt: skip
+        yield control.console_url
 
 
 async def test_a_replacement_is_watched_and_its_limit_moved(
@@ -147,6 +182,31 @@ async def test_pause_resume_and_cancel_are_clicked(
         await volume.verify()
 
 
+async def test_a_failed_one_is_retried_by_a_click(
+    browser: Any, tmp_path: Path, open_page: Any
+) -> None:
+    """The machine is scripted: copies that go on differing are no fault of a real one."""
+    differing = volume_pb.ExtentDifference(region_path="sub_volumes[0]", extent=17, digests=[1, 2])
+    report = volume_pb.VerifyReport(
+        extents_compared=128, members_compared=3, differences=[differing]
+    )
+    async with house(tmp_path / "data", console=f"{LOOPBACK}:0") as home:
+        await home.create_running()
+        home.vmmd.quick = True
+        home.vmmd.reports += [report] * (MENDS_MAX + 1)
+        one = (await home.replace(home.vcr())).replacement_id
+        page = await open_page(f"{home.control.console_url}#/replacement/{one}")
+        for mended in range(1, MENDS_MAX + 1):
+            await home.vmmd.until(lambda mended=mended: home.vmmd.count("RepairMember") == mended)
+            await home.vmmd.finish("block2", 2)
+        await page.locator("li[data-state=FAILED][aria-current=step]").wait_for()
+        assert "extent 17" in await page.locator("main dl").inner_text()
+        assert await page.locator("#cancel").is_enabled()
+        await page.locator("#retry").click()
+        await page.locator("li[data-state=DONE][aria-current=step]").wait_for()
+        assert await page.locator("#retry").is_disabled()
+
+
 async def test_a_replacement_begins_at_the_desk(
     browser: Any, cluster: tuple[Cluster, str], open_page: Any
 ) -> None:
@@ -185,9 +245,11 @@ async def test_a_disk_is_watched_while_its_guest_works(
         await page.locator("a[href^='#/disk/']").first.press("Enter")
         await page.get_by_role("heading", name=volume.disk).wait_for()
         await page.locator("#regions").get_by_text("whole").nth(2).wait_for()
-        label = page.locator("canvas.chart").nth(1)
-        await label.and_(page.locator("[aria-label*='p99']")).wait_for()
-        assert await label.evaluate(COLOURED) > 100
+        for label in ("p99", "guest", "requests a second"):
+            chart = page.locator(f"canvas.chart[aria-label*='{label}']")
+            await chart.wait_for()
+            assert await chart.evaluate(COLOURED) > 100
+        await page.locator("canvas.extents[aria-label*='dirty']").wait_for()
         assert await page.evaluate("document.documentElement.scrollWidth") <= 390
         volume.downstairs[1].kill()
         slots = page.locator("#regions table")
@@ -197,11 +259,53 @@ async def test_a_disk_is_watched_while_its_guest_works(
         await slots.locator("td.bad").wait_for(state="detached")
 
 
-async def test_a_violation_is_shown_at_its_line(
+async def test_a_map_of_extents_is_seen_to_fill(
     browser: Any, cluster: tuple[Cluster, str], open_page: Any
 ) -> None:
-    _home, url = cluster
-    page = await open_page(f"{url}#/vcr")
+    home, url = cluster
+    async with fresh_volume(home, extent_count=EXTENTS) as volume:
+        await volume.fill(16 * MIB)
+        page = await open_page(f"{url}#/disk/{volume.disk}", width=390)
+        canvas = page.locator("canvas.extents")
+        await page.locator(f"canvas.extents[aria-label*='slot 2: {EXTENTS} in sync']").wait_for()
+
+        async def drawn(letter: str) -> list[int]:
+            """How many pixels of each column have the colour of a state."""
+            found: list[int] = await canvas.evaluate(COLUMNS, letter)
+            return found
+
+        whole = await drawn("s")
+        assert min(whole) > EXTENTS
+        assert await drawn("c") == [0, 0, 0]
+        await volume.limit(1 * MIB)
+        replacement = (await volume.replace()).replacement_id
+        seen = []
+        before = 0
+        for _ in range(3):
+            # By the words, which are told with the cells.
+            now = await page.wait_for_function(COPIED_ABOVE, arg=before)
+            before = await now.json_value()
+            await page.evaluate(NEXT_FRAME)
+            copied, left = await drawn("c"), await drawn("x")
+            assert copied[:2] == left[:2] == [0, 0]
+            seen.append((copied[2], left[2]))
+        assert sorted(seen) == seen
+        assert [left for _copied, left in seen] == sorted((left for _c, left in seen), reverse=True)
+        assert len(set(seen)) == len(seen)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        await page.emulate_media(color_scheme="dark")
+        await page.evaluate(NEXT_FRAME)
+        assert (await drawn("c"))[2] > 0, "drawn anew in the colours of the dark"
+        await volume.limit(0)
+        await volume.done(replacement)
+        await page.locator(f"canvas.extents[aria-label*='slot 2: {EXTENTS} in sync']").wait_for()
+        await page.emulate_media(color_scheme="light")
+        await page.evaluate(NEXT_FRAME)
+        assert await drawn("s") == whole
+
+
+async def test_a_violation_is_shown_at_its_line(browser: Any, alone: str, open_page: Any) -> None:
+    page = await open_page(f"{alone}#/vcr")
     text = (EXAMPLES / "replace.json").read_text()
     wrong = text.replace('"block_size": 4096', '"block_size": 4095', 1)
     await page.locator("#request").fill(wrong)
@@ -218,13 +322,10 @@ async def test_a_violation_is_shown_at_its_line(
     await page.get_by_text("verdict: replace").wait_for()
 
 
-async def test_two_requests_stand_side_by_side(
-    browser: Any, cluster: tuple[Cluster, str], open_page: Any
-) -> None:
-    _home, url = cluster
+async def test_two_requests_stand_side_by_side(browser: Any, alone: str, open_page: Any) -> None:
     old = (EXAMPLES / "crucible-disks.json").read_text()
     new = (EXAMPLES / "replace.json").read_text()
-    page = await open_page(f"{url}#/vcr")
+    page = await open_page(f"{alone}#/vcr")
     await page.locator("#original").fill(old)
     await page.locator("#request").fill(new)
     await page.get_by_text("verdict: replace").wait_for()

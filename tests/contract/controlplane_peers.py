@@ -53,6 +53,7 @@ class ScriptedVmmd:
     limits_of: dict[str, pb.RepairLimits] = field(default_factory=dict)
     # Of any disk.
     history: list[pb.VolumeSample] = field(default_factory=list)
+    extents: list[pb.RegionExtents] = field(default_factory=list)
     # Whether a repair is finished the moment it is asked for.
     quick: bool = False
     # Whether an old member serves until the new one is filled.
@@ -274,6 +275,19 @@ class Volumes(pb_grpc.VolumeServiceServicer):
             async with self.script.changed:
                 if self.script.volume(request) == seen:
                     await self.script.changed.wait()
+
+    async def GetExtents(self, request, context):
+        await self.script.heard("GetExtents", request)
+        self.script.volume(request)
+        return pb.GetExtentsResponse(regions=self.script.extents)
+
+    async def WatchExtents(self, request, context):
+        await self.script.heard("WatchExtents", request)
+        while True:
+            self.script.volume(request)
+            yield pb.WatchExtentsResponse(regions=self.script.extents)
+            async with self.script.changed:
+                await self.script.changed.wait()
 
     async def GetVolumeHistory(self, request, context):
         await self.script.heard("GetVolumeHistory", request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,8 @@ from stairlib.rpc.server import Security, TokenPort
 from stairlib.rpc.tls import TlsFiles
 from stairlib.rpc.tokens import TokenBook, add_line, new_token
 from stairlib.runtime.addresses import parse_address
+from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
+from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from tests.contract.controlplane_house import EXAMPLES, SECONDS, House, house
 
 HOST = "127.0.0.1"
@@ -99,16 +102,42 @@ async def test_limit_pause_resume_and_cancel_act(home: House, web: httpx.AsyncCl
 async def test_the_overview_tells_all_there_is_and_what_changes(
     home: House, web: httpx.AsyncClient
 ) -> None:
+    replacement = ""
     async with asyncio.timeout(SECONDS):
         async for _kind, data in events(web, "overview"):
-            (disk,) = data["disks"]
-            if not data["replacements"]:
-                assert (disk["name"], len(disk["slots"])) == ("block2", 3)
-                assert {each["address"] for each in data["downstairs"]} >= set(home.targets(0, 1))
-                await home.replace(home.vcr())
-            elif disk["replacementId"]:
-                assert data["replacements"][0]["id"] == disk["replacementId"]
+            disks, downstairs = data["disks"]["changed"], data["downstairs"]["changed"]
+            if data["whole"]:
+                assert [(disk["name"], len(disk["slots"])) for disk in disks] == [("block2", 3)]
+                assert {each["address"] for each in downstairs} >= set(home.targets(0, 1))
+                replacement = (await home.replace(home.vcr())).replacement_id
+            elif disks and disks[0]["replacementId"]:
+                assert disks[0]["replacementId"] == replacement
                 return
+
+
+async def test_the_overview_tells_only_what_changed(home: House, web: httpx.AsyncClient) -> None:
+    disk = home.disk_json() | {"name": "other"}
+    opts = disk["volume_construction_request"]["sub_volumes"][0]["opts"]
+    disk["volume_construction_request"]["id"] = opts["id"] = str(uuid.uuid4())
+    opts["target"] = [f"127.1.1.{number}:8810" for number in (1, 2, 3)]
+    await home.create("vm-other", disks=[disk])
+    told = []
+    async with asyncio.timeout(SECONDS):
+        async for _kind, data in events(web, "overview"):
+            disks = data["disks"]
+            told.append(([disk["name"] for disk in disks["changed"]], disks["gone"]))
+            if data["whole"]:
+                assert told == [(["block2", "other"], [])]
+                home.vmmd.slot("other", 2).state = volume_pb.SLOT_STATE_LIVE_REPAIR
+            elif disks["changed"]:
+                assert told[-1] == (["other"], [])
+                gone = instance_pb.DeleteInstanceRequest(name="vm-other")
+                await home.instances.DeleteInstance(gone, timeout=SECONDS)
+            elif disks["gone"]:
+                assert told[-1] == ([], ["other"])
+                return
+            else:
+                assert len(json.dumps(data)) < 300, "nothing changed: nothing is told"
 
 
 async def test_a_stop_does_not_wait_for_watchers(tmp_path: Path) -> None:
@@ -161,7 +190,10 @@ async def test_pages_come_with_a_policy_and_need_nothing_from_elsewhere(
 ) -> None:
     page = await web.get("/")
     assert page.status_code == 200
-    names = ["console", "link", "draw", "pages", "overview", "replacement", "desk"]
+    names = [
+        "chart", "console", "desk", "disk", "draw", "extents", "link", "overview", "pages",
+        "replacement",
+    ]  # fmt: skip
     texts = [page.text, (await web.get("/console.css")).text]
     texts += [(await web.get(f"/{name}.js")).text for name in names]
     for name, value in SECURITY_HEADERS.items():

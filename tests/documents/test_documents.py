@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from downstaird.dsc.__main__ import DEFAULT_REGION_DIR
 from tests.documents.console_blocks import steps
 from tests.documents.stage import OPERATIONS, TOUR, TUTORIAL, grpcurl, stage
 
@@ -57,6 +58,10 @@ def test_every_service_is_called() -> None:
         for name in re.findall(r"^service (\w+)", file.read_text(), re.MULTILINE)
     }
     assert served - PRIVATE - called == set()
+
+
+def test_the_tutorial_says_where_the_regions_stay() -> None:
+    assert f"`{DEFAULT_REGION_DIR}`" in TUTORIAL.read_text()
 
 
 def test_the_tutorial_starts_the_daemons_as_the_readme_does() -> None:

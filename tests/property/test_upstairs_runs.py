@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from stairlib.model.cipher import AES_256_GCM, AES_256_GCM_SIV
+from stairlib.model.extents import ExtentState
 from stairlib.model.geometry import Geometry
 from tests.property.seeded import first_seeds, run_seeds
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.block.backend import Request
-from vmmd.upstairs.core import events
+from vmmd.upstairs.core import events, limits
+from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 SEEDS_PER_TEST = 25
@@ -209,6 +211,7 @@ class Run:
         for _ in range(rng.randint(40, 120)):
             rng.choice(faults)() if rng.random() < self.hostility else self.guest()
             world.run_until(self.settled, rng.choice([0.0005, 0.005, 0.05, 0.6]))
+            self.check_map()
         self.heal()
         self.check_end()
 
@@ -241,6 +244,32 @@ class Run:
                 break
         assert world.healthy(), f"no end: {world.upstairs.status()}"
         assert world.run_until(lambda: not world.in_flight, 30), "guest requests hang"
+
+    def check_map(self) -> None:
+        """What the map of extents calls in sync is equal, durably, wherever it is called so; a
+        member that serves lacks nothing, and as many are being filled as may be."""
+        world = self.world
+        slots = world.upstairs.status().slots
+        columns = world.upstairs.extents()
+        for slot, states in zip(slots, columns, strict=True):
+            assert len(states) == world.geometry.extent_count
+            if slot.state is SlotState.ACTIVE:
+                assert set(states.tolist()) <= {ExtentState.IN_SYNC, ExtentState.DIRTY}
+            elif slot.state is SlotState.WAIT_CONNECT and slot.mode is not SlotMode.OFFLINE:
+                assert (states == ExtentState.UNKNOWN).all()
+            assert (states == ExtentState.COPYING).sum() <= limits.COPIES_IN_FLIGHT
+        if self.put_back:
+            # Not noticed yet, perhaps.
+            return
+        per = world.geometry.blocks_per_extent
+        for extent in range(world.geometry.extent_count):
+            blocks = range(extent * per, (extent + 1) * per)
+            held = [
+                [world.daemons[slot.address].durable.get(block) for block in blocks]
+                for slot, states in zip(slots, columns, strict=True)
+                if states[extent] == ExtentState.IN_SYNC
+            ]
+            assert all(one == held[0] for one in held), f"extent {extent} is not in sync"
 
     def check_end(self) -> None:
         world = self.world

@@ -29,6 +29,7 @@ from vmmd.block.backend import (
     Done,
     Request,
 )
+from vmmd.block.extent_watch import ExtentLooks, RegionExtents
 from vmmd.block.repair_governor import RepairGovernor, RepairRate
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
@@ -130,6 +131,7 @@ class Volume:
         self.history = VolumeHistory(self.counters, self._meter)
         self._governor = RepairGovernor(self._regions, self._meter, self.history)
         self._fence = ReplacementFence()
+        self._looks = ExtentLooks()
         info = self._root.info
         self._info = BackendInfo(
             info.block_size,
@@ -492,6 +494,11 @@ class Volume:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def extents(self) -> list[RegionExtents]:
+        """What is known of the extents of every region; nothing once the volume is closed."""
+        regions = {} if self._closed else self._tree.regions
+        return [self._looks.look(path, region) for path, region in regions.items()]
 
     async def _news(self, changed: asyncio.Event, told: VolumeStatus, interval: float) -> None:
         """Returns when there is something to tell after `told`."""

@@ -25,6 +25,7 @@ from stairwell.vmmd.v1.guest_service_pb2_grpc import GuestServiceServicer
 from stairwell.vmmd.v1.machine_process_service_pb2_grpc import MachineProcessServiceServicer
 from stairwell.vmmd.v1.serial_service_pb2_grpc import SerialServiceServicer
 from stairwell.vmmd.v1.volume_service_pb2_grpc import VolumeServiceServicer
+from vmmd.block.extent_watch import INTERVAL_SECONDS, changes
 from vmmd.core.server_config import ServerConfig
 from vmmd.guest.workload import WorkloadKind, WorkloadReport, WorkloadSpec
 from vmmd.hw.uart.history import READ_BYTES_DEFAULT
@@ -32,6 +33,7 @@ from vmmd.machine.figures import figures_message
 from vmmd.machine.machine import Disk
 from vmmd.machine.process import MachineHost
 from vmmd.machine.volume_mapping import (
+    extents_message,
     policy_of,
     rate_message,
     replaced_message,
@@ -206,6 +208,21 @@ class VolumeServicer(VolumeServiceServicer):
         after = request.after_time.ToNanoseconds() / 1e9
         samples = history.after(after)[-request.samples_max :]
         return pb.GetVolumeHistoryResponse(samples=map(sample_message, samples))
+
+    async def GetExtents(
+        self, request: pb.GetExtentsRequest, _context: Context
+    ) -> pb.GetExtentsResponse:
+        found = self._disk(request.disk).volume.extents()
+        return pb.GetExtentsResponse(regions=map(extents_message, found))
+
+    async def WatchExtents(
+        self, request: pb.WatchExtentsRequest, _context: Context
+    ) -> AsyncIterator[pb.WatchExtentsResponse]:
+        volume = self._disk(request.disk).volume
+        interval = seconds_of(request.interval) or INTERVAL_SECONDS
+        async with contextlib.aclosing(changes(volume.extents, interval)) as news:
+            async for found in news:
+                yield pb.WatchExtentsResponse(regions=map(extents_message, found))
 
     async def ReplaceVcr(
         self, request: pb.ReplaceVcrRequest, _context: Context

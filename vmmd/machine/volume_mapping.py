@@ -5,6 +5,7 @@ from __future__ import annotations
 from stairlib.model.construction_diff import ChangedTarget
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
+from vmmd.block.extent_watch import RegionExtents
 from vmmd.block.repair_governor import RepairRate
 from vmmd.block.scrub import ScrubStatus
 from vmmd.block.volume import RegionSnapshot, VolumeStatus, VolumeVerification
@@ -63,6 +64,19 @@ def volume_message(
             read_mismatches=sum(region.read_mismatches for _path, region in status.regions),
             blocks_healed=sum(region.blocks_healed for _path, region in status.regions),
         ),
+    )
+
+
+def extents_message(extents: RegionExtents) -> pb.RegionExtents:
+    """The columns of one region."""
+    return pb.RegionExtents(
+        path=extents.path,
+        extent_count=extents.extent_count,
+        extent_bytes=extents.extent_bytes,
+        columns=[
+            pb.ExtentColumn(slot=column.slot, address=column.address, runs=column.runs)
+            for column in extents.columns
+        ],
     )
 
 

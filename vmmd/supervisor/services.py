@@ -175,6 +175,22 @@ class VolumeServicer(VolumeServiceServicer):
                 request, timeout=remaining(context, CALL_SECONDS)
             )
 
+    async def GetExtents(
+        self, request: volume_pb.GetExtentsRequest, context: Context
+    ) -> volume_pb.GetExtentsResponse:
+        with translated("machine process"):
+            return await self._stub(request.machine_id).GetExtents(
+                request, timeout=remaining(context, CALL_SECONDS)
+            )
+
+    async def WatchExtents(
+        self, request: volume_pb.WatchExtentsRequest, _context: Context
+    ) -> AsyncIterator[volume_pb.WatchExtentsResponse]:
+        call = self._stub(request.machine_id).WatchExtents(request)
+        async with contextlib.aclosing(relayed(call)) as responses:
+            async for response in responses:
+                yield response
+
     async def ReplaceVcr(
         self, request: volume_pb.ReplaceVcrRequest, context: Context
     ) -> volume_pb.ReplaceVcrResponse:

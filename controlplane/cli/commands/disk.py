@@ -1,5 +1,5 @@
-"""`disk status`, `disk verify`, `disk snapshot`: what a disk is kept on, whether its copies agree,
-and a copy of all that it holds now.
+"""`disk status`, `disk map`, `disk verify`, `disk snapshot`: what a disk is kept on, what each of
+its extents is like, whether its copies agree, and a copy of all that it holds now.
 
 `disk scrub` and `disk scrub-stop`, `disk plug` and `disk unplug` are in modules of their own.
 """
@@ -18,6 +18,7 @@ from controlplane.cli import render
 from controlplane.cli.command import command
 from controlplane.cli.commands import plug, scrub
 from controlplane.cli.commands.instance import list_disks, spinner
+from controlplane.cli.extents import extent_maps
 from controlplane.cli.failure import CommandError
 from controlplane.cli.plain import plain
 from controlplane.cli.session import Session
@@ -32,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     disk = typer.Typer(help="Disks: members, sources and parents.", no_args_is_help=True)
     app.add_typer(disk, name="disk")
     command(disk, "status")(status)
+    command(disk, "map")(extents)
     command(disk, "uri")(uri)
     plug.add_to(disk)
     command(disk, "verify")(verify)
@@ -66,6 +68,31 @@ async def status(
         parts += [""] * bool(parts) + [disk_views.disk_status(disk)]
     human = Group(*parts) if parts else "no disks; `stairwell new` makes an instance with disks"
     session.show({"disks": [plain(disk) for disk in disks]}, human)
+
+
+async def extents(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Disk name or volume UUID.")],
+) -> None:
+    """Show what is known of each extent of a disk on each member: in sync, written since the last
+    flush, to be copied, being copied, copied by the repair that runs.
+
+    With --output json a member's extents are one text: a letter for each run of extents in the
+    same state (s in sync, d dirty, x to be copied, w being copied, c copied, u unknown), after its
+    length unless that is 1, as in 5000c4w7796x.
+    """
+    response = await session.call(
+        session.disks.GetDiskExtents,
+        pb.GetDiskExtentsRequest(name=name),
+        pb.GetDiskExtentsResponse,
+    )
+    human = (
+        extent_maps(response.regions)
+        if response.regions
+        else "no machine runs this disk now, so nothing is known of its extents; "
+        "`stairwell list` shows its instance"
+    )
+    session.show(plain(response), human)
 
 
 async def uri(

@@ -45,9 +45,9 @@ async def start(
     """Replace a member of a disk, by a spare of the fleet if none is named.
 
     The construction request is made from the recorded one, with a higher generation, and goes the
-    way of `stairwell vcr replace`. A spare must fit and stand apart: never two members of a set on
-    one host or in one failure domain. What was not taken is shown with the reason, and kept with
-    the replacement.
+    way of `stairwell vcr --vcr-replace`. A spare must fit and stand apart: never two members of a
+    set on one host or in one failure domain. What was not taken is shown with the reason, and kept
+    with the replacement.
     """
     response = await session.call(
         session.replacements.StartReplacement,

@@ -11,7 +11,7 @@ function colours() {
 }
 
 // A canvas at the screen's own resolution, cleared; its context counts in CSS pixels.
-function cleared(canvas, width, height) {
+export function cleared(canvas, width, height) {
   const scale = devicePixelRatio || 1;
   canvas.width = Math.round(width * scale);
   canvas.height = Math.round(height * scale);

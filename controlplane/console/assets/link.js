@@ -1,4 +1,4 @@
-// How the pages speak to the control plane. Nothing is kept but the token, and that for this tab.
+// How the pages speak to the control plane. The token is kept for this tab.
 const TOKEN = "stairwell-token";
 const $ = (id) => document.getElementById(id);
 

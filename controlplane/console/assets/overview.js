@@ -50,6 +50,21 @@ function downstairsTable() {
   });
 }
 
+// A list, its rows by `key`: messages tell what changed, the first one of a watch everything.
+function list(name, key, order) {
+  const rows = new Map();
+  return ({ whole, [name]: { changed, gone } }) => {
+    if (whole) rows.clear();
+    for (const one of gone) rows.delete(one);
+    for (const row of changed) rows.set(row[key], row);
+    return [...rows.values()].sort(order);
+  };
+}
+
+const byAddress = (a, b) => a.address.localeCompare(b.address, undefined, { numeric: true });
+const newest = (a, b) => Date.parse(b.createTime) - Date.parse(a.createTime);
+const worst = (a, b) => ORDER.indexOf(a.health) - ORDER.indexOf(b.health) || a.name.localeCompare(b.name);
+
 export function overview(main, signal) {
   const looking = el("p", { class: "dim" }, "looking…");
   const heading = el("h2", {}, "Disks");
@@ -57,13 +72,16 @@ export function overview(main, signal) {
   const parts = el("div", { id: "overview", hidden: true }, heading, disks.nodes,
     el("h2", {}, "Replacements"), replacements.nodes, el("h2", {}, "Downstairs"), downstairs.nodes);
   main.replaceChildren(el("h1", {}, "Overview"), looking, parts);
+  const allDisks = list("disks", "name", worst);
+  const allReplacements = list("replacements", "id", newest);
+  const allDownstairs = list("downstairs", "address", byAddress);
   return watch("overview", {}, (news) => {
-    const found = news.disks.map((disk) => ({ ...disk, health: health(disk) }))
-      .sort((a, b) => ORDER.indexOf(a.health) - ORDER.indexOf(b.health) || a.name.localeCompare(b.name));
+    for (const one of news.disks.changed) one.health = health(one);
+    const found = allDisks(news);
     heading.textContent = `Disks: ${ORDER.map((kind) => `${found.filter((disk) => disk.health === kind).length} ${kind}`).join(", ")}`;
     disks.show(found);
-    replacements.show(news.replacements);
-    downstairs.show(news.downstairs);
+    replacements.show(allReplacements(news));
+    downstairs.show(allDownstairs(news));
     [looking.hidden, parts.hidden] = [true, false];
     document.getElementById("link").textContent = news.away ? `not live: ${news.away}` : "live";
   }, signal);

@@ -3,18 +3,32 @@ import { el, frame, row } from "./draw.js";
 // As many rows as are in the page at once, however many things there are.
 export const ROWS = 50;
 
+// What was written into the filters, and where one was, for the next look at the page in this tab.
+const KEPT = "stairwell-tables";
+
+function keep(id, state) {
+  sessionStorage.setItem(KEPT, JSON.stringify({ ...kept(), [id]: state }));
+}
+
+function kept() {
+  return JSON.parse(sessionStorage.getItem(KEPT) || "{}");
+}
+
 // A table that is told anew again and again, some rows at a time, with a filter. Only rows that changed are made
 // anew: scrolling, focus and what is selected stay. `cells` and `words` (what is searched) are of one item.
 export function pages({ id, columns, cells, words, empty }) {
   let items = [];
-  let first = 0;
+  const before = kept()[id] || { filter: "", first: 0 };
+  let first = before.first;
   const drawn = new Map();
   const body = el("tbody");
   const box = frame(columns, body, id);
   const none = el("p", { class: "dim" });
   const place = el("span", { id: `${id}-place`, role: "status" });
-  const filter = el("input", { id: `${id}-filter`, type: "search", autocomplete: "off", oninput: () => { first = 0; draw(); } });
-  const turn = (label, by) => el("button", { type: "button", onclick: () => { first += by; box.scrollTop = 0; draw(); } }, label);
+  const filter = el("input", { id: `${id}-filter`, type: "search", autocomplete: "off", oninput: () => { first = 0; draw(); remember(); } });
+  filter.value = before.filter;
+  const remember = () => keep(id, { filter: filter.value, first });
+  const turn = (label, by) => el("button", { type: "button", onclick: () => { first += by; box.scrollTop = 0; draw(); remember(); } }, label);
   const [back, on] = [turn("Previous", -ROWS), turn("Next", ROWS)];
   const bar = el("p", { class: "pages" }, el("label", {}, "Filter ", filter), " ", back, " ", on, " ", place);
 
@@ -24,7 +38,7 @@ export function pages({ id, columns, cells, words, empty }) {
       const text = words(item).toLowerCase();
       return wanted.every((each) => text.includes(each));
     }) : items;
-    first = Math.max(0, Math.min(first, Math.floor((matching.length - 1) / ROWS) * ROWS));
+    if (items.length) first = Math.max(0, Math.min(first, Math.floor((matching.length - 1) / ROWS) * ROWS));
     const shown = matching.slice(first, first + ROWS);
     put(shown);
     bar.hidden = items.length <= ROWS && !wanted.length;

@@ -9,6 +9,8 @@ const ENDED = ["DONE", "CANCELLED", "FAILED"];
 const MIB = 1048576;
 // The slider's steps are powers of two in MiB/s; the last one is no limit.
 const STEPS = 11;
+// Between two looks at a failed one.
+const RETRIED_MS = 1000;
 
 export function timeIn(one, log, now) {
   const spent = {};
@@ -114,7 +116,7 @@ export function replacement(main, signal, id, me) {
   };
   const clock = setInterval(() => shown && states.replaceChildren(...graph(shown, log)), 500);
   signal.addEventListener("abort", () => clearInterval(clock));
-  return watch("ReplacementService/WatchReplacement", { id }, (news) => {
+  const take = (news) => {
     shown = news.replacement;
     const known = new Set(log.map((line) => line.number));
     const fresh = news.transitions.filter((line) => !known.has(line.number));
@@ -124,5 +126,13 @@ export function replacement(main, signal, id, me) {
         new Date(line.time).toLocaleTimeString(), word(line.state, PREFIX), line.event, el("td", { class: "long" }, line.detail || "-")]), "none"));
     }
     draw();
-  }, signal).finally(() => clearInterval(clock));
+  };
+  // The watch ends with the replacement; one that failed may be retried, by whomever.
+  const follow = async () => {
+    do {
+      await watch("ReplacementService/WatchReplacement", { id }, take, signal);
+      if (shown && shown.state === `${PREFIX}FAILED`) await new Promise((go) => setTimeout(go, RETRIED_MS));
+    } while (!signal.aborted && shown && shown.state === `${PREFIX}FAILED`);
+  };
+  return follow().finally(() => clearInterval(clock));
 }

@@ -28,7 +28,9 @@ SERVICES = (
     replacement_service_pb2_grpc,
     vcr_service_pb2_grpc,
 )
-STREAMS = {"WatchInstance", "WatchDisk", "WatchReplacement", "RunGuestWorkload"}
+STREAMS = {
+    "WatchInstance", "WatchDisk", "WatchDiskExtents", "WatchReplacement", "RunGuestWorkload",
+}  # fmt: skip
 
 
 class ScriptedControlPlane:

@@ -76,7 +76,7 @@ def test_the_documents_command_is_followed_until_done(plane, client):
     assert lines[0].startswith("started: slot 2 127.0.0.1:8830 -> 127.0.0.1:8840")
     assert "50 %  50 MiB of 100 MiB" in out
     assert "20 MiB/s  ETA 2.5 s" in out
-    assert "waiting for vmmd" in out
+    assert "waits: vmmd" in out
     assert "now 127.0.0.1:8840, verified; 7 MiB copied" in lines[-2]
     (request,) = plane.requests("ReplaceVcr")
     assert (request.name, request.id) == ("block2", VOLUME)

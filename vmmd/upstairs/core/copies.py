@@ -12,6 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from stairlib.model.extents import ExtentState
 from stairlib.wire.frame import OpKind, OpStatus
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.control_jobs import ControlJob, Outcome
@@ -76,6 +79,9 @@ class ExtentCopies:
         self._waiting: deque[tuple[int, int, int, bool]] = deque(
             (extent, 0, 0, True) for extent in extents
         )
+        # Of every extent of the region, for whoever looks.
+        self.states = np.full(geometry.extent_count, ExtentState.IN_SYNC, dtype=np.uint8)
+        self.states[[each[0] for each in self._waiting]] = ExtentState.DIFFERS
         self._running: list[_Copy] = []
         self.extents_total = len(self._waiting)
         self.extents_done = 0
@@ -180,6 +186,7 @@ class ExtentCopies:
                 self.error = f"no member can be the source of extent {extent}"
                 return
             job = self._send(extent, source)
+            self.states[extent] = ExtentState.COPYING
             self._running.append(_Copy(extent, source, job, tried, attempts, damaged))
 
     def _settle(self, copy: _Copy) -> None:
@@ -188,6 +195,7 @@ class ExtentCopies:
             self._running.append(copy)
         elif job.outcome is Outcome.OK:
             self.extents_done += 1
+            self.states[copy.extent] = ExtentState.COPIED
             self.bytes_copied += min(job.number, self._extent_bytes)
         elif job.status in _OF_THE_SOURCE and job.outcome is Outcome.FAILED:
             attempts = copy.attempts + 1
@@ -195,6 +203,7 @@ class ExtentCopies:
             if attempts < limits.COPY_ATTEMPTS_MAX:
                 tried = copy.tried | copy.source.bit
                 self._waiting.appendleft((copy.extent, tried, attempts, damaged))
+                self.states[copy.extent] = ExtentState.DIFFERS
             elif not self.error:
                 self.error = job.describe()
                 self.damaged = copy.extent if damaged else None

@@ -343,3 +343,15 @@ class Digests:
     """One digest array (u64 per extent) per slot compared; slots that did not answer are absent."""
 
     by_slot: dict[int, npt.NDArray[np.uint64]]
+
+
+def unanswered(batch: GuestBatch, effects: Sequence[Effect]) -> list[tuple[object, object]]:
+    """(key, token) of the batch's requests that none of the effects completes."""
+    done = {
+        (id(effect.key), id(completion.token))
+        for effect in effects
+        if isinstance(effect, CompleteGuest)
+        for completion in effect.completions
+    }
+    tokens = ((key, request.token) for key, requests in batch.submissions for request in requests)
+    return [(key, token) for key, token in tokens if (id(key), id(token)) not in done]

@@ -138,6 +138,16 @@ class ReplayLog:
                     extents.update(range(first // blocks_per_extent, last // blocks_per_extent + 1))
         return extents
 
+    def table(self) -> OpArray:
+        """The ops of all writes and discards, in the order of their jobs; a copy."""
+        size = OP.itemsize
+        tables = [
+            memoryview(record.buffers[0])[HEADER_BYTES : HEADER_BYTES + record.count * size]
+            for record in self._records
+            if not record.is_flush
+        ]
+        return np.frombuffer(b"".join(tables), dtype=OP)
+
     def changed_after(self, job: int, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Which of `count` blocks from `first` on a write or discard with a higher job touches."""
         edges = np.zeros(count + 1, dtype=np.int64)

@@ -18,10 +18,12 @@ from stairlib.model.errors import (
     StairwellError,
     StateError,
 )
+from stairlib.model.extents import ExtentStates
 from vmmd.block.backend import BlockStatus
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.activation import Activation
 from vmmd.upstairs.core.copies import ExtentCopies
+from vmmd.upstairs.core.extent_map import extent_map
 from vmmd.upstairs.core.fill_again import fill_again
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.live_repair import LiveRepair
@@ -116,14 +118,7 @@ class Upstairs:
         if key is not None and key not in answered:
             region.effects.append(events.Answer(key, error=failure))
         if isinstance(event, events.GuestBatch):
-            done = {
-                (id(effect.key), id(completion.token))
-                for effect in region.effects
-                if isinstance(effect, events.CompleteGuest)
-                for completion in effect.completions
-            }
-            tokens = ((key, r.token) for key, requests in event.submissions for r in requests)
-            rest = [(key, token) for key, token in tokens if (id(key), id(token)) not in done]
+            rest = events.unanswered(event, region.effects)
             region.complete(rest, BlockStatus.ABORTED)
         region.changed = False
         effects, region.effects = region.effects, []
@@ -187,6 +182,11 @@ class Upstairs:
             waiting=self._guest.waiting,
             reason=self._region.reason or self._activation.waiting,
         )
+
+    def extents(self) -> list[ExtentStates]:
+        """What is known of the extents of each slot's member, as of the last step."""
+        run = self._activation.running
+        return extent_map(self._region, self._copies(), run.plan if run is not None else None)
 
     def loads(self) -> list[SlotLoad]:
         """Of each slot's member, as of the last step."""

@@ -22,6 +22,7 @@ from opentelemetry import trace
 from stairlib.model.cipher import KEY_BYTES
 from stairlib.model.construction import RegionOptions, RegionSpec
 from stairlib.model.errors import InvalidRequestError, UnavailableError
+from stairlib.model.extents import ExtentStates
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, reach, region_tls
@@ -126,7 +127,7 @@ class RegionUpstairs:
         check_supported(spec)
         options = spec.options
         timeout = options.flush_timeout
-        self._geometry = spec.geometry
+        self.geometry = spec.geometry
         self._encryption = encryption_of(options)
         self._tls = region_tls(options)
         self._lossy = options.lossy
@@ -331,6 +332,10 @@ class RegionUpstairs:
         """The status now."""
         return self._core.status()
 
+    def extents(self) -> list[ExtentStates]:
+        """What is known of the extents of each slot's member now; made anew at each call."""
+        return self._core.extents()
+
     def loads(self) -> list[SlotLoad]:
         """What is in flight on each member now."""
         return self._core.loads()
@@ -453,7 +458,7 @@ class RegionUpstairs:
             session_id=status.session_id,
             generation=effect.generation,
             region_id=effect.region_id,
-            geometry=self._geometry,
+            geometry=self.geometry,
             encryption=self._encryption,
             read_only=status.read_only,
             stream_only=self._stream_only,

@@ -80,6 +80,16 @@ class DiskServiceStub:
                 request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryRequest.SerializeToString,
                 response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryResponse.FromString,
                 _registered_method=True)
+        self.GetDiskExtents = channel.unary_unary(
+                '/stairwell.controlplane.v1.DiskService/GetDiskExtents',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskExtentsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskExtentsResponse.FromString,
+                _registered_method=True)
+        self.WatchDiskExtents = channel.unary_stream(
+                '/stairwell.controlplane.v1.DiskService/WatchDiskExtents',
+                request_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.WatchDiskExtentsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.WatchDiskExtentsResponse.FromString,
+                _registered_method=True)
 
 
 class DiskServiceServicer:
@@ -152,6 +162,21 @@ class DiskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDiskExtents(self, request, context):
+        """What is known of each extent of a disk on each of its members: in sync, dirty, differing, copied,
+        being copied. No region while no machine answers for the disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDiskExtents(self, request, context):
+        """First the same, then one message for each change: all regions, with the columns that changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +224,16 @@ def add_DiskServiceServicer_to_server(servicer, server):
                     servicer.GetDiskHistory,
                     request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryRequest.FromString,
                     response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryResponse.SerializeToString,
+            ),
+            'GetDiskExtents': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDiskExtents,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskExtentsRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskExtentsResponse.SerializeToString,
+            ),
+            'WatchDiskExtents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDiskExtents,
+                    request_deserializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.WatchDiskExtentsRequest.FromString,
+                    response_serializer=stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.WatchDiskExtentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -445,6 +480,60 @@ class DiskService:
             '/stairwell.controlplane.v1.DiskService/GetDiskHistory',
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryRequest.SerializeToString,
             stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDiskExtents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.controlplane.v1.DiskService/GetDiskExtents',
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskExtentsRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.GetDiskExtentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDiskExtents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stairwell.controlplane.v1.DiskService/WatchDiskExtents',
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.WatchDiskExtentsRequest.SerializeToString,
+            stairwell_dot_controlplane_dot_v1_dot_disk__service__pb2.WatchDiskExtentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,12 @@ class DiskServiceStub:
     """How the disk's guest fared in the last hours, and how much repairs moved beside it: fine for the last
     half hour, coarse before. The machine keeps it in memory, so that it begins with its process.
     """
+    GetDiskExtents: _grpc.UnaryUnaryMultiCallable[_disk_service_pb2.GetDiskExtentsRequest, _disk_service_pb2.GetDiskExtentsResponse]
+    """What is known of each extent of a disk on each of its members: in sync, dirty, differing, copied,
+    being copied. No region while no machine answers for the disk.
+    """
+    WatchDiskExtents: _grpc.UnaryStreamMultiCallable[_disk_service_pb2.WatchDiskExtentsRequest, _disk_service_pb2.WatchDiskExtentsResponse]
+    """First the same, then one message for each change: all regions, with the columns that changed."""
 
 @_typing.type_check_only
 class DiskServiceAsyncStub(DiskServiceStub):
@@ -89,6 +95,12 @@ class DiskServiceAsyncStub(DiskServiceStub):
     """How the disk's guest fared in the last hours, and how much repairs moved beside it: fine for the last
     half hour, coarse before. The machine keeps it in memory, so that it begins with its process.
     """
+    GetDiskExtents: _aio.UnaryUnaryMultiCallable[_disk_service_pb2.GetDiskExtentsRequest, _disk_service_pb2.GetDiskExtentsResponse]  # type: ignore[assignment]
+    """What is known of each extent of a disk on each of its members: in sync, dirty, differing, copied,
+    being copied. No region while no machine answers for the disk.
+    """
+    WatchDiskExtents: _aio.UnaryStreamMultiCallable[_disk_service_pb2.WatchDiskExtentsRequest, _disk_service_pb2.WatchDiskExtentsResponse]  # type: ignore[assignment]
+    """First the same, then one message for each change: all regions, with the columns that changed."""
 
 class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
     """The disks of instances, the volume construction request recorded for each, and its replacement."""
@@ -171,5 +183,23 @@ class DiskServiceServicer(metaclass=_abc_1.ABCMeta):
         """How the disk's guest fared in the last hours, and how much repairs moved beside it: fine for the last
         half hour, coarse before. The machine keeps it in memory, so that it begins with its process.
         """
+
+    @_abc_1.abstractmethod
+    def GetDiskExtents(
+        self,
+        request: _disk_service_pb2.GetDiskExtentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_disk_service_pb2.GetDiskExtentsResponse, _abc.Awaitable[_disk_service_pb2.GetDiskExtentsResponse]]:
+        """What is known of each extent of a disk on each of its members: in sync, dirty, differing, copied,
+        being copied. No region while no machine answers for the disk.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchDiskExtents(
+        self,
+        request: _disk_service_pb2.WatchDiskExtentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_disk_service_pb2.WatchDiskExtentsResponse], _abc.AsyncIterator[_disk_service_pb2.WatchDiskExtentsResponse]]:
+        """First the same, then one message for each change: all regions, with the columns that changed."""
 
 def add_DiskServiceServicer_to_server(servicer: DiskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1331,6 +1331,158 @@ class VolumeSample(_message.Message):
 Global___VolumeSample: _TypeAlias = VolumeSample  # noqa: Y015
 
 @_typing.final
+class ExtentColumn(_message.Message):
+    """The extents of one slot's member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    slot: _builtins.int
+    address: _builtins.str
+    runs: _builtins.str
+    """From the first extent on, a letter for each run of extents of one state, after its length unless
+    that is 1: 5000c4w7796x. The letters:
+      s in sync   d written since the member's last flush   x to be filled   w being filled
+      c filled by the repair that runs, and durable when that ends   u unknown: away, or not compared
+    """
+    def __init__(
+        self,
+        *,
+        slot: _builtins.int = ...,
+        address: _builtins.str = ...,
+        runs: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "runs", b"runs", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtentColumn: _TypeAlias = ExtentColumn  # noqa: Y015
+
+@_typing.final
+class RegionExtents(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    EXTENT_COUNT_FIELD_NUMBER: _builtins.int
+    EXTENT_BYTES_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path in the construction request, as sub_volumes[0]."""
+    extent_count: _builtins.int
+    extent_bytes: _builtins.int
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtentColumn]: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        extent_count: _builtins.int = ...,
+        extent_bytes: _builtins.int = ...,
+        columns: _abc.Iterable[Global___ExtentColumn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "extent_bytes", b"extent_bytes", "extent_count", b"extent_count", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionExtents: _TypeAlias = RegionExtents  # noqa: Y015
+
+@_typing.final
+class GetExtentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExtentsRequest: _TypeAlias = GetExtentsRequest  # noqa: Y015
+
+@_typing.final
+class GetExtentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionExtents]: ...
+    def __init__(
+        self,
+        *,
+        regions: _abc.Iterable[Global___RegionExtents] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExtentsResponse: _TypeAlias = GetExtentsResponse  # noqa: Y015
+
+@_typing.final
+class WatchExtentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    disk: _builtins.str
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Between two looks; half a second when left out, a tenth at least."""
+
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "interval", b"interval", "machine_id", b"machine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchExtentsRequest: _TypeAlias = WatchExtentsRequest  # noqa: Y015
+
+@_typing.final
+class WatchExtentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionExtents]: ...
+    def __init__(
+        self,
+        *,
+        regions: _abc.Iterable[Global___RegionExtents] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchExtentsResponse: _TypeAlias = WatchExtentsResponse  # noqa: Y015
+
+@_typing.final
 class StartScrubRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -95,6 +95,16 @@ class VolumeServiceStub:
                 request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryRequest.SerializeToString,
                 response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryResponse.FromString,
                 _registered_method=True)
+        self.GetExtents = channel.unary_unary(
+                '/stairwell.vmmd.v1.VolumeService/GetExtents',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetExtentsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetExtentsResponse.FromString,
+                _registered_method=True)
+        self.WatchExtents = channel.unary_stream(
+                '/stairwell.vmmd.v1.VolumeService/WatchExtents',
+                request_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.WatchExtentsRequest.SerializeToString,
+                response_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.WatchExtentsResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -193,6 +203,21 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetExtents(self, request, context):
+        """What is known of each extent on each member: in sync, dirty, differing, copied, being copied. Made
+        when it is asked for; the guest's requests know nothing of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchExtents(self, request, context):
+        """First the same, then one message for each change: all regions, with the columns that changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -255,6 +280,16 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.GetVolumeHistory,
                     request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryRequest.FromString,
                     response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryResponse.SerializeToString,
+            ),
+            'GetExtents': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExtents,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetExtentsRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetExtentsResponse.SerializeToString,
+            ),
+            'WatchExtents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchExtents,
+                    request_deserializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.WatchExtentsRequest.FromString,
+                    response_serializer=stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.WatchExtentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -582,6 +617,60 @@ class VolumeService:
             '/stairwell.vmmd.v1.VolumeService/GetVolumeHistory',
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryRequest.SerializeToString,
             stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetVolumeHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExtents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/GetExtents',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetExtentsRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.GetExtentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchExtents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stairwell.vmmd.v1.VolumeService/WatchExtents',
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.WatchExtentsRequest.SerializeToString,
+            stairwell_dot_vmmd_dot_v1_dot_volume__service__pb2.WatchExtentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,12 @@ class VolumeServiceStub:
     """How the guest fared, and how much repairs moved, in the last hours: fine for the last half hour,
     coarse before. Begins with the machine's process, which keeps it in memory.
     """
+    GetExtents: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.GetExtentsRequest, _volume_service_pb2.GetExtentsResponse]
+    """What is known of each extent on each member: in sync, dirty, differing, copied, being copied. Made
+    when it is asked for; the guest's requests know nothing of it.
+    """
+    WatchExtents: _grpc.UnaryStreamMultiCallable[_volume_service_pb2.WatchExtentsRequest, _volume_service_pb2.WatchExtentsResponse]
+    """First the same, then one message for each change: all regions, with the columns that changed."""
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -119,6 +125,12 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """How the guest fared, and how much repairs moved, in the last hours: fine for the last half hour,
     coarse before. Begins with the machine's process, which keeps it in memory.
     """
+    GetExtents: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.GetExtentsRequest, _volume_service_pb2.GetExtentsResponse]  # type: ignore[assignment]
+    """What is known of each extent on each member: in sync, dirty, differing, copied, being copied. Made
+    when it is asked for; the guest's requests know nothing of it.
+    """
+    WatchExtents: _aio.UnaryStreamMultiCallable[_volume_service_pb2.WatchExtentsRequest, _volume_service_pb2.WatchExtentsResponse]  # type: ignore[assignment]
+    """First the same, then one message for each change: all regions, with the columns that changed."""
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     """The replicated volumes of a machine."""
@@ -234,5 +246,23 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         """How the guest fared, and how much repairs moved, in the last hours: fine for the last half hour,
         coarse before. Begins with the machine's process, which keeps it in memory.
         """
+
+    @_abc_1.abstractmethod
+    def GetExtents(
+        self,
+        request: _volume_service_pb2.GetExtentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_service_pb2.GetExtentsResponse, _abc.Awaitable[_volume_service_pb2.GetExtentsResponse]]:
+        """What is known of each extent on each member: in sync, dirty, differing, copied, being copied. Made
+        when it is asked for; the guest's requests know nothing of it.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchExtents(
+        self,
+        request: _volume_service_pb2.WatchExtentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_volume_service_pb2.WatchExtentsResponse], _abc.AsyncIterator[_volume_service_pb2.WatchExtentsResponse]]:
+        """First the same, then one message for each change: all regions, with the columns that changed."""
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

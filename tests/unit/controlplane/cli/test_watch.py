@@ -41,7 +41,7 @@ def test_a_line_has_bytes_rate_time_left_and_phase():
 
 def test_a_line_says_what_it_waits_for_and_which_attempt_it_is():
     line = watch.progress_line(repairing(blocked_on="vmmd is away", attempt=3))
-    assert line.endswith("attempt 3  waiting for vmmd is away")
+    assert line.endswith("attempt 3  waits: vmmd is away")
 
 
 def test_before_the_repair_there_is_nothing_to_count():
