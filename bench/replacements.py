@@ -359,7 +359,8 @@ async def main(arguments: Any) -> int:
             memory: list[tuple[float, float]] = []
             looking = asyncio.create_task(look_at_memory(plane, time.perf_counter(), memory))
             await filled(plane, identities[0])
-            await asyncio.sleep(arguments.settle)
+            # Asked as later on: what it leaves takes the place of what filled the memory of spans.
+            await plane.asked(identities, arguments.settle)
             settled = len(memory)
             await plane.asked(identities, arguments.hold)
             held = memory[settled:]
