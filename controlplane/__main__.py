@@ -10,6 +10,7 @@ from controlplane.daemon import ControlPlane
 from stairlib.rpc.flags import security
 from stairlib.rpc.gate import require_private
 from stairlib.rpc.tls import tls_files
+from stairlib.runtime.garbage import rare_full_searches
 from stairlib.runtime.process import StopSignal, run
 from stairlib.telemetry import logs
 
@@ -46,7 +47,7 @@ async def _serve(config: Config, stop: StopSignal) -> int:
         require_private(config.vmmd, "speaking to vmmd")
     if config.metrics and not secured.insecure:
         require_private(config.metrics, "serving metrics", tls=False)
-    async with ControlPlane(
+    async with rare_full_searches(), ControlPlane(
         config.address, config.vmmd, config.place, downstairs_tls=tls, security=secured,
         metrics=config.metrics, console=config.console,
     ) as control:  # fmt: skip

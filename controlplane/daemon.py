@@ -193,8 +193,9 @@ class ControlPlane:
             store, fleet, driver, replacements, detached, tracing, disk_changed=news.disk_changed
         )
         instances = Instances(
-            store, vmmd, follower, driver, scrub_driver, words, detached, news.instances
-        )
+            store, vmmd, follower, driver, scrub_driver, words, detached, news.instances,
+            reached=breakpoints.from_environment(),
+        )  # fmt: skip
         plugging = Plugging(store, vmmd, instances, follower, driver, scrub_driver, words, detached)
         disks = Disks(store, vmmd, scrub_driver, news.disks)
         care = FleetCare(
@@ -206,10 +207,9 @@ class ControlPlane:
         )
         for end in (follower.stop, relay.stop, words.stop, claims.halt, care.stop):
             stack.push_async_callback(end)
-        scrubs = Scrubs(store, scrub_driver, words, detached)
         await _begin(claims, words, relay, care)
         shown = (
-            DiskServicer(disks, replacing, scrubs, answers),
+            DiskServicer(disks, replacing, Scrubs(store, scrub_driver, words, detached), answers),
             ReplacementServicer(replacements, care.starting, answers),
             FleetServicer(care.book, care.drains, answers),
         )

@@ -22,7 +22,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from contextvars import Context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from uuid import UUID
 
 from controlplane.breakpoints import Reached, unreached
@@ -508,10 +509,19 @@ async def _end(run: _Run) -> None:
         await asyncio.gather(run.task, return_exceptions=True)
 
 
+# Read by one call: this is asked of each look at each repair.
+_ALL_BUT_PROGRESS = attrgetter(
+    *(each.name for each in fields(Replacement) if each.name not in ("progress", "updated_at"))
+)
+_WORTH_STORING = attrgetter(
+    "state", "attempt", "last_error", "blocked_on", "bytes_per_second_max", "restarts", "mended",
+    "next_attempt_at", "progress.bytes_done", "progress.bytes_copied", "progress.extents_done",
+)  # fmt: skip
+
+
 def _only_progress(before: Replacement, after: Replacement) -> bool:
     """Whether nothing but the progress and the time differ."""
-    same = replace(after, progress=before.progress, updated_at=before.updated_at)
-    return same == before
+    return bool(_ALL_BUT_PROGRESS(after) == _ALL_BUT_PROGRESS(before))
 
 
 def _error_of(event: Event) -> str:
@@ -535,19 +545,4 @@ def _worth_storing(before: Replacement, after: Replacement) -> bool:
 
     The machine tells progress a few times a second, which bounds the commits.
     """
-    return any(
-        getattr(before, name) != getattr(after, name)
-        for name in (
-            "state",
-            "attempt",
-            "last_error",
-            "blocked_on",
-            "bytes_per_second_max",
-            "restarts",
-            "mended",
-            "next_attempt_at",
-        )
-    ) or any(
-        getattr(before.progress, name) != getattr(after.progress, name)
-        for name in ("bytes_done", "bytes_copied", "extents_done")
-    )
+    return bool(_WORTH_STORING(before) != _WORTH_STORING(after))

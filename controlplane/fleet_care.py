@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from controlplane import breakpoints
 from controlplane.caretaker import Caretaker, DrainView
 from controlplane.claims import Claims
 from controlplane.detached import Detached
@@ -44,7 +45,8 @@ class FleetCare:
         agents = Agents(tracing, tls)
         self.news = Feed[DrainView]()
         self._watcher = FleetWatcher(store, fleet, pace=pace)
-        making = RegionMaking(store, fleet, agents, pace=pace)
+        reached = breakpoints.from_environment()
+        making = RegionMaking(store, fleet, agents, pace=pace, reached=reached)
         self.starting = Starting(store, self._watcher, making, driver, replacing, detached)
         self._caretaker = Caretaker(
             store, claims, vmmd, driver, self.starting, making, self.news, tracing, pace=pace

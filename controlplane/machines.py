@@ -6,6 +6,9 @@ again) and brought to the state the user asked for. So is one whose process died
 own that is a power cut, to one whose hypervisor comes back to its disks it is a pause. A machine
 that keeps dying, or that ended for a reason of its own (FAILED, DESTROYED), is not made again.
 
+What the user asks for is stored before the machine is told. Where it was not told, it is here, when
+it is next looked at.
+
 One task for each instance that has not ended and whose lease this control plane holds: no other one
 makes the machine again, or tells its states. While vmmd is away the last known state stays, and
 the reason says so.
@@ -46,6 +49,11 @@ RETRY_MAX_SECONDS = 2.0
 # A machine whose process dies more often than this in so many seconds is left as FAILED.
 DEATHS_MAX = 5
 DEATHS_SECONDS = 600.0
+# States of a machine that stops already, or has ended.
+_NOT_TO_STOP = frozenset({
+    pb.MACHINE_STATE_STOPPING, pb.MACHINE_STATE_STOPPED, pb.MACHINE_STATE_FAILED,
+    pb.MACHINE_STATE_DESTROYED,
+})  # fmt: skip
 # More than any host runs; each is a task and a stream.
 INSTANCES_MAX = 1000
 
@@ -112,6 +120,14 @@ class MachineFollower:
                 del self._tasks[instance_id]
 
         task.add_done_callback(ended)
+
+    async def look_again(self, instance_id: UUID) -> None:
+        """Has a machine that did not answer looked at anew, and brought to what is wanted."""
+        task = self._tasks.get(instance_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self.follow(instance_id)
 
     async def unfollow(self, instance_id: UUID) -> None:
         """Stops following one."""
@@ -189,8 +205,8 @@ class MachineFollower:
         if machine.process_died:
             return await self._died(instance_id, machine)
         await self._confirm(instance_id)
-        # Who made it again may have ended before it was told to run.
-        machine = await self._run_as_wanted(instance_id, machine)
+        # Who made it again, or was asked for a state, may have ended before it was told of that.
+        machine = await self._as_wanted(instance_id, machine)
         await self.saw(machine)
         heard = False
         watched = self._vmmd.watch_machine(instance_id, machine.state_generation)
@@ -259,7 +275,7 @@ class MachineFollower:
             spec = machine_spec(instance, disks, generations, unfinished)
             machine = await self._vmmd.ensure_machine(spec)
             _log.warning("machine is made again", instance=instance.name)
-            machine = await self._run_as_wanted(instance_id, machine)
+            machine = await self._as_wanted(instance_id, machine)
         except (UnavailableError, AlreadyExistsError, LimitError, LeaseLostError):
             raise
         except StairwellError as error:
@@ -269,12 +285,14 @@ class MachineFollower:
         await self._store.confirm_instance(instance_id, generations)
         await self.saw(machine)
 
-    async def _run_as_wanted(self, instance_id: UUID, machine: pb.Machine) -> pb.Machine:
-        """Has a machine that was only made run, where the user wants that."""
-        if machine.state != pb.MACHINE_STATE_CREATING:
-            return machine
+    async def _as_wanted(self, instance_id: UUID, machine: pb.Machine) -> pb.Machine:
+        """Has a machine that was only made run, where the user wants that, and one that is to stop
+        stop: the user's word was stored and may not have reached it."""
         instance = await self._store.instance(str(instance_id))
-        if instance.desired is not Desired.RUNNING:
+        if instance.desired is Desired.STOPPED and machine.state not in _NOT_TO_STOP:
+            self._require(instance_id)
+            return await self._vmmd.set_machine_state(instance_id, pb.MACHINE_REQUESTED_STATE_STOP)
+        if instance.desired is not Desired.RUNNING or machine.state != pb.MACHINE_STATE_CREATING:
             return machine
         # First: its members may differ, and it copies from its first moment on.
         await self._limiter.machine_seen(instance_id)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from typing import TypeVar
 from uuid import UUID
 
+from controlplane.breakpoints import Reached, unreached
 from controlplane.core.fleet import AgentFacts, Making, Place, default_place
 from controlplane.core.placement import Placement, Vacancy, maker
 from controlplane.core.records import DownstairsRecord, Role
@@ -29,11 +31,15 @@ from stairlib.model.errors import NotFoundError, StairwellError, StateError, Una
 from stairlib.telemetry.logs import get_logger
 from stairwell.agent.v1 import agent_service_pb2 as pb
 
+_T = TypeVar("_T")
+
 _log = get_logger(__name__)
 
 # From the wish until the region's process answers.
 MAKE_SECONDS = 60.0
 LOOK_SECONDS = 0.2
+# Why a call failed that may have been heard all the same.
+_LATE = "DEADLINE_EXCEEDED"
 # From the wish until the replacement is recorded: more than a call takes that is not stopped.
 CALL_SECONDS = 150.0
 # From the wish until another control plane collects what never became a replacement. The difference
@@ -54,12 +60,15 @@ class RegionMaking:
         *,
         clock: Callable[[], float] = time.time,
         pace: float = 1.0,
+        reached: Reached = unreached,
     ) -> None:
+        """`reached` is called with the name of each point at which a crash has to lose nothing."""
         self._store = store
         self._fleet = fleet
         self._agents = agents
         self._clock = clock
         self._pace = pace
+        self._reached = reached
         # Made by calls that have not ended: their replacements are not recorded yet. With the time
         # of the wish, once there is one.
         self._under_way: dict[UUID, float | None] = {}
@@ -105,9 +114,13 @@ class RegionMaking:
         making = Making(replacement_id, agent, self._clock())
         self._under_way[replacement_id] = making.created_at
         await self._store.save_making(making)
+        self._reached("making:recorded")
+        end = self._clock() + MAKE_SECONDS
         try:
-            region = await self._made(making, vacancy)
-            facts = await self._fleet.region(region.address, field="made_by")
+            region = await self._made(making, vacancy, end)
+            facts = await self._patiently(
+                lambda: self._fleet.region(region.address, field="made_by"), end
+            )
         except StairwellError as error:
             raise StateError(
                 f"the agent at {agent} could not make a region: {error.message}",
@@ -123,11 +136,14 @@ class RegionMaking:
             Place(region.address, where.host, where.failure_domain, agent, vacancy.volume_id),
         )
 
-    async def _made(self, making: Making, vacancy: Vacancy) -> pb.Region:
-        """The region once its process answers."""
+    async def _made(self, making: Making, vacancy: Vacancy, end: float) -> pb.Region:
+        """The region once its process answers, however long that takes until `end`."""
+        agents, agent, name = self._agents, making.agent, making.replacement_id
         wanted = (vacancy.region.geometry, vacancy.cipher or "")
-        region = await self._agents.create(making.agent, making.replacement_id, *wanted)
-        end = self._clock() + MAKE_SECONDS
+        region = await self._patiently(
+            lambda: agents.create(agent, name, *wanted), end, known=False
+        )
+        self._reached("making:asked")
         while region.process.state != pb.PROCESS_STATE_RUNNING:
             if region.state == pb.REGION_STATE_FAILED:
                 raise StateError(region.reason)
@@ -135,11 +151,26 @@ class RegionMaking:
                 why = region.process.trouble or "it does not answer yet"
                 raise UnavailableError(f"{why}, {MAKE_SECONDS:g} s after it was asked for")
             await asyncio.sleep(LOOK_SECONDS)
-            region = await self._agents.region(making.agent, making.replacement_id)
+            region = await self._patiently(lambda: agents.region(agent, name), end)
         await self._store.save_making(
             Making(making.replacement_id, making.agent, making.created_at, region.address)
         )
         return region
+
+    async def _patiently(
+        self, ask: Callable[[], Awaitable[_T]], end: float, *, known: bool = True
+    ) -> _T:
+        """What is answered in the end: a host that starts a process may be too busy to answer in
+        time, and whatever is asked here may be asked again, since a region has an id. Of an agent
+        that is not `known` to have heard of it, one that cannot be reached is not waited for."""
+        while True:
+            try:
+                return await ask()
+            except UnavailableError as error:
+                if self._clock() > end or not (known or error.reason == _LATE):
+                    raise
+                _log.info("asked again", error=error.message)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def collect(self) -> None:
         """Has regions destroyed that came to nothing, and forgets the makings that are over."""

@@ -19,10 +19,15 @@ from controlplane.peers.vmmd import Vmmd
 from controlplane.steps import held, is_held, is_moving, limit_of, look
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
 
-# All repairs together: what a control plane reads, judges and stores at a tenth of a processor. A
-# repair that begins while many run is looked at less often, down to once in so many seconds.
+# All repairs together: what a control plane reads, judges and stores at a tenth of a processor. Of
+# many, each is looked at less often, down to once in so many seconds.
 NEWS_PER_SECOND = 25
 NEWS_SECONDS_MAX = 4.0
+# Of one that runs alone; what vmmd gives at the least.
+NEWS_SECONDS_MIN = 0.1
+# Asked for anew when what was asked for is so many times too often or too seldom: those that began
+# while few ran would else be looked at as often as ever when hundreds do.
+NEWS_OFF_BY = 2.0
 
 
 class RepairWatch:
@@ -55,32 +60,39 @@ class RepairWatch:
         seen: Event | None = None
         deadline: float | None = None
         seconds = 0.0
+        while True:
+            interval = self._interval()
+            async with aclosing(self._news(record, interval)) as news:
+                while not _is_off(interval, self._interval()):
+                    left = None if deadline is None else deadline - loop.time()
+                    info, late = await _next(news, left)
+                    if late:
+                        yield self._stalled(seen, seconds)
+                        return
+                    if info is None:
+                        return
+                    if is_held(record, info):
+                        await self._hold(record, held=False)
+                    event = look(record, info, self._clock())
+                    yield event
+                    if not isinstance(event, core.Observed):
+                        return
+                    if not is_moving(info, record):
+                        deadline = None
+                    elif deadline is None or moved(seen, event):
+                        seconds = self._stall(_extent_bytes(record), limit_of(record, info))
+                        deadline = loop.time() + seconds
+                    seen = event
+
+    def _interval(self) -> float:
+        """The seconds between two news of each repair, as many as run now."""
+        return min(max(self._watching / NEWS_PER_SECOND, NEWS_SECONDS_MIN), NEWS_SECONDS_MAX)
+
+    def _news(self, record: Replacement, interval: float) -> AsyncGenerator[pb.VolumeInfo, None]:
         followed = pb.FollowedRepair(
             region_path=record.region_path, slot=record.slot, replacement_id=str(record.id)
         )
-        interval = min(self._watching / NEWS_PER_SECOND, NEWS_SECONDS_MAX)
-        watched = self._vmmd.watch_volume(record.instance_id, record.disk, followed, interval)
-        async with aclosing(watched) as news:
-            while True:
-                left = None if deadline is None else deadline - loop.time()
-                info, late = await _next(news, left)
-                if late:
-                    yield self._stalled(seen, seconds)
-                    return
-                if info is None:
-                    return
-                if is_held(record, info):
-                    await self._hold(record, held=False)
-                event = look(record, info, self._clock())
-                yield event
-                if not isinstance(event, core.Observed):
-                    return
-                if not is_moving(info, record):
-                    deadline = None
-                elif deadline is None or moved(seen, event):
-                    seconds = self._stall(_extent_bytes(record), limit_of(record, info))
-                    deadline = loop.time() + seconds
-                seen = event
+        return self._vmmd.watch_volume(record.instance_id, record.disk, followed, interval)
 
     async def paused(self, record: Replacement) -> AsyncGenerator[Event, None]:
         """Observed events while nothing is copied; ends alone when the news end, or with another
@@ -105,6 +117,11 @@ class RepairWatch:
         why = seen.blocked_on if isinstance(seen, core.Observed) else ""
         detail = f"no progress for {seconds:g} s" + (f"; {why}" if why else "")
         return core.Stalled(at=self._clock(), detail=detail)
+
+
+def _is_off(asked: float, wanted: float) -> bool:
+    """Whether news come so much too often, or too seldom, that they are asked for anew."""
+    return not asked / NEWS_OFF_BY < wanted < asked * NEWS_OFF_BY
 
 
 def _extent_bytes(record: Replacement) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
+from weakref import WeakValueDictionary
 
+from controlplane.breakpoints import Reached, unreached
 from controlplane.core.instance_check import DiskRequest, check_instance
 from controlplane.core.leases import Kind
 from controlplane.core.records import Desired, DiskRecord, InstanceRecord, InstanceState
@@ -43,6 +46,7 @@ _REQUESTS: dict[Desired, machine_pb.MachineRequestedState.ValueType] = {
 }
 # Names listed in a message that asks for one of them.
 _NAMES_SHOWN = 10
+_BEING_MADE = "MACHINE_BEING_MADE"
 _SET_STATE = "set_state"
 _DELETE = "delete"
 
@@ -75,7 +79,9 @@ class Instances:
         detached: Detached,
         news: Feed[InstanceRecord],
         clock: Callable[[], float] = time.time,
+        reached: Reached = unreached,
     ) -> None:
+        """`reached` is called with the name of each point at which a crash has to lose nothing."""
         self._store = store
         self._vmmd = vmmd
         self._follower = follower
@@ -87,6 +93,9 @@ class Instances:
         self._detached = detached
         self._news = news
         self._clock = clock
+        self._reached = reached
+        # One word about the state of an instance at a time: what is stored is what is told last.
+        self._asked: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, wish: CreateInstance) -> InstanceRecord:
         """Records the instance and makes its machine; when it cannot be made, nothing is left."""
@@ -231,25 +240,46 @@ class Instances:
         return await self._store.instance(str(instance.id))
 
     async def _set_state_here(self, key: str, body: Body) -> None:
-        """The word of whoever follows the instance."""
-        instance = await self._store.instance(key)
-        desired = Desired(body["desired"]) if body["desired"] else None
-        request = _REQUESTS[desired] if desired else machine_pb.MACHINE_REQUESTED_STATE_REBOOT
+        """The word of whoever follows the instance. Stored before vmmd is told: where this process
+        ends in between, the follower of the next one brings it about."""
+        async with self._asked.setdefault(key, asyncio.Lock()):
+            instance = await self._store.instance(key)
+            desired = Desired(body["desired"]) if body["desired"] else None
+            if desired is None:
+                # The watch tells each state in order. The answer may be past `rebooting` already,
+                # and who waits for the reboot would never hear of one.
+                await self._request(instance, machine_pb.MACHINE_REQUESTED_STATE_REBOOT)
+                return
+            await self._store.set_desired(instance.id, desired)
+            self._reached(f"desired:{desired.name}")
+            try:
+                machine = await self._request(instance, _REQUESTS[desired])
+            except UnavailableError as error:
+                # It may have arrived or not.
+                if error.reason != _BEING_MADE:
+                    await self._follower.look_again(instance.id)
+                raise UnavailableError(
+                    f"{error.message}; it is recorded, and is done as soon as the machine is there",
+                    reason=error.reason,
+                    instance=instance.name,
+                ) from error
+            except StairwellError:
+                # Refused: what was wanted before is, still.
+                await self._store.set_desired(instance.id, instance.desired)
+                raise
+        await self._follower.saw(machine)
+
+    async def _request(
+        self, instance: InstanceRecord, state: machine_pb.MachineRequestedState.ValueType
+    ) -> machine_pb.Machine:
         try:
-            machine = await self._vmmd.set_machine_state(instance.id, request)
+            return await self._vmmd.set_machine_state(instance.id, state)
         except NotFoundError as error:
             raise UnavailableError(
-                f"vmmd was restarted, and the machine of {instance.name!r} is being made again; try"
-                " again in a moment",
-                reason="MACHINE_BEING_MADE",
+                f"vmmd was restarted, and the machine of {instance.name!r} is being made again",
+                reason=_BEING_MADE,
                 instance=instance.name,
             ) from error
-        if desired is None:
-            # The watch tells each state in order. This answer may be past `rebooting` already, and
-            # who waits for the reboot would never hear of one.
-            return
-        await self._store.set_desired(instance.id, desired)
-        await self._follower.saw(machine)
 
     async def watch(self, name: str) -> AsyncGenerator[InstanceRecord, None]:
         """The present state, then each later one; ends with the instance."""

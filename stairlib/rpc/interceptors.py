@@ -160,7 +160,10 @@ class TracingInterceptor(_Around):
                 ended = error
                 raise
             finally:
-                set_status(span, _outcome(context, ended), context.details())
+                number = _outcome(context, ended)
+                # Else the error, its traceback and this frame, with all below it, hold each other.
+                ended = None
+                set_status(span, number, context.details())
 
 
 def set_status(span: trace.Span, number: int, text: str | bytes | None) -> None:
@@ -190,10 +193,13 @@ class LoggingInterceptor(_Around):
             ended = error
             raise
         finally:
+            number = _outcome(context, ended)
+            # As above.
+            ended = None
             _log.debug(
                 "call finished",
                 method=details.method,
-                code=_name(_outcome(context, ended)),
+                code=_name(number),
                 milliseconds=round((time.monotonic() - began) * 1000, 1),
             )
 

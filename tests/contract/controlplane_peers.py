@@ -208,6 +208,8 @@ class Machines(machine_grpc.MachineServiceServicer):
         machine = self.find(request.id)
         if request.state == machine_pb.MACHINE_REQUESTED_STATE_RUN:
             await self.script.set_machine(request.id, "STARTING")
+        if request.state == machine_pb.MACHINE_REQUESTED_STATE_STOP:
+            await self.script.set_machine(request.id, "STOPPING")
         if request.state == machine_pb.MACHINE_REQUESTED_STATE_REBOOT:
             await self.script.reboot(request.id)
         return machine_pb.SetMachineStateResponse(machine=machine)

@@ -12,9 +12,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from controlplane.core import replacement as core
+from controlplane.core.records import Desired
 from controlplane.core.replacement import State, step
 from controlplane.store.place import Place
 from controlplane.store.sql_store import SqlStore
@@ -23,7 +25,7 @@ from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as pb
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
-from tests.contract.controlplane_house import SECONDS, House, house, running
+from tests.contract.controlplane_house import SECONDS, House, house, refused, running
 from tests.contract.controlplane_peers import ScriptedVmmd
 
 TOTAL = 8 << 30
@@ -252,3 +254,52 @@ async def test_a_machine_made_again_by_one_that_ended_before_it_ran_runs(tmp_pat
         second = await stack.enter_async_context(again(home))
         await second.wait_instance("STARTING")
         assert home.vmmd.count("EnsureMachine") == 2, "the one that is there is taken"
+
+
+@pytest.mark.parametrize("wanted", ["RUN", "STOP"])
+async def test_a_state_whose_control_plane_ends_before_vmmd_heard_of_it_comes(
+    tmp_path: Path, wanted: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        home = await stack.enter_async_context(house(tmp_path / "data"))
+        await (home.create() if wanted == "RUN" else home.create_running())
+        (machine,) = home.vmmd.machines
+        gate = Gate(home.vmmd, "SetMachineState")
+        asked = asyncio.ensure_future(ask_state(home, wanted))
+        async with asyncio.timeout(SECONDS):
+            await gate.reached.wait()
+        # Held before vmmd has done anything; what waits there is never done.
+        home.vmmd.failures["SetMachineState"] = [UnavailableError("killed")]
+        await home.control.__aexit__(None, None, None)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asked
+        gate.open()
+        second = await stack.enter_async_context(again(home))
+        await second.wait_instance("STARTING" if wanted == "RUN" else "STOPPING")
+        assert home.vmmd.machines[machine].state != machine_pb.MACHINE_STATE_CREATING
+
+
+async def test_a_state_that_vmmd_did_not_answer_comes_and_one_it_refused_does_not(
+    tmp_path: Path,
+) -> None:
+    async with AsyncExitStack() as stack:
+        home = await stack.enter_async_context(house(tmp_path / "data"))
+        await home.create()
+        home.vmmd.failures["SetMachineState"] = [
+            StateError("the machine is about to stop", reason="STATE_CHANGE_REFUSED"),
+            UnavailableError("no answer"),
+        ]
+        code, error = await refused(ask_state(home, "RUN"))
+        assert error.reason == "STATE_CHANGE_REFUSED"
+        found = await home.control.store.instance("crub")
+        assert found.desired is Desired.CREATED, "as before it was asked for"
+        code, error = await refused(ask_state(home, "RUN"))
+        assert code is grpc.StatusCode.UNAVAILABLE
+        await home.wait_instance("STARTING")
+        assert (await home.control.store.instance("crub")).desired is Desired.RUNNING
+
+
+def ask_state(home: House, wanted: str) -> Any:
+    request = instance_pb.SetInstanceStateRequest(name="crub")
+    request.state = instance_pb.RequestedState.Value(f"REQUESTED_STATE_{wanted}")
+    return home.instances.SetInstanceState(request, timeout=SECONDS)

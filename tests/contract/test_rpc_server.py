@@ -1,9 +1,11 @@
 """What every daemon's server offers: reflection, health, an address of its own, a clean stop."""
 
 import asyncio
+import gc
 import os
 import socket
 import stat
+import weakref
 
 import grpc
 import pytest
@@ -270,3 +272,37 @@ async def test_the_health_command_says_how_a_daemon_is(server):
     status, _, err = await command("nonsense")
     assert status == 1
     assert "is not an address" in err
+
+
+class Held:
+    """Something that a call has while it lasts."""
+
+
+class Holding(Waiting):
+    """`gone` is set when nobody has what the call had."""
+
+    def __init__(self):
+        super().__init__()
+        self.gone = asyncio.Event()
+
+    async def CheckVcr(self, request, context):
+        held = Held()
+        weakref.finalize(held, self.gone.set)
+        return await super().CheckVcr(request, context)
+
+
+async def test_a_call_that_was_left_leaves_no_frames_behind():
+    """Without a search for garbage, of which full ones are seldom."""
+    servicer = Holding()
+    server = make(servicer=servicer)
+    await server.start()
+    gc.disable()
+    try:
+        async with open_channel(server.address) as channel, asyncio.timeout(5):
+            call = pb_grpc.VcrServiceStub(channel).CheckVcr(pb.CheckVcrRequest())
+            await servicer.entered.wait()
+            call.cancel()
+            await servicer.gone.wait()
+    finally:
+        gc.enable()
+        await server.stop(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from controlplane.breakpoints import VARIABLE as DIE_VARIABLE
 from stairwell.agent.v1 import agent_service_pb2 as agent_pb
 from tests.integration.agent import Agent, agent_on
 from tests.integration.cluster import Cluster, until
@@ -79,28 +80,35 @@ async def test_a_region_is_made_where_no_spare_fits(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("point", ["making:recorded", "making:asked"])
 async def test_a_region_whose_replacement_never_began_is_collected(
-    cluster: Cluster, agent: Agent, volume: Volume
+    cluster: Cluster, agent: Agent, volume: Volume, point: str
 ) -> None:
-    """The control plane dies while the agent makes it."""
+    """The control plane dies before the agent has heard of it, and while the agent makes it."""
     (await cluster.cli("fleet", "agent", agent.program.address, "--host", "g0")).good()
     before = {each.id for each in await regions(agent)}
-    asked = asyncio.create_task(
-        cluster.cli("--timeout", "60", "replacement", "start", volume.disk, "--slot", "1")
-    )
     data = cluster.folder / "controlplane" / "controlplane.sqlite"
+    await cluster.controlplane.end()
+    await cluster.controlplane.start(**{DIE_VARIABLE: point})
+    try:
+        start = ("replacement", "start", volume.disk, "--slot", "1")
+        (await cluster.cli("--timeout", "60", *start)).bad("UNAVAILABLE")
+        assert await cluster.controlplane.ended() == -signal.SIGKILL
+        (wished,) = _makings(data)
+        asked = {each.id for each in await regions(agent)} - before
+        assert asked == (set() if point == "making:recorded" else {wished})
+        if asked:
+            await agent.serving(wished)
+    finally:
+        if not cluster.controlplane.is_running:
+            await cluster.controlplane.start()
 
     async def recorded() -> list[str]:
         return _makings(data)
 
-    # The region's process takes longer to come up than this look does.
-    (wished,) = await until(recorded, bool)
-    cluster.controlplane.kill()
-    (await asked).bad("UNAVAILABLE")
-    await agent.serving(wished)
-    await cluster.controlplane.start()
-    await agent.gone(wished)
     await until(recorded, lambda found: not found)
+    if asked:
+        await agent.gone(wished)
     assert {each.id for each in await regions(agent)} == before
     assert not await cluster.replacements(volume.disk)
 

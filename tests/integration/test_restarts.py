@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from controlplane.breakpoints import VARIABLE as DIE_VARIABLE
 from stairlib.model.errors import UnavailableError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -258,3 +259,29 @@ async def test_an_instance_waits_for_its_members_and_can_be_stopped(cluster: Clu
         await volume.settled()
         await volume.verify()
         assert (await volume.slot(2)).address == volume.spare.address
+
+
+async def test_a_control_plane_that_dies_before_it_tells_a_state_has_it_come_all_the_same(
+    cluster: Cluster,
+) -> None:
+    """Killed between what it stored and what it tells vmmd, once for each state."""
+    async with fresh_volume(cluster, run=False, spare=False) as made:
+        for state, name, reached in (
+            (instance_pb.REQUESTED_STATE_RUN, "RUNNING", (instance_pb.INSTANCE_STATE_RUNNING,)),
+            (instance_pb.REQUESTED_STATE_STOP, "STOPPED", _ENDED),
+        ):
+            before = (await cluster.get_instance(made.instance)).state
+            await cluster.controlplane.end()
+            await cluster.controlplane.start(**{DIE_VARIABLE: f"desired:{name}"})
+            with pytest.raises(UnavailableError):
+                await made.set_state(state)
+            assert await cluster.controlplane.ended() == -signal.SIGKILL
+            await cluster.controlplane.start()
+            found = await until(
+                lambda: cluster.get_instance(made.instance),
+                lambda one, wanted=reached: one.state in wanted,
+            )
+            assert found.state != before
+
+
+_ENDED = (instance_pb.INSTANCE_STATE_STOPPED, instance_pb.INSTANCE_STATE_DESTROYED)

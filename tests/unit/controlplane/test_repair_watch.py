@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from controlplane.core import replacement as core
 from controlplane.core.progress import STALL_SECONDS, stall_seconds
-from controlplane.repair_watch import RepairWatch
+from controlplane.repair_watch import (
+    NEWS_PER_SECOND,
+    NEWS_SECONDS_MAX,
+    NEWS_SECONDS_MIN,
+    RepairWatch,
+)
 from stairwell.vmmd.v1 import volume_service_pb2 as pb
 from tests.unit.controlplane.core.records_made import GEOMETRY, replacement
 from tests.unit.controlplane.test_steps import info
@@ -125,3 +131,56 @@ async def test_a_paused_one_is_held_as_often_as_the_machine_forgets() -> None:
 
 async def test_news_that_end_are_no_event() -> None:
     assert await events(News(ends=True)) == []
+
+
+class Paced(News):
+    """Notes how often each disk's news are asked for; gives some when `tell` says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
+        self.told = asyncio.Condition()
+
+    async def watch_volume(
+        self, machine: Any, disk: str, repair: Any = None, interval: float = 0
+    ) -> AsyncGenerator[pb.VolumeInfo, None]:
+        self.asked.put_nowait((disk, interval))
+        while True:
+            yield info(pb.SLOT_STATE_LIVE_REPAIR)
+            async with self.told:
+                await self.told.wait()
+
+    async def tell(self) -> None:
+        async with self.told:
+            self.told.notify_all()
+
+    async def interval_of(self, disk: str) -> float:
+        """The next that is asked for."""
+        while True:
+            name, interval = await self.asked.get()
+            if name == disk:
+                return interval
+
+
+async def test_one_that_began_alone_is_looked_at_as_seldom_as_the_others_when_many_run() -> None:
+    news = Paced()
+    watch = RepairWatch(news, lambda: 1.0)  # type: ignore[arg-type]
+
+    async def follow(disk: str) -> None:
+        async for _event in watch.events(replace(replacement(), disk=disk)):
+            pass
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        first = group.create_task(follow("first"))
+        assert await news.interval_of("first") == NEWS_SECONDS_MIN
+        many = [group.create_task(follow("another")) for _ in range(4 * NEWS_PER_SECOND)]
+        for _ in many:
+            await news.interval_of("another")
+        await news.tell()
+        assert await news.interval_of("first") == NEWS_SECONDS_MAX
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+        await news.tell()
+        assert await news.interval_of("first") == NEWS_SECONDS_MIN, "and as often as ever again"
+        first.cancel()

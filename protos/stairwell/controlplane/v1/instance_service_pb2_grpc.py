@@ -111,7 +111,8 @@ class InstanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetInstanceState(self, request, context):
-        """Returns when the change is queued, not when it is done.
+        """Returns when the change is queued, not when it is done. A run or a stop is recorded before vmmd is
+        told: where that does not answer (UNAVAILABLE), it is done as soon as the machine is there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

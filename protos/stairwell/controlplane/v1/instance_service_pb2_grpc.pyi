@@ -38,7 +38,9 @@ class InstanceServiceStub:
     GetInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.GetInstanceRequest, _instance_service_pb2.GetInstanceResponse]
     ListInstances: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ListInstancesRequest, _instance_service_pb2.ListInstancesResponse]
     SetInstanceState: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.SetInstanceStateRequest, _instance_service_pb2.SetInstanceStateResponse]
-    """Returns when the change is queued, not when it is done."""
+    """Returns when the change is queued, not when it is done. A run or a stop is recorded before vmmd is
+    told: where that does not answer (UNAVAILABLE), it is done as soon as the machine is there.
+    """
     WatchInstance: _grpc.UnaryStreamMultiCallable[_instance_service_pb2.WatchInstanceRequest, _instance_service_pb2.WatchInstanceResponse]
     """First the present state, then one message for each later one."""
     DeleteInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]
@@ -65,7 +67,9 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     GetInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetInstanceRequest, _instance_service_pb2.GetInstanceResponse]  # type: ignore[assignment]
     ListInstances: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ListInstancesRequest, _instance_service_pb2.ListInstancesResponse]  # type: ignore[assignment]
     SetInstanceState: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.SetInstanceStateRequest, _instance_service_pb2.SetInstanceStateResponse]  # type: ignore[assignment]
-    """Returns when the change is queued, not when it is done."""
+    """Returns when the change is queued, not when it is done. A run or a stop is recorded before vmmd is
+    told: where that does not answer (UNAVAILABLE), it is done as soon as the machine is there.
+    """
     WatchInstance: _aio.UnaryStreamMultiCallable[_instance_service_pb2.WatchInstanceRequest, _instance_service_pb2.WatchInstanceResponse]  # type: ignore[assignment]
     """First the present state, then one message for each later one."""
     DeleteInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DeleteInstanceRequest, _instance_service_pb2.DeleteInstanceResponse]  # type: ignore[assignment]
@@ -113,7 +117,9 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.SetInstanceStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.SetInstanceStateResponse, _abc.Awaitable[_instance_service_pb2.SetInstanceStateResponse]]:
-        """Returns when the change is queued, not when it is done."""
+        """Returns when the change is queued, not when it is done. A run or a stop is recorded before vmmd is
+        told: where that does not answer (UNAVAILABLE), it is done as soon as the machine is there.
+        """
 
     @_abc_1.abstractmethod
     def WatchInstance(

@@ -1,11 +1,15 @@
 """The memory of spans is bounded and gives whole traces."""
 
+import functools
 import threading
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
 
 from stairlib.model.errors import InvalidRequestError
+from stairlib.telemetry import tracing as tracing_module
+from stairlib.telemetry.span_store import SpanStore
 from stairlib.telemetry.tracing import Tracing, context_from, current_trace_id, traceparent
 
 
@@ -50,6 +54,61 @@ def test_a_single_huge_trace_keeps_its_first_spans():
             with tracing.tracer.start_as_current_span(f"child {number}"):
                 pass
     assert names(tracing, trace_id) == ["child 0", "child 1", "child 2"]
+
+
+def test_a_trace_that_goes_on_outlives_those_of_calls_since():
+    tracing = Tracing("s", "i", limit=4)
+    with tracing.tracer.start_as_current_span("days of repair"):
+        long = current_trace_id()
+        with tracing.tracer.start_as_current_span("limits changed"):
+            pass
+        asked = [record(tracing, f"look {number}") for number in range(10)]
+        assert names(tracing, long) == ["limits changed"]
+        assert [each for each in asked if names(tracing, each)] == asked[-3:]
+    for number in range(10):
+        record(tracing, f"look {number}")
+    assert names(tracing, long) == [], "once it has ended it goes like any other"
+
+
+def _open_limited(monkeypatch, **limits):
+    """A tracing whose memory of what is under way is small."""
+    monkeypatch.setattr(tracing_module, "SpanStore", functools.partial(SpanStore, **limits))
+    return Tracing("s", "i")
+
+
+def _under_way(tracing, trace_id):
+    return [span.name for span in tracing.spans(trace_id, under_way=True)]
+
+
+def test_one_trace_of_many_spans_under_way_leaves_the_others_theirs(monkeypatch):
+    tracing = _open_limited(monkeypatch, open_of_trace=3)
+    with tracing.tracer.start_as_current_span("drain"):
+        many = current_trace_id()
+        spans = [tracing.tracer.start_span(f"move {number}") for number in range(5)]
+        assert _under_way(tracing, many) == ["drain", "move 0", "move 1"]
+        with tracing.tracer.start_as_current_span("repair", context=Context()):
+            assert _under_way(tracing, current_trace_id()) == ["repair"]
+        for span in spans:
+            span.end()
+    assert len(names(tracing, many)) == 6, "each is known once it has ended"
+
+
+def test_what_is_left_out_of_traces_is_told(monkeypatch, caplog):
+    tracing = _open_limited(monkeypatch, open_limit=2)
+    spans = [tracing.tracer.start_span(f"call {number}") for number in range(4)]
+    (told,) = caplog.records
+    assert "left out of their traces" in told.getMessage()
+    assert "call 2" in told.getMessage(), "the first one; not each of them"
+    spans[0].end()
+    again = tracing.tracer.start_span("again")
+    assert _under_way(tracing, format(again.get_span_context().trace_id, "032x")) == ["again"]
+
+
+def test_thousands_of_workflows_have_their_steps_under_way_in_their_traces():
+    tracing = Tracing("s", "i")
+    spans = [tracing.tracer.start_span(f"step {number}") for number in range(5_000)]
+    last = format(spans[-1].get_span_context().trace_id, "032x")
+    assert _under_way(tracing, last) == ["step 4999"]
 
 
 def test_a_span_as_a_message():
