@@ -133,9 +133,14 @@ async def test_two_members_are_cut_off_for_a_moment_and_the_guest_waits(volume):
             await apart(cluster.join, "ds1", "ds2")
             await load.goes_on()
             await watch.all_active()
-            # Their connections went on, or were replaced by others: nobody was given up.
-            assert FAULTED not in {seen.mode for slot in watch.slots for seen in slot}, watch.slots
-            assert not any(watch.repairs), watch.slots
+            # Their connections went on, or were replaced by others. With the first back the guest
+            # goes on, and the other may then miss more than is kept for it: no other reason will
+            # do to give it up.
+            given_up = [slot for slot in (0, 1) if watch.was(slot, FAULTED)]
+            assert len(given_up) < 2, watch.reasons
+            assert watch.repairs == [slot in given_up for slot in range(3)], watch.reasons
+            for reason in watch.reasons:
+                assert "FAULTED" not in reason or "jobs" in reason, watch.reasons
             watch.assert_undisturbed(2)
             assert load.last.ios > held.ios
             faultless(load.last)

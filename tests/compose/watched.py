@@ -60,6 +60,8 @@ class Watch:
     def __init__(self) -> None:
         self.slots: list[list[Seen]] = [[] for _ in range(SLOTS)]
         self.repairs = [0] * SLOTS
+        # Why each left service, for whoever reads of a failure.
+        self.reasons: list[str] = []
         self._repairs_before: dict[int, int] = {}
         self._told = asyncio.Condition()
 
@@ -77,6 +79,8 @@ class Watch:
         seen, history = Seen(state, mode), self.slots[slot.slot]
         if not history or history[-1] != seen:
             history.append(seen)
+            if slot.last_error:
+                self.reasons.append(f"slot {slot.slot} {mode}: {slot.last_error}")
         before = self._repairs_before.setdefault(slot.slot, slot.repairs_completed)
         self.repairs[slot.slot] = slot.repairs_completed - before
 
@@ -100,6 +104,10 @@ class Watch:
     async def all_active(self) -> None:
         """Waits until every slot is active."""
         await self.until(lambda watch: all(slot[-1].state == ACTIVE for slot in watch.slots))
+
+    def was(self, slot: int, mode: str) -> bool:
+        """Whether the slot was seen in the mode."""
+        return any(seen.mode == mode for seen in self.slots[slot])
 
     def states(self, slot: int) -> list[str]:
         """The states a slot went through."""
