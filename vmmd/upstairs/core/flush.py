@@ -32,8 +32,7 @@ class FlushBook:
         """A frame of writes or discards was sent."""
         self.jobs += record.count
         self.payload_bytes += record.payload_bytes
-        if self._dirty_since is None:
-            self._dirty_since = now
+        self.acknowledged(now)
 
     def acknowledged(self, now: float) -> None:
         """The guest was told that a write is taken, which is held for the frame it is sent in."""

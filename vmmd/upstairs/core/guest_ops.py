@@ -4,9 +4,9 @@ Writes and discards are encoded once, sent to every usable member as the same by
 acknowledged at once (the volume is a disk with a volatile write cache). A few small ones that come
 one by one are held for a moment and leave as one frame, before anything that came after them: a
 frame costs each member, and us for its answer, about the same whatever is in it (docs/adr/0050).
-Requests above the
-admission limits wait in order, and never fail for that. A batch is unordered in itself; its writes
-go first, then its flush, then its reads, so that a flush covers at least what it has to.
+Requests above the admission limits wait in order, and never fail for that. A batch is unordered in
+itself; its writes go first, then its flush, then its reads, so that a flush covers at least what it
+has to.
 
 A WRITE_UNWRITTEN goes the way of a write, and every member decides block by block from what it
 holds. They decide alike because they hold alike: an active member has the same blocks at the same
@@ -40,12 +40,14 @@ _READING = READS | TELLS_OWNED
 class _WriteFrame:
     """Writes and discards being gathered into one frame."""
 
-    __slots__ = ("data", "ops", "payload_bytes")
+    __slots__ = ("data", "ops", "payload_bytes", "unwritten")
 
     def __init__(self) -> None:
         self.ops: list[tuple[int, int, int]] = []
         self.data: list[Bytes] = []
         self.payload_bytes = 0
+        # There is a WRITE_UNWRITTEN among them.
+        self.unwritten = False
 
 
 class GuestOps:
@@ -132,7 +134,7 @@ class GuestOps:
             or len(frame.ops) >= limits.HELD_OPS_MAX
             or frame.payload_bytes >= limits.HELD_BYTES_MAX
             # Not while a member is being filled, and that may begin meanwhile.
-            or (frame.ops and frame.ops[-1][0] == OpKind.WRITE_UNWRITTEN)
+            or frame.unwritten
         )
 
     def _hold(self) -> None:
@@ -269,6 +271,8 @@ class GuestOps:
         if len(self._frame.ops) >= OPS_MAX:
             self._send_writes()
         self._frame.ops.append((kind, offset, length))
+        if kind == OpKind.WRITE_UNWRITTEN:
+            self._frame.unwritten = True
 
     def _send(self) -> None:
         self.send_held()

@@ -140,6 +140,11 @@ def test_an_unwritten_write_is_not_held(world, sent):
     assert sent == [[OpKind.WRITE, OpKind.WRITE_UNWRITTEN]]
 
 
+def test_nor_is_one_that_came_with_a_write_behind_it(world, sent):
+    world.submit([world.write_unwritten(3, 1), world.write(0, 1)])
+    assert sent == [[OpKind.WRITE_UNWRITTEN, OpKind.WRITE]]
+
+
 def test_when_all_members_are_given_up_meanwhile_the_next_flush_says_so(world, sent, monkeypatch):
     monkeypatch.setattr(limits, "HELD_SECONDS", limits.OFFLINE_SECONDS_MAX + 5)
     for daemon in list(world.daemons):
