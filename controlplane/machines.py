@@ -123,19 +123,22 @@ class MachineFollower:
 
     async def look_again(self, instance_id: UUID) -> None:
         """Has a machine that did not answer looked at anew, and brought to what is wanted."""
-        task = self._tasks.get(instance_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        if await self._left(instance_id):
             self.follow(instance_id)
 
     async def unfollow(self, instance_id: UUID) -> None:
         """Stops following one."""
-        task = self._tasks.get(instance_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._left(instance_id)
         self._forget(instance_id)
+
+    async def _left(self, instance_id: UUID) -> bool:
+        """Whether there was a task that followed it; it has ended."""
+        task = self._tasks.get(instance_id)
+        if task is None:
+            return False
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return True
 
     def _forget(self, instance_id: UUID) -> None:
         self._heard.pop(instance_id, None)
