@@ -80,7 +80,6 @@ class DataConnection(asyncio.BufferedProtocol):
         # Not asserted: uvloop's transports do not derive from asyncio's.
         made = self._transport = cast("asyncio.Transport", transport)
         if not self._server.admit(self):
-            _log.warning("too many data connections", limit=CONNECTIONS_MAX)
             made.abort()
             return
         made.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
@@ -295,10 +294,14 @@ class DataServer:
         self.unix_path: Path | None = None
         self._connections: set[DataConnection] = set()
         self._servers: list[asyncio.Server] = []
+        self._closed = False
 
     def admit(self, connection: DataConnection) -> bool:
-        """Counts a connection in, unless there are too many."""
+        """Counts a connection in, unless there are too many, or it was accepted too late."""
+        if self._closed:
+            return False
         if len(self._connections) >= CONNECTIONS_MAX:
+            _log.warning("too many data connections", limit=CONNECTIONS_MAX)
             return False
         self._connections.add(connection)
         return True
@@ -342,7 +345,9 @@ class DataServer:
         self.unix_path = path
 
     async def close(self) -> None:
-        """Stops listening and cuts off what is left of the connections."""
+        """Stops listening and cuts off what is left of the connections. One that was accepted just
+        now is made in a later turn of the loop, and not let in."""
+        self._closed = True
         for server in self._servers:
             server.close()
         if self._connections:

@@ -2,12 +2,14 @@
 was."""
 
 import asyncio
+import socket
 import struct
 import uuid
 
 import numpy as np
 import pytest
 
+from downstaird.data_server import DataConnection, DataServer
 from downstaird.faults import CHANCE, FaultPlan
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.cipher import DEFAULT_CIPHER
@@ -331,3 +333,18 @@ async def test_a_stream_that_is_cancelled_ends_its_session(serve, upstairs):
     call.cancel()
     await eventually(lambda: not downstairs.daemon.host.conversations)
     assert (await downstairs.get()).active_session_id == ""
+
+
+async def test_one_that_is_accepted_while_it_closes_is_let_go(serve):
+    """The loop makes a connection some turns after it was accepted, and it may close in between."""
+    downstairs = await serve()
+    data = DataServer(downstairs.daemon.host)
+    await data.close()
+    ours, accepted = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    await loop.connect_accepted_socket(lambda: DataConnection(data), accepted)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
