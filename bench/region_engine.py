@@ -105,19 +105,30 @@ def places(turn):
     return [(turn * SCATTERED + n) * 7919 * 31 % blocks for n in range(SCATTERED)]
 
 
-def engine_batches(opened, first):
+def one_by_one(region, offsets, contexts, blocks):
+    """The writes as they come in frames of their own."""
+    for index, offset in enumerate(offsets):
+        block = blocks[index * BLOCK : (index + 1) * BLOCK]
+        region.write(offset, contexts[index : index + 1], block)
+
+
+def at_once(region, offsets, contexts, blocks):
+    """The writes of one frame, as a session does them."""
+    assert region.write_scattered(offsets, contexts, blocks)
+
+
+def engine_batches(opened, first, put=at_once):
     """Seconds of each batch of writes and its flush, of all together with what checkpoints took,
     and the processor time of each batch."""
-    region, block = opened.region, DATA[:BLOCK]
-    context = CONTEXTS[:1]
+    region, contexts = opened.region, CONTEXTS[:SCATTERED]
+    blocks = memoryview(DATA)[: SCATTERED * BLOCK]
     found, worked = [], []
     began = time.perf_counter()
     for turn in range(first, first + BATCHES):
         offsets = places(turn)
         used = time.thread_time()
         start = time.perf_counter()
-        for offset in offsets:
-            region.write(offset, context, block)
+        put(region, offsets, contexts, blocks)
         opened.flush()
         found.append(time.perf_counter() - start)
         worked.append(time.thread_time() - used)
@@ -176,10 +187,12 @@ def flushes(opened, descriptor, rounds):
     spread = Figure(f"{what}, time", "the same 32 writes + fdatasync, file written before")
     after = Figure(f"{what}, time", f"{once}, after as much work of the processor")
     work = Figure("  of it work of the processor, ms", "")
+    single = Figure(f"{what}, each by itself, time", once)
     for number in range(-1, rounds):
         first = (number + 1) * BATCHES
         one = one_write_batches(descriptor, first)
         ours, total, worked = engine_batches(opened, first)
+        apart, *_ = engine_batches(opened, first, one_by_one)
         spent = statistics.median(worked)
         busy = worked_batches(descriptor, first, spent)
         scattered = scattered_batches(descriptor, first)
@@ -190,8 +203,9 @@ def flushes(opened, descriptor, rounds):
         spread.values.append(statistics.median(ours) / statistics.median(scattered))
         after.values.append(statistics.median(ours) / statistics.median(busy))
         work.values.append(spent * 1000)
+        single.values.append(statistics.median(apart) / statistics.median(one))
     opened.checkpoint()
-    yield [median, mean, spread, after, work]
+    yield [median, mean, spread, after, work, single]
 
 
 # ---- sequential

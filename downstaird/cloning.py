@@ -27,7 +27,7 @@ from downstaird.core.clone_plan import (
 )
 from downstaird.core.engine import FlushWork, Ownership, RegionDefinition
 from downstaird.core.repair_plan import CopySource
-from downstaird.core.session import Counters
+from downstaird.core.session_counters import Counters
 from downstaird.core.session_effects import CopyExtent
 from downstaird.extent_copier import ExtentCopier, open_source
 from downstaird.faults import Delays, FaultPlan

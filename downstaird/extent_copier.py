@@ -35,7 +35,7 @@ from downstaird.core.repair_plan import (
     spared,
     steps,
 )
-from downstaird.core.session import Counters
+from downstaird.core.session_counters import Counters
 from downstaird.core.session_effects import CopyExtent
 from downstaird.repair_intake import IDLE_SECONDS, Incoming, Intake, Intakes
 from downstaird.repair_threads import RepairThreads

@@ -78,6 +78,12 @@ def with_faults(engine: Engine, plan: FaultPlan, chance: random.Random) -> Engin
             fail(plan.write_errors, "write")
             write(offset, contexts, data)
 
+        def write_scattered(
+            self, _offsets: Sequence[int], _contexts: ContextArray, _data: Buffer
+        ) -> bool:
+            """False: each write fails, or not, by itself."""
+            return False
+
         def begin_flush(self, number: int, generation: int, snapshot: str = "") -> FlushWork:
             fail(plan.flush_errors, "flush")
             return begin(number, generation, snapshot)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from downstaird.core.by_hand import next_flush
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
-from downstaird.core.session import Counters
+from downstaird.core.session_counters import Counters
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.faults import Delays
 from downstaird.lane import Lane

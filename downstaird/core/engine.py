@@ -149,6 +149,11 @@ class Engine(Protocol):
         checked by the caller. Copies what it keeps."""
         ...
 
+    def write_scattered(self, offsets: Sequence[int], contexts: ContextArray, data: Buffer) -> bool:
+        """As a `write` of one block at each offset, in this order, in one go. False: nothing was
+        taken, since one of them is to be refused or has to go another way; use `write`."""
+        ...
+
     def write_unwritten(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
         """Takes only the blocks that have no context yet."""
         ...

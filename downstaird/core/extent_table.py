@@ -10,6 +10,8 @@ flushes is kept in memory until it is whole, since a flush that came here may be
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from downstaird.core.engine import ExtentStates, Marks
@@ -65,6 +67,10 @@ class ExtentTable:
     def touch(self, extent: int) -> None:
         """The session changed something in the extent."""
         self._active.add(extent)
+
+    def touch_all(self, extents: Iterable[int]) -> None:
+        """The same for several."""
+        self._active.update(extents)
 
     def fault(self, extent: int, found: DataError | None = None) -> None:
         """Something stored for the extent is damaged. found: names file and offset."""

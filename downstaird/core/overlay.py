@@ -13,6 +13,7 @@ epoch is dead (address -1) and is not logged.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -153,6 +154,57 @@ class Overlay:
             mask = self.discards.get(chunk)
             if mask is not None:
                 mask[first : first + count] = False
+
+    def put_scattered(self, addresses: Sequence[int], contexts: ContextArray, data: Buffer) -> None:
+        """Takes one block for each address, in order; there must be room for them. The copying is
+        done at once for all, unless one of them writes over a block of this epoch."""
+        arena = self.active
+        tables, size, start = self.tables, self._chunk_blocks, self.active.start
+        slots = []
+        taken = arena.used
+        for address in addresses:
+            chunk, block = divmod(address, size)
+            table = tables.get(chunk)
+            if table is None:
+                table = self.table(chunk)
+            old = table[block]
+            if old >= start:
+                slots.append(int(old) - start)
+                continue
+            table[block] = start + taken
+            slots.append(taken)
+            taken += 1
+        if taken - arena.used == len(slots):
+            self._fill(arena.used, addresses, contexts, data)
+        else:
+            view = memoryview(data)
+            bytes_of = self._block_size
+            for index, slot in enumerate(slots):
+                part = view[index * bytes_of : (index + 1) * bytes_of]
+                self._fill(slot, addresses[index : index + 1], contexts[index : index + 1], part)
+        arena.used = taken
+        if self.discards:
+            self._undo_discards(addresses)
+
+    def _fill(
+        self, slot: int, addresses: Sequence[int], contexts: ContextArray, data: Buffer
+    ) -> None:
+        """Copies blocks to the slots from `slot` on."""
+        arena = self.active
+        stop = slot + len(addresses)
+        assert stop <= arena.blocks
+        size = self._block_size
+        arena.data[slot * size : stop * size] = data
+        arena.contexts[slot:stop] = contexts
+        arena.addresses[slot:stop] = addresses
+
+    def _undo_discards(self, addresses: Sequence[int]) -> None:
+        """These blocks have been written since they were discarded in this epoch."""
+        for address in addresses:
+            chunk, block = divmod(address, self._chunk_blocks)
+            mask = self.discards.get(chunk)
+            if mask is not None:
+                mask[block] = False
 
     def _overwrite(self, table: I64Array, first: int, contexts: ContextArray, data: Buffer) -> bool:
         """Writes over blocks of this epoch where they lie in one run, and kills them where not."""

@@ -20,9 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
-import xxhash
-
 from downstaird.core import region_snapshots, repair_work
 from downstaird.core.checkpoint_stages import Seal, stages_of
 from downstaird.core.chunk_contexts import CONTEXT_NAMES, ContextFiles
@@ -76,7 +73,7 @@ from downstaird.core.repair_work import MergeJob, ReadJob
 from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
 from downstaird.core.snapshot_table import SnapshotTable
 from downstaird.core.state_file import STATE_NAMES
-from stairlib.model.context import CONTEXT_BYTES, ContextArray, written
+from stairlib.model.context import ContextArray, written
 from stairlib.model.errors import DataError, InvalidRequestError, StateError
 
 
@@ -137,8 +134,6 @@ class Region:
         self.blocks = RegionBlocks(layout, self.chunks, self.overlay, tuning.large_bytes)
         self._job: FlushJob | CheckpointJob | None = None
         self._failure: DataError | None = None
-        # Of an extent without any context, once it was asked for.
-        self._digest_of_nothing: int | None = None
 
     @classmethod
     def create(
@@ -250,6 +245,18 @@ class Region:
             self._note(offset, count)
         self.blocks.write(self.layout.pieces(offset, count), contexts, data)
 
+    def write_scattered(self, offsets: Sequence[int], contexts: ContextArray, data: Buffer) -> bool:
+        """Takes blocks that lie apart; see Engine.write_scattered."""
+        if self._failure is not None or self._read_only or self.extents.damaged:
+            return False
+        if not self.blocks.write_scattered(offsets, contexts, data):
+            return False
+        self.extents.touch_all({offset // self._per_extent for offset in offsets})
+        if self.repair:
+            for offset in offsets:
+                self._note(offset, 1)
+        return True
+
     def write_unwritten(self, offset: int, contexts: ContextArray, data: Buffer) -> None:
         """Takes only the blocks that have no context yet. Not remembered as written by a repair
         that runs: whether a block of an incomplete extent is unwritten is the source's to say."""
@@ -276,16 +283,9 @@ class Region:
 
     def digest(self, extent: int) -> int:
         """xxh3-64 over the extent's contexts."""
-        per_extent = self.layout.geometry.blocks_per_extent
-        chunks = self.layout.chunks_per_extent
-        if extent not in self.extents.damaged and self.blocks.untouched(extent * chunks, chunks):
-            if self._digest_of_nothing is None:
-                self._digest_of_nothing = xxhash.xxh3_64_intdigest(
-                    bytes(per_extent * CONTEXT_BYTES)
-                )
-            return self._digest_of_nothing
-        contexts = self.contexts(extent * per_extent, per_extent)
-        return xxhash.xxh3_64_intdigest(np.ascontiguousarray(contexts, dtype="<u8").data)
+        if extent in self.extents.damaged:
+            raise self.extents.refusal(extent)
+        return self.blocks.digest(extent)
 
     def _check_change(self, offset: int, count: int, data_bytes: int | None) -> None:
         self.layout.check(offset, count)
@@ -324,8 +324,7 @@ class Region:
         if first == last:
             self.extents.touch(first)
             return
-        for extent in range(first, last + 1):
-            self.extents.touch(extent)
+        self.extents.touch_all(range(first, last + 1))
 
     def _note(self, offset: int, count: int) -> None:
         for extent, first, here, _ in by_extent(self._per_extent, offset, count):

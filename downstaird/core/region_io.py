@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import xxhash
 
 from downstaird.core.chunk_contexts import Home
 from downstaird.core.chunk_map import ChunkMap
@@ -16,7 +17,7 @@ from downstaird.core.disk import Buffer
 from downstaird.core.layout import Layout, Piece
 from downstaird.core.mask_runs import Mask, true_runs
 from downstaird.core.overlay import DISCARDED, HOME, I64Array, Overlay
-from stairlib.model.context import ContextArray, empty_contexts, written
+from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, written
 
 
 class RegionBlocks:
@@ -31,6 +32,8 @@ class RegionBlocks:
         self._large_bytes = large_bytes
         self._size = layout.geometry.block_size
         self._chunk_bytes = layout.chunk_bytes
+        # Of an extent without any context, once it was asked for.
+        self._digest_of_nothing: int | None = None
 
     # --- reading
 
@@ -161,6 +164,19 @@ class RegionBlocks:
             return False
         return self._overlay.tables.keys().isdisjoint(range(first, first + count))
 
+    def digest(self, extent: int) -> int:
+        """xxh3-64 over the contexts of an extent."""
+        chunks = self._layout.chunks_per_extent
+        per_extent = self._layout.geometry.blocks_per_extent
+        if self.untouched(extent * chunks, chunks):
+            if self._digest_of_nothing is None:
+                self._digest_of_nothing = xxhash.xxh3_64_intdigest(
+                    bytes(per_extent * CONTEXT_BYTES)
+                )
+            return self._digest_of_nothing
+        contexts = self.contexts(self._layout.pieces(extent * per_extent, per_extent))
+        return xxhash.xxh3_64_intdigest(np.ascontiguousarray(contexts, dtype="<u8").data)
+
     # --- changing
 
     def write(self, pieces: Sequence[Piece], contexts: ContextArray, data: Buffer) -> None:
@@ -182,6 +198,22 @@ class RegionBlocks:
             self._write_small(chunk, first, contexts, data)
             return
         self._write_pieces(pieces, set(), contexts, memoryview(data))
+
+    def write_scattered(self, offsets: Sequence[int], contexts: ContextArray, data: Buffer) -> bool:
+        """Takes one block for each offset, in order. False: nothing was taken, and they have to be
+        written one by one: they are not as many as the data, not all within the region, more than
+        there is memory for before a flush, or chunks in themselves; or extents end within a
+        chunk."""
+        count = len(offsets)
+        layout = self._layout
+        if not layout.even or self._size >= self._large_bytes or count > self._overlay.room():
+            return False
+        if len(contexts) != count or len(data) != count * self._size:
+            return False
+        if min(offsets) < 0 or max(offsets) >= layout.block_count:
+            return False
+        self._overlay.put_scattered(offsets, contexts, data)
+        return True
 
     def _write_small(self, chunk: int, first: int, contexts: ContextArray, data: Buffer) -> None:
         if self._overlay.room() >= len(contexts):

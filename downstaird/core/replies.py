@@ -15,7 +15,7 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
-from stairlib.wire.frame import Bytes, FrameKind, OpStatus, encode, pack_op
+from stairlib.wire.frame import Bytes, FrameKind, OpStatus, encode, pack_done, pack_op
 
 # An error's text is for a log line, not for a dump.
 TEXT_BYTES_MAX = 1000
@@ -65,6 +65,10 @@ class Reply:
     def done(self, job: int, kind: int, offset: int = 0, length: int = 0, number: int = 0) -> None:
         """An op that ended well and carries nothing back."""
         self._entries.append(pack_op(job, kind, offset=offset, length=length, number=number))
+
+    def all_done(self, rows: Sequence[Sequence[int]]) -> None:
+        """The same for many ops: entries of the request's table."""
+        self._entries += pack_done(rows)
 
     def read(
         self, job: int, kind: int, offset: int, contexts: ContextArray, data: Sequence[Bytes]

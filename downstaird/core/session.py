@@ -15,14 +15,15 @@ wait."""
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import astuple, dataclass
-from operator import add
+from dataclasses import dataclass
 
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.extent_answers import ExtentAnswers
 from downstaird.core.repair_plan import parse_source
 from downstaird.core.replies import Reply, status_of
+from downstaird.core.session_counters import Counters
 from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
+from downstaird.core.session_progress import Progress, Row
 from downstaird.core.work_queue import Claim, Order, WorkQueue
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError
@@ -77,10 +78,10 @@ _ORDERS = {
     NOOP: Order.FREE,
     REPAIR_LIMIT: Order.FREE,
 }
+# From so many writes of one block on they are taken in one go: below that, finding out costs more.
+_RUN_MIN = 4
 # What an op that waits costs beside its data.
 _OP_HELD_BYTES = 500
-
-Row = tuple[int, int, int, int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -104,18 +105,6 @@ class _Op:
 
 
 @dataclass(slots=True)
-class _Progress:
-    """How far a frame has been worked off. Indexes into its parts."""
-
-    frame: Frame
-    rows: list[Row]
-    bad_blocks: list[int]
-    at: int = 0
-    block: int = 0
-    dependency: int = 0
-
-
-@dataclass(slots=True)
 class _Answer:
     """The outcome of asynchronous work, to be part of the next reply."""
 
@@ -124,23 +113,6 @@ class _Answer:
     number: int = 0
     status: OpStatus = OpStatus.OK
     text: str = ""
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals of a session, for its closing log line and for metrics."""
-
-    frames: int = 0
-    guest_frames: int = 0  # those that ask for blocks: a repair gives way to them alone
-    failed: int = 0
-    flushes: int = 0
-    copied_bytes: int = 0
-    moved_bytes: int = 0  # what copies received, as it comes
-    read_blocks: int = 0  # that were asked for
-    written_blocks: int = 0
-
-    def __add__(self, other: Counters) -> Counters:
-        return Counters(*map(add, astuple(self), astuple(other)))
 
 
 class Session:
@@ -163,7 +135,7 @@ class Session:
         self._queue.lane_free = lane_free
         self._released: deque[Claim[_Op]] = deque()
         self._answers: deque[_Answer] = deque()
-        self._frame: _Progress | None = None
+        self._frame: Progress | None = None
         self._open_flush: RunWork | None = None
         # Extents copied since the last flush that did not keep marks, with their stamps; used once
         # the peer has sent a flush that does.
@@ -221,7 +193,7 @@ class Session:
         self.counters.written_blocks += blocks
         if any(row[1] in _GUEST for row in rows):
             self.counters.guest_frames += 1
-        self._frame = _Progress(frame, rows, bad)
+        self._frame = Progress(frame, rows, bad, self._block_size)
 
     def run(self) -> Turn:
         """Carries on until nothing can go on, or a reply is full."""
@@ -264,9 +236,11 @@ class Session:
             if self._is_full(reply, row):
                 return True
             kind = row[1]
+            if kind == WRITE and row[6] == 1 and queue.idle and self._write_run(progress, reply):
+                continue
             if queue.idle and not row[4] and kind in _IMMEDIATE:
                 blob = progress.frame.blob(progress.at) if row[7] else b""
-                contexts, data, intact = self._carried(progress, row)
+                contexts, data, intact = progress.carried(row)
                 self._execute(row, contexts, data, blob, intact, reply, effects)
             elif queue.full:
                 return False
@@ -275,6 +249,24 @@ class Session:
             progress.at += 1
         self._frame = None
         return False
+
+    def _write_run(self, progress: Progress, reply: Reply) -> bool:
+        """Does the next writes in one go, where they are some of one block each and the region
+        takes them so. False: nothing was done; each has to go its own way."""
+        if self._read_only or len(progress.rows) - progress.at < _RUN_MIN:
+            return False
+        rows = progress.single_writes(OPS_MAX - len(reply))
+        if len(rows) < _RUN_MIN:
+            return False
+        before = progress.block
+        contexts, data = progress.take(len(rows))
+        if not self._region.write_scattered([row[5] for row in rows], contexts, data):
+            progress.block = before
+            return False
+        self._open_flush = None
+        reply.all_done(rows)
+        progress.at += len(rows)
+        return True
 
     def _is_full(self, reply: Reply, row: Row) -> bool:
         """Whether the reply must go out before this op is done."""
@@ -286,28 +278,10 @@ class Session:
         coming = row[6] * self._block_size if row[1] == READ else 0
         return reply.payload_bytes + coming > PAYLOAD_BYTES_MAX
 
-    def _carried(
-        self, progress: _Progress, row: Row
-    ) -> tuple[ContextArray | None, memoryview, bool]:
-        """The contexts and data of the op, as views, and whether they match."""
-        if row[1] not in _CARRY_DATA:
-            return None, progress.frame.payload[:0], True
-        first = progress.block
-        end = progress.block = first + row[6]
-        intact = True
-        if progress.bad_blocks:
-            intact = not any(first <= block < end for block in progress.bad_blocks)
-        size = self._block_size
-        return (
-            progress.frame.contexts[first:end],
-            progress.frame.payload[first * size : end * size],
-            intact,
-        )
-
-    def _offer(self, progress: _Progress, row: Row, reply: Reply, effects: list[Effect]) -> None:
+    def _offer(self, progress: Progress, row: Row, reply: Reply, effects: list[Effect]) -> None:
         """The ordered way: the op starts now or waits with a copy of its data."""
         kind = row[1]
-        contexts, data, intact = self._carried(progress, row)
+        contexts, data, intact = progress.carried(row)
         first_dependency = progress.dependency
         progress.dependency += row[4]
         blob = progress.frame.blob(progress.at) if row[7] else b""

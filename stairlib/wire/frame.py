@@ -181,6 +181,12 @@ def pack_op(
     )
 
 
+def pack_done(rows: Sequence[Sequence[int]]) -> list[bytes]:
+    """An entry for each of a request's, in order: done, and nothing comes back but where it was."""
+    pack = _OP_STRUCT.pack
+    return [pack(row[0], row[1], 0, 0, 0, row[5], row[6], 0, 0, 0) for row in rows]
+
+
 @dataclass(slots=True)
 class Frame:
     """A parsed frame; contexts and payload are views into the bytes it was parsed from."""

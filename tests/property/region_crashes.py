@@ -107,9 +107,12 @@ class CrashWorld:
                 self.go_on_after_a_cut()
 
     def change(self) -> None:
-        """One write or discard."""
+        """One write or discard, or several writes of one block in one go."""
         rng = self.rng
         total = self.geometry.block_count
+        if rng.random() < 0.15:
+            self.scatter([rng.randrange(total) for _ in range(rng.choice((1, 3, 8)))])
+            return
         count = rng.choice((1, 1, 1, 2, 3, 10, 16, 16, 24, 40))
         offset = rng.randrange(max(1, total - count + 1))
         if count >= 10 and rng.random() < 0.7:
@@ -125,6 +128,18 @@ class CrashWorld:
                 self.blocks[offset + index] = data[index * BLOCK : (index + 1) * BLOCK]
         size = self.geometry.blocks_per_extent
         self.dirty.update(range(offset // size, (offset + count - 1) // size + 1))
+
+    def scatter(self, offsets: list[int]) -> None:
+        """Writes of one block, in this order, in one go where the region takes them so."""
+        data = self.rng.randbytes(len(offsets) * BLOCK)
+        contexts = plain_contexts(data, BLOCK)
+        at_once = self.region.write_scattered(offsets, contexts, data)
+        for index, offset in enumerate(offsets):
+            part = data[index * BLOCK : (index + 1) * BLOCK]
+            if not at_once:
+                self.region.write(offset, contexts[index : index + 1], part)
+            self.blocks[offset] = part
+            self.dirty.add(offset // self.geometry.blocks_per_extent)
 
     def flush(self) -> None:
         """A whole flush, with changes in between; now and then one that fails or ends in a kill."""

@@ -107,6 +107,18 @@ class RegionMachine(RuleBasedStateMachine):
             self.blocks[offset + index] = data[index * BLOCK : (index + 1) * BLOCK]
         self.note(offset, count)
 
+    @rule(offsets=st.lists(OFFSETS, min_size=1, max_size=12))
+    def write_scattered(self, offsets):
+        offsets = [offset % self.geometry.block_count for offset in offsets]
+        data, contexts = self.content(len(offsets))
+        at_once = self.region.write_scattered(offsets, contexts, data)
+        for index, offset in enumerate(offsets):
+            part = data[index * BLOCK : (index + 1) * BLOCK]
+            if not at_once:
+                self.region.write(offset, contexts[index : index + 1], part)
+            self.blocks[offset] = part
+            self.note(offset, 1)
+
     @rule(offset=OFFSETS, count=COUNTS)
     def write_unwritten(self, offset, count):
         offset, count = self.span(offset, count)

@@ -70,6 +70,18 @@ class PlainEngine:
         self.kept[offset : offset + len(contexts)] = contexts
         self._touch(offset, len(contexts))
 
+    def write_scattered(self, offsets, contexts, data):
+        blocks = self.definition.geometry.block_count
+        if self.fail_with is not None or max(offsets) >= blocks:
+            return False
+        self.calls.append(("write_scattered", tuple(offsets)))
+        size = self.definition.geometry.block_size
+        for index, offset in enumerate(offsets):
+            self.data[offset * size : (offset + 1) * size] = data[index * size : (index + 1) * size]
+            self.kept[offset] = contexts[index]
+            self._touch(offset, 1)
+        return True
+
     def write_unwritten(self, offset, contexts, data):
         size = self.definition.geometry.block_size
         for index in range(len(contexts)):

@@ -71,6 +71,42 @@ def test_a_block_written_again_in_its_epoch_takes_no_more_room(overlay) -> None:
     assert fetch(overlay, 1, 0) == content("a", 4)[:BLOCK]
 
 
+def scatter(overlay, addresses, name):
+    data = content(name, len(addresses))
+    overlay.put_scattered(addresses, plain_contexts(data, BLOCK), data)
+    return [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+
+
+def test_blocks_far_apart_are_taken_together(overlay) -> None:
+    parts = scatter(overlay, [41, 2, 40, 20], "a")
+    assert [fetch(overlay, *divmod(at, 8)) for at in (41, 2, 40, 20)] == parts
+    assert overlay.active.addresses[:4].tolist() == [41, 2, 40, 20]
+    assert overlay.room() == 12
+
+
+def test_of_blocks_taken_together_the_later_one_of_a_place_stays(overlay) -> None:
+    before = scatter(overlay, [41, 2], "a")
+    parts = scatter(overlay, [7, 2, 9, 7], "b")
+    assert fetch(overlay, 5, 1) == before[0]
+    assert [fetch(overlay, *divmod(at, 8)) for at in (2, 9, 7)] == parts[1:]
+    assert overlay.active.addresses[:4].tolist() == [41, 2, 7, 9]
+    assert overlay.room() == 12
+
+
+def test_blocks_taken_together_leave_the_epoch_before_as_it_was(overlay) -> None:
+    before = scatter(overlay, [3, 4], "a")
+    arena = overlay.freeze()
+    scatter(overlay, [4, 5], "b")
+    assert arena.used == 2
+    assert arena.bytes_of(1, 1) == before[1]
+
+
+def test_a_discard_before_is_no_more_where_a_block_was_taken(overlay) -> None:
+    overlay.discard(0, 2, 4)
+    scatter(overlay, [3, 30], "a")
+    assert np.flatnonzero(overlay.take_discards()[0]).tolist() == [2, 4, 5]
+
+
 def test_what_was_given_out_does_not_change_afterwards(overlay) -> None:
     put(overlay, 1, 0, content("a"))
     given = overlay.fetch(int(overlay.tables[1][0]), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+import numpy as np
 import pytest
 import xxhash
 
@@ -12,7 +13,7 @@ from downstaird.core.layout import DEFAULT_TUNING
 from downstaird.core.region import Region
 from downstaird.store.memory import MemoryDisk
 from stairlib.model.cipher import AES_256_GCM
-from stairlib.model.context import empty_contexts, plain_contexts
+from stairlib.model.context import empty_contexts, plain_contexts, written
 from stairlib.model.errors import (
     AlreadyExistsError,
     DataError,
@@ -155,6 +156,45 @@ def test_the_caller_may_reuse_its_buffers(region) -> None:
         data[:] = bytes(len(data))
         contexts[:] = 0
         assert read(region, 0, count) == content("a", count)
+
+
+def test_blocks_far_apart_can_be_read_at_every_stage(disk, region) -> None:
+    offsets = [5, 1, 60, 33, 5]
+    data = content("far", len(offsets))
+    contexts = plain_contexts(data, BLOCK)
+    assert region.write_scattered(offsets, contexts, bytearray(data))
+    parts = {at: data[index * BLOCK : (index + 1) * BLOCK] for index, at in enumerate(offsets)}
+
+    def held(region):
+        return {at: b"".join(map(bytes, region.read(at, 1)[1])) for at in offsets}
+
+    assert held(region) == parts
+    flush(region)
+    assert held(region) == parts
+    region.checkpoint_now()
+    assert held(region) == parts
+    states = region.extent_states()
+    per_extent = region.definition.geometry.blocks_per_extent
+    dirty = {at // per_extent for at in offsets}
+    assert set(np.flatnonzero(states.flushes).tolist()) == dirty
+
+
+def test_blocks_far_apart_are_not_taken_where_one_cannot_be(disk, region) -> None:
+    """The caller writes them one by one then, and is told which."""
+    data = content("far", 2)
+    contexts = plain_contexts(data, BLOCK)
+    blocks = region.definition.geometry.block_count
+    for offsets, part, rows in (
+        ([0, blocks], data, contexts),
+        ([-1, 0], data, contexts),
+        ([0, 1], data[:BLOCK], contexts),
+        ([0, 1], data, contexts[:1]),
+        ([0], data, contexts),
+    ):
+        assert not region.write_scattered(offsets, rows, part)
+    region.fault_chunk(2, DataError("made up", reason="IO_ERROR"))
+    assert not region.write_scattered([0, 1], contexts, data)
+    assert not written(region.contexts(0, 2)).any()
 
 
 def test_only_unwritten_blocks_are_taken_where_asked(region) -> None:
