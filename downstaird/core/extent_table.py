@@ -131,7 +131,7 @@ class ExtentTable:
         self._frozen, self._active = self._active, set()
         self._cleared, self._copied = self._copied, set()
         extents = sorted(self._frozen | self._cleared)
-        entries: ExtentEntries = self._seen[extents]
+        entries: ExtentEntries = self._seen.take(extents)
         if self._cleared:
             dirty = [extent in self._frozen for extent in extents]
             entries["generation"][dirty] = generation
@@ -141,9 +141,11 @@ class ExtentTable:
         else:
             entries["generation"] = generation
             entries["flush"] = number
-        self._stamped = entries.copy()
+        self._stamped = entries
         marked = (entries["flags"] & FLAG_INCOMPLETE) != 0
-        entries[marked] = self._marks[entries["extent"][marked]]
+        if np.count_nonzero(marked):
+            entries = entries.copy()
+            entries[marked] = self._marks[entries["extent"][marked]]
         return entries
 
     def publish(self, entries: ExtentEntries) -> None:
@@ -153,8 +155,8 @@ class ExtentTable:
             extent: (int(self._seen["generation"][extent]), int(self._seen["flush"][extent]))
             for extent in self._copied
         }
-        self.durable[extents] = entries
-        self._seen[extents] = self._stamped
+        self.durable.put(extents, entries)
+        self._seen.put(extents, self._stamped)
         for extent, stamp in raised.items():
             self._raise_to(extent, stamp)
         # Damage found while the flush ran is not in the entries.

@@ -102,6 +102,7 @@ class Overlay:
         self._chunk_blocks = chunk_blocks
         self._block_size = block_size
         self._arena_blocks = arena_blocks
+        self._untouched: I64Array = np.full(chunk_blocks, HOME, dtype=np.int64)
         self.tables: dict[int, I64Array] = {}
         self.active = Arena(arena_blocks, block_size)
         self.frozen: Arena | None = None
@@ -114,8 +115,7 @@ class Overlay:
         """The chunk's table, made on first use."""
         table = self.tables.get(chunk)
         if table is None:
-            table = np.full(self._chunk_blocks, HOME, dtype=np.int64)
-            self.tables[chunk] = table
+            table = self.tables[chunk] = self._untouched.copy()
         return table
 
     @property
@@ -167,10 +167,11 @@ class Overlay:
             table = tables.get(chunk)
             if table is None:
                 table = self.table(chunk)
-            old = table[block]
-            if old >= start:
-                slots.append(int(old) - start)
-                continue
+            else:
+                old = table.item(block)
+                if old >= start:
+                    slots.append(old - start)
+                    continue
             table[block] = start + taken
             slots.append(taken)
             taken += 1
