@@ -42,6 +42,10 @@ class Order(enum.IntEnum):
     FOLLOW = 5  # must come after barriers, holds nothing up: extent copies, end of a repair
 
 
+# What may go on though a barrier waits; all else waits with it.
+_PASS_BARRIERS = frozenset((Order.FREE, Order.LOOK))
+
+
 @dataclass(slots=True)
 class Claim(Generic[T]):
     """One op as the order sees it. `first` to `end` (exclusive) are blocks; `held_bytes` what
@@ -111,32 +115,44 @@ class WorkQueue(Generic[T]):
 
     def release(self) -> list[Claim[T]]:
         """Takes out everything that may start now, in arrival order."""
-        if not self._waiting:
-            return []
         left: list[Claim[T]] = []
         ready: list[Claim[T]] = []
-        summary = _Waiting()
+        before = _Waiting()
         leader: Claim[T] | None = None  # a flush just let go that a following one may share
+        seen = passing = 0
         for claim in self._waiting:
-            blocked = summary.blocks(claim)
+            # Where a member is behind by many writes and flushes, all but the first are not
+            # looked at.
+            if before.barriers and passing == self._summary.passing:
+                break
+            seen += 1
+            passing += claim.order in _PASS_BARRIERS
+            blocked = before.blocks(claim)
             if leader is not None and claim.may_join and not blocked and self._satisfied(claim):
                 leader.joined.append(claim.job)
+                self._taken_out(claim)
                 continue
             if blocked or not self._may_start(claim):
                 left.append(claim)
-                summary.add(claim)
+                before.add(claim)
                 if claim.order is Order.BARRIER:
                     leader = None
                 continue
             ready.append(claim)
-            self._held_bytes -= claim.held_bytes
+            self._taken_out(claim)
             self._started(claim)
+            if claim.order in _PASS_BARRIERS:
+                passing -= 1
             if claim.may_join:
                 leader = claim
             elif claim.order in (Order.CHANGE, Order.BARRIER):
                 leader = None
-        self._waiting, self._summary = left, summary
+        self._waiting[:seen] = left
         return ready
+
+    def _taken_out(self, claim: Claim[T]) -> None:
+        self._summary.remove(claim)
+        self._held_bytes -= claim.held_bytes
 
     def drop_all(self) -> None:
         """The session has ended: nothing that waits will start."""
@@ -170,7 +186,7 @@ class WorkQueue(Generic[T]):
 class _Waiting:
     """What waits, summarised so that one more op is checked without a walk over all of it."""
 
-    __slots__ = ("barriers", "changes", "follows", "looks", "surveys")
+    __slots__ = ("barriers", "changes", "follows", "free", "looks", "surveys")
 
     def __init__(self) -> None:
         self.looks = _Ranges()
@@ -178,18 +194,39 @@ class _Waiting:
         self.barriers = 0
         self.surveys = 0
         self.follows = 0
+        self.free = 0
+
+    @property
+    def passing(self) -> int:
+        """How many may go on though a barrier waits."""
+        return self.free + self.looks.count
 
     def add(self, claim: Claim[T]) -> None:
         if claim.order is Order.LOOK:
             self.looks.add(claim.first, claim.end)
         elif claim.order is Order.CHANGE:
             self.changes.add(claim.first, claim.end)
-        elif claim.order is Order.BARRIER:
-            self.barriers += 1
-        elif claim.order is Order.SURVEY:
-            self.surveys += 1
-        elif claim.order is Order.FOLLOW:
-            self.follows += 1
+        else:
+            self._count(claim.order, 1)
+
+    def remove(self, claim: Claim[T]) -> None:
+        """Undoes an `add`."""
+        if claim.order is Order.LOOK:
+            self.looks.remove(claim.first, claim.end)
+        elif claim.order is Order.CHANGE:
+            self.changes.remove(claim.first, claim.end)
+        else:
+            self._count(claim.order, -1)
+
+    def _count(self, order: Order, by: int) -> None:
+        if order is Order.BARRIER:
+            self.barriers += by
+        elif order is Order.SURVEY:
+            self.surveys += by
+        elif order is Order.FOLLOW:
+            self.follows += by
+        else:
+            self.free += by
 
     def blocks(self, claim: Claim[T]) -> bool:
         """Whether `claim` must not pass one of those that wait."""
@@ -235,6 +272,21 @@ class _Ranges:
             return
         for cell in range(low, high + 1):
             self._cells.setdefault(cell, []).append((first, end))
+
+    def remove(self, first: int, end: int) -> None:
+        """Takes out a range that was added."""
+        self.count -= 1
+        if first >= end:
+            return
+        low, high = first >> self._SHIFT, (end - 1) >> self._SHIFT
+        if high - low >= self._CELLS_MAX:
+            self._wide.remove((first, end))
+            return
+        for cell in range(low, high + 1):
+            there = self._cells[cell]
+            there.remove((first, end))
+            if not there:
+                del self._cells[cell]
 
     def overlap(self, first: int, end: int) -> bool:
         """Whether a range that was added shares a block with this one."""

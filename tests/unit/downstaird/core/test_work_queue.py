@@ -2,6 +2,7 @@
 
 import pytest
 
+from downstaird.core import work_queue
 from downstaird.core.work_queue import WAITING_BYTES_MAX, WAITING_OPS_MAX, Claim, Order, WorkQueue
 
 
@@ -54,6 +55,50 @@ def test_a_second_flush_waits_for_the_lane_and_holds_back_later_writes_but_no_re
     assert jobs(queue.release()) == [2, 3, 5]
     assert queue.idle
     assert not queue.lane_free
+
+
+def test_what_is_far_behind_is_not_looked_at_each_time(monkeypatch):
+    """A member that lags has thousands of ops waiting: each end of a flush sets two of them
+    free."""
+    queue = WorkQueue()
+    queue.offer(flush(0))
+    for job in range(1, 1001, 2):
+        assert not queue.offer(flush(job))
+        assert not queue.offer(change(job + 1, job, job + 1))
+    looked = []
+    blocks = work_queue._Waiting.blocks
+    monkeypatch.setattr(
+        work_queue._Waiting,
+        "blocks",
+        lambda waiting, claim: looked.append(claim.job) or blocks(waiting, claim),
+    )
+    queue.lane_free = False
+    assert queue.release() == []
+    for job in range(1, 201, 2):
+        queue.finish(job - 1)
+        queue.lane_free = True
+        assert jobs(queue.release()) == [job, job + 1]
+        queue.finish(job)
+    assert len(looked) < 100 * 5
+    assert queue.waiting == 800
+
+
+def test_a_read_far_behind_goes_on_with_the_write_it_waits_for():
+    queue = WorkQueue()
+    queue.offer(flush(1))
+    queue.offer(flush(2))
+    queue.offer(change(3, 0, 8))
+    queue.offer(flush(4))
+    queue.offer(change(5, 20, 28))
+    assert not queue.offer(look(6, 4, 6))
+    assert not queue.offer(look(7, 20, 21))
+    queue.finish(1)
+    queue.lane_free = True
+    assert jobs(queue.release()) == [2, 3, 6]
+    queue.finish(2)
+    queue.lane_free = True
+    assert jobs(queue.release()) == [4, 5, 7]
+    assert queue.idle
 
 
 def test_flushes_with_nothing_between_them_share_one_piece_of_work():
