@@ -188,6 +188,7 @@ def flushes(opened, descriptor, rounds):
     after = Figure(f"{what}, time", f"{once}, after as much work of the processor")
     work = Figure("  of it work of the processor, ms", "")
     single = Figure(f"{what}, each by itself, time", once)
+    beyond = Figure("  longer than that, ms", once)
     for number in range(-1, rounds):
         first = (number + 1) * BATCHES
         one = one_write_batches(descriptor, first)
@@ -204,8 +205,9 @@ def flushes(opened, descriptor, rounds):
         after.values.append(statistics.median(ours) / statistics.median(busy))
         work.values.append(spent * 1000)
         single.values.append(statistics.median(apart) / statistics.median(one))
+        beyond.values.append((statistics.median(ours) - statistics.median(one)) * 1000)
     opened.checkpoint()
-    yield [median, mean, spread, after, work, single]
+    yield [median, beyond, mean, spread, after, work, single]
 
 
 # ---- sequential

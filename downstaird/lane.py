@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Protocol
 
 from downstaird.core.engine import Engine, FlushWork
+from downstaird.work_thread import WorkThread
 from stairlib.model.errors import DataError, StairwellError
 from stairlib.telemetry.logs import get_logger
 
@@ -60,7 +60,7 @@ class Lane:
     def __init__(self, engine: Engine, demand: Demand) -> None:
         self._engine = engine
         self._demand = demand
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._thread = WorkThread("engine")
         self._current: asyncio.Future[None] | None = None
         self._passed = 0
         self._closing = False
@@ -126,8 +126,7 @@ class Lane:
         self._demand.changed(free=False)
 
     def _start(self, run: Callable[[], None], finished: Done) -> None:
-        future = asyncio.get_running_loop().run_in_executor(self._executor, run)
-        self._current = future
+        self._current = future = self._thread.begin(run)
         future.add_done_callback(lambda done: self._finish(done, finished))
 
     def _finish(self, future: asyncio.Future[None], finished: Done) -> None:
@@ -175,4 +174,4 @@ class Lane:
             await asyncio.wait([self._current])
             # The callback that gives the outcome to the engine runs in the loop's next turn.
             await asyncio.sleep(0)
-        self._executor.shutdown()
+        self._thread.close()

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import uuid
-from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
@@ -29,19 +28,22 @@ CUTS = 25
 ONE_LOOP = True
 
 
-class Inline(Executor):
+class Inline:
     """Runs the lane's work at once: a picture of the disk is then of one moment."""
 
-    def __init__(self, *_arguments, **_more):
-        super().__init__()
+    def __init__(self, _name):
+        pass
 
-    def submit(self, run, /, *arguments, **more):
-        future = Future()
+    def begin(self, run):
+        outcome = asyncio.get_running_loop().create_future()
         try:
-            future.set_result(run(*arguments, **more))
+            outcome.set_result(run())
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the future's
-            future.set_exception(error)
-        return future
+            outcome.set_exception(error)
+        return outcome
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def held(region):
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_power_cut_leaves_a_whole_region_or_none(source, tmp_path, monkeypatch, seed):
-    monkeypatch.setattr("downstaird.lane.ThreadPoolExecutor", Inline)
+    monkeypatch.setattr("downstaird.lane.WorkThread", Inline)
     rng = random.Random(seed)
     tracing = Tracing("clone", "test")
     region_id = uuid.uuid4()

@@ -1,14 +1,11 @@
 """A session's ops against a plain region: what is answered, what leaves as work, what stays
 untouched."""
 
-import json
-import uuid
-
 import numpy as np
 import pytest
 
 from downstaird.core.session import Session
-from downstaird.core.session_effects import CopyExtent, LimitRepair, RunWork
+from downstaird.core.session_effects import CopyExtent, LimitRepair
 from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
 from stairlib.model.errors import DataError, UnavailableError
@@ -21,138 +18,16 @@ from stairlib.wire.frame import (
     OpStatus,
     extent_marks,
 )
-
-BLOCK = 512
-
-
-def block(fill, count=1):
-    return bytes([fill]) * (BLOCK * count)
-
-
-class Peer:
-    """Sends frames into a session and decodes what comes back."""
-
-    def __init__(self, engine, **options):
-        self.engine = engine
-        self.session = Session(engine, **{"read_only": False, "lane_free": True, **options})
-        self.replies = {}
-        self.frames = []
-        self.effects = []
-
-    def send(self, *ops, sequence=7):
-        table, deps, blobs, contexts, payload = [], [], [], [], []
-        for op in ops:
-            op = dict(op)
-            data = op.pop("data", None)
-            named = op.pop("deps", ())
-            blob = op.pop("blob", b"")
-            bad = op.pop("context_of", None)
-            if data is not None:
-                op.setdefault("length", len(data) // BLOCK)
-                contexts.append(plain_contexts(bad if bad is not None else data, BLOCK))
-                payload.append(data)
-            deps += named
-            blobs.append(blob)
-            table.append(
-                wire.pack_op(
-                    op.pop("job"),
-                    op.pop("kind"),
-                    dependency_count=len(named),
-                    blob_bytes=len(blob),
-                    **op,
-                )
-            )
-        raw = b"".join(
-            wire.encode(
-                FrameKind.REQUEST,
-                table,
-                sequence=sequence,
-                dependencies=deps,
-                blobs=blobs,
-                contexts=np.concatenate(contexts) if contexts else None,
-                payload=payload,
-            )
-        )
-        self.session.take(wire.decode(raw))
-        return self.run()
-
-    def run(self):
-        while True:
-            turn = self.session.run()
-            self.effects += turn.effects
-            if turn.reply is not None:
-                self._note(wire.decode(b"".join(turn.reply)))
-            if not turn.more:
-                return self
-
-    def _note(self, frame):
-        assert frame.kind is FrameKind.REPLY
-        self.frames.append(frame)
-        at = 0
-        for index, op in enumerate(frame.ops):
-            job, kind, length = int(op["job"]), int(op["kind"]), int(op["length"])
-            assert job not in self.replies, "answered twice"
-            size = 0
-            if op["status"] == OpStatus.OK:
-                size = {
-                    OpKind.READ: BLOCK,
-                    OpKind.EXTENT_DIGEST: 8,
-                    OpKind.EXTENT_STATES: 24,
-                }.get(kind, 0) * length
-            data = bytes(frame.payload[at : at + size])
-            at += size
-            self.replies[job] = (
-                OpStatus(int(op["status"])),
-                data,
-                frame.blob(index).decode(),
-                int(op["number"]),
-            )
-        assert at == len(frame.payload)
-
-    def status(self, job):
-        return self.replies[job][0] if job in self.replies else None
-
-    def data(self, job):
-        return self.replies[job][1]
-
-    def text(self, job):
-        return self.replies[job][2]
-
-    def work(self):
-        return [effect for effect in self.effects if isinstance(effect, RunWork)]
-
-    def finish(self, effect, error=None):
-        self.engine.finish_flush(effect.work, error)
-        self.session.work_done(effect, error, lane_free=True)
-        return self.run()
-
-
-def write(job, offset, data, **more):
-    return {"job": job, "kind": OpKind.WRITE, "offset": offset, "data": data, **more}
-
-
-def read(job, offset, length, **more):
-    return {"job": job, "kind": OpKind.READ, "offset": offset, "length": length, **more}
-
-
-def flush(job, number, **more):
-    return {"job": job, "kind": OpKind.FLUSH, "number": number, "generation": 1, **more}
-
-
-def copy(job, extent, **more):
-    source = {"address": "127.0.0.1:1", "upstairs_id": str(uuid.uuid4()), "generation": 1}
-    return {
-        "job": job,
-        "kind": OpKind.EXTENT_COPY,
-        "offset": extent,
-        "blob": json.dumps(source).encode(),
-        **more,
-    }
-
-
-def repair_begin(job, *extents):
-    blob = extent_marks(extents).tobytes()
-    return {"job": job, "kind": OpKind.REPAIR_BEGIN, "blob": blob}
+from tests.unit.downstaird.core.session_rig import (
+    BLOCK,
+    Peer,
+    block,
+    copy,
+    flush,
+    read,
+    repair_begin,
+    write,
+)
 
 
 @pytest.fixture
@@ -175,84 +50,6 @@ def test_a_frame_of_io_is_answered_by_one_reply(peer):
     assert peer.data(4) == block(1) + block(0)
     assert frame.contexts[2].any() is np.False_
     assert peer.session.ready
-
-
-OFFSETS = (9, 3, 20, 3, 11)
-
-
-def singles(first_job, offsets=OFFSETS):
-    """Writes of one block each, of their job's number."""
-    return [write(job, offset, block(job)) for job, offset in enumerate(offsets, start=first_job)]
-
-
-def test_writes_of_one_block_are_taken_in_one_go_and_answered_each(peer):
-    peer.send(read(1, 3, 1), *singles(2), flush(7, 1), read(8, 3, 1), *singles(9))
-    [frame] = peer.frames
-    assert [int(op["job"]) for op in frame.ops] == [1, 2, 3, 4, 5, 6, 8, *range(9, 14)]
-    assert [int(op["offset"]) for op in frame.ops[1:6]] == list(OFFSETS)
-    assert all(peer.status(job) is OpStatus.OK for job in (*range(1, 7), *range(8, 14)))
-    assert peer.data(8) == block(5)  # the later of the two
-    assert [call[0] for call in peer.engine.calls] == [
-        "read", "write_scattered", "begin_flush", "read", "write_scattered"
-    ]  # fmt: skip
-    peer.finish(peer.work()[0])
-    assert peer.engine.flushes[:2].tolist() == [1, 1]
-
-
-def test_many_writes_behind_a_flush_that_waits_wait_with_it(peer):
-    peer.send(flush(1, 1), write(2, 0, block(2)), flush(3, 2), *singles(4))
-    assert all(peer.status(job) is None for job in range(4, 9))
-    peer.finish(peer.work()[0])
-    assert all(peer.status(job) is OpStatus.OK for job in range(4, 9))
-    assert [call[0] for call in peer.engine.calls[:3]] == ["begin_flush", "write", "begin_flush"]
-
-
-def test_a_flush_right_behind_does_not_share_the_work_of_one_before(peer):
-    """As with any write between two flushes."""
-    peer.send(flush(1, 1), flush(2, 1))
-    assert len(peer.work()) == 1
-    peer.finish(peer.work()[0])
-    peer.send(*singles(3), flush(8, 2), read(9, 3, 1))
-    peer.finish(peer.work()[1])
-    assert peer.status(8) is OpStatus.OK
-    assert peer.engine.calls[-2:] == [("begin_flush", 2, 1), ("read", 3, 1)]
-
-
-def test_of_many_writes_the_wrong_ones_alone_are_refused(peer):
-    blocks = peer.engine.definition.geometry.block_count
-    peer.send(*singles(1), write(6, blocks, block(6)), *singles(7))
-    peer.send(*singles(12), write(17, 1, block(17), context_of=block(1)), *singles(18))
-    assert peer.status(6) is OpStatus.OUT_OF_RANGE
-    assert peer.status(17) is OpStatus.HASH_MISMATCH
-    wrong = {6, 17}
-    assert all(peer.status(job) is OpStatus.OK for job in range(1, 23) if job not in wrong)
-    peer.send(read(30, 3, 1), read(31, 1, 1))
-    assert peer.data(30) == block(21)
-    assert peer.data(31) == block(0)
-
-
-@pytest.mark.parametrize("how", ["dependency", "of two", "unwritten"])
-def test_what_is_no_plain_write_of_one_block_ends_a_run(peer, how):
-    odd = {
-        "dependency": write(5, 2, block(5), deps=[1]),
-        "of two": write(5, 2, block(5, 2)),
-        "unwritten": {**write(5, 2, block(5)), "kind": OpKind.WRITE_UNWRITTEN},
-    }[how]
-    first, second = (9, 10, 11, 12), (13, 14, 15, 16)
-    peer.send(*singles(1, first), odd, *singles(6, second), read(10, 0, 17))
-    assert all(peer.status(job) is OpStatus.OK for job in range(1, 11))
-    held = peer.data(10)
-    assert held[2 * BLOCK : 3 * BLOCK] == block(5)
-    assert held[9 * BLOCK :] == b"".join(map(block, (1, 2, 3, 4, 6, 7, 8, 9)))
-    runs = [call[1] for call in peer.engine.calls if call[0] == "write_scattered"]
-    assert runs == [first, second]
-
-
-def test_a_region_served_read_only_takes_none_of_many_writes(engine):
-    peer = Peer(engine, read_only=True)
-    peer.send(*singles(1))
-    assert all(peer.status(job) is OpStatus.READ_ONLY for job in range(1, 6))
-    assert engine.calls == []
 
 
 def test_write_unwritten_leaves_written_blocks(peer):
