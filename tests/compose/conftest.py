@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL_BASE = "stairwell/base:bookworm"
 SERVICES = ("controlplane", "vmmd", "ds1", "ds2", "ds3", "ds4")
-# A check each five seconds, and six programs that start at once on two cores.
+# What a module says of its cluster: profiles, and files beside docker-compose.yml.
+PROFILES = {"faults": ("ds5", "link")}
+# A check each ten seconds, and six programs or more that start at once on two cores.
 HEALTHY_SECONDS = 90
 
 
@@ -52,15 +54,16 @@ def compose_command():
 class Cluster:
     """The containers of one project, by service name."""
 
-    services = SERVICES
-
-    def __init__(self, compose):
+    def __init__(self, compose, profiles=(), files=()):
+        self.services = (*SERVICES, *(each for name in profiles for each in PROFILES[name]))
         self.project = f"stairwell-test-{secrets.token_hex(4)}"
         self._network = f"{self.project}_stairwell"
         self._containers = {}
-        self._compose = (*compose, "-p", self.project)
+        named = [word for file in ("docker-compose.yml", *files) for word in ("-f", file)]
+        self._compose = (*compose, "-p", self.project, *named)
         has_local = run("docker", "image", "inspect", LOCAL_BASE, check=False).returncode == 0
         self._env = {
+            "COMPOSE_PROFILES": ",".join(profiles),
             "STAIRWELL_PORT": "0",
             "STAIRWELL_TAG": "test",
             **({"STAIRWELL_BASE": LOCAL_BASE} if has_local else {}),
@@ -150,13 +153,15 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """The cluster of docker-compose.yml, up and healthy; gone with its volumes at the end."""
-    made = Cluster(compose_command())
+def cluster(request):
+    """The cluster of docker-compose.yml and of what the module adds by `COMPOSE_PROFILES` and
+    `COMPOSE_FILES`, up and healthy; gone with its volumes at the end."""
+    wanted = [getattr(request.module, name, ()) for name in ("COMPOSE_PROFILES", "COMPOSE_FILES")]
+    made = Cluster(compose_command(), *wanted)
     try:
         made.compose("build", seconds=600)
         made.compose("up", "-d", seconds=120)
-        made.wait_healthy(*SERVICES)
+        made.wait_healthy(*made.services)
         yield made
     finally:
         made.compose("down", "--volumes", "--timeout", "5", check=False, seconds=120)

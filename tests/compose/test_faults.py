@@ -1,4 +1,4 @@
-"""Containers that die, hang, are cut off and restarted, under a verified load.
+"""Containers that die, hang, are cut off, slowed and restarted, under a verified load.
 
 The load, and what the disk's slots are one after another, come from vmmd itself (`watched.py`). The
 tests share one cluster, in this order; each leaves it whole and reads everything back.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -18,22 +20,15 @@ from stairlib.runtime.limits import SESSION_SILENCE_SECONDS
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.vmmd.v1.guest_service_pb2 import WORKLOAD_KIND_MIXED
-from tests.compose.watched import (
-    DISKS,
-    FAULTED,
-    OFFLINE,
-    REPLACEMENT,
-    ROOT,
-    ComposeVolume,
-    Daemon,
-    reported,
-    stands_still,
-)
+from tests.compose.conftest import run
+from tests.compose.watched import DISKS, REPLACEMENT, ROOT, ComposeVolume, Daemon
 from tests.integration.cluster import MIB, Calls, until
+from tests.integration.slot_watch import FAULTED, OFFLINE, reported, stands_still
 from tests.integration.volume import Load, faultless
 
 pytestmark = pytest.mark.timeout(300)
 
+COMPOSE_PROFILES = ("faults",)
 FILL_BYTES = 64 * MIB
 # Some seconds for what `fill` wrote: a restart of the control plane fits in.
 SLOW = 4 * MIB
@@ -266,3 +261,59 @@ async def test_everything_is_restarted_in_turn(volume):
     await volume.settled()
     assert await digest(volume) == written
     await volume.verify()
+
+
+async def test_a_member_behind_a_link_is_slowed_and_cut_by_hand(volume):
+    """Profile "faults": a member is replaced by the one behind the link, which is then made bad."""
+    cluster = volume.containers
+
+    def link(*words):
+        return json.loads(cluster.execute("link", "python3", "-m", "stairlib.link", *words))
+
+    request = json.loads((ROOT / REPLACEMENT).read_text())["vcr"]
+    [region] = request["sub_volumes"]
+    region["gen"] = (await volume.info()).recorded_generation + 1
+    region["opts"]["target"] = ["ds1:8810", "link:8850", "ds4:8840"]
+    await volume.done((await volume.replace(request)).replacement_id)
+    await volume.settled()
+    async with volume.watched() as watch, volume.load(directly=True, queue_depth=16) as load:
+        before = await apart(link, "set", "--delay", "20ms", "--jitter", "20ms", "--rate", "2MiB")
+        for _ in range(3):
+            await load.goes_on()
+        after = await apart(link, "clear")
+        await load.goes_on()
+        watch.assert_undisturbed(0, 1, 2)
+        assert after["there"]["bytes"] > before["there"]["bytes"] > 0
+    await volume.intact()
+    async with volume.watched() as watch, volume.load(directly=True) as load:
+        await apart(link, "cut")
+        await watch.out(1)
+        await load.goes_on()
+        await apart(link, "join")
+        await watch.all_active()
+        watch.assert_came_back(1)
+        watch.assert_undisturbed(0, 2)
+    await volume.intact()
+
+
+async def test_what_leaves_a_member_is_bounded_by_the_kernel(volume):
+    """All of it, also what the member itself connects to, which a link does not see."""
+    if os.getuid() != 0 or not all(map(shutil.which, ("nsenter", "tc"))):
+        pytest.skip("this takes root, nsenter and tc (Debian's iproute2)")
+    inside = ("nsenter", "-t", volume.containers.inspect("ds4")["State"]["Pid"], "-n")
+    interface = next(
+        each["ifname"]
+        for each in json.loads(run(*inside, "ip", "-j", "address").stdout)
+        if each["ifname"] != "lo"
+    )
+    limit = ("rate", "8mbit", "burst", "64kb", "latency", "400ms")
+    done = run(*inside, "tc", "qdisc", "add", "dev", interface, "root", "tbf", *limit, check=False)
+    if done.returncode:
+        pytest.skip(f"this kernel has no token bucket filter: {done.stderr.strip()}")
+    async with volume.watched() as watch, volume.load(directly=True, queue_depth=16) as load:
+        for _ in range(3):
+            await load.goes_on()
+        await apart(run, *inside, "tc", "qdisc", "del", "dev", interface, "root")
+        await load.goes_on()
+        watch.assert_undisturbed(0, 1, 2)
+    await volume.intact()
