@@ -2,6 +2,7 @@
 # Makes this machine able to run the compose cluster, as far as it can be made so.
 #
 #   scripts/docker_host.sh up          install, start dockerd, get a base image, fill the wheelhouse
+#   scripts/docker_host.sh postgres    then: get an image of PostgreSQL, for docker-compose.postgres.yml
 #   scripts/docker_host.sh down        stop the dockerd that "up" started
 #
 # "up" ends with 0 and the line "docker is ready", or with 3 and one line that says why docker
@@ -14,6 +15,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 readonly PUBLIC_BASE=python:3.11-slim-bookworm
 readonly LOCAL_BASE=stairwell/base:bookworm
+readonly PUBLIC_POSTGRES=postgres:17-bookworm
+readonly LOCAL_POSTGRES=stairwell/postgres:bookworm
 readonly SUITE=bookworm
 readonly MIRROR=${STAIRWELL_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 readonly PACKAGES=ca-certificates,python3,python3-pip,python3-venv
@@ -111,7 +114,7 @@ local_certificates() { find /usr/local/share/ca-certificates -name '*.crt' 2>/de
 fill_wheelhouse() {
   local python=.venv/bin/python wanted stamp=wheelhouse/.from
   [ -x "$python" ] || cannot "there is no .venv yet: run 'make setup' first"
-  wanted=$(sha256sum pyproject.toml)
+  wanted=$(sha256sum pyproject.toml scripts/docker_host.sh)
   if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
   say "filling wheelhouse/"
   rm -rf wheelhouse
@@ -119,8 +122,10 @@ fill_wheelhouse() {
   "$python" - <<'PYTHON' >wheelhouse/requirements.txt
 import tomllib
 
-project = tomllib.load(open("pyproject.toml", "rb"))
-print("\n".join([*project["project"]["dependencies"], *project["build-system"]["requires"]]))
+file = tomllib.load(open("pyproject.toml", "rb"))
+project = file["project"]
+wanted = [*project["dependencies"], *project["optional-dependencies"]["postgres"]]
+print("\n".join([*wanted, *file["build-system"]["requires"]]))
 PYTHON
   "$python" -m pip download --quiet --disable-pip-version-check --dest wheelhouse \
     --only-binary=:all: --python-version 3.11 --requirement wheelhouse/requirements.txt
@@ -137,6 +142,22 @@ up() {
   say "docker is ready"
 }
 
+# Sees to it that there is an image named $LOCAL_POSTGRES.
+postgres() {
+  docker info >/dev/null 2>&1 || cannot "no docker daemon answers; begin with 'up'"
+  if ! docker image inspect "$LOCAL_POSTGRES" >/dev/null 2>&1; then
+    say "pulling $PUBLIC_POSTGRES"
+    if timeout 120 docker pull -q "$PUBLIC_POSTGRES" >/dev/null 2>&1; then
+      docker tag "$PUBLIC_POSTGRES" "$LOCAL_POSTGRES"
+    else
+      say "it cannot be pulled: making $LOCAL_POSTGRES from Debian's packages"
+      docker build -q --build-arg "BASE=$LOCAL_BASE" -t "$LOCAL_POSTGRES" deploy/postgres \
+        >"$CACHE/postgres.log" 2>&1 || { tail -5 "$CACHE/postgres.log"; cannot "that failed"; }
+    fi
+  fi
+  say "export STAIRWELL_POSTGRES=$LOCAL_POSTGRES"
+}
+
 down() {
   local pid
   [ -e "$STATE/dockerd.pid" ] || return 0
@@ -150,6 +171,7 @@ down() {
 
 case "${1-}" in
   up) up ;;
+  postgres) postgres ;;
   down) down ;;
   *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0"

@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL_BASE = "stairwell/base:bookworm"
 SERVICES = ("controlplane", "vmmd", "ds1", "ds2", "ds3", "ds4")
-# What a module says of its cluster: profiles, and files beside docker-compose.yml.
-PROFILES = {"faults": ("ds5", "link")}
+LOCAL_POSTGRES = "stairwell/postgres:bookworm"
+# What else serves with a profile, or with a file beside docker-compose.yml.
+MORE = {"faults": ("ds5", "link"), "docker-compose.postgres.yml": ("controlplane2", "postgres")}
 # A check each ten seconds, and six programs or more that start at once on two cores.
 HEALTHY_SECONDS = 90
 
@@ -51,22 +52,29 @@ def compose_command():
     pytest.skip("docker has no compose")
 
 
+def has_image(name):
+    """Whether docker has it here."""
+    return run("docker", "image", "inspect", name, check=False).returncode == 0
+
+
 class Cluster:
     """The containers of one project, by service name."""
 
     def __init__(self, compose, profiles=(), files=()):
-        self.services = (*SERVICES, *(each for name in profiles for each in PROFILES[name]))
+        more = [each for name in (*profiles, *files) for each in MORE.get(name, ())]
+        self.services = (*SERVICES, *more)
         self.project = f"stairwell-test-{secrets.token_hex(4)}"
         self._network = f"{self.project}_stairwell"
         self._containers = {}
         named = [word for file in ("docker-compose.yml", *files) for word in ("-f", file)]
         self._compose = (*compose, "-p", self.project, *named)
-        has_local = run("docker", "image", "inspect", LOCAL_BASE, check=False).returncode == 0
         self._env = {
             "COMPOSE_PROFILES": ",".join(profiles),
             "STAIRWELL_PORT": "0",
+            "STAIRWELL_PORT2": "0",
             "STAIRWELL_TAG": "test",
-            **({"STAIRWELL_BASE": LOCAL_BASE} if has_local else {}),
+            **({"STAIRWELL_BASE": LOCAL_BASE} if has_image(LOCAL_BASE) else {}),
+            **({"STAIRWELL_POSTGRES": LOCAL_POSTGRES} if has_image(LOCAL_POSTGRES) else {}),
         }
 
     def compose(self, *arguments, **options):
@@ -137,15 +145,18 @@ class Cluster:
     @property
     def port(self):
         """Where this machine reaches the control plane."""
-        published = self.compose("port", "controlplane", "55400").stdout
+        return self.port_of("controlplane")
+
+    def port_of(self, service):
+        """Where it reaches the one of this name."""
+        published = self.compose("port", service, "55400").stdout
         return int(re.fullmatch(r".*:(\d+)\s*", published, re.DOTALL)[1])
 
-    def stairwell(self, *arguments, check=True, seconds=180):
+    def stairwell(self, *arguments, check=True, seconds=180, service="controlplane"):
         """The client, run on this machine as a user runs it."""
         program = Path(sys.executable).parent / "stairwell"
-        return run(
-            program, "-s", "127.0.0.1", "-p", self.port, *arguments, check=check, seconds=seconds
-        )
+        where = ("-s", "127.0.0.1", "-p", self.port_of(service))
+        return run(program, *where, *arguments, check=check, seconds=seconds)
 
     def stairwell_json(self, *arguments):
         """What the client prints with --output json."""
@@ -157,6 +168,8 @@ def cluster(request):
     """The cluster of docker-compose.yml and of what the module adds by `COMPOSE_PROFILES` and
     `COMPOSE_FILES`, up and healthy; gone with its volumes at the end."""
     wanted = [getattr(request.module, name, ()) for name in ("COMPOSE_PROFILES", "COMPOSE_FILES")]
+    if "docker-compose.postgres.yml" in wanted[1] and not has_image(LOCAL_POSTGRES):
+        pytest.skip("no image of PostgreSQL; scripts/docker_host.sh postgres can get or make one")
     made = Cluster(compose_command(), *wanted)
     try:
         made.compose("build", seconds=600)
