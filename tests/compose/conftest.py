@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,11 @@ class Cluster:
         """Runs one compose command on this project."""
         return run(*self._compose, *arguments, env=self._env, **options)
 
+    def pipe(self, *arguments, into):
+        """Runs one, whose output is the input of a command of the shell."""
+        words = shlex.join([*self._compose, *arguments])
+        return run("bash", "-c", f"set -o pipefail; {words} | {into}", env=self._env)
+
     def container(self, service):
         """The container's id; its name differs between versions of compose."""
         # Asked once: compose takes half a second, and it is the same one until it is removed.
@@ -152,11 +158,11 @@ class Cluster:
         published = self.compose("port", service, "55400").stdout
         return int(re.fullmatch(r".*:(\d+)\s*", published, re.DOTALL)[1])
 
-    def stairwell(self, *arguments, check=True, seconds=180, service="controlplane"):
+    def stairwell(self, *arguments, service="controlplane", seconds=180, **options):
         """The client, run on this machine as a user runs it."""
         program = Path(sys.executable).parent / "stairwell"
         where = ("-s", "127.0.0.1", "-p", self.port_of(service))
-        return run(program, *where, *arguments, check=check, seconds=seconds)
+        return run(program, *where, *arguments, seconds=seconds, **options)
 
     def stairwell_json(self, *arguments):
         """What the client prints with --output json."""

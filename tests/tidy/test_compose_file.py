@@ -10,7 +10,13 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
-SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+def services(file):
+    return yaml.safe_load((ROOT / file).read_text())["services"]
+
+
+SERVICES = services("docker-compose.yml")
+TLS = services("docker-compose.tls.yml")
+POSTGRES = services("docker-compose.postgres.yml")
 DAEMONS = ("controlplane", "vmmd", "ds1", "ds2", "ds3", "ds4", "ds5")
 
 
@@ -50,6 +56,44 @@ def test_both_ports_of_a_member_behind_a_link_go_through_it():
 def test_plain_text_between_containers_is_said_openly(service):
     """Each program listens for others without certificates: none would start otherwise."""
     assert "--insecure" in command(service)
+
+
+@pytest.mark.parametrize("service", DAEMONS)
+def test_with_certificates_commands_are_the_same_and_no_plain_text_is_allowed(service):
+    plain = [word for word in command(service) if word != "--insecure"]
+    assert TLS[service]["command"].split() == plain
+    assert f"tls-{service}:/etc/stairwell/tls:ro" in TLS[service]["volumes"]
+    assert set(TLS) == {*DAEMONS, "pki"}
+
+
+def test_certificates_are_for_what_each_is_reached_by():
+    [_, _, script] = TLS["pki"]["command"]
+    named = dict(re.findall(r"(\w+)=(\S+)", script))
+    assert named == {name: name for name in DAEMONS} | {"ds5": "ds5,link"}
+    [handed] = re.findall(r"for name in (.*); do", script)
+    assert tuple(handed.split()) == DAEMONS
+
+
+@pytest.mark.parametrize("name", ["crucible-disks.json", "replace.json"])
+def test_with_certificates_requests_are_the_same_and_name_the_machine_hosts_files(name):
+    text = (ROOT / "examples/compose/tls" / name).read_text()
+    for file in ("cert", "key", "ca"):
+        text = text.replace(f'"/etc/stairwell/tls/{file}.pem"', "null")
+    assert text == (ROOT / "examples/compose" / name).read_text()
+
+
+def test_control_planes_on_one_database_are_alike():
+    one, two = POSTGRES["controlplane"], POSTGRES["controlplane2"]
+    for key in ("command", "environment", "volumes", "depends_on"):
+        assert one[key] == two[key]
+    words = one["command"].split()
+    assert "--data" not in words
+    plain = command("controlplane")
+    assert words[: plain.index("--data")] == plain[: plain.index("--data")]
+    for key in ("image", "restart", "stop_grace_period", "pull_policy"):
+        assert two[key] == SERVICES["controlplane"][key]
+    checked = SERVICES["controlplane"]["healthcheck"]
+    assert two["healthcheck"] == checked
 
 
 def test_every_copy_has_a_region_id_of_its_own():
