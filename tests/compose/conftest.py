@@ -183,4 +183,4 @@ def cluster(request):
         made.wait_healthy(*made.services)
         yield made
     finally:
-        made.compose("down", "--volumes", "--timeout", "5", check=False, seconds=120)
+        made.compose("down", "--volumes", "--timeout", "0", check=False, seconds=120)
