@@ -169,16 +169,23 @@ class Cluster:
         return json.loads(self.stairwell("--output", "json", *arguments).stdout)
 
 
+@pytest.fixture(scope="session")
+def compose():
+    """The command, once the image of this tree is built."""
+    found = compose_command()
+    Cluster(found).compose("build", seconds=600)
+    return found
+
+
 @pytest.fixture(scope="module")
-def cluster(request):
+def cluster(request, compose):
     """The cluster of docker-compose.yml and of what the module adds by `COMPOSE_PROFILES` and
     `COMPOSE_FILES`, up and healthy; gone with its volumes at the end."""
     wanted = [getattr(request.module, name, ()) for name in ("COMPOSE_PROFILES", "COMPOSE_FILES")]
     if "docker-compose.postgres.yml" in wanted[1] and not has_image(LOCAL_POSTGRES):
         pytest.skip("no image of PostgreSQL; scripts/docker_host.sh postgres can get or make one")
-    made = Cluster(compose_command(), *wanted)
+    made = Cluster(compose, *wanted)
     try:
-        made.compose("build", seconds=600)
         made.compose("up", "-d", seconds=120)
         made.wait_healthy(*made.services)
         yield made
