@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from stairlib.model.errors import UnavailableError
 from stairlib.runtime.limits import SESSION_SILENCE_SECONDS
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -178,6 +179,13 @@ async def test_vmmd_and_the_control_plane_are_cut_off_from_each_other(volume):
     def listed():
         return cluster.execute("controlplane", "stairwell", "get", "crub", check=False)
 
+    async def asked():
+        # A call that is sent on the connection from before the cut ends with that connection.
+        try:
+            return await volume.cluster.get_instance(volume.instance)
+        except UnavailableError:
+            return None
+
     async with volume.watched() as watch, volume.load(directly=True) as load:
         await apart(cluster.cut_off, "controlplane")
         # Asked from inside, since nobody reaches it from outside.
@@ -191,9 +199,7 @@ async def test_vmmd_and_the_control_plane_are_cut_off_from_each_other(volume):
         watch.assert_undisturbed(0, 2)
         await apart(cluster.join, "controlplane")
         volume.cluster.controlplane = Daemon(cluster, "controlplane", 55400)
-        instance = await until(
-            lambda: volume.cluster.get_instance(volume.instance), lambda one: not one.reason
-        )
+        instance = await until(asked, lambda one: one is not None and not one.reason)
         assert instance.state == instance_pb.INSTANCE_STATE_RUNNING
         await volume.settled()
     await volume.intact()
