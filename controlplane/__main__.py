@@ -49,7 +49,7 @@ async def _serve(config: Config, stop: StopSignal) -> int:
         require_private(config.metrics, "serving metrics", tls=False)
     async with rare_full_searches(), ControlPlane(
         config.address, config.vmmd, config.place, downstairs_tls=tls, security=secured,
-        metrics=config.metrics, console=config.console,
+        metrics=config.metrics, console=config.console, settings=config.settings,
     ) as control:  # fmt: skip
         print(
             f"controlplane ready on {control.address} (vmmd {config.vmmd}, state in"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +13,13 @@ from controlplane.core.leases import LEASE_SECONDS, LEASE_SECONDS_MAX, LEASE_SEC
 from controlplane.store.place import Place, database_url
 from controlplane.store.sealing import ENVIRONMENT as KEY_ENVIRONMENT
 from stairlib.model.errors import InvalidRequestError
-from stairlib.rpc.flags import add_tls, add_tokens
+from stairlib.model.settings import SecretText, SecretUrl, Setting
+from stairlib.rpc.flags import TLS_VARIABLES, add_tls, add_tokens
+from stairlib.runtime.command_line import (
+    TELEMETRY_VARIABLES,
+    command_line_settings,
+    variable_settings,
+)
 
 DEFAULT_ADDRESS = "127.0.0.1:55400"
 DEFAULT_VMMD = "127.0.0.1:55401"
@@ -68,7 +74,7 @@ class Config:
     where the web console is, or empty;
     `downstairs_tls` holds the paths given with `TLS_FLAGS`; `metrics` is where they are read, or
     empty; `security` has the flags of `stairlib.rpc.flags`; `log_json` None means "unless stderr is
-    a terminal"."""
+    a terminal"; `settings` is what may be told of all that."""
 
     command: str
     address: str
@@ -81,6 +87,7 @@ class Config:
     as_json: bool = False
     security: argparse.Namespace | None = None
     console: str = ""
+    settings: tuple[Setting, ...] = ()
 
     @property
     def data(self) -> Path:
@@ -99,7 +106,21 @@ def default_data(environment: Mapping[str, str]) -> Path:
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Config:
     """The configuration of a command line; exits with usage when it makes no sense."""
     commands = parser(environment)
-    return _config(commands.parse_args(arguments), environment, commands)
+    config = _config(commands.parse_args(arguments), environment, commands)
+    return replace(config, settings=tuple(_settings(arguments, environment)))
+
+
+def _settings(arguments: Sequence[str], environment: Mapping[str, str]) -> list[Setting]:
+    """What is in effect, without secrets."""
+    return [
+        *command_line_settings(
+            lambda: parser(environment),
+            arguments,
+            environment,
+            {"database": DATABASE_ENVIRONMENT, **TLS_VARIABLES},
+        ),
+        *variable_settings(environment, {KEY_ENVIRONMENT: SecretText, **TELEMETRY_VARIABLES}),
+    ]
 
 
 def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
@@ -224,7 +245,7 @@ def _add_database(command: argparse.ArgumentParser, environment: Mapping[str, st
         help=f"directory of the state, made when missing (default: {data})",
     )  # fmt: skip
     group.add_argument(
-        "--database", default="", metavar="URL",
+        "--database", default="", metavar="URL", type=SecretUrl,
         help="the PostgreSQL database to keep it in, as postgresql://USER@HOST:PORT/NAME",
     )  # fmt: skip
     group.add_argument(

@@ -7,6 +7,7 @@ outlives what it uses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,14 @@ from controlplane.feed import Feed
 from controlplane.fleet_care import FleetCare
 from controlplane.machines import MachineFollower
 from controlplane.metrics import WorkflowMetrics
+from controlplane.operations.configurations import Configurations
 from controlplane.operations.disks import Disks
 from controlplane.operations.instances import Instances
 from controlplane.operations.plugging import Plugging
 from controlplane.operations.replacements import Replacements
 from controlplane.operations.replacing import Replacing
 from controlplane.operations.scrubs import Scrubs
+from controlplane.peers.agent import Agents
 from controlplane.peers.downstairs import Fleet
 from controlplane.peers.vmmd import Vmmd
 from controlplane.relay import Relay
@@ -50,10 +53,12 @@ from controlplane.store.sql_store import SqlStore
 from controlplane.traces import TraceKeeper
 from controlplane.words import Words
 from stairlib.model.errors import UnsupportedError
+from stairlib.model.settings import Setting
 from stairlib.rpc.server import RpcServer, Security, Service
 from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
 from stairlib.runtime.limits import STOP_GRACE_SECONDS
+from stairlib.telemetry.configuration_service import configuration_service, own_configuration
 from stairlib.telemetry.metrics import Metrics
 from stairlib.telemetry.process_metrics import observe_process
 from stairlib.telemetry.trace_service import SERVICE_NAME, TraceServicer
@@ -115,14 +120,15 @@ class ControlPlane:
         security: Security | None = None,
         metrics: str = "",
         console: str = "",
+        settings: Iterable[Setting] = (),
         grace_seconds: float = STOP_GRACE_SECONDS,
         pace: float = 1.0,
     ) -> None:
         """`place` is where its state is, or the directory of it; `downstairs_tls` is what it shows
         the downstairs it asks, by default the files of `security`, which says how it is spoken to,
         and speaks to vmmd; `metrics` is the address they are read from, if any, and
-        `console` that of the web console; `pace` scales the waits between a replacement's
-        attempts; tests make it small."""
+        `console` that of the web console; `settings` is what may be told of all that; `pace` scales
+        the waits between a replacement's attempts; tests make it small."""
         self._wanted = address
         self._vmmd_address = str(parse_address(vmmd))
         self._place = place if isinstance(place, Place) else Place(place)
@@ -132,6 +138,7 @@ class ControlPlane:
         self.metrics_address = ""
         self._console_wanted = console
         self.console_url = ""
+        self._settings = tuple(settings)
         self._grace_seconds = grace_seconds
         self._pace = pace
         self._stack = AsyncExitStack()
@@ -171,8 +178,7 @@ class ControlPlane:
         stack.callback(tracing.shutdown)
         vmmd = Vmmd(self._vmmd_address, tracing, self._security.tls)
         stack.push_async_callback(vmmd.close)
-        news = _News()
-        detached = Detached()
+        news, detached = _News(), Detached()
         claims = Claims(store)
         words = Words(store, claims)
         traces = TraceKeeper(store, vmmd, tracing, shared=store.lease_seconds is not None)
@@ -217,12 +223,19 @@ class ControlPlane:
             InstanceServicer(instances, plugging, answers, self._vmmd_address),
             SerialServicer(instances), *shown, TraceServicer(tracing, vmmd.channels),
         )  # fmt: skip
+        services.append(self._configurations(store, vmmd, fleet, tracing))
         stack.push_async_callback(detached.drain)
         self._server = await self._served(stack, services, tracing)
         stack.callback(news.close)
         stack.callback(care.news.close)
         await self._show(stack, *shown)
         self.store, self.driver, self.scrub_driver = store, driver, scrub_driver
+
+    def _configurations(self, store: Store, vmmd: Vmmd, fleet: Fleet, tracing: Tracing) -> Service:
+        """What tells how this daemon and those below were started."""
+        below = Configurations(store, vmmd, fleet, Agents(tracing, self._downstairs_tls))
+        own = own_configuration("controlplane", self._wanted, self._settings)
+        return configuration_service(own, below.behind)
 
     async def _served(
         self, stack: AsyncExitStack, services: list[Service], tracing: Tracing

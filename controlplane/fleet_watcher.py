@@ -73,7 +73,7 @@ class FleetWatcher:
     async def look(self, entries: Iterable[FleetEntry]) -> dict[str, Found]:
         """What each says now, by address; stored as well."""
         asked = list(entries)
-        options = _options(await self._store.list_disks(limit=0))
+        options = member_options(await self._store.list_disks(limit=0))
         found = await asyncio.gather(*(self._one(each, options) for each in asked))
         await self._store.save_looks(look for look, _facts in found)
         return {look.address: (look, facts) for look, facts in found}
@@ -110,7 +110,7 @@ class FleetWatcher:
         if not entries:
             await asyncio.sleep(PERIOD_SECONDS * self._pace)
             return
-        options = _options(await self._store.list_disks(limit=0))
+        options = member_options(await self._store.list_disks(limit=0))
         for part, seconds in spread(entries):
             # One that hangs holds up its own part's news, and not the parts after it.
             task = asyncio.create_task(self._part(part, options, seconds * self._pace))
@@ -146,7 +146,7 @@ def spread(entries: Sequence[FleetEntry]) -> list[tuple[Sequence[FleetEntry], fl
     return [(part, gap * len(part)) for part in parts]
 
 
-def _options(disks: Iterable[DiskRecord]) -> dict[str, tuple[RegionOptions, int]]:
+def member_options(disks: Iterable[DiskRecord]) -> dict[str, tuple[RegionOptions, int]]:
     """How each member is asked: the options of its region, and its slot there."""
     return {
         address: (region.options, region.options.targets.index(address))

@@ -26,15 +26,21 @@ from downstaird.config import (
 from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
 from stairlib.model.errors import StairwellError
+from stairlib.rpc.flags import DAEMON_VARIABLES
 from stairlib.runtime.addresses import MAX_PORT, Address, parse_address
 
 if TYPE_CHECKING:
+    from stairlib.model.settings import Setting
     from stairlib.rpc.tls import TlsFiles
+
+# By the destinations of its flags.
+_TLS_VARIABLES = dict(zip(("cert_pem", "key_pem", "root_cert_pem"), DAEMON_VARIABLES, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 when it did what was asked, 1 with a sentence on stderr when not."""
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(words, argparse.Namespace(words=words))
     try:
         return _dispatch(options)
     except StairwellError as error:
@@ -99,7 +105,7 @@ def _agent(options: argparse.Namespace) -> int:
     from downstaird.agent.arguments import agent_options
     from downstaird.agent.start import run
 
-    agent = agent_options(options, _tls_files(options, server=True))
+    agent = agent_options(options, _tls_files(options, server=True), _settings(options))
     return run(agent, level=options.log_level, log_format=options.log_format)
 
 
@@ -197,6 +203,21 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
         insecure=options.insecure,
         snapshot=options.snapshot or "",
         metrics=_metrics_address(options),
+        settings=_settings(options),
+    )
+
+
+def _settings(options: argparse.Namespace) -> tuple[Setting, ...]:
+    """What is in effect, without secrets."""
+    from stairlib.runtime.command_line import (
+        TELEMETRY_VARIABLES,
+        command_line_settings,
+        variable_settings,
+    )
+
+    return (
+        *command_line_settings(parser, options.words, os.environ, _TLS_VARIABLES),
+        *variable_settings(os.environ, TELEMETRY_VARIABLES),
     )
 
 

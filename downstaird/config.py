@@ -14,6 +14,7 @@ from downstaird.faults import FaultPlan
 from stairlib.model.cipher import CIPHERS, DEFAULT_CIPHER
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
+from stairlib.model.settings import Setting
 from stairlib.runtime.addresses import Address
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class RunOptions:
     None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
     each client. `tls` None: plain text, to other hosts only if
     `insecure`. `snapshot`: serve that instead of the region itself. `metrics`: where
-    they are read, as "host:port"; empty for nowhere."""
+    they are read, as "host:port"; empty for nowhere. `settings` is what may be told of all that."""
 
     directory: Path
     address: Address
@@ -66,6 +67,7 @@ class RunOptions:
     snapshot: str = ""
     insecure: bool = False
     metrics: str = ""
+    settings: tuple[Setting, ...] = ()
 
 
 def checked_uuid(text: str | None, flag: str) -> uuid.UUID:

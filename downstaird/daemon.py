@@ -20,6 +20,7 @@ from stairlib.model.errors import DataError, UnavailableError
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.addresses import MAX_PORT
 from stairlib.telemetry import trace_service
+from stairlib.telemetry.configuration_service import configuration_service, own_configuration
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.trace_service import TraceServicer
 from stairlib.telemetry.tracing import Tracing
@@ -79,6 +80,9 @@ class Daemon:
                     lambda server: telemetry_grpc.add_TraceServiceServicer_to_server(
                         TraceServicer(tracing), server
                     ),
+                ),
+                configuration_service(
+                    own_configuration("downstairs", str(options.address), options.settings)
                 ),
             ),
             tracing,

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from stairlib.model.errors import FieldViolation, InvalidRequestError
-from stairlib.rpc.flags import add_tls
+from stairlib.model.settings import Setting, Source, flattened, setting
+from stairlib.rpc.flags import TLS_VARIABLES, add_tls
+from stairlib.runtime.command_line import (
+    TELEMETRY_VARIABLES,
+    command_line_settings,
+    variable_settings,
+)
 from vmmd.block.confinement import is_inside
 from vmmd.core.server_config import FileBlockDevice, ServerConfig, parse_server_config
 
@@ -38,7 +46,8 @@ the configuration (every key may be left out):
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """What `vmmd run` was told; `security` has the flags of `stairlib.rpc.flags`, `metrics` where
-    they are read, if anywhere, `nbd_listen` where all disks are had over NBD."""
+    they are read, if anywhere, `nbd_listen` where all disks are had over NBD; `settings` is what
+    may be told of all that."""
 
     config: Path
     address: str
@@ -48,11 +57,13 @@ class Arguments:
     security: argparse.Namespace
     metrics: str = ""
     nbd_listen: str = ""
+    settings: tuple[Setting, ...] = ()
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """Reads the command line; exits with usage when it is wrong."""
-    given = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    given = parser().parse_args(words)
     return Arguments(
         given.config,
         given.address,
@@ -62,6 +73,10 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         given,
         given.metrics,
         given.nbd_listen,
+        (
+            *command_line_settings(parser, words, os.environ, TLS_VARIABLES),
+            *variable_settings(os.environ, TELEMETRY_VARIABLES),
+        ),
     )
 
 
@@ -165,6 +180,30 @@ def confined(config: ServerConfig, *, reachable: bool, plain_text: bool) -> Serv
     if directories is None and reachable:
         directories = ()
     return dataclasses.replace(config, file_directories=directories, plain_text=plain_text)
+
+
+def file_settings(path: Path, given: ServerConfig, used: ServerConfig) -> list[Setting]:
+    """What the file at `path` said (`given`) and what came of it (`used`), by the keys of the
+    file."""
+    said = {
+        "engine": given.engine_named,
+        "bootrom": bool(given.bootrom),
+        "file_directories": given.file_directories is not None,
+    }
+    found = [
+        setting(key, getattr(used, key), Source.FILE if there else Source.DEFAULT, str(path))
+        for key, there in said.items()
+    ]
+    tables = {
+        "pci_bridge": [dataclasses.asdict(each) for each in used.bridges],
+        "block_dev": {name: dataclasses.asdict(each) for name, each in used.block_devices},
+        "dev": {name: dataclasses.asdict(each) for name, each in used.devices},
+    }
+    return found + [
+        setting(name, value, Source.FILE, str(path))
+        for name, value in flattened(tables)
+        if value != []
+    ]
 
 
 def missing_media(config: ServerConfig) -> list[tuple[str, FileBlockDevice]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from stairlib.model.errors import InvalidRequestError
+from stairlib.model.settings import Setting
 from stairlib.rpc.flags import security
 from stairlib.rpc.gate import is_private, require_private
 from stairlib.rpc.server import RpcServer, Security, Service
 from stairlib.runtime.addresses import Address, parse_address
 from stairlib.runtime.process import StopSignal
+from stairlib.telemetry.configuration_service import configuration_service, own_configuration
 from stairlib.telemetry.logs import get_logger
 from stairlib.telemetry.metrics import Metrics
 from stairlib.telemetry.trace_service import TraceServicer
@@ -19,7 +21,9 @@ from stairwell.vmmd.v1.guest_service_pb2_grpc import add_GuestServiceServicer_to
 from stairwell.vmmd.v1.machine_service_pb2_grpc import add_MachineServiceServicer_to_server
 from stairwell.vmmd.v1.serial_service_pb2_grpc import add_SerialServiceServicer_to_server
 from stairwell.vmmd.v1.volume_service_pb2_grpc import add_VolumeServiceServicer_to_server
-from vmmd.config import Arguments, confined, load_server_config, missing_media
+from vmmd.config import Arguments, confined, file_settings, load_server_config, missing_media
+from vmmd.core.server_config import ServerConfig
+from vmmd.engine.core.hypervisor import Hypervisor
 from vmmd.metrics import MachineMetrics
 from vmmd.nbd_gateway.gateway import NbdGateway
 from vmmd.supervisor.engine_choice import choose_engine
@@ -47,16 +51,7 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         require_private(arguments.metrics, "serving metrics", tls=False)
     nbd_address = nbd_listener(arguments.nbd_listen, secured)
     tracing = Tracing.configure("vmmd", arguments.address)
-    config = confined(
-        load_server_config(arguments.config),
-        reachable=secured.tls is not None or not is_private(arguments.address),
-        plain_text=secured.insecure,
-    )
-    for name, block in missing_media(config):
-        log.warning(
-            "no such file: machines go without this device", block_dev=name, path=block.path
-        )
-    config, hypervisor = await choose_engine(config)
+    config, hypervisor, settings = await _host(arguments, secured)
     machines = Machines(
         config, tracing, arguments.log_level, arguments.runtime_directory, hypervisor
     )
@@ -69,9 +64,10 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
             return ""
         return exports.uri(gateway.address, machine, disk, tls=tls is not None)
 
+    told = own_configuration("vmmd", arguments.address, settings)
     server = RpcServer(
         arguments.address,
-        _services(machines, tracing, gateway_uri),
+        [*_services(machines, tracing, gateway_uri), configuration_service(told)],
         tracing,
         tls=tls,
         insecure=secured.insecure,
@@ -97,6 +93,25 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         await server.stop(STOP_GRACE_SECONDS)
         tracing.shutdown()
     return 0
+
+
+async def _host(
+    arguments: Arguments, secured: Security
+) -> tuple[ServerConfig, Hypervisor | None, list[Setting]]:
+    """What this host gives to machines, with which hypervisor, and what may be told of it all."""
+    given = load_server_config(arguments.config)
+    config = confined(
+        given,
+        reachable=secured.tls is not None or not is_private(arguments.address),
+        plain_text=secured.insecure,
+    )
+    for name, block in missing_media(config):
+        log.warning(
+            "no such file: machines go without this device", block_dev=name, path=block.path
+        )
+    config, hypervisor = await choose_engine(config)
+    told = [*arguments.settings, *file_settings(arguments.config, given, config)]
+    return config, hypervisor, told
 
 
 def nbd_listener(given: str, secured: Security) -> Address | None:

@@ -31,6 +31,7 @@ from stairlib.telemetry.otlp_file import to_json_line, traces_data
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import fleet_service_pb2 as fleet_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
+from stairwell.telemetry.v1 import configuration_service_pb2 as configuration_pb
 
 # The newest ones: with its transitions and its trace, one has some tens of KiB.
 REPLACEMENTS_MAX = 50
@@ -90,6 +91,7 @@ async def gathered(session: Session, metrics: list[str]) -> Bundle:
     bundle.add("instances.json", _plain(instances))
     disks = await bundle.part("disks.json", list_disks(session)) or []
     await _fleet(session, bundle)
+    await _configurations(session, bundle)
     replacements = await bundle.part("replacements.json", list_replacements(session)) or []
     newest = sorted(replacements, key=lambda one: one.create_time.ToNanoseconds(), reverse=True)
     for one in newest[:REPLACEMENTS_MAX]:
@@ -125,6 +127,22 @@ async def _fleet(session: Session, bundle: Bundle) -> None:
         ("policy", session.call(fleet.GetFleetPolicy, *policy)),
     ):
         await bundle.part(f"fleet/{name}.json", call)
+
+
+async def _configurations(session: Session, bundle: Bundle) -> None:
+    """One file, and a line of what is missing for each daemon that did not tell."""
+    name = "configurations.json"
+    answer = await bundle.part(
+        name,
+        session.call(
+            session.configurations.CollectConfigurations,
+            configuration_pb.CollectConfigurationsRequest(),
+            configuration_pb.CollectConfigurationsResponse,
+        ),
+    )
+    for each in answer.daemons if answer is not None else ():
+        if each.trouble:
+            bundle.missing.append(f"{name}: {each.service} at {each.instance}: {each.trouble}")
 
 
 async def _replacement(session: Session, bundle: Bundle, name: str) -> None:

@@ -31,6 +31,7 @@ from stairwell.controlplane.v1.instance_service_pb2_grpc import InstanceServiceS
 from stairwell.controlplane.v1.replacement_service_pb2_grpc import ReplacementServiceStub
 from stairwell.controlplane.v1.serial_service_pb2_grpc import SerialServiceStub
 from stairwell.controlplane.v1.vcr_service_pb2_grpc import VcrServiceStub
+from stairwell.telemetry.v1.configuration_service_pb2_grpc import ConfigurationServiceStub
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -112,6 +113,11 @@ class Session:
     def fleet(self) -> FleetServiceStub:
         """Known downstairs."""
         return FleetServiceStub(self.channel)
+
+    @property
+    def configurations(self) -> ConfigurationServiceStub:
+        """How daemons were started."""
+        return ConfigurationServiceStub(self.channel)
 
     @property
     def is_json(self) -> bool:

@@ -14,9 +14,11 @@ from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import TlsFiles, reach
+from stairlib.telemetry import configuration_service
 from stairlib.telemetry.tracing import Tracing
 from stairwell.agent.v1 import agent_service_pb2 as pb
 from stairwell.agent.v1 import agent_service_pb2_grpc as pb_grpc
+from stairwell.telemetry.v1 import configuration_service_pb2 as configuration_pb
 
 # Its answers come once a wish is on disk.
 ASK_SECONDS = 10.0
@@ -63,6 +65,14 @@ class Agents:
     async def destroy(self, address: str, region_id: UUID) -> None:
         """Has a region gone, whatever it is in the middle of; idempotent."""
         await self._call(address, "DestroyRegion", pb.DestroyRegionRequest(id=str(region_id)))
+
+    async def configuration(
+        self, address: str, seconds: float
+    ) -> configuration_pb.DaemonConfiguration:
+        """What it was started with."""
+        peer = await reach(address, self._tls) if self._tls is not None else None
+        async with open_channel(address, tracing=self._tracing, tls=peer) as channel:
+            return await configuration_service.ask(channel, f"the agent at {address}", seconds)
 
     async def _call(self, address: str, method: str, request: object) -> Any:
         peer = await reach(address, self._tls) if self._tls is not None else None

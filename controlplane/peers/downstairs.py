@@ -17,9 +17,11 @@ from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import PeerTls, TlsFiles, explained, reach, region_tls
+from stairlib.telemetry import configuration_service
 from stairlib.telemetry.tracing import Tracing
 from stairwell.downstairs.v1 import region_service_pb2 as pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as pb_grpc
+from stairwell.telemetry.v1 import configuration_service_pb2 as configuration_pb
 
 # A daemon on the network answers within milliseconds; a black hole must not hold up the user.
 QUESTION_SECONDS = 3.0
@@ -76,6 +78,17 @@ class Fleet:
                 target=address,
                 field=field,
             ) from error
+
+    async def configuration(
+        self, address: str, member: tuple[RegionOptions, int] | None, seconds: float
+    ) -> configuration_pb.DaemonConfiguration:
+        """What the downstairs at `address` was started with; `member` has the options of the region
+        it is a member of, and its slot there."""
+        options, slot = member if member is not None else (None, None)
+        files = self._files(options)
+        peer = await self._reached(address, files, slot) if files is not None else None
+        async with open_channel(address, tracing=self._tracing, tls=peer) as channel:
+            return await configuration_service.ask(channel, f"the downstairs at {address}", seconds)
 
     def _files(self, options: RegionOptions | None) -> TlsFiles | None:
         """What to ask with: nothing where the region is served in plain text."""

@@ -12,6 +12,7 @@ from stairlib.runtime.addresses import Address, parse_address
 
 if TYPE_CHECKING:
     from downstaird.agent.start import AgentOptions
+    from stairlib.model.settings import Setting
     from stairlib.rpc.tls import TlsFiles
 
 TEXT = "Keep a host's worth of regions, each in a process of its own, as asked over gRPC."
@@ -90,8 +91,11 @@ def add_agent(agent: argparse.ArgumentParser) -> None:
     )
 
 
-def agent_options(options: argparse.Namespace, tls: TlsFiles | None) -> AgentOptions:
-    """As checked values. InvalidRequestError names the flag."""
+def agent_options(
+    options: argparse.Namespace, tls: TlsFiles | None, settings: tuple[Setting, ...] = ()
+) -> AgentOptions:
+    """As checked values; `settings` is what may be told of them. InvalidRequestError names the
+    flag."""
     from downstaird.agent.core.intent import Limits, port_range
     from downstaird.agent.host import HostOptions
     from downstaird.agent.start import AgentOptions
@@ -125,6 +129,7 @@ def agent_options(options: argparse.Namespace, tls: TlsFiles | None) -> AgentOpt
         ),
         listen=str(parse_address(options.listen)),
         stop_regions=options.on_stop == "stop",
+        settings=settings,
     )
 
 

@@ -8,10 +8,12 @@ from importlib import metadata
 from downstaird.agent import servicer
 from downstaird.agent.host import Host, HostOptions
 from downstaird.agent.servicer import AgentServicer
+from stairlib.model.settings import Setting
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime import process
 from stairlib.runtime.process import StopSignal
 from stairlib.telemetry import logs, trace_service
+from stairlib.telemetry.configuration_service import configuration_service, own_configuration
 from stairlib.telemetry.trace_service import TraceServicer
 from stairlib.telemetry.tracing import Tracing
 from stairwell.agent.v1 import agent_service_pb2_grpc as pb_grpc
@@ -24,11 +26,13 @@ STOP_GRACE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """One agent. `stop_regions`: its regions' processes end with it."""
+    """One agent. `stop_regions`: its regions' processes end with it. `settings` is what may be
+    told of how it was started."""
 
     host: HostOptions
     listen: str
     stop_regions: bool
+    settings: tuple[Setting, ...] = ()
 
 
 def run(options: AgentOptions, *, level: str, log_format: str) -> int:
@@ -44,7 +48,10 @@ async def _serve(options: AgentOptions, stop: StopSignal) -> int:
     host = Host(options.host)
     server = RpcServer(
         options.listen,
-        services(host, tracing),
+        (
+            *services(host, tracing),
+            configuration_service(own_configuration(SERVICE, options.listen, options.settings)),
+        ),
         tracing,
         tls=tls.server() if tls is not None else None,
         insecure=options.host.launcher.insecure,

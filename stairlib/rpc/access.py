@@ -120,6 +120,7 @@ _TABLE: Final[dict[str, dict[frozenset[Role], str]]] = {
         _BY_HAND: "Start Stop SetRestart SetRandomStop Shutdown",
     },
     "stairwell.telemetry.v1.TraceService": {_TOLD: "CollectTrace"},
+    "stairwell.telemetry.v1.ConfigurationService": {_TOLD: "CollectConfigurations"},
 }
 
 EXPORTS: Final = _DOES

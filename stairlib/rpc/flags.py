@@ -22,6 +22,10 @@ DAEMON_VARIABLES: Final = (
     "STAIRWELL_DAEMON_TLS_KEY",
     "STAIRWELL_DAEMON_TLS_CA",
 )
+# By the destinations of `add_tls`.
+TLS_VARIABLES: Final[Mapping[str, str]] = dict(
+    zip(("tls_cert", "tls_key", "tls_ca"), DAEMON_VARIABLES, strict=True)
+)
 _GUIDE: Final = f"""\
 All three or none; also taken from {DAEMON_VARIABLES[0]}, _KEY and _CA. With them this daemon
 speaks TLS and nothing else, takes callers whose certificates are signed by the authority and name

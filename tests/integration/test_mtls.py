@@ -25,17 +25,24 @@ from stairlib.rpc.errors import translated
 from stairlib.rpc.tls import TlsFiles, reach
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
+from tests.integration.bundles import bundled_files, configurations, settings
 from tests.integration.cluster import LOOPBACK, Answer, Cluster, Program, free_ports, run
 from tests.integration.volume import Volume
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 
 
+# Of every program, besides its private key.
+SECRETS = {"STAIRWELL_SECRET_KEY": "6b" * 32, "OTEL_EXPORTER_OTLP_HEADERS": "x-api-key=of-nobody"}
+
+
 class SecureCluster(Cluster):
     """Its programs have their certificates from the environment, as in a unit file."""
 
     def __init__(self, folder: Path, pki: Path) -> None:
-        super().__init__(folder, identity=lambda name: self.files("operator" if name else "vmmd"))
+        super().__init__(
+            folder, SECRETS, lambda name: self.files("operator" if name else "vmmd")
+        )  # fmt: skip
         self.pki = pki
         self.tokens_port = free_ports(1)
         self.controlplane.command += [
@@ -262,6 +269,36 @@ async def test_no_secret_is_in_a_log_or_an_answer(cluster: SecureCluster, volume
     texts = [log.read_text(errors="replace") for log in logs]
     texts += [json.dumps((await cluster.cli("--output", "json", "list")).good().json)]
     assert not [secret[:6] for secret in secrets for text in texts if secret in text]
+
+
+async def test_a_bundle_tells_how_all_were_started_and_no_secret(
+    cluster: SecureCluster, volume: Volume, tmp_path: Path
+) -> None:
+    for who in ("operator", "viewer"):
+        archive = tmp_path / f"{who}.tar.gz"
+        (await cluster.as_(who, "bundle", "--file", str(archive))).good()
+        files = await asyncio.to_thread(bundled_files, archive)
+        assert "missing.txt" not in files, files["missing.txt"]
+        daemons = configurations(files).values()
+        found = {
+            (daemon["service"], name): value
+            for daemon in daemons
+            for name, (value, _source, _origin) in settings(daemon).items()
+        }
+        # Paths are told, what is in the files is not.
+        key = str(cluster.pki / "downstairs.key")
+        assert found["downstairs", "tls-key"] == key
+        assert found["controlplane", "tokens"] == str(cluster.pki / "tokens")
+        assert found["vmmd", "OTEL_EXPORTER_OTLP_HEADERS"] == "***"
+        assert found["controlplane", "STAIRWELL_SECRET_KEY"] == "***"
+        # A spare is known from when it is first named.
+        assert len(daemons) >= 2 + 3
+        secrets = [*SECRETS.values(), "of-nobody"]
+        secrets += [path.read_text().splitlines()[1] for path in cluster.pki.glob("*.key")]
+        secrets += [path.read_text().strip() for path in cluster.pki.glob("*.token")]
+        secrets += [line.split()[2] for line in (cluster.pki / "tokens").read_text().splitlines()
+                    if not line.startswith("#")]  # fmt: skip
+        assert not [one[:6] for one in secrets for text in files.values() if one.encode() in text]
 
 
 @pytest.mark.parametrize("said", [False, True])

@@ -40,12 +40,13 @@ async def bundle(
         ),
     ] = None,
 ) -> None:
-    """Gather states, transitions, traces, histories and metrics into one file, without secrets.
+    """Gather states, transitions, traces, settings and metrics into one file, without secrets.
 
     In it: instances, disks with their recorded requests and slots, downstairs, agents, drains, the
     fleet's policy, replacements with every transition, the traces of the newest fifty, how each
-    guest fared, and versions. Keys, tokens and certificates are in none of these. What could not
-    be had is told in missing.txt.
+    guest fared, versions, and of every daemon the settings in effect, each with where it came
+    from. Keys, tokens, passwords and certificates are in none of these. What could not be had is
+    told in missing.txt.
     """
     name = time.strftime("stairwell-bundle-%Y%m%dT%H%M%SZ", time.gmtime())
     path = file if file is not None else Path(f"{name}.tar.gz")
