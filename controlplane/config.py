@@ -14,7 +14,7 @@ from controlplane.store.place import Place, database_url
 from controlplane.store.sealing import ENVIRONMENT as KEY_ENVIRONMENT
 from stairlib.model.errors import InvalidRequestError
 from stairlib.model.settings import SecretText, SecretUrl, Setting
-from stairlib.rpc.flags import TLS_VARIABLES, add_tls, add_tokens
+from stairlib.rpc.flags import TLS_VARIABLES, add_call_rate, add_tls, add_tokens
 from stairlib.runtime.command_line import (
     TELEMETRY_VARIABLES,
     command_line_settings,
@@ -169,6 +169,7 @@ def parser(environment: Mapping[str, str] = os.environ) -> argparse.ArgumentPars
     )  # fmt: skip
     add_tls(run)
     add_tokens(run)
+    add_call_rate(run)
     _add_tls(run)
     _add_logging(run)
     for name, text, said in (

@@ -54,6 +54,7 @@ from controlplane.traces import TraceKeeper
 from controlplane.words import Words
 from stairlib.model.errors import UnsupportedError
 from stairlib.model.settings import Setting
+from stairlib.rpc.call_guard import CallGuard
 from stairlib.rpc.server import RpcServer, Security, Service
 from stairlib.rpc.tls import TlsFiles
 from stairlib.runtime.addresses import parse_address
@@ -133,6 +134,8 @@ class ControlPlane:
         self._vmmd_address = str(parse_address(vmmd))
         self._place = place if isinstance(place, Place) else Place(place)
         self._security = security or Security()
+        # Nothing calls upwards: whoever does has no business of a daemon here.
+        self._guard = CallGuard(self._security.calls, spares_daemons=False)
         self._downstairs_tls = downstairs_tls or self._security.tls
         self._metrics_wanted = metrics
         self.metrics_address = ""
@@ -245,7 +248,7 @@ class ControlPlane:
         server = RpcServer(
             self._wanted, services, tracing,
             tls=security.tls.server() if security.tls is not None else None,
-            insecure=security.insecure, tokens=security.tokens,
+            insecure=security.insecure, tokens=security.tokens, guard=self._guard,
         )  # fmt: skip
         await server.start()
         stack.push_async_callback(server.stop, self._grace_seconds)
@@ -297,6 +300,7 @@ class ControlPlane:
         self.metrics_address = metrics.address
         counted = WorkflowMetrics(metrics)
         observe_process(metrics)
+        self._guard.observe(metrics)
         driver = ReplacementDriver(
             store, claims, vmmd, traces, news.replacements, detached, Chronicle(tracing), limiter,
             metrics=counted, disk_changed=news.disk_changed, pace=self._pace,

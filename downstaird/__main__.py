@@ -26,7 +26,7 @@ from downstaird.config import (
 from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
 from stairlib.model.errors import StairwellError
-from stairlib.rpc.flags import DAEMON_VARIABLES
+from stairlib.rpc.flags import DAEMON_VARIABLES, call_rate
 from stairlib.runtime.addresses import MAX_PORT, Address, parse_address
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
         snapshot=options.snapshot or "",
         metrics=_metrics_address(options),
         settings=_settings(options),
+        calls=call_rate(options),
     )
 
 

@@ -9,7 +9,7 @@ from downstaird.agent.arguments import GUIDE, TEXT, add_agent
 from downstaird.config import add_cipher
 from downstaird.faults import CHANCE
 from downstaird.snapshot_arguments import add_snapshot
-from stairlib.rpc.flags import add_insecure
+from stairlib.rpc.flags import add_call_rate, add_insecure
 
 _GUIDE = """\
 A downstairs keeps one of the three copies of a region: a directory of block data, served to one
@@ -364,6 +364,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )  # fmt: skip
     _add_logging(run)
     _add_tls(run)
+    add_call_rate(run)
     _add_creation(run)
     _add_faults(run)
 
@@ -383,6 +384,7 @@ def _add_logging(command: argparse.ArgumentParser) -> None:
 def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     agent = _add(commands, "agent", TEXT, GUIDE)
     add_agent(agent)
+    add_call_rate(agent)
     _add_logging(agent)
     group = agent.add_argument_group(
         "TLS (all three or none)",

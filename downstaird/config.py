@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from downstaird.core.clone_plan import Expected
 from downstaird.faults import FaultPlan
+from stairlib.model.call_rate import CallRate
 from stairlib.model.cipher import CIPHERS, DEFAULT_CIPHER
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.geometry import Geometry
@@ -54,7 +55,8 @@ class RunOptions:
     None: the port after the gRPC one if it is free, else any. `advertise` empty: worked out for
     each client. `tls` None: plain text, to other hosts only if
     `insecure`. `snapshot`: serve that instead of the region itself. `metrics`: where
-    they are read, as "host:port"; empty for nowhere. `settings` is what may be told of all that."""
+    they are read, as "host:port"; empty for nowhere. `settings` is what may be told of all that,
+    `calls` how often each caller may call."""
 
     directory: Path
     address: Address
@@ -68,6 +70,7 @@ class RunOptions:
     insecure: bool = False
     metrics: str = ""
     settings: tuple[Setting, ...] = ()
+    calls: CallRate | None = None
 
 
 def checked_uuid(text: str | None, flag: str) -> uuid.UUID:

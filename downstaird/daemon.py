@@ -17,6 +17,7 @@ from downstaird.services import block_service, region_service, repair_service
 from downstaird.services.block_service import BlockServicer, DataPlace
 from downstaird.services.region_service import RegionServicer
 from stairlib.model.errors import DataError, UnavailableError
+from stairlib.rpc.call_guard import CallGuard
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.addresses import MAX_PORT
 from stairlib.telemetry import trace_service
@@ -56,6 +57,7 @@ class Daemon:
             tls=options.tls,
         )
         self.data = DataServer(self.host, tls.context if tls is not None else None)
+        self.guard = CallGuard(options.calls, spares_daemons=True)
         self.rpc = RpcServer(
             str(options.address),
             (
@@ -88,6 +90,7 @@ class Daemon:
             tracing,
             tls=tls,
             insecure=options.insecure,
+            guard=self.guard,
         )
 
     def place(self) -> DataPlace:

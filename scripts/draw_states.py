@@ -20,6 +20,7 @@ from downstaird.agent.core.snapshot_wishes import SNAPSHOT
 from downstaird.agent.core.upkeep import PROCESS
 from downstaird.metrics import METRICS as DOWNSTAIRS_METRICS
 from stairlib.model.state_table import StateTable
+from stairlib.rpc.call_guard import RPC_METRICS
 from stairlib.telemetry.metrics import Metric, exposed_name
 from stairlib.telemetry.process_metrics import PROCESS_METRICS
 from vmmd.core.lifecycle import TRANSITIONS as LIFECYCLE
@@ -204,6 +205,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "metrics-downstairs": lambda: metrics_table(DOWNSTAIRS_METRICS),
     "metrics-vmmd": lambda: metrics_table(VMMD_METRICS),
     "metrics-process": lambda: metrics_table(PROCESS_METRICS),
+    "metrics-rpc": lambda: metrics_table(RPC_METRICS),
 }
 
 

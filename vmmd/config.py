@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stairlib.model.errors import FieldViolation, InvalidRequestError
 from stairlib.model.settings import Setting, Source, flattened, setting
-from stairlib.rpc.flags import TLS_VARIABLES, add_tls
+from stairlib.rpc.flags import TLS_VARIABLES, add_call_rate, add_tls
 from stairlib.runtime.command_line import (
     TELEMETRY_VARIABLES,
     command_line_settings,
@@ -132,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
         "on this host only",
     )
     add_tls(run)
+    add_call_rate(run)
     return top
 
 

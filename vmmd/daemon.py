@@ -6,6 +6,7 @@ import asyncio
 
 from stairlib.model.errors import InvalidRequestError
 from stairlib.model.settings import Setting
+from stairlib.rpc.call_guard import CallGuard
 from stairlib.rpc.flags import security
 from stairlib.rpc.gate import is_private, require_private
 from stairlib.rpc.server import RpcServer, Security, Service
@@ -65,17 +66,20 @@ async def serve(arguments: Arguments, stop: StopSignal) -> int:
         return exports.uri(gateway.address, machine, disk, tls=tls is not None)
 
     told = own_configuration("vmmd", arguments.address, settings)
+    guard = CallGuard(secured.calls, spares_daemons=True)
     server = RpcServer(
         arguments.address,
         [*_services(machines, tracing, gateway_uri), configuration_service(told)],
         tracing,
         tls=tls,
         insecure=secured.insecure,
+        guard=guard,
     )
     metrics = None
     try:
         metrics = Metrics.configure("vmmd", arguments.address, arguments.metrics)
         MachineMetrics(metrics, machines)
+        guard.observe(metrics)
         if gateway:
             await gateway.start()
         await server.start()

@@ -19,9 +19,10 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from controlplane.cli.failure import Locate, nowhere, peer_name
+from controlplane.cli.patience import Patience
 from controlplane.cli.plain import dump
 from controlplane.cli.settings import CALL_SECONDS, Output, Settings
-from stairlib.model.errors import UnavailableError
+from stairlib.model.errors import CallRateError, UnavailableError
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.tls import saying_why
 from stairlib.telemetry.tracing import Tracing
@@ -139,13 +140,19 @@ class Session:
         *,
         seconds: float = CALL_SECONDS,
     ) -> Response:
-        """One unary call; `seconds` is its deadline unless the user gave one.
+        """One unary call; `seconds` is its deadline unless the user gave one, waits of a caller who
+        calls too often included.
 
         Raises StairwellError as the daemon raised it.
         """
-        deadline = self.settings.timeout or seconds
-        async with self._said():
-            response = await method(request, timeout=deadline)
+        patience = Patience(self.settings.timeout or seconds)
+        while True:
+            try:
+                async with self._said():
+                    response = await method(request, timeout=patience.left())
+                break
+            except CallRateError as error:
+                await patience.wait(error)
         assert isinstance(response, answer)
         return response
 
@@ -153,14 +160,22 @@ class Session:
         self, method: Callable[..., Any], request: Request, answer: type[Response]
     ) -> AsyncGenerator[Response]:
         """The messages of a server stream; leaving the loop cancels the call."""
-        async with self._said():
-            call = method(request)
+        patience = Patience(self.settings.timeout or CALL_SECONDS)
+        while True:
             try:
-                async for response in call:
-                    assert isinstance(response, answer)
-                    yield response
-            finally:
-                call.cancel()
+                async with self._said():
+                    call = method(request)
+                    try:
+                        async for response in call:
+                            assert isinstance(response, answer)
+                            yield response
+                    finally:
+                        call.cancel()
+            except CallRateError as error:
+                # Before its first message: a stream that was begun is not refused any more.
+                await patience.wait(error)
+            else:
+                return
 
     async def watch(
         self,

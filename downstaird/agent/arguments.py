@@ -100,6 +100,7 @@ def agent_options(
     from downstaird.agent.host import HostOptions
     from downstaird.agent.start import AgentOptions
     from downstaird.launching import Launcher, find_program
+    from stairlib.rpc.flags import call_rate
     from stairlib.rpc.gate import require_private
 
     if sys.platform != "linux":
@@ -130,6 +131,7 @@ def agent_options(
         listen=str(parse_address(options.listen)),
         stop_regions=options.on_stop == "stop",
         settings=settings,
+        calls=call_rate(options),
     )
 
 

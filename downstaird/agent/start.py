@@ -8,7 +8,9 @@ from importlib import metadata
 from downstaird.agent import servicer
 from downstaird.agent.host import Host, HostOptions
 from downstaird.agent.servicer import AgentServicer
+from stairlib.model.call_rate import CallRate
 from stairlib.model.settings import Setting
+from stairlib.rpc.call_guard import CallGuard
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime import process
 from stairlib.runtime.process import StopSignal
@@ -27,12 +29,13 @@ STOP_GRACE_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
     """One agent. `stop_regions`: its regions' processes end with it. `settings` is what may be
-    told of how it was started."""
+    told of how it was started, `calls` how often each caller may call."""
 
     host: HostOptions
     listen: str
     stop_regions: bool
     settings: tuple[Setting, ...] = ()
+    calls: CallRate | None = None
 
 
 def run(options: AgentOptions, *, level: str, log_format: str) -> int:
@@ -55,6 +58,7 @@ async def _serve(options: AgentOptions, stop: StopSignal) -> int:
         tracing,
         tls=tls.server() if tls is not None else None,
         insecure=options.host.launcher.insecure,
+        guard=CallGuard(options.calls, spares_daemons=True),
     )
     try:
         # The root first: whoever has it has the address too, most likely, and is named better so.

@@ -40,6 +40,7 @@ async def _serve(options: RunOptions, stop: StopSignal) -> int:
         try:
             metrics = Metrics.configure(SERVICE, name, options.metrics)
             RegionMetrics(metrics, daemon.host)
+            daemon.guard.observe(metrics)
             await daemon.start()
             # For whoever started us and reads one line; everything else goes to the log.
             print(

@@ -111,6 +111,17 @@ class LimitError(StairwellError):
     reason = "LIMIT_REACHED"
 
 
+class CallRateError(LimitError):
+    """The caller makes too many calls, and this one was not begun: the same one may be made again
+    after `retry_seconds`."""
+
+    reason = "CALL_RATE"
+
+    def __init__(self, message: str, retry_seconds: float, **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        self.retry_seconds = retry_seconds
+
+
 class UnsupportedError(StairwellError):
     """Legal, but not offered by this version."""
 

@@ -39,12 +39,21 @@ _ROLE_URI: Final = re.compile(
 )
 
 
+class Shown(enum.Enum):
+    """What a caller is known by; nothing but its address where it has shown neither."""
+
+    NOTHING = "address"
+    CERTIFICATE = "certificate"
+    TOKEN = "token"  # noqa: S105 - the word, no token
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: a name for logs, and all roles of it."""
+    """Who calls: a name for logs, all roles of it, and what it has shown."""
 
     name: str
     roles: frozenset[Role]
+    shown: Shown = Shown.NOTHING
 
 
 # Nobody was asked who they are: plain text, where whoever can connect may do everything.
@@ -171,7 +180,7 @@ def certificate_caller(uris: Iterable[str], dns_names: Iterable[str], shown: str
             reason="NO_ROLE",
             caller=name,
         )
-    return Caller(name, frozenset(roles))
+    return Caller(name, frozenset(roles), Shown.CERTIFICATE)
 
 
 def require(caller: Caller, method: str) -> None:

@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 
 from stairlib.model.errors import (
     AlreadyExistsError,
+    CallRateError,
     ConflictError,
     DataError,
     FieldViolation,
@@ -34,6 +35,7 @@ from stairlib.model.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from stairlib.wire.durations import duration, seconds_of
 
 DOMAIN: Final = "stairwell"
 INTERNAL_TEXT: Final = "internal error; the daemon's log has the details"
@@ -123,14 +125,17 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> StairwellError:
     table becomes a plain `StairwellError`.
     """
     code, text = error.code(), error.details() or error.code().name
-    info, violations = _read_status(error)
+    info, violations, retry_seconds = _read_status(error)
     if code in _LOCAL_REASONS:
         return UnavailableError(text, reason=_LOCAL_REASONS[code])
     kind = _CLASSES.get(code)
     if kind is None:
         return StairwellError(text)
     metadata = dict(info.metadata) if info is not None else {}
-    made = _construct(kind, text, violations, metadata)
+    if info is not None and info.reason == CallRateError.reason and retry_seconds is not None:
+        made: StairwellError = CallRateError(text, retry_seconds)
+    else:
+        made = _construct(kind, text, violations, metadata)
     made.metadata = metadata
     if info is not None and info.reason:
         made.reason = info.reason
@@ -243,20 +248,22 @@ def _detail(error: StairwellError) -> Any | None:
             resource_name=_shortened(error.metadata.get("name", ""), _MAX_VALUE_BYTES),
             description=about,
         )
-    if isinstance(error, UnavailableError):
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.seconds = _RETRY_SECONDS
-        return retry
+    if isinstance(error, UnavailableError | CallRateError):
+        seconds = error.retry_seconds if isinstance(error, CallRateError) else _RETRY_SECONDS
+        return error_details_pb2.RetryInfo(retry_delay=duration(seconds))
     return None
 
 
-def _read_status(error: grpc.aio.AioRpcError) -> tuple[Any | None, tuple[FieldViolation, ...]]:
-    """Our own ErrorInfo, or None where another domain or no one speaks; and the violations."""
+def _read_status(
+    error: grpc.aio.AioRpcError,
+) -> tuple[Any | None, tuple[FieldViolation, ...], float | None]:
+    """Our own ErrorInfo, or None where another domain or no one speaks; the violations; and the
+    seconds of a RetryInfo, if there is one."""
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]
     except ValueError:  # the status contradicts the call: not ours
-        return None, ()
-    info, violations = None, []
+        return None, (), None
+    info, violations, retry_seconds = None, [], None
     for packed in status.details if status is not None else ():
         if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             found = error_details_pb2.ErrorInfo()
@@ -269,7 +276,11 @@ def _read_status(error: grpc.aio.AioRpcError) -> tuple[Any | None, tuple[FieldVi
                 FieldViolation(each.field, each.description, each.reason or "INVALID")
                 for each in request.field_violations
             ]
-    return info, tuple(violations)
+        elif packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            packed.Unpack(retry)
+            retry_seconds = seconds_of(retry.retry_delay)
+    return info, tuple(violations), retry_seconds
 
 
 def _construct(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from stairlib.model.call_rate import CallRate
 from stairlib.model.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -31,6 +32,17 @@ All three or none; also taken from {DAEMON_VARIABLES[0]}, _KEY and _CA. With the
 speaks TLS and nothing else, takes callers whose certificates are signed by the authority and name
 a role, and shows its own to others. A file that changes is read again. `stairwell pki init` makes
 all that a cluster needs. Without them it speaks plain text, and on this host only."""
+
+
+_RATE_GUIDE: Final = """\
+Who calls more often is told RESOURCE_EXHAUSTED, and when to try again. A caller is a certificate's
+or a token's name, else the address it comes from. Daemons among themselves are not counted, nor is
+health."""
+# One processor serves some thousand small calls a second: half of that is nobody's share.
+CALLS_PER_SECOND: Final = 500.0
+CALLS_BURST: Final = 1000
+RATE_MIN: Final = 0.1
+RATE_MAX: Final = 1e6
 
 
 def add_tls(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +77,46 @@ def add_tokens(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tokens-listen", metavar="ADDR", default="", help="where, as 0.0.0.0:55402"
     )
+
+
+def add_call_rate(parser: argparse.ArgumentParser) -> None:
+    """--calls-per-second, --calls-burst."""
+    group = parser.add_argument_group("how often a caller may call", _RATE_GUIDE)
+    group.add_argument(
+        "--calls-per-second", type=_rate, default=CALLS_PER_SECOND, metavar="N",
+        help="calls of one caller in the long run; 0 is no limit (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--calls-burst", type=_burst, default=CALLS_BURST, metavar="N",
+        help="of these, so many may come at once (default: %(default)s)",
+    )  # fmt: skip
+
+
+def call_rate(options: argparse.Namespace) -> CallRate | None:
+    """What the flags of `add_call_rate` come to; None is no limit."""
+    if not options.calls_per_second:
+        return None
+    return CallRate(options.calls_per_second, options.calls_burst)
+
+
+def _rate(text: str) -> float:
+    """A rate; argparse shows the message."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not (rate == 0 or RATE_MIN <= rate <= RATE_MAX):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a rate of {RATE_MIN:g} to {RATE_MAX:g} calls a second, or 0"
+        )
+    return rate
+
+
+def _burst(text: str) -> int:
+    """How many at once; argparse shows the message."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= RATE_MAX):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {RATE_MAX:g}")
+    return int(text)
 
 
 def daemon_files(
@@ -115,4 +167,4 @@ def security(options: argparse.Namespace, environment: Mapping[str, str] = os.en
     tokens = token_port(
         getattr(options, "tokens", None), getattr(options, "tokens_listen", ""), files
     )
-    return Security(files, options.insecure, tokens)
+    return Security(files, options.insecure, tokens, call_rate(options))

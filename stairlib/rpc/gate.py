@@ -1,4 +1,4 @@
-"""The gate of a server: asks each caller who it is, and whether it may.
+"""The gate of a server: asks each caller who it is, whether it may, and whether it may now.
 
 Also the rule where plain text is spoken: on loopback and unix sockets, where nobody else listens
 in, and elsewhere only when the operator has said `--insecure`.
@@ -12,9 +12,10 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from stairlib.model.errors import InvalidRequestError, UnauthenticatedError
+from stairlib.model.errors import InvalidRequestError, RefusedError, UnauthenticatedError
 from stairlib.rpc import access
 from stairlib.rpc.access import Caller
+from stairlib.rpc.call_guard import CallGuard
 from stairlib.rpc.tokens import TokenBook
 from stairlib.runtime.addresses import parse_address
 from stairlib.telemetry.logs import get_logger
@@ -60,16 +61,38 @@ def require_private(address: str, what: str, *, tls: bool = True) -> None:
 
 
 class Gate:
-    """Of a server that speaks TLS. `tokens` are those of people who have no certificate."""
+    """Of one server. `asks` who callers are where it speaks TLS; in plain text everybody may do
+    everything. `tokens` are those of people who have no certificate; `guard` refuses those who call
+    too often, if there is one."""
 
-    def __init__(self, tokens: TokenBook | None = None) -> None:
+    def __init__(
+        self,
+        tokens: TokenBook | None = None,
+        *,
+        asks: bool = True,
+        guard: CallGuard | None = None,
+    ) -> None:
         self._tokens = tokens
+        self._asks = asks
+        self._guard = guard
 
     def admit(self, details: grpc.HandlerCallDetails, context: _Context) -> None:
-        """RefusedError or UnauthenticatedError unless the caller may call the method."""
+        """RefusedError or UnauthenticatedError unless the caller may call the method, CallRateError
+        unless it may now."""
         if access.is_open(details.method):
             return
-        caller = self._caller(details, context)
+        if not self._asks:
+            if self._guard is not None:
+                self._guard.admit(access.ANYBODY, details.method, context.peer())
+            return
+        try:
+            caller = self._caller(details, context)
+        except (RefusedError, UnauthenticatedError):
+            if self._guard is not None:
+                self._guard.admit_address(context.peer())
+            raise
+        if self._guard is not None:
+            self._guard.admit(caller, details.method, context.peer())
         access.require(caller, details.method)
         wanted = access.allowed(details.method)
         if access.Role.VIEWER not in wanted and access.Role.DAEMON not in caller.roles:

@@ -21,7 +21,7 @@ import grpc
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from stairlib.model.errors import UnsupportedError
+from stairlib.model.errors import CallRateError, UnavailableError, UnsupportedError
 from stairlib.rpc.errors import rpc_failure
 from stairlib.rpc.gate import Gate
 from stairlib.telemetry.logs import get_logger
@@ -204,6 +204,15 @@ class LoggingInterceptor(_Around):
             )
 
 
+async def _begun(call: _Call) -> object:
+    """The call's result. A peer that finds that we call too often is away for our caller: that the
+    same call may be made again is said of calls alone that were not begun here."""
+    try:
+        return await call()
+    except CallRateError as error:
+        raise UnavailableError(error.message, reason="PEER_CALL_RATE", **error.metadata) from error
+
+
 def _meant(error: Exception, context: _Context) -> Exception:
     """A generated method nobody overrode sets its code, then raises something that says less."""
     if code_number(context.code()) == code_number(grpc.StatusCode.UNIMPLEMENTED):
@@ -220,7 +229,7 @@ class ErrorInterceptor(_Around):
 
     def wants(self, method: str) -> bool:
         """Trace collection has errors of its own to map; health and reflection have not, unless
-        callers are asked who they are."""
+        there is a gate before them."""
         return self._gate is not None or not method.startswith(QUIET_PREFIXES[:2])
 
     async def around(
@@ -230,12 +239,16 @@ class ErrorInterceptor(_Around):
         try:
             if self._gate is not None:
                 self._gate.admit(details, context)
-            return await call()
+            return await _begun(call)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: everything is mapped here
             failure = rpc_failure(_meant(error, context))
-            if failure.expected:
+            if failure.reason == CallRateError.reason:
+                # Counted and told together by who refuses them: one line for each would be a flood
+                # in the log as well.
+                pass
+            elif failure.expected:
                 _log.info(
                     "call refused",
                     method=details.method,

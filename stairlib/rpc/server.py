@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from stairlib.model.call_rate import CallRate
 from stairlib.model.errors import StairwellError, UnavailableError
+from stairlib.rpc.call_guard import CallGuard
 from stairlib.rpc.gate import Gate, require_private
 from stairlib.rpc.interceptors import ErrorInterceptor, LoggingInterceptor, TracingInterceptor
 from stairlib.rpc.reflection import add_reflection
@@ -67,11 +69,13 @@ class TokenPort:
 @dataclass(frozen=True, slots=True)
 class Security:
     """How a daemon is spoken to, and speaks to its like: with the files `tls`, or else in plain
-    text, to other hosts only if `insecure`."""
+    text, to other hosts only if `insecure`. `calls` is how often each caller may call; None: as
+    often as it can."""
 
     tls: TlsFiles | None = None
     insecure: bool = False
     tokens: TokenPort | None = None
+    calls: CallRate | None = None
 
 
 class RpcServer:
@@ -79,7 +83,7 @@ class RpcServer:
 
     With `tls` it speaks that and nothing else, and asks each caller who it is; at the address of
     `tokens` too, where people show those instead of a certificate. Without, whoever can connect may
-    do everything: so only on this host, unless `insecure`.
+    do everything: so only on this host, unless `insecure`. `guard` refuses who calls too often.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class RpcServer:
         tls: ServerTls | None = None,
         insecure: bool = False,
         tokens: TokenPort | None = None,
+        guard: CallGuard | None = None,
     ) -> None:
         """InvalidRequestError PLAIN_TEXT where that would go over a network."""
         self._wanted = parse_address(address)
@@ -98,6 +103,7 @@ class RpcServer:
             require_private(address, "listening")
         self._tls = tls
         self._tokens = tokens if tls is not None else None
+        self._guard = guard
         self._tokens_bound: Address | None = None
         self._bound: Address | None = None
         self._services = tuple(services)
@@ -156,9 +162,11 @@ class RpcServer:
         _log.info("listening", address=self.address, tls=self._tls is not None)
 
     def _gate(self) -> Gate | None:
-        if self._tls is None:
+        asks = self._tls is not None
+        if not asks and self._guard is None:
             return None
-        return Gate(self._tokens.book if self._tokens is not None else None)
+        book = self._tokens.book if self._tokens is not None else None
+        return Gate(book, asks=asks, guard=self._guard)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         if self._tls is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from stairlib.model.errors import InvalidRequestError, StateError, UnauthenticatedError
-from stairlib.rpc.access import Caller, Role
+from stairlib.rpc.access import Caller, Role, Shown
 from stairlib.rpc.renewal import Renewed
 
 PREFIX: Final = "stw_"
@@ -99,7 +99,7 @@ class TokenBook:
                 "the cluster for another one (`stairwell pki token`)",
                 reason="TOKEN_EXPIRED",
             )
-        return Caller(found.name, frozenset({found.role}))
+        return Caller(found.name, frozenset({found.role}), Shown.TOKEN)
 
 
 def _read(path: Path) -> dict[str, _Entry]:

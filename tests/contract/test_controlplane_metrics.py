@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from controlplane.daemon import ControlPlane
 from controlplane.metrics import METRICS
 from stairlib.model.errors import InvalidRequestError, UnavailableError
+from stairlib.rpc.call_guard import RPC_METRICS
+from stairlib.telemetry.metrics import exposed_name
 from tests.contract.controlplane_house import House, house
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -86,7 +88,7 @@ async def test_what_is_exposed_is_what_the_document_lists(home: House) -> None:
         for name, _ in await scraped(home.control.metrics_address)
         if name.startswith("stairwell")
     }
-    assert exposed == {name for _, name in families}
+    assert exposed == {name for _, name in families} | {exposed_name(each) for each in RPC_METRICS}
 
 
 async def test_a_port_that_is_taken_is_said_at_the_start(home: House, tmp_path: Path) -> None:

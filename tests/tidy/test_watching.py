@@ -12,6 +12,7 @@ import yaml
 
 from controlplane.metrics import METRICS as CONTROLPLANE
 from downstaird.metrics import METRICS as DOWNSTAIRS
+from stairlib.rpc.call_guard import RPC_METRICS
 from stairlib.telemetry.metrics import exposed_name
 from stairlib.telemetry.process_metrics import PROCESS_METRICS
 from vmmd.metrics import METRICS as VMMD
@@ -35,7 +36,7 @@ _USE = re.compile(r"([a-zA-Z_]\w*)\s*(?:\{([^}]*)\})?")
 def known() -> dict[str, set[str]]:
     """The labels of each series that is exposed, by its name."""
     found: dict[str, set[str]] = {name: set(labels) for name, labels in READERS.items()}
-    for metric in (*CONTROLPLANE, *VMMD, *DOWNSTAIRS, *PROCESS_METRICS):
+    for metric in (*CONTROLPLANE, *VMMD, *DOWNSTAIRS, *PROCESS_METRICS, *RPC_METRICS):
         name = exposed_name(metric)
         ends = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
         found.update({name + end: set(metric.labels) for end in ends})
