@@ -11,6 +11,7 @@ import typer
 
 from controlplane.cli.commands import (
     bundle,
+    cluster,
     demo,
     disk,
     doctor,
@@ -114,6 +115,7 @@ health.add_to(app)
 top.add_to(app)
 pki.add_to(app)
 doctor.add_to(app)
+cluster.add_to(app)
 demo.add_to(app)
 
 

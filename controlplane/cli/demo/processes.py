@@ -8,15 +8,12 @@ not reach it before the demo has decided, and what it started ends with it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,85 +21,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from controlplane.cli.failure import CommandError
-from stairlib.model.errors import StairwellError
-from stairlib.rpc.health_check import check
+from controlplane.cli.daemons import (
+    HEALTH_INTERVAL_SECONDS,
+    LOG_LINES_SHOWN,
+    START_SECONDS,
+    Daemon,
+    condensed,
+    serves,
+)
 
 LOOPBACK = "127.0.0.1"
-# A Python daemon is up in a second or two; a loaded machine may need many.
-START_SECONDS = 30.0
-HEALTH_INTERVAL_SECONDS = 0.05
-HEALTH_CALL_SECONDS = 2.0
 # Somebody else may take a free port between our look and the daemon's bind.
 PORT_ATTEMPTS = 3
 # How long daemons may take to end on SIGTERM before they are killed. The demo's data is thrown
 # away, so nothing is lost by being short.
 STOP_SECONDS = 5.0
-LOG_LINES_SHOWN = 15
 LOG_LINES_OF_ONE = 5
 _IGNORE = {"ignore_errors": True}
 _TROUBLE = frozenset({"warning", "error", "critical"})
-_NOISE = frozenset({"level", "timestamp", "service", "logger", "exception", "span_id", "trace_id"})
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
-
-
-class Daemon:
-    """One running program and its log."""
-
-    def __init__(
-        self, name: str, arguments: Sequence[str], log: Path, sockets: Path | None = None
-    ) -> None:
-        self.name = name
-        self.log = log
-        self.address = ""
-        try:
-            with log.open("ab") as output:
-                self.process = subprocess.Popen(
-                    [program(arguments[0]), *arguments[1:]],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env=environment(sockets) if sockets else None,
-                )
-        except OSError as error:
-            raise CommandError(
-                f"cannot start {arguments[0]}: {error.strerror}",
-                "the demo needs all commands of this package installed; try `make setup`",
-            ) from None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the process has not ended."""
-        return self.process.poll() is None
-
-    def kill(self) -> None:
-        """SIGKILL, as a host that loses power; returns when the process is gone."""
-        self.signal_group(signal.SIGKILL)
-        self.process.wait()
-
-    def signal_group(self, number: int) -> None:
-        """Signals the daemon and what it started; one that has ended is left alone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-    def log_tail(self) -> tuple[str, ...]:
-        """The last lines of its log, for messages."""
-        try:
-            lines = self.log.read_text(errors="replace").splitlines()
-        except OSError:
-            return ()
-        return tuple(map(condensed, lines[-LOG_LINES_SHOWN:]))
-
-    def failed(self, what: str) -> CommandError:
-        """The error for a daemon that did not do what was asked, with the end of its log."""
-        status = self.process.poll()
-        ended = f" (exit status {status})" if status is not None else ""
-        return CommandError(
-            f"{self.name} {what}{ended}",
-            f"its log was {self.log}; run the demo again with --keep to keep it",
-            self.log_tail(),
-        )
 
 
 class Processes:
@@ -155,7 +92,7 @@ class Processes:
             port = free_port()
             daemon = self._launch(name, arguments(port))
             daemon.address = f"{LOOPBACK}:{port}"
-            if await _serves(daemon):
+            if await serves(daemon):
                 return daemon
             if daemon.is_running:
                 raise daemon.failed(f"does not serve at {daemon.address}")
@@ -177,7 +114,10 @@ class Processes:
             raise daemon.failed("failed")
 
     def _launch(self, name: str, arguments: Sequence[str]) -> Daemon:
-        daemon = Daemon(name, arguments, self.folder / "logs" / f"{name}.log", self._sockets)
+        log = self.folder / "logs" / f"{name}.log"
+        hint = f"its log was {log}; run the demo again with --keep to keep it"
+        env = environment(self._sockets) if self._sockets else None
+        daemon = Daemon(name, arguments, log, env, hint)
         self.daemons.append(daemon)
         return daemon
 
@@ -233,46 +173,6 @@ def troubled_lines(lines: Sequence[str]) -> list[str]:
         if isinstance(entry, dict) and entry.get("level") in _TROUBLE:
             found.append(condensed(line))
     return found[-LOG_LINES_OF_ONE:]
-
-
-def condensed(line: str) -> str:
-    """A structured log line as its event and fields, without what a person can spare."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return line
-    if not isinstance(entry, dict):
-        return line
-    kept = {key: value for key, value in entry.items() if key not in _NOISE}
-    words = [f"{key}={value}" for key, value in kept.items() if key != "event"]
-    return " ".join([str(kept.get("event", "")), *words])
-
-
-async def _serves(daemon: Daemon) -> bool:
-    """Waits until the daemon's health says SERVING; False when it ends or stays silent."""
-    deadline = time.monotonic() + START_SECONDS
-    while daemon.is_running and time.monotonic() < deadline:
-        # Asked only once something listens: a refused channel would back off first.
-        if listens(daemon.address):
-            with contextlib.suppress(StairwellError):
-                if await check(daemon.address, seconds=HEALTH_CALL_SECONDS) == "SERVING":
-                    return daemon.is_running
-        await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
-    return False
-
-
-def listens(address: str) -> bool:
-    """Whether somebody accepts connections at a loopback address."""
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        probe.settimeout(HEALTH_CALL_SECONDS)
-        return probe.connect_ex((host, int(port))) == 0
-
-
-def program(name: str) -> str:
-    """The command beside this Python, where an installation puts it, else as PATH has it."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
 
 
 def free_port() -> int:

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from controlplane.cli.daemons import listens, program
 from controlplane.cli.demo import processes as module
-from controlplane.cli.demo.processes import Processes, free_port, listens, program
+from controlplane.cli.demo.processes import Processes, free_port
 from controlplane.cli.failure import CommandError
 
 SERVE = """
