@@ -103,25 +103,28 @@ class House:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Two commands do not change one cluster at once."""
+        """Two commands do not change one cluster at once; a folder that was made for nothing goes
+        again."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = _locked(self.folder / LOCK)
         except OSError as error:
             raise CommandError(
                 f"cannot write to {self.folder}: {error.strerror}",
                 "name another `directory` in the file",
             ) from None
+        if descriptor is None:
+            raise CommandError(
+                f"another command is at work on the cluster in {self.folder}",
+                "wait for it, or end it",
+            )
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise CommandError(
-                    f"another command is at work on the cluster in {self.folder}",
-                    "wait for it, or end it",
-                ) from None
             yield
         finally:
+            if not (self.folder / STATE).exists():
+                (self.folder / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
             os.close(descriptor)
 
     async def look(self) -> list[Look]:
@@ -190,7 +193,7 @@ class House:
         return killed
 
     def _discard(self) -> None:
-        """Removes what was made here and nothing else; the folder, if nothing else is in it."""
+        """Removes what was made here and nothing else."""
         made = [STATE, DISKS, REPLACE, "server.toml", "pki", "logs", CONTROLPLANE]
         made += self._state.get("regions", {})
         for name in made:
@@ -199,9 +202,6 @@ class House:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        (self.folder / LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
         self._state = {}
 
     def _check_ports(self, names: list[str]) -> None:
@@ -334,6 +334,22 @@ def next_steps(house: House) -> list[str]:
         steps.append(f"{words} vcr -u block2 --vcr-replace {plan.directory / REPLACE}")
         steps.append(f"{words} disk status block2")
     return steps
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the file's lock; None while another one does. OSError when it cannot
+    be written."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever had it may just have removed it.
+        gone = not os.fstat(descriptor).st_nlink
+    except BlockingIOError:
+        gone = True
+    if gone:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _write(path: Path, data: Any) -> None:
