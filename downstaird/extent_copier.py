@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ import numpy as np
 from opentelemetry.trace import Span
 
 from downstaird.core.engine import Engine
-from downstaird.core.rate_limit import Rests, Stride, TokenBucket, allowed
+from downstaird.core.rate_limit import Rests, Stride, TokenBucket, allowed, step_bytes
 from downstaird.core.repair_plan import (
     CHUNK_BYTES_MAX,
     STEP_BYTES,
@@ -57,7 +58,7 @@ _log = get_logger(__name__)
 COPIES_AT_A_TIME = 16
 # With a limit, no more is asked of the source at a time than all copies may take in so many
 # seconds: what it has sent was read, and waits here for its turn.
-ASK_SECONDS = 0.25
+ASK_SECONDS = 1.0
 # Sources of one session: as many members as a set can have, with room for a replacement.
 CHANNELS_MAX = 8
 
@@ -114,7 +115,7 @@ class ExtentCopier:
         # What was counted does not queue behind who still waits for the limit: that may be long.
         self._gate = asyncio.Lock()
         self._resting = asyncio.Lock()
-        self._news = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._rests = Rests()
         self._stride = Stride(STEP_BYTES, CHUNK_BYTES_MAX, session.counters.guest_frames)
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -289,8 +290,11 @@ class ExtentCopier:
             ],
             block_token=intake.token if intake is not None else b"",
         )
-        if not self._bucket.bytes_per_second:
+        rate = self._bucket.bytes_per_second
+        if not rate:
             request.chunk_bytes = CHUNK_BYTES_MAX
+        elif intake is not None:
+            request.chunk_bytes = step_bytes(rate, STEP_BYTES, CHUNK_BYTES_MAX)
         # Not by the stub: what it makes of a message is copied several times.
         stream = channel.unary_stream(
             "/stairwell.downstairs.v1.RepairService/StreamExtent",
@@ -345,7 +349,7 @@ class ExtentCopier:
                 mismatches(data, contexts, size, encrypted=encrypted) if blocks.arrive() else None
             )
 
-        whole = len(data) <= self._step_bytes() and not effect.rehearsal
+        whole = len(data) <= self._step_bytes(apart=blocks.apart) and not effect.rehearsal
         outcome = None
         if whole:
             # All at once: one thread checks it and writes it.
@@ -380,9 +384,14 @@ class ExtentCopier:
         counters.moved_bytes += count
         self._rests.worked(now - began, counters.guest_frames, now)
 
-    def _step_bytes(self) -> int:
-        step = self._stride.bytes(self._session.counters.guest_frames)
-        return STEP_BYTES if self._bucket.bytes_per_second else step
+    def _step_bytes(self, *, apart: bool) -> int:
+        """How many bytes may be taken at once, of what came `apart` or in a message."""
+        rate = self._bucket.bytes_per_second
+        if not apart:
+            step = self._stride.bytes(self._session.counters.guest_frames)
+            return STEP_BYTES if rate else step
+        # Twice: the limit may have gone down a little since it was asked for.
+        return 2 * step_bytes(rate, STEP_BYTES, CHUNK_BYTES_MAX) if rate else CHUNK_BYTES_MAX
 
     async def _next_chunk(
         self,
@@ -465,14 +474,24 @@ class ExtentCopier:
 
     async def _told(self, seconds: float | None) -> None:
         """Waits so long, or until the limits or the copies that run are others."""
-        news = self._news
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await news.wait()
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.add(waiter)
+        timer = None
+        if seconds is not None:
+            # The loop's timers know milliseconds only: what is rounded down comes early, and again
+            # and again.
+            whole = math.ceil(seconds * 1000) / 1000
+            timer = self._loop.call_later(whole, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            self._waiting.discard(waiter)
+            if timer is not None:
+                timer.cancel()
 
     def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        for waiter in self._waiting:
+            _wake(waiter)
 
     async def _channel(self, source: CopySource) -> grpc.aio.Channel:
         """One channel to each source, for the whole session."""
@@ -492,6 +511,11 @@ class ExtentCopier:
                 raise _source_failed(source, error) from error
             self._channels[address] = channel
             return channel
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _source_failed(source: CopySource, error: StairwellError) -> StairwellError:

@@ -19,6 +19,7 @@ from typing import Any
 
 from downstaird.core.block_tokens import BLOCK_CONNECTIONS_MAX, BlockTokens
 from downstaird.core.engine import ReadWork
+from downstaird.repair_threads import give_way
 from stairlib.model.errors import StateError, UnavailableError
 
 TOKEN_BYTES = 32
@@ -68,7 +69,9 @@ class RepairSending:
         self._offered = offered
         self._tokens: BlockTokens[BlockConnection] = BlockTokens()
         # A peer that does not take its blocks holds the thread of its own connection only.
-        self._executor = ThreadPoolExecutor(BLOCK_CONNECTIONS_MAX, thread_name_prefix="repair-send")
+        self._executor = ThreadPoolExecutor(
+            BLOCK_CONNECTIONS_MAX, thread_name_prefix="repair-send", initializer=give_way
+        )
         self._running: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
 

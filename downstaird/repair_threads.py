@@ -7,6 +7,8 @@ not count; all threads have ended before the region is closed."""
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,6 +22,18 @@ Check = Callable[[], list[int] | None]
 
 # One that writes while another checks; more would only take turns.
 THREADS = 2
+# Where processors are scarce a repair gets a tenth of what any other thread gets: enough for the
+# floor of an adaptive one.
+NICER_BY = 10
+_NICEST = 19
+
+
+def give_way() -> None:
+    """Lowers the priority of the calling thread, where threads have one of their own."""
+    if sys.platform == "linux":
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, min(_NICEST, own + NICER_BY))
+
 
 
 class RepairThreads:
@@ -27,7 +41,9 @@ class RepairThreads:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="repair")
+        self._executor = ThreadPoolExecutor(
+            THREADS, thread_name_prefix="repair", initializer=give_way
+        )
         self._running: set[asyncio.Future[Any]] = set()
 
     @property

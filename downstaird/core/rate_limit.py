@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 # What may pass at once after a pause: long enough that the timer's grain does not lower the rate.
 BURST_SECONDS = 0.1
+# Under a limit. A step of what comes beside the messages costs the loop about a millisecond whatever
+# its size, and its bytes are moved by a thread: fewer and larger ones are what spares the guest.
+STEPS_PER_SECOND = 16
 # While the guest is at work, a step of repair is followed by a rest of this many times what it
 # took. Where processor or disk are scarce, steps take longer, and so do the rests: repair gives way
 # by itself. Of 2 and 4, the latter was the better one on a busy two-core machine, by little.
@@ -47,6 +50,12 @@ def allowed(running: Iterable[int], limit: int) -> set[int]:
     all when it is 0. A copy beyond a lowered limit stands still where it is."""
     order = sorted(running)
     return set(order[:limit] if limit else order)
+
+
+def step_bytes(bytes_per_second: int, least: int, most: int) -> int:
+    """How many bytes a step takes under a limit: so many that there are STEPS_PER_SECOND of them, a
+    multiple of `least`, and at most `most`."""
+    return max(least, min(most, bytes_per_second // STEPS_PER_SECOND // least * least))
 
 
 class Stride:

@@ -126,11 +126,14 @@ class RepairServicer:
         most = min(request.chunk_bytes, CHUNK_BYTES_MAX)
         stride = Stride(STEP_BYTES, most, self._host.guest_frames)
 
-        def size() -> int:
-            return stride.bytes(self._host.guest_frames)
-
         sending = self._host.repair_sending
         with sending.taken(request.block_token) as connection:
+
+            def size() -> int:
+                # By sendfile the loop has little of it: its size is the target's to say.
+                beside = connection is not None and most > 0
+                return most if beside else stride.bytes(self._host.guest_frames)
+
             for run in steps(parts, geometry.block_size, size):
                 # Asked each time: a takeover in between makes the caller a stranger.
                 self._check_caller(request)

@@ -22,28 +22,28 @@ COARSE_SAMPLES = 2160
 
 # Eight buckets for each doubling, from a microsecond to over half an hour; all above in the last
 # one, all below in the first. The doubling and the place in it are what frexp tells of a number.
-_PER_DOUBLING = 8
-BUCKETS = _PER_DOUBLING * 32
+PER_DOUBLING = 8
+BUCKETS = PER_DOUBLING * 32
 
 
 def buckets_of(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """The bucket of each latency."""
     parts, doublings = np.frexp(seconds * 1e6)
     # `parts` are from a half to below one.
-    found = doublings.astype(np.int64) * _PER_DOUBLING + (parts * 16).astype(np.int64) - 8
+    found = doublings.astype(np.int64) * PER_DOUBLING + (parts * 16).astype(np.int64) - 8
     return np.clip(np.where(doublings < 1, 0, found), 0, BUCKETS - 1)
 
 
 def buckets_below(doublings: int) -> int:
     """How many buckets, from the first one, hold only latencies below 2**doublings microseconds."""
-    return (doublings + 1) * _PER_DOUBLING
+    return (doublings + 1) * PER_DOUBLING
 
 
 def upper_bound(bucket: int) -> float:
     """Seconds that everything in the bucket is below; of the last one, what its width would say."""
-    if bucket < _PER_DOUBLING:
+    if bucket < PER_DOUBLING:
         return 1e-6
-    doublings, place = divmod(bucket, _PER_DOUBLING)
+    doublings, place = divmod(bucket, PER_DOUBLING)
     return (9 + place) / 16 * 2.0**doublings / 1e6
 
 

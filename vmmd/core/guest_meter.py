@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from vmmd.block.backend import BlockOp, Request
 from vmmd.core.guest_history import BUCKETS, buckets_below, buckets_of
@@ -31,12 +32,16 @@ _SAMPLED = {WRITE: 0, READ: 1, FLUSH: 2, DISCARD: 0}
 @dataclass(frozen=True, slots=True)
 class GuestSample:
     """One interval. `counts` and `waited` (seconds, summed) by kind of batch; `busy` is the part of
-    `seconds` in which a request was in flight."""
+    `seconds` in which a request was in flight. `latencies`: requests by KIND_NAMES and bucket; not
+    given, none are known."""
 
     seconds: float
     busy: float
     counts: tuple[int, ...]
     waited: tuple[float, ...]
+    latencies: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((len(KIND_NAMES), BUCKETS), np.int64), compare=False
+    )
 
 
 def kind_of(batch: Sequence[Request]) -> int:
@@ -82,6 +87,8 @@ class GuestMeter:
         self._longest = 0.0
         # What was taken already.
         self._taken = np.zeros_like(self._latencies)
+        # What was in samples.
+        self._sampled = np.zeros_like(self._latencies)
         self._seconds = np.zeros(len(KIND_NAMES))
 
     @property
@@ -115,7 +122,16 @@ class GuestMeter:
             self._busy += now - self._busy_since
             self._busy_since = now
         seconds, self._began = now - self._began, now
-        sample = GuestSample(seconds, self._busy, tuple(self._counts), tuple(self._waited))
+        self._count_times()
+        totals = self._taken + self._latencies
+        sample = GuestSample(
+            seconds,
+            self._busy,
+            tuple(self._counts),
+            tuple(self._waited),
+            totals - self._sampled,
+        )
+        self._sampled = totals
         self._busy = 0.0
         self._counts = [0] * KINDS
         self._waited = [0.0] * KINDS

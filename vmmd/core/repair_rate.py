@@ -22,6 +22,7 @@ import enum
 from dataclasses import dataclass
 
 from vmmd.core.guest_meter import KINDS, GuestSample
+from vmmd.core.guest_tail import GuestTail
 
 MIB = 1 << 20
 # A guest that is always busy leaves a 100 GiB region four hours at this.
@@ -30,10 +31,14 @@ FLOOR_BYTES_PER_SECOND = 8 * MIB
 # up by a third to a half.
 STRESS_HIGH = 1.5
 STRESS_LOW = 1.25
+# The part of the guest's requests that take more than twice as long as 99 in 100 usually do. One in
+# a hundred is what is promised; what the guest feels before a request comes here is in none of it.
+SLOW_HIGH = 0.008
+SLOW_LOW = 0.004
 CUT = 0.7
 # A step up: a part of the rate, and at first, until the guest is felt, another one.
 GROWTH = 0.05
-GROWTH_AT_FIRST = 0.3
+GROWTH_AT_FIRST = 0.2
 # A repair that uses less than this part of its rate is held up by something else.
 USED_SHARE = 0.7
 # The guest is idle when it has a request in flight less than this part of the time, for so long.
@@ -88,6 +93,7 @@ class RateController:
         self._policy = policy or RepairPolicy()
         # By kind of request, seconds that one takes; None when nothing is known yet.
         self._usual: list[float | None] = [None] * KINDS
+        self._tail = GuestTail()
         self._borne = float(self._policy.floor)
         self._first = True
         self._idle_for = 0.0
@@ -147,6 +153,8 @@ class RateController:
         if not repairing:
             self._first, self._borne, self._stress = True, float(self._policy.floor), 1.0
             self._learn(sample, at_rest=True)
+            self._tail.learn(sample.latencies, repairing=False)
+            self._tail.forget()
         elif was_running and not idle and not was_idle and self._policy.adaptive:
             # Some of the first sample of a repair, and of a guest that comes back, is from before.
             self._follow(sample, moved)
@@ -155,15 +163,21 @@ class RateController:
         at_rest = self._borne <= self._policy.floor
         stress = self._stress_of(sample)
         self._learn(sample, at_rest=at_rest)
+        self._tail.judge(sample.latencies)
+        if at_rest:
+            self._tail.learn(sample.latencies, repairing=True)
         if stress is not None:
             self._stress += (stress - self._stress) / STRESS_SAMPLES
             self._adapt(moved / sample.seconds)
 
     def _adapt(self, used: float) -> None:
-        if self._stress > STRESS_HIGH:
+        slow = self._tail.slow
+        if self._stress > STRESS_HIGH or slow > SLOW_HIGH:
             self._first = False
+            # Seen at a rate that is over.
+            self._tail.forget()
             self._borne = self._bounded(CUT * min(self._borne, max(used, self._policy.floor)))
-        elif self._stress < STRESS_LOW and used >= USED_SHARE * self._borne:
+        elif self._stress < STRESS_LOW and slow < SLOW_LOW and used >= USED_SHARE * self._borne:
             growth = GROWTH_AT_FIRST if self._first else GROWTH
             self._borne = self._bounded(self._borne + growth * max(self._borne, MIB))
 

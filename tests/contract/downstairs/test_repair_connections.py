@@ -157,8 +157,8 @@ async def test_a_connection_cut_in_the_middle_fails_the_copy_and_it_is_gone_on_w
 
     with monkeypatch.context() as patched:
         patched.setattr(BlockConnection, "send", cut)
-        # In steps of 256 KiB, as while the guest is at work.
-        await b.one(OpKind.REPAIR_LIMIT, number=1 << 30)
+        # An extent in several steps.
+        await b.one(OpKind.REPAIR_LIMIT, number=7 << 20)
         futures = b.start_ops(*copies(source, upstairs, 1))
         answers = await asyncio.wait_for(asyncio.gather(*futures), WAIT_SECONDS)
     failed = [answer for answer in answers if answer.status is not OpStatus.OK]
