@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -22,7 +21,14 @@ import numpy as np
 from opentelemetry.trace import Span
 
 from downstaird.core.engine import Engine
-from downstaird.core.rate_limit import Rests, Stride, TokenBucket, allowed, step_bytes
+from downstaird.core.rate_limit import (
+    Rests,
+    Stride,
+    TokenBucket,
+    allowed,
+    step_bytes,
+    timer_seconds,
+)
 from downstaird.core.repair_plan import (
     CHUNK_BYTES_MAX,
     STEP_BYTES,
@@ -478,10 +484,7 @@ class ExtentCopier:
         self._waiting.add(waiter)
         timer = None
         if seconds is not None:
-            # The loop's timers know milliseconds only: what is rounded down comes early, and again
-            # and again.
-            whole = math.ceil(seconds * 1000) / 1000
-            timer = self._loop.call_later(whole, _wake, waiter)
+            timer = self._loop.call_later(timer_seconds(seconds), _wake, waiter)
         try:
             await waiter
         finally:

@@ -3,19 +3,30 @@ time comes in as an argument."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 # What may pass at once after a pause: long enough that the timer's grain does not lower the rate.
 BURST_SECONDS = 0.1
 # Under a limit. A step of what comes beside the messages costs the loop about a millisecond whatever
 # its size, and its bytes are moved by a thread: fewer and larger ones are what spares the guest.
-STEPS_PER_SECOND = 16
+STEPS_PER_SECOND = 8
 # While the guest is at work, a step of repair is followed by a rest of this many times what it
 # took. Where processor or disk are scarce, steps take longer, and so do the rests: repair gives way
 # by itself. Of 2 and 4, the latter was the better one on a busy two-core machine, by little.
 REST_TIMES = 4
 # A step that was stopped for long, say by a full disk queue, is not answered by a long standstill.
 REST_SECONDS_MAX = 0.05
+
+
+# The grain of the loop's timers.
+_TIMER_SECONDS = 1e-3
+
+
+def timer_seconds(seconds: float) -> float:
+    """What a timer is to be set to, for it not to come early: what it rounds down is waited for
+    again and again, up to a millisecond of the processor for each wait."""
+    return math.ceil(seconds / _TIMER_SECONDS) * _TIMER_SECONDS
 
 
 class TokenBucket:

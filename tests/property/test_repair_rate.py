@@ -3,12 +3,15 @@ And the fleet's rate is divided as it should be."""
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controlplane.core.repair_shares import Need, shares
+from vmmd.core.guest_history import BUCKETS, buckets_of
 from vmmd.core.guest_meter import GuestSample
 from vmmd.core.repair_rate import MIB, STRESS_HIGH, RateController, RepairPolicy
+from vmmd.core.request_figures import KIND_NAMES, READ
 
 STEP = 0.5
 RATES = st.integers(1, 1 << 36)
@@ -103,6 +106,46 @@ def test_any_steady_guest_is_spared_and_the_repair_settles(guest):
     # And the repair is not held up for nothing: half of what the guest bears is used.
     easy = min(guest.disk, guest.bears * 0.15**0.5)
     assert max(used) >= 0.5 * min(easy, guest.disk)
+
+
+class SlowedGuest(Guest):
+    """A guest of which the repair holds up some requests, for four times the usual: so many that
+    one in a hundred is at the rate that it bears."""
+
+    def step(self, controller: RateController, *, repairing: bool = True) -> None:
+        rate = min(controller.rate or self.disk, self.disk) if repairing else 0
+        count = 1000
+        slow = min(count, round(count * 0.01 * rate / self.bears))
+        latencies = np.zeros((len(KIND_NAMES), BUCKETS), np.int64)
+        for number, times in ((count - slow, 1), (slow, 4)):
+            latencies[READ, buckets_of(np.array([times * self.usual]))] += number
+        waited = self.usual * (count + 3 * slow)
+        sample = GuestSample(STEP, STEP, (0, count, 0), (0.0, waited, 0.0), latencies)
+        controller.step(sample, repairing=repairing, moved=int(rate * STEP))
+
+
+slowed_guests = st.builds(
+    SlowedGuest,
+    st.floats(1e-5, 0.1),
+    st.floats(20 * MIB, 2000 * MIB),
+    st.floats(10 * MIB, 1000 * MIB),
+)
+
+
+@settings(max_examples=50)
+@given(slowed_guests)
+def test_no_more_than_one_request_in_a_hundred_is_held_up(guest):
+    controller = RateController()
+    for _ in range(20):
+        guest.step(controller, repairing=False)
+    for _ in range(300):
+        guest.step(controller)
+    seen = []
+    for _ in range(100):
+        guest.step(controller)
+        seen.append(min(controller.rate, guest.disk))
+    assert sum(seen) / len(seen) <= guest.bears
+    assert min(seen) >= 0.2 * min(guest.disk, guest.bears)
 
 
 needs = st.lists(st.tuples(st.integers(0, 1 << 44), st.just(0) | RATES), max_size=40)

@@ -40,13 +40,16 @@ CUT = 0.7
 GROWTH = 0.05
 GROWTH_AT_FIRST = 0.2
 # A repair that uses less than this part of its rate is held up by something else.
-USED_SHARE = 0.7
+USED_SHARE = 0.6
 # The guest is idle when it has a request in flight less than this part of the time, for so long.
 IDLE_SHARE = 0.02
 IDLE_SECONDS = 1.0
 # Weight of a new sample in what is compared with, and how many requests make one.
 LEARNING = 0.2
 SAMPLE_REQUESTS_MIN = 8
+# A guest with a request in flight less than this part of the time hardly feels a repair, and has too
+# few of them to tell: the rate grows until it has had so many that they do.
+QUIET_SHARE = 0.2
 # Stress is smoothed over about so many samples.
 STRESS_SAMPLES = 2
 
@@ -95,6 +98,9 @@ class RateController:
         self._usual: list[float | None] = [None] * KINDS
         self._tail = GuestTail()
         self._borne = float(self._policy.floor)
+        # Requests that are too few yet to tell of stress: by kind, and their seconds.
+        self._gathered = [0] * KINDS
+        self._gathered_waited = [0.0] * KINDS
         self._first = True
         self._idle_for = 0.0
         self._stress = 1.0
@@ -154,7 +160,7 @@ class RateController:
             self._first, self._borne, self._stress = True, float(self._policy.floor), 1.0
             self._learn(sample, at_rest=True)
             self._tail.learn(sample.latencies, repairing=False)
-            self._tail.forget()
+            self._forget()
         elif was_running and not idle and not was_idle and self._policy.adaptive:
             # Some of the first sample of a repair, and of a guest that comes back, is from before.
             self._follow(sample, moved)
@@ -168,6 +174,7 @@ class RateController:
             self._tail.learn(sample.latencies, repairing=True)
         if stress is not None:
             self._stress += (stress - self._stress) / STRESS_SAMPLES
+        if stress is not None or sample.busy < QUIET_SHARE * sample.seconds:
             self._adapt(moved / sample.seconds)
 
     def _adapt(self, used: float) -> None:
@@ -175,7 +182,7 @@ class RateController:
         if self._stress > STRESS_HIGH or slow > SLOW_HIGH:
             self._first = False
             # Seen at a rate that is over.
-            self._tail.forget()
+            self._forget()
             self._borne = self._bounded(CUT * min(self._borne, max(used, self._policy.floor)))
         elif self._stress < STRESS_LOW and slow < SLOW_LOW and used >= USED_SHARE * self._borne:
             growth = GROWTH_AT_FIRST if self._first else GROWTH
@@ -186,14 +193,27 @@ class RateController:
         ceiling = self._policy.ceiling
         return min(rate, float(ceiling)) if ceiling else rate
 
+    def _forget(self) -> None:
+        self._tail.forget()
+        self._gathered, self._gathered_waited = [0] * KINDS, [0.0] * KINDS
+
     def _stress_of(self, sample: GuestSample) -> float | None:
-        """The kinds' own ratios, weighted by their numbers; None when there is nothing to tell."""
+        """The kinds' own ratios, weighted by their numbers; None while there is too little to
+        tell."""
+        for kind in range(KINDS):
+            self._gathered[kind] += sample.counts[kind]
+            self._gathered_waited[kind] += sample.waited[kind]
         weighed, total = 0.0, 0
-        for count, waited, usual in zip(sample.counts, sample.waited, self._usual, strict=True):
+        for count, waited, usual in zip(
+            self._gathered, self._gathered_waited, self._usual, strict=True
+        ):
             if count and usual:
                 weighed += count * (waited / count / usual)
                 total += count
-        return weighed / total if total >= SAMPLE_REQUESTS_MIN else None
+        if total < SAMPLE_REQUESTS_MIN:
+            return None
+        self._gathered, self._gathered_waited = [0] * KINDS, [0.0] * KINDS
+        return weighed / total
 
     def _learn(self, sample: GuestSample, *, at_rest: bool) -> None:
         for kind, (count, waited) in enumerate(zip(sample.counts, sample.waited, strict=True)):

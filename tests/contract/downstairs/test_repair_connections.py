@@ -297,6 +297,28 @@ async def test_a_limit_holds_on_the_connection_and_can_be_lifted(serve, upstairs
     await whole(a, b)
 
 
+async def test_steps_are_of_the_limits_size_however_busy_the_source_is(
+    serve, upstairs, tmp_path, sent, monkeypatch
+):
+    source, _, a, b = await pair(serve, upstairs, tmp_path)
+    sizes = []
+    real = BlockConnection.send
+
+    def noted(connection, work):
+        sizes.append(sum(size for size, _ in work.parts))
+        real(connection, work)
+
+    monkeypatch.setattr(BlockConnection, "send", noted)
+    # Eight steps a second, each of an extent.
+    await b.one(OpKind.REPAIR_LIMIT, number=8 * PER_EXTENT * BLOCK)
+    futures = b.start_ops(*copies(source, upstairs, 1))
+    while not all(future.done() for future in futures):
+        await a.read(0, 1)
+    assert {future.result().status for future in futures} == {OpStatus.OK}
+    assert sizes == [PER_EXTENT * BLOCK] * EXTENTS
+    await whole(a, b)
+
+
 async def test_the_end_of_the_session_wakes_who_waits_for_blocks(
     serve, upstairs, tmp_path, monkeypatch
 ):

@@ -2,6 +2,8 @@
 ends."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections import defaultdict
 
@@ -11,6 +13,7 @@ from downstaird import extent_copier, repair_intake
 from downstaird.core.repair_work import MergeJob, ReadJob
 from downstaird.repair_intake import Intake
 from downstaird.repair_sending import RepairSending
+from downstaird.repair_threads import NICER_BY
 from downstaird.services import repair_service
 from downstaird.store.files import DirectoryFile
 from stairlib.model.errors import DataError
@@ -184,3 +187,42 @@ async def test_nothing_that_moves_or_hashes_the_bytes_of_a_transfer_runs_on_the_
     assert not [move for move, threads in steps.items() if loops in threads]
     await b.flush(2)
     await equal(a, b)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+@pytest.mark.parametrize(
+    "moves",
+    [((MergeJob, "run"), (ReadJob, "run")), ((MergeJob, "run"), (ReadJob, "send"))],
+    ids=["messages", "connection"],
+)
+async def test_the_threads_of_a_repair_give_way_to_all_others(
+    serve, upstairs, tmp_path, monkeypatch, moves
+):
+    if (ReadJob, "run") in moves:
+        in_messages(monkeypatch)
+    source, target = await serve(tmp_path / "a"), await serve(tmp_path / "b")
+    a, b = await source.session(upstairs), await target.session(upstairs)
+    await a.write(0, pattern(1, PER_EXTENT))
+    await a.flush(1)
+    await b.do(begin(), flush(1))
+    found = {}
+
+    def noted(owner, name):
+        inner = getattr(owner, name)
+
+        def step(*args):
+            found[name, owner] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            return inner(*args)
+
+        monkeypatch.setattr(owner, name, step)
+
+    for owner, name in moves:
+        noted(owner, name)
+    [answer] = await b.do(*copies(source, upstairs, 1, [0]))
+    assert answer.status is OpStatus.OK
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert len(found) == 2
+    assert all(nice == min(19, own + NICER_BY) for nice in found.values())
+    # A flush is the guest's: its thread does not.
+    lane = target.daemon.host.lane._executor
+    assert await asyncio.get_running_loop().run_in_executor(lane, os.getpriority, 0, 0) == own

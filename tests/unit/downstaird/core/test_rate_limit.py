@@ -6,10 +6,13 @@ from downstaird.core.rate_limit import (
     BURST_SECONDS,
     REST_SECONDS_MAX,
     REST_TIMES,
+    STEPS_PER_SECOND,
     Rests,
     Stride,
     TokenBucket,
     allowed,
+    step_bytes,
+    timer_seconds,
 )
 
 
@@ -86,3 +89,19 @@ def test_steps_are_large_only_while_the_guest_is_idle():
 
 def test_a_caller_that_takes_no_large_steps_gets_small_ones():
     assert Stride(256, 0, requests=0).bytes(0) == 256
+
+
+def test_steps_under_a_limit_are_so_many_a_second_whatever_the_limit_is():
+    for rate in (0, 1, 100 * STEPS_PER_SECOND, 256 * STEPS_PER_SECOND):
+        assert step_bytes(rate, 256, 2048) == 256
+    # Whole multiples: a region's chunk is written once where it comes whole.
+    assert step_bytes(1000 * STEPS_PER_SECOND, 256, 2048) == 768
+    for rate in (2048 * STEPS_PER_SECOND, 1 << 40):
+        assert step_bytes(rate, 256, 2048) == 2048
+
+
+def test_a_timer_does_not_come_early():
+    # Of whole milliseconds, which is what the loop's timers know.
+    assert timer_seconds(1e-9) == pytest.approx(0.001)
+    assert timer_seconds(0.0014) == pytest.approx(0.002)
+    assert timer_seconds(0.25) == pytest.approx(0.25)

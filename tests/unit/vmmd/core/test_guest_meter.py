@@ -55,6 +55,20 @@ def test_latencies_are_told_once_and_apart_from_the_sample():
     assert (sum(counts), longest) == (0, 0.0)
 
 
+def test_a_sample_has_its_latencies_by_kind_whoever_takes_them_too():
+    meter = GuestMeter(0.0)
+    meter.begun(4, 0.0)
+    meter.ended(1, 2, 0.25, 0.25)
+    meter.take_latencies()
+    meter.ended(2, 1, 0.5, 0.5)
+    found = meter.take(1.0).latencies
+    assert found.sum(axis=1).tolist() == [0, 2, 1, 0]
+    assert upper_bound(int(found[2].argmax())) == pytest.approx(0.5, rel=0.13)
+    meter.ended(1, 1, 1e-3, 1.5)
+    meter.take_latencies()
+    assert meter.take(2.0).latencies.sum(axis=1).tolist() == [0, 1, 0, 0]
+
+
 def test_times_that_nobody_takes_are_counted_and_not_kept():
     meter = GuestMeter(0.0)
     for number in range(2 * TIMES_MAX + 3):

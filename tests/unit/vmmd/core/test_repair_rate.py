@@ -1,16 +1,22 @@
 """The rate of repairs: bounds, reasons, and how it follows a guest."""
 
+import numpy as np
 import pytest
 
+from vmmd.core.guest_history import BUCKETS, buckets_of
 from vmmd.core.guest_meter import GuestSample
 from vmmd.core.repair_rate import (
     FLOOR_BYTES_PER_SECOND,
     IDLE_SECONDS,
     MIB,
+    QUIET_SHARE,
+    SLOW_HIGH,
+    STRESS_LOW,
     RateController,
     RateReason,
     RepairPolicy,
 )
+from vmmd.core.request_figures import KIND_NAMES, READ
 
 STEP = 0.5
 IDLE = GuestSample(STEP, 0.0, (0, 0, 0), (0.0, 0.0, 0.0))
@@ -22,6 +28,15 @@ def busy(milliseconds=1.0, count=100, kind=1):
     waited = [0.0, 0.0, 0.0]
     counts[kind], waited[kind] = count, count * milliseconds / 1000
     return GuestSample(STEP, STEP, tuple(counts), tuple(waited))
+
+
+def uneven(slow=0, count=1000):
+    """Reads of a millisecond, of which so many take eight."""
+    latencies = np.zeros((len(KIND_NAMES), BUCKETS), np.int64)
+    for number, seconds in ((count - slow, 0.001), (slow, 0.008)):
+        latencies[READ, buckets_of(np.array([seconds]))] += number
+    waited = 0.001 * (count - slow) + 0.008 * slow
+    return GuestSample(STEP, STEP, (0, count, 0), (0.0, waited, 0.0), latencies)
 
 
 def step(controller, sample, used=1.0):
@@ -153,3 +168,66 @@ def test_one_bad_sample_costs_a_third_and_no_more():
     step(controller, busy(3.0))
     assert controller.stress > 1.5
     assert 0.6 * before <= controller.rate < 0.8 * before
+
+
+def test_a_few_slow_requests_in_a_hundred_that_the_mean_does_not_show_lower_the_rate():
+    controller = RateController()
+    for _ in range(10):
+        controller.step(uneven(), repairing=False, moved=0)
+    for _ in range(11):
+        step(controller, uneven())
+    high = controller.rate
+    assert high > 3 * FLOOR_BYTES_PER_SECOND
+    for _ in range(4):
+        step(controller, uneven(slow=30))
+    assert controller.stress < STRESS_LOW
+    assert controller.rate < 0.7 * high
+    # Fewer than are promised: it stays, or grows.
+    rate = controller.rate
+    for _ in range(20):
+        step(controller, uneven(slow=int(1000 * SLOW_HIGH) - 1))
+    assert controller.rate >= rate
+
+
+def test_slow_ones_of_before_a_cut_lead_to_no_other():
+    controller = RateController()
+    for _ in range(10):
+        controller.step(uneven(), repairing=False, moved=0)
+    for _ in range(11):
+        step(controller, uneven())
+    high = controller.rate
+    step(controller, uneven(slow=100))
+    cut = controller.rate
+    assert cut == pytest.approx(0.7 * high, rel=0.01)
+    step(controller, uneven())
+    assert controller.rate >= cut
+
+
+def rarely(milliseconds=1.0, count=1, busy=0.05):
+    """A guest that asks for something now and then: less than a percentile or a mean can be of."""
+    waited = (0.0, count * milliseconds / 1000, 0.0)
+    return GuestSample(STEP, busy * STEP, (0, count, 0), waited)
+
+
+def test_a_guest_that_hardly_works_does_not_hold_the_repair_at_its_floor():
+    controller = at_work()
+    for _ in range(20):
+        step(controller, rarely())
+    assert controller.rate > 10 * FLOOR_BYTES_PER_SECOND
+
+
+def test_it_is_spared_too_once_it_had_enough_requests_to_tell():
+    controller = at_work()
+    for _ in range(20):
+        step(controller, rarely())
+    high = controller.rate
+    for _ in range(40):
+        step(controller, rarely(5.0))
+    assert controller.rate < 0.5 * high
+
+
+def test_few_requests_that_take_all_the_time_are_no_guest_that_hardly_works():
+    controller = at_work()
+    for _ in range(7):
+        step(controller, rarely(500.0, busy=1.1 * QUIET_SHARE))
+    assert controller.rate == FLOOR_BYTES_PER_SECOND
