@@ -25,6 +25,8 @@ SIZE = 64 * MIB
 # its news to watchers. A chunk is under way meanwhile.
 LOOK_SECONDS = 0.5
 CHUNK = 256 << 10
+# A second without requests, and the ticks of who looks; the rest is for a machine with other work.
+IDLE_SEEN_SECONDS = 15.0
 
 
 class Shaped(Volume):
@@ -136,6 +138,34 @@ async def test_limits_outlive_the_control_plane_and_vmmd(cluster: Cluster) -> No
     finally:
         await volume.delete()
         cluster.remove(volume.downstairs)
+
+
+@pytest.mark.long
+async def test_a_guest_that_falls_idle_leaves_an_adaptive_repair_its_ceiling(
+    cluster: Cluster,
+) -> None:
+    volume = await filled(cluster, MIB)
+    try:
+        # A floor at which it would take four minutes, and a rate that has hardly grown by then.
+        await volume.limit(0, adaptive=True, bytes_per_second_min=SIZE // 240)
+        async with volume.load():
+            name = (await volume.replace()).replacement_id
+            _, seen = await until(lambda: copied(volume), lambda seen: seen[1] > 0)
+            assert seen < SIZE // 4
+            assert (await volume.info()).volume.repair_rate.bytes_per_second_max
+        rate = (
+            await until(lambda: volume.info(), lambda disk: idle(disk), IDLE_SEEN_SECONDS)
+        ).volume.repair_rate
+        assert not rate.bytes_per_second_max
+        assert (await volume.done(name)).state == DONE
+    finally:
+        await volume.delete()
+        cluster.remove(volume.downstairs)
+
+
+def idle(disk: disk_pb.Disk) -> bool:
+    """Whether the machine gives its repairs all there is."""
+    return disk.volume.repair_rate.reason == volume_pb.REPAIR_RATE_REASON_IDLE
 
 
 def told(disk: disk_pb.Disk) -> volume_pb.RepairLimits:

@@ -161,8 +161,8 @@ class StreamExtentRequest(_message.Message):
     generation: _builtins.int
     extent: _builtins.int
     chunk_bytes: _builtins.int
-    """Bytes of data that the caller takes in one message, while the source has nothing else to do; 0, and a
-    source of a release that does not know this, mean 256 KiB.
+    """Bytes of data that the caller takes in one message, while the source has nothing else to do, and at
+    any time on its connection; 0, and a source of a release that does not know this, mean 256 KiB.
     """
     block_token: _builtins.bytes
     """Of a connection of OpenBlockConnection's that is connected and that no other call uses: blocks may be
