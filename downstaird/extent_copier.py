@@ -11,7 +11,6 @@ deadline, only one for silence; nothing is merged after the session ended."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -35,7 +35,6 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, min(_NICEST, own + NICER_BY))
 
 
-
 class RepairThreads:
     """Of one region, for all its copies, as source and as target. Called on the loop."""
 

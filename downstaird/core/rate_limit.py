@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 # What may pass at once after a pause: long enough that the timer's grain does not lower the rate.
 BURST_SECONDS = 0.1
-# Under a limit. A step of what comes beside the messages costs the loop about a millisecond whatever
-# its size, and its bytes are moved by a thread: fewer and larger ones are what spares the guest.
+# Under a limit. A step of what comes beside the messages costs the loop about a millisecond, nearly
+# whatever its size, and its bytes are moved by a thread: fewer, larger ones spare the guest.
 STEPS_PER_SECOND = 8
 # While the guest is at work, a step of repair is followed by a rest of this many times what it
 # took. Where processor or disk are scarce, steps take longer, and so do the rests: repair gives way

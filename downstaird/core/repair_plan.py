@@ -29,8 +29,8 @@ from stairlib.model.errors import DataError, FieldViolation, InvalidRequestError
 # begin at multiples of it, as the engine's chunks do: a whole chunk is written once, parts of one
 # twice, to the log and home.
 STEP_BYTES = 256 << 10
-# What is sent at once between two daemons that have nothing else to do, or beside the messages: each
-# message has its price. With its contexts it is still below what every gRPC takes in a message.
+# What is sent at once between two daemons that have nothing else to do, or beside the messages:
+# each message has its price. With its contexts it is still below what every gRPC takes in one.
 CHUNK_BYTES_MAX = 2 << 20
 # Contexts asked for at once: 2 MiB of them, below any message limit; an extent of 512-byte blocks
 # may have 1M.

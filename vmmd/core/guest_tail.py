@@ -1,5 +1,5 @@
-"""The slow end of a guest's latencies: how many requests take twice as long as 99 of 100 do usually.
-Pure.
+"""The slow end of a guest's latencies: how many requests take twice as long as 99 in 100 do
+usually. Pure.
 
 A mean hides it: a repair that holds up one request in fifty for ten times as long moves the mean by
 a fifth, and the 99th percentile to ten times. What is promised is of the 99th percentile, and half

@@ -47,8 +47,8 @@ IDLE_SECONDS = 1.0
 # Weight of a new sample in what is compared with, and how many requests make one.
 LEARNING = 0.2
 SAMPLE_REQUESTS_MIN = 8
-# A guest with a request in flight less than this part of the time hardly feels a repair, and has too
-# few of them to tell: the rate grows until it has had so many that they do.
+# A guest with a request in flight less than this part of the time hardly feels a repair, and has
+# too few of them to tell: the rate grows until it has had so many that they do.
 QUIET_SHARE = 0.2
 # Stress is smoothed over about so many samples.
 STRESS_SAMPLES = 2

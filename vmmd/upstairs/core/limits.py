@@ -67,7 +67,8 @@ READ_ONLY_OTHERS_SECONDS = 1.0
 
 # Extents of one set that are being copied at once, unless a repair limit says otherwise.
 COPIES_IN_FLIGHT = 4
-# The most that a repair limit may say: each holds a chunk of up to 2 MiB at the member that is filled.
+# The most that a repair limit may say: each holds a chunk of up to 2 MiB at the member that is
+# filled.
 COPIES_IN_FLIGHT_MAX = 16
 # Between two questions to a member that is filled, of how much it has received: progress within an
 # extent, and the rate that the repair really has.
