@@ -7,6 +7,7 @@ not count; all threads have ended before the region is closed."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +33,9 @@ def give_way() -> None:
     """Lowers the priority of the calling thread, where threads have one of their own."""
     if sys.platform == "linux":
         own = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, min(_NICEST, own + NICER_BY))
+        # Where a sandbox forbids it they go on as they are.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, min(_NICEST, own + NICER_BY))
 
 
 class RepairThreads:
