@@ -3,6 +3,7 @@
 #
 #   scripts/docker_host.sh up          install, start dockerd, get a base image, fill the wheelhouse
 #   scripts/docker_host.sh postgres    then: get an image of PostgreSQL, for docker-compose.postgres.yml
+#   scripts/docker_host.sh prometheus  then: get an image of Prometheus, for profile "obs"
 #   scripts/docker_host.sh down        stop the dockerd that "up" started
 #
 # "up" ends with 0 and the line "docker is ready", or with 3 and one line that says why docker
@@ -17,6 +18,8 @@ readonly PUBLIC_BASE=python:3.11-slim-bookworm
 readonly LOCAL_BASE=stairwell/base:bookworm
 readonly PUBLIC_POSTGRES=postgres:17-bookworm
 readonly LOCAL_POSTGRES=stairwell/postgres:bookworm
+readonly PUBLIC_PROMETHEUS=prom/prometheus:v3.7.2
+readonly LOCAL_PROMETHEUS=stairwell/prometheus:bookworm
 readonly SUITE=bookworm
 readonly MIRROR=${STAIRWELL_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 readonly PACKAGES=ca-certificates,python3,python3-pip,python3-venv
@@ -142,20 +145,22 @@ up() {
   say "docker is ready"
 }
 
-# Sees to it that there is an image named $LOCAL_POSTGRES.
-postgres() {
+# beside NAME PUBLIC LOCAL: sees to it that there is an image LOCAL, which docker-compose.yml or a file
+# over it takes by the variable STAIRWELL_NAME: PUBLIC, or what deploy/NAME makes.
+beside() {
+  local name=$1 public=$2 own=$3
   docker info >/dev/null 2>&1 || cannot "no docker daemon answers; begin with 'up'"
-  if ! docker image inspect "$LOCAL_POSTGRES" >/dev/null 2>&1; then
-    say "pulling $PUBLIC_POSTGRES"
-    if timeout 120 docker pull -q "$PUBLIC_POSTGRES" >/dev/null 2>&1; then
-      docker tag "$PUBLIC_POSTGRES" "$LOCAL_POSTGRES"
+  if ! docker image inspect "$own" >/dev/null 2>&1; then
+    say "pulling $public"
+    if timeout 120 docker pull -q "$public" >/dev/null 2>&1; then
+      docker tag "$public" "$own"
     else
-      say "it cannot be pulled: making $LOCAL_POSTGRES from Debian's packages"
-      docker build -q --build-arg "BASE=$LOCAL_BASE" -t "$LOCAL_POSTGRES" deploy/postgres \
-        >"$CACHE/postgres.log" 2>&1 || { tail -5 "$CACHE/postgres.log"; cannot "that failed"; }
+      say "it cannot be pulled: making $own from Debian's packages"
+      docker build -q --build-arg "BASE=$LOCAL_BASE" -t "$own" "deploy/$name" \
+        >"$CACHE/$name.log" 2>&1 || { tail -5 "$CACHE/$name.log"; cannot "that failed"; }
     fi
   fi
-  say "export STAIRWELL_POSTGRES=$LOCAL_POSTGRES"
+  say "export STAIRWELL_${name^^}=$own"
 }
 
 down() {
@@ -171,7 +176,8 @@ down() {
 
 case "${1-}" in
   up) up ;;
-  postgres) postgres ;;
+  postgres) beside postgres "$PUBLIC_POSTGRES" "$LOCAL_POSTGRES" ;;
+  prometheus) beside prometheus "$PUBLIC_PROMETHEUS" "$LOCAL_PROMETHEUS" ;;
   down) down ;;
   *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0"

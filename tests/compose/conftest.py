@@ -17,8 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCAL_BASE = "stairwell/base:bookworm"
 SERVICES = ("controlplane", "vmmd", "ds1", "ds2", "ds3", "ds4")
 LOCAL_POSTGRES = "stairwell/postgres:bookworm"
-# What else serves with a profile, or with a file beside docker-compose.yml.
-MORE = {"faults": ("ds5", "link"), "docker-compose.postgres.yml": ("controlplane2", "postgres")}
+LOCAL_PROMETHEUS = "stairwell/prometheus:bookworm"
+# What else is brought up for a profile, or for a file beside docker-compose.yml. Of "obs" it is the one
+# of which there is an image everywhere.
+MORE = {
+    "faults": ("ds5", "link"),
+    "obs": ("prometheus",),
+    "docker-compose.postgres.yml": ("controlplane2", "postgres"),
+}
+# The images that some of these need, with what they are called and who makes them.
+NEEDED = {
+    "docker-compose.postgres.yml": (LOCAL_POSTGRES, "PostgreSQL", "postgres"),
+    "obs": (LOCAL_PROMETHEUS, "Prometheus", "prometheus"),
+}
 # A check each ten seconds, and six programs or more that start at once on two cores.
 HEALTHY_SECONDS = 90
 
@@ -73,9 +84,11 @@ class Cluster:
             "COMPOSE_PROFILES": ",".join(profiles),
             "STAIRWELL_PORT": "0",
             "STAIRWELL_PORT2": "0",
+            "STAIRWELL_PROMETHEUS_PORT": "0",
             "STAIRWELL_TAG": "test",
             **({"STAIRWELL_BASE": LOCAL_BASE} if has_image(LOCAL_BASE) else {}),
-            **({"STAIRWELL_POSTGRES": LOCAL_POSTGRES} if has_image(LOCAL_POSTGRES) else {}),
+            "STAIRWELL_POSTGRES": LOCAL_POSTGRES,
+            "STAIRWELL_PROMETHEUS": LOCAL_PROMETHEUS,
         }
 
     def compose(self, *arguments, **options):
@@ -153,10 +166,10 @@ class Cluster:
         """Where this machine reaches the control plane."""
         return self.port_of("controlplane")
 
-    def port_of(self, service):
-        """Where it reaches the one of this name."""
-        published = self.compose("port", service, "55400").stdout
-        return int(re.fullmatch(r".*:(\d+)\s*", published, re.DOTALL)[1])
+    def port_of(self, service, port=55400):
+        """Where it reaches the one of this name, and nobody else can."""
+        published = self.compose("port", service, str(port)).stdout
+        return int(re.fullmatch(r"127\.0\.0\.1:(\d+)\s*", published)[1])
 
     def stairwell(self, *arguments, service="controlplane", seconds=180, **options):
         """The client, run on this machine as a user runs it."""
@@ -182,11 +195,13 @@ def cluster(request, compose):
     """The cluster of docker-compose.yml and of what the module adds by `COMPOSE_PROFILES` and
     `COMPOSE_FILES`, up and healthy; gone with its volumes at the end."""
     wanted = [getattr(request.module, name, ()) for name in ("COMPOSE_PROFILES", "COMPOSE_FILES")]
-    if "docker-compose.postgres.yml" in wanted[1] and not has_image(LOCAL_POSTGRES):
-        pytest.skip("no image of PostgreSQL; scripts/docker_host.sh postgres can get or make one")
+    for each in (*wanted[0], *wanted[1]):
+        image, what, how = NEEDED.get(each, ("", "", ""))
+        if image and not has_image(image):
+            pytest.skip(f"no image of {what}; scripts/docker_host.sh {how} can get or make one")
     made = Cluster(compose, *wanted)
     try:
-        made.compose("up", "-d", seconds=120)
+        made.compose("up", "-d", *made.services, seconds=120)
         made.wait_healthy(*made.services)
         yield made
     finally:

@@ -72,10 +72,11 @@ def slots(cluster):
     return cluster.stairwell_json("disk", "status", "block2")
 
 
-def test_every_program_is_healthy_and_no_root(cluster):
+def test_every_program_is_healthy_and_no_root_and_writes_only_what_it_is_given(cluster):
     for service in cluster.services:
         assert cluster.health(service) == "healthy"
         assert cluster.execute(service, "id", "-u") == "10001"
+        assert cluster.inspect(service)["HostConfig"]["ReadonlyRootfs"]
     assert asyncio.run(health_check.check(f"127.0.0.1:{cluster.port}")) == "SERVING"
 
 

@@ -17,11 +17,18 @@ def services(file):
 SERVICES = services("docker-compose.yml")
 TLS = services("docker-compose.tls.yml")
 POSTGRES = services("docker-compose.postgres.yml")
+CONFINED = ("read_only", "tmpfs", "cap_drop", "security_opt")
+# Plain text for whoever is on the network: not where certificates are.
+METRICS = ("--metrics", "0.0.0.0:9464")
 DAEMONS = ("controlplane", "vmmd", "ds1", "ds2", "ds3", "ds4", "ds5")
 
 
 def command(service):
     return SERVICES[service]["command"].split()
+
+
+def in_profile(profile):
+    return {name for name, each in SERVICES.items() if profile in each.get("profiles", ())}
 
 
 @pytest.mark.parametrize("name", ["crucible-disks.json", "replace.json", "replace-link.json"])
@@ -49,7 +56,7 @@ def test_both_ports_of_a_member_behind_a_link_go_through_it():
     assert told.pop("--advertise") == "link"
     forwards = [word for word in command("link") if "=" in word]
     assert forwards == [f"0.0.0.0:{port}=ds5:{port}" for port in told.values()]
-    assert {name for name, each in SERVICES.items() if "profiles" in each} == {"ds5", "link"}
+    assert in_profile("faults") == {"ds5", "link"}
 
 
 @pytest.mark.parametrize("service", DAEMONS)
@@ -60,7 +67,7 @@ def test_plain_text_between_containers_is_said_openly(service):
 
 @pytest.mark.parametrize("service", DAEMONS)
 def test_with_certificates_commands_are_the_same_and_no_plain_text_is_allowed(service):
-    plain = [word for word in command(service) if word != "--insecure"]
+    plain = [word for word in command(service) if word not in ("--insecure", *METRICS)]
     assert TLS[service]["command"].split() == plain
     assert f"tls-{service}:/etc/stairwell/tls:ro" in TLS[service]["volumes"]
     assert set(TLS) == {*DAEMONS, "pki"}
@@ -90,7 +97,7 @@ def test_control_planes_on_one_database_are_alike():
     assert "--data" not in words
     plain = command("controlplane")
     assert words[: plain.index("--data")] == plain[: plain.index("--data")]
-    for key in ("image", "restart", "stop_grace_period", "pull_policy"):
+    for key in ("image", "restart", "stop_grace_period", "pull_policy", *CONFINED):
         assert two[key] == SERVICES["controlplane"][key]
     checked = SERVICES["controlplane"]["healthcheck"]
     assert two["healthcheck"] == checked
@@ -99,3 +106,34 @@ def test_control_planes_on_one_database_are_alike():
 def test_every_copy_has_a_region_id_of_its_own():
     ids = [command(name)[command(name).index("-u") + 1] for name in DAEMONS if name[:2] == "ds"]
     assert len(ids) == len(set(ids)) == 5
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_program_writes_outside_of_what_it_is_given_or_becomes_more_than_it_is(service):
+    each = SERVICES[service]
+    assert each["read_only"] is True
+    assert each["cap_drop"] == ["ALL"]
+    assert each["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("file", [POSTGRES, TLS], ids=["postgres", "tls"])
+def test_nor_does_what_another_file_adds(file):
+    added = file.keys() - SERVICES.keys()
+    assert added
+    assert all(file[name]["read_only"] is True for name in added)
+
+
+@pytest.mark.parametrize("file", [SERVICES, POSTGRES, TLS], ids=["plain", "postgres", "tls"])
+def test_ports_are_this_machines_alone(file):
+    ports = [port for each in file.values() for port in each.get("ports", ())]
+    assert all(re.fullmatch(r"127\.0\.0\.1:\$\{STAIRWELL_\w+:-\d+\}:\d+", each) for each in ports)
+
+
+@pytest.mark.parametrize("service", DAEMONS)
+def test_every_program_serves_metrics_and_may_be_told_where_spans_go(service):
+    words = command(service)
+    at = words.index(METRICS[0])
+    assert tuple(words[at : at + 2]) == METRICS
+    spans = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "${STAIRWELL_TRACES:-}"}
+    assert SERVICES[service]["environment"] == spans
+    assert POSTGRES["controlplane2"]["environment"].items() >= spans.items()
