@@ -18,8 +18,8 @@ LOCAL_BASE = "stairwell/base:bookworm"
 SERVICES = ("controlplane", "vmmd", "ds1", "ds2", "ds3", "ds4")
 LOCAL_POSTGRES = "stairwell/postgres:bookworm"
 LOCAL_PROMETHEUS = "stairwell/prometheus:bookworm"
-# What else is brought up for a profile, or for a file beside docker-compose.yml. Of "obs" it is the one
-# of which there is an image everywhere.
+# What else is brought up for a profile, or for a file beside docker-compose.yml. Of "obs" it is the
+# one of which there is an image everywhere.
 MORE = {
     "faults": ("ds5", "link"),
     "obs": ("prometheus",),

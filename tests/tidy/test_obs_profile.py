@@ -46,7 +46,9 @@ def test_it_adds_services_of_pinned_images_and_no_root(service):
 @pytest.mark.parametrize("services", [SERVICES, POSTGRES], ids=["plain", "postgres"])
 def test_the_files_that_they_are_given_exist_and_others_may_read_them(services):
     """Each has a user of its own."""
-    given = [path for name in WATCHERS if name in services for path in files(services[name]).values()]
+    given = [
+        path for name in WATCHERS if name in services for path in files(services[name]).values()
+    ]
     assert given
     for path in given:
         assert path.is_file()
@@ -64,16 +66,14 @@ def test_prometheus_reads_every_program_in_the_jobs_of_dashboard_and_rules():
     ours = jobs(folder / "compose.yml")
     assert ours.keys() == jobs(folder / "prometheus.yml").keys()
     assert [f"/etc/prometheus/{name}" for name in config["rule_files"]] == [
-        inside for inside, path in files(SERVICES["prometheus"]).items() if path.name == "alerts.yml"
+        inside
+        for inside, path in files(SERVICES["prometheus"]).items()
+        if path.name == "alerts.yml"
     ]
-    fixed = {
-        target
-        for job in ours.values() for group in job["static_configs"] for target in group["targets"]
-    }  # fmt: skip
-    looked_up = {
-        f"{name}:{group['port']}"
-        for job in ours.values() for group in job.get("dns_sd_configs", ()) for name in group["names"]
-    }  # fmt: skip
+    groups = [group for job in ours.values() for group in job["static_configs"]]
+    fixed = {target for group in groups for target in group["targets"]}
+    groups = [group for job in ours.values() for group in job.get("dns_sd_configs", ())]
+    looked_up = {f"{name}:{group['port']}" for group in groups for name in group["names"]}
     behind = in_profile("faults") & set(DAEMONS)
     assert looked_up == {f"{name}:{PORT}" for name in behind}
     assert fixed == {f"{name}:{PORT}" for name in set(DAEMONS) - behind}
@@ -95,7 +95,9 @@ def test_grafanas_datasource_is_this_prometheus_and_the_dashboards():
     # Nothing is chosen there, so that Grafana takes the default one of that type.
     assert (variable["query"], variable["current"]) == (source["type"], {})
     assert source["isDefault"] is True
-    asked = [each for each in (*board["panels"], *board["templating"]["list"]) if "datasource" in each]
+    asked = [
+        each for each in (*board["panels"], *board["templating"]["list"]) if "datasource" in each
+    ]
     assert {each["datasource"]["uid"] for each in asked} == {f"${{{variable['name']}}}"}
     assert {each["datasource"]["type"] for each in asked} == {source["type"]}
     interval = read("prometheus", "/etc/prometheus/prometheus.yml")["global"]["scrape_interval"]
@@ -121,7 +123,7 @@ def test_the_collector_hands_what_it_is_sent_to_jaeger():
         assert set(names) == config[kind].keys()
     # A limit of memory is of use before anything is kept.
     assert pipeline["processors"][0] == "memory_limiter"
-    host, _, port = config["exporters"]["otlp/jaeger"]["endpoint"].partition(":")
+    host, _, port = config["exporters"]["otlp_grpc/jaeger"]["endpoint"].partition(":")
     assert (host, port) == ("jaeger", "4317")
     listens = config["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"]
     told = re.findall(r"STAIRWELL_TRACES=(\S+)", (ROOT / "docs/compose.md").read_text())
