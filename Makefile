@@ -34,7 +34,7 @@ help: ## List the targets
 .PHONY: setup
 setup: $(STAMP) ## Make .venv and install everything the programs and tests need
 
-$(STAMP): pyproject.toml scripts/check_python.py
+$(STAMP): pyproject.toml scripts/check_python.py stairlib/native/fast.pyx
 	@$(PYTHON) scripts/check_python.py
 	@echo "== making $(VENV) and installing; the first time takes a minute"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -28,6 +28,9 @@ SILENCE_SECONDS = 20.0
 HELLO_SECONDS = 10.0
 # HELLO carries a token of 32 bytes; nothing longer is read from a peer that has not shown one.
 HELLO_FRAME_BYTES_MAX = 1024
+# Replies to writes that wait for that of a flush: those of the frame before it, and no more than
+# that, since the peer admits requests by what was answered.
+KEPT_FRAMES_MAX = 2
 
 
 class Wire(Protocol):
@@ -76,6 +79,10 @@ class Conversation:
         self._copier: ExtentCopier | None = None
         self._held: asyncio.TimerHandle | None = None
         self._advancing = False
+        # Replies that nobody waits for, whole frames.
+        self._kept: list[Bytes] = []
+        # A flush of the session began after them, and is with the lane.
+        self._with_flush = False
         self.over = False
         host.conversations.add(self)
 
@@ -110,8 +117,12 @@ class Conversation:
             if delay:
                 self._held = self._loop.call_later(delay, self._late, frame)
             else:
+                served = self._session.at_once(frame) if self._wire.writable else None
+                if served is not None:
+                    self._answer([served[0]], patient=served[1])
+                    return
                 self._session.take(frame)
-                self.advance()
+                self._advance()
         elif frame.kind is FrameKind.PING:
             self._wire.send(encode(FrameKind.PONG, sequence=frame.sequence))
         elif frame.kind is not FrameKind.PONG:
@@ -155,8 +166,28 @@ class Conversation:
         self.advance()
         self._wire.proceed()
 
+    def _answer(self, reply: list[Bytes], *, patient: bool) -> None:
+        """Sends a reply; one that nobody waits for is kept until `rest`, or for the next one."""
+        if patient and len(self._kept) < KEPT_FRAMES_MAX:
+            self._kept += reply
+            self._with_flush = False
+            return
+        kept, self._kept = self._kept, []
+        self._wire.send([*kept, *reply])
+
+    def rest(self) -> None:
+        """Nothing more was received for now. What is kept is sent, unless a flush right behind it
+        is under way: one wake-up of the peer is enough for both."""
+        if self._kept and not self._with_flush:
+            kept, self._kept = self._kept, []
+            self._wire.send(kept)
+
     def advance(self) -> None:
         """Goes on with what can go on while the peer drains."""
+        self._advance()
+        self.rest()
+
+    def _advance(self) -> None:
         session = self._session
         if session is None or self._advancing:
             return
@@ -166,7 +197,7 @@ class Conversation:
             while not self.over and self._wire.writable:
                 turn = session.run()
                 if turn.reply is not None:
-                    self._wire.send(turn.reply)
+                    self._answer(turn.reply, patient=turn.patient)
                 for effect in turn.effects:
                     self._carry_out(effect)
                 if not turn.more:
@@ -179,6 +210,7 @@ class Conversation:
     def _carry_out(self, effect: Effect) -> None:
         assert self._copier is not None
         if isinstance(effect, RunWork):
+            self._with_flush = True
             self._host.lane.run(effect.work, lambda error: self._work_done(effect, error))
         elif isinstance(effect, CopyExtent):
             self._copier.start(effect)
@@ -186,6 +218,7 @@ class Conversation:
             self._copier.set_limits(effect.bytes_per_second, effect.copies)
 
     def _work_done(self, effect: RunWork, error: StairwellError | None) -> None:
+        self._with_flush = False
         if self._session is not None and not self._session.ended:
             # Whether the lane is free for the next one is told by the host once it has decided.
             self._session.work_done(effect, error, lane_free=False)
@@ -221,7 +254,7 @@ class Conversation:
             return
         blob = reason.encode()[:1000]
         notice = pack_op(0, 0, blob_bytes=len(blob))
-        self._wire.send(encode(FrameKind.NOTICE, [notice], blobs=[blob]))
+        self._answer(encode(FrameKind.NOTICE, [notice], blobs=[blob]), patient=False)
         self.close(reason)
         self._wire.finish()
 

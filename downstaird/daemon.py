@@ -16,6 +16,7 @@ from downstaird.region_host import RegionHost
 from downstaird.services import block_service, region_service, repair_service
 from downstaird.services.block_service import BlockServicer, DataPlace
 from downstaird.services.region_service import RegionServicer
+from stairlib import native
 from stairlib.model.errors import DataError, UnavailableError
 from stairlib.rpc.call_guard import CallGuard
 from stairlib.rpc.server import RpcServer, Service
@@ -124,6 +125,7 @@ class Daemon:
             data_unix_path=str(self.data.unix_path or ""),
             read_only=options.read_only,
             tls=options.tls is not None,
+            frame_loop=native.describe(),
         )
 
     def _tell_damage(self) -> None:

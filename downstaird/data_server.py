@@ -187,6 +187,7 @@ class DataConnection(asyncio.BufferedProtocol):
             conversation.fail(error)
         finally:
             self._parsing = False
+        conversation.rest()
         self._set_reading()
 
     def _sends_blocks(self, frame: Frame, conversation: Conversation) -> bool:

@@ -83,6 +83,7 @@ class StreamWire:
                 await self._may_feed.wait()
             if conversation.over:
                 return
+        conversation.rest()
 
     def _next_frame(self, conversation: Conversation) -> Frame | None:
         if len(self._received) < HEADER_BYTES:

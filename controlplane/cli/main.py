@@ -27,6 +27,7 @@ from controlplane.cli.commands import (
 )
 from controlplane.cli.credentials import Credentials
 from controlplane.cli.settings import DEFAULT_PORT, DEFAULT_SERVER, Output, Settings
+from stairlib import native
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -43,6 +44,7 @@ app = typer.Typer(
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"stairwell {importlib.metadata.version('stairwell')}")
+        print(f"frame loop {native.describe()}")
         raise typer.Exit(0)
 
 

@@ -54,8 +54,8 @@ class ChunkMap:
         self.active_remaps: dict[int, int] = {}
         self.frozen_remaps: dict[int, int] = {}
         self.fresh: dict[int, Home] = {}
-        self._cache: dict[int, Home] = {}
-        self._cached_max = max(1, cache_bytes // (layout.chunk_blocks * CONTEXT_BYTES))
+        self.cached: dict[int, Home] = {}
+        self.cachedd_max = max(1, cache_bytes // (layout.chunk_blocks * CONTEXT_BYTES))
         self._on_damage = on_damage
         # Whether a snapshot needs a physical chunk: then it is not free.
         self._is_held = is_held
@@ -86,7 +86,7 @@ class ChunkMap:
     def home(self, chunk: int, physical: int) -> Home:
         """The contexts at `physical`, which is the home of `chunk`. DataError EXTENT_FAULTED, also
         reported to `on_damage`, when they cannot be read."""
-        home = self.fresh.get(physical) or self._cache.get(physical)
+        home = self.fresh.get(physical) or self.cached.get(physical)
         if home is not None:
             return home
         try:
@@ -100,12 +100,12 @@ class ChunkMap:
 
     def known(self, physical: int) -> Home | None:
         """The contexts at `physical` if they are in memory."""
-        return self.fresh.get(physical) or self._cache.get(physical)
+        return self.fresh.get(physical) or self.cached.get(physical)
 
     def remember(self, physical: int, home: Home) -> None:
         """Puts contexts that are in the files into the cache; the oldest entry makes room."""
-        cache = self._cache
-        if len(cache) >= self._cached_max and physical not in cache:
+        cache = self.cached
+        if len(cache) >= self.cachedd_max and physical not in cache:
             del cache[next(iter(cache))]
         cache[physical] = home
 
@@ -165,13 +165,13 @@ class ChunkMap:
         if self._is_held(physical):
             return
         self.fresh.pop(physical, None)
-        self._cache.pop(physical, None)
+        self.cached.pop(physical, None)
         self.to_punch.append(physical)
 
     def release(self, physical: int) -> None:
         """Nothing durable or to be flushed names the chunk any more."""
         self.fresh.pop(physical, None)
-        self._cache.pop(physical, None)
+        self.cached.pop(physical, None)
         self.sides[physical] = 0
         self.space.release(physical)
 

@@ -64,6 +64,11 @@ class ExtentTable:
             seen = np.where(marked, self._marks, seen)
         return ExtentStates(seen["generation"].copy(), seen["flush"].copy(), flags)
 
+    @property
+    def touched(self) -> set[int]:
+        """Those that `touch` was told of since the last flush began; a live view."""
+        return self._active
+
     def touch(self, extent: int) -> None:
         """The session changed something in the extent."""
         self._active.add(extent)

@@ -272,7 +272,7 @@ class Overlay:
         return arena.contexts[slot : slot + count].copy(), arena.bytes_of(slot, count)
 
     def _fetch_logged(self, block_id: int, count: int) -> tuple[ContextArray, Buffer]:
-        epoch = self._epoch_of(block_id)
+        epoch = self.epoch_of(block_id)
         rank = epoch.rank(block_id)
         size = self._block_size
         data = epoch.file.pread(count * size, epoch.data_offset + rank * size)
@@ -283,7 +283,7 @@ class Overlay:
         arena = self.active
         if block_id < arena.start:
             if self.frozen is None or block_id < self.frozen.start:
-                epoch = self._epoch_of(block_id)
+                epoch = self.epoch_of(block_id)
                 rank = epoch.rank(block_id)
                 return epoch.contexts[rank : rank + count]
             arena = self.frozen
@@ -314,7 +314,8 @@ class Overlay:
             found[places] = epoch.contexts[ranks]
         return found
 
-    def _epoch_of(self, block_id: int) -> LoggedEpoch:
+    def epoch_of(self, block_id: int) -> LoggedEpoch:
+        """Whose id it is, of one that is in the log."""
         epoch = self.logged[bisect_right(self._starts, block_id) - 1]
         assert epoch.start <= block_id < epoch.end
         return epoch

@@ -220,6 +220,11 @@ class Region:
         """Who was promoted last."""
         return self._owner.ownership
 
+    @property
+    def writable(self) -> bool:
+        """Whether it takes writes."""
+        return self._failure is None and not self._read_only
+
     # --- blocks
 
     def read(self, offset: int, count: int) -> tuple[ContextArray, Sequence[Buffer]]:
@@ -318,9 +323,8 @@ class Region:
                 raise self.extents.refusal(extent)
 
     def _touch(self, offset: int, count: int) -> None:
-        per_extent = self._per_extent
-        first = offset // per_extent
-        last = (offset + count - 1) // per_extent
+        first = offset // self._per_extent
+        last = (offset + count - 1) // self._per_extent
         if first == last:
             self.extents.touch(first)
             return
@@ -436,10 +440,8 @@ class Region:
             region_snapshots.take(self, work)
 
     def _fail(self, error: Exception | None) -> None:
-        if isinstance(error, DataError):
-            self._failure = error
-        else:
-            self._failure = DataError(f"a flush did not finish: {error!r}", reason="IO_ERROR")
+        unknown = DataError(f"a flush did not finish: {error!r}", reason="IO_ERROR")
+        self._failure = error if isinstance(error, DataError) else unknown
         self.extents.fail()
 
     def _check_idle(self, what: str) -> None:

@@ -15,10 +15,12 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
-from stairlib.wire.frame import Bytes, FrameKind, OpStatus, encode, pack_done, pack_op
+from stairlib.wire.frame import Bytes, FrameKind, OpKind, OpStatus, encode, pack_done, pack_op
 
 # An error's text is for a log line, not for a dump.
 TEXT_BYTES_MAX = 1000
+
+_PATIENT = frozenset((OpKind.WRITE, OpKind.WRITE_UNWRITTEN, OpKind.DISCARD))
 
 _BY_REASON = {
     "OUT_OF_RANGE": OpStatus.OUT_OF_RANGE,
@@ -50,7 +52,7 @@ def status_of(error: StairwellError) -> OpStatus:
 class Reply:
     """Entries of one reply frame, in the order the ops were answered."""
 
-    __slots__ = ("_blobs", "_contexts", "_entries", "_payload", "payload_bytes")
+    __slots__ = ("_blobs", "_contexts", "_entries", "_payload", "patient", "payload_bytes")
 
     def __init__(self) -> None:
         self._entries: list[bytes] = []
@@ -58,12 +60,15 @@ class Reply:
         self._contexts: list[ContextArray] = []
         self._payload: list[Bytes] = []
         self.payload_bytes = 0
+        # Nobody waits for it: it tells of changes alone, that went well.
+        self.patient = True
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def done(self, job: int, kind: int, offset: int = 0, length: int = 0, number: int = 0) -> None:
         """An op that ended well and carries nothing back."""
+        self.patient = self.patient and kind in _PATIENT
         self._entries.append(pack_op(job, kind, offset=offset, length=length, number=number))
 
     def all_done(self, rows: Sequence[Sequence[int]]) -> None:
@@ -75,6 +80,7 @@ class Reply:
     ) -> None:
         """Blocks that were read. Their contexts are kept as they are now: a later op of the same
         frame may change what they are a view of."""
+        self.patient = False
         if contexts.base is not None:
             contexts = contexts.copy()
         self._entries.append(pack_op(job, kind, offset=offset, length=len(contexts)))
@@ -84,12 +90,14 @@ class Reply:
 
     def array(self, job: int, kind: int, offset: int, length: int, data: bytes) -> None:
         """An op answered with an array as payload."""
+        self.patient = False
         self._entries.append(pack_op(job, kind, offset=offset, length=length))
         self._payload.append(data)
         self.payload_bytes += len(data)
 
     def failed(self, job: int, kind: int, status: OpStatus, text: str) -> None:
         """An op that failed."""
+        self.patient = False
         blob = text.encode()[:TEXT_BYTES_MAX]
         self._entries.append(pack_op(job, kind, status=status, blob_bytes=len(blob)))
         self._blobs.append(blob)

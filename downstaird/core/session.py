@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from downstaird.core.at_once import at_once
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.extent_answers import ExtentAnswers
 from downstaird.core.repair_plan import parse_source
@@ -86,11 +87,13 @@ _OP_HELD_BYTES = 500
 
 @dataclass(slots=True)
 class Turn:
-    """What a turn gave: a reply to send, effects to carry out, and whether another turn is due."""
+    """What a turn gave: a reply to send, effects to carry out, and whether another turn is due.
+    `patient`: nobody waits for the reply, which tells of writes and discards that went well."""
 
     reply: list[Bytes] | None
     effects: list[Effect]
     more: bool
+    patient: bool
 
 
 @dataclass(slots=True)
@@ -121,6 +124,7 @@ class Session:
 
     def __init__(self, region: Engine, *, read_only: bool, lane_free: bool) -> None:
         self._region = region
+        self._at_once = at_once(region)
         self._read_only = read_only
         geometry = region.definition.geometry
         self._block_size = geometry.block_size
@@ -165,6 +169,24 @@ class Session:
         """Something was let go that will take the lane in the next turn: it must stay free."""
         return any(claim.needs_lane for claim in self._released)
 
+    def at_once(self, frame: Frame) -> tuple[bytes, bool] | None:
+        """Does a request of the most usual kind as a whole, while nothing waits that might have to
+        come first: its reply, and whether that is patient, as a turn's. None: nothing was done, it
+        is to be taken. As `take`."""
+        if self._at_once is None or self._ended or not self._queue.idle:
+            return None
+        if self._answers or self._released:
+            return None
+        served = self._at_once.serve(frame, read_only=self._read_only)
+        if served is None:
+            return None
+        reply, read, written = served
+        self.counters.frames += 1
+        self.counters.guest_frames += 1
+        self.counters.read_blocks += read
+        self.counters.written_blocks += written
+        return reply, written > 0
+
     def take(self, frame: Frame) -> None:
         """A request to be worked off by `run`; FrameError when it contradicts itself. Only while
         `ready`."""
@@ -205,7 +227,8 @@ class Session:
         if not self._ended:
             more = self._run_pending(reply, effects) or self._run_frame(reply, effects)
         self._open_flush = None
-        return Turn(reply.frame(sequence) if len(reply) else None, effects, more)
+        buffers = reply.frame(sequence) if len(reply) else None
+        return Turn(buffers, effects, more, reply.patient)
 
     def _run_pending(self, reply: Reply, effects: list[Effect]) -> bool:
         """Outcomes of asynchronous work, then what they let go on. True when the reply is full."""

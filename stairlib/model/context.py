@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from stairlib import native
+
 CONTEXT_BYTES = 32
 PLAIN_MARK = 1
 
@@ -37,6 +39,9 @@ def empty_contexts(count: int) -> ContextArray:
 def plain_contexts(data: Buffer, block_size: int) -> ContextArray:
     """Contexts of the plain blocks in `data`; its length is a multiple of `block_size` bytes."""
     view = memoryview(data)
+    if native.compiled:
+        made = native.plain_contexts(view, block_size)
+        return np.frombuffer(made, dtype=np.uint64).reshape(-1, 4)
     contexts = np.zeros((len(view) // block_size, 4), dtype=np.uint64)
     contexts[:, 0] = block_hashes(view, block_size)
     contexts[:, 1] = PLAIN_MARK
@@ -75,6 +80,8 @@ def mismatches(
     count = len(contexts)
     if encrypted:
         return _encrypted_mismatches(memoryview(data), contexts, block_size)
+    if native.compiled and native.plain_ok(data, contexts, block_size):
+        return []
     owned = contexts[:, 1] == PLAIN_MARK
     if count == 1 and owned[0]:
         return [] if _hash(data) == int(contexts[0, 0]) else [0]

@@ -21,10 +21,11 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from stairlib import native
 
 MAGIC = 0x31465753  # "SWF1"
 DATA_VERSION = 2
@@ -135,8 +136,6 @@ FLAG_TOWARDS = 8
 
 _KINDS = {kind.value: kind for kind in FrameKind}
 _U64 = np.dtype("<u8")
-_NO_DEPENDENCIES = np.zeros(0, dtype=_U64)
-_NO_CONTEXTS = np.zeros((0, 4), dtype=_U64)
 # Up to so many entries are added up one by one: calling numpy twice takes longer.
 _FEW_OPS = 16
 
@@ -187,19 +186,96 @@ def pack_done(rows: Sequence[Sequence[int]]) -> list[bytes]:
     return [pack(row[0], row[1], 0, 0, 0, row[5], row[6], 0, 0, 0) for row in rows]
 
 
-@dataclass(slots=True)
 class Frame:
-    """A parsed frame; contexts and payload are views into the bytes it was parsed from."""
+    """A parsed frame; its parts are views into the bytes it was parsed from, made when asked
+    for."""
 
-    kind: FrameKind
-    sequence: int
-    ops: OpArray
-    dependencies: npt.NDArray[np.uint64]
-    blobs: memoryview
-    contexts: npt.NDArray[np.uint64]  # shape (n, 4)
-    payload: memoryview
-    flags: int = 0
-    _blob_starts: list[int] = field(default_factory=list)
+    __slots__ = (
+        "_answers",
+        "_blob_at",
+        "_blob_starts",
+        "_context_at",
+        "_contexts",
+        "_ops",
+        "_payload_at",
+        "context_count",
+        "data",
+        "dependency_count",
+        "flags",
+        "kind",
+        "op_count",
+        "sequence",
+    )
+
+    def __init__(
+        self,
+        data: memoryview,
+        kind: FrameKind,
+        sequence: int,
+        flags: int,
+        counts: tuple[int, int, int, int],
+        answers: tuple[int, int, bool] | None = None,
+    ) -> None:
+        """`data`: the whole frame. `counts`: of ops, dependencies, contexts, and bytes of blobs.
+        `answers` as the property."""
+        self.data = data
+        self.kind = kind
+        self.sequence = sequence
+        self.flags = flags
+        self.op_count, self.dependency_count, self.context_count, blob_bytes = counts
+        self._blob_at = HEADER_BYTES + self.op_count * OP_BYTES + self.dependency_count * 8
+        self._context_at = self._blob_at + blob_bytes
+        self._payload_at = self._context_at + self.context_count * CONTEXT_BYTES
+        self._answers = answers
+        self._ops: OpArray | None = None
+        self._contexts: npt.NDArray[np.uint64] | None = None
+        self._blob_starts: list[int] = []
+
+    @property
+    def ops(self) -> OpArray:
+        """The table."""
+        if self._ops is None:
+            self._ops = np.frombuffer(self.data, OP, self.op_count, HEADER_BYTES)
+        return self._ops
+
+    @property
+    def dependencies(self) -> npt.NDArray[np.uint64]:
+        """Job ids."""
+        at = HEADER_BYTES + self.op_count * OP_BYTES
+        return np.frombuffer(self.data, _U64, self.dependency_count, at)
+
+    @property
+    def blobs(self) -> memoryview:
+        """All blobs."""
+        return self.data[self._blob_at : self._context_at]
+
+    @property
+    def contexts(self) -> npt.NDArray[np.uint64]:
+        """Shape (n, 4)."""
+        if self._contexts is None:
+            found = np.frombuffer(self.data, _U64, self.context_count * 4, self._context_at)
+            self._contexts = found.reshape(-1, 4)
+        return self._contexts
+
+    @property
+    def raw_contexts(self) -> memoryview:
+        """The contexts' bytes."""
+        return self.data[self._context_at : self._payload_at]
+
+    @property
+    def payload(self) -> memoryview:
+        """Block data."""
+        return self.data[self._payload_at :]
+
+    @property
+    def answers(self) -> tuple[int, int, bool]:
+        """The first op's job, the last one's, and whether all ops have status OK. With an op at
+        least."""
+        if self._answers is None:
+            jobs, statuses = self.ops["job"], self.ops["status"]
+            bad = statuses[0] if len(statuses) == 1 else statuses.any()
+            self._answers = int(jobs[0]), int(jobs[-1]), not bad
+        return self._answers
 
     def blob(self, index: int) -> bytes:
         """The blob of op `index` of this frame."""
@@ -270,6 +346,10 @@ def decode(data: Bytes) -> Frame:
     """Parses one whole frame. Every count is checked against the length; FrameError names what is
     wrong."""
     view = memoryview(data)
+    if native.compiled:
+        told = native.summary(view)
+        if told is not None:
+            return Frame(view, _KINDS[told[0]], told[2], told[1], told[3:7], told[7:])
     if len(view) < HEADER_BYTES:
         raise FrameError(f"{len(view)} bytes are less than a header")
     fields = HEADER.unpack_from(view)
@@ -285,22 +365,11 @@ def decode(data: Bytes) -> Frame:
     frame_kind = _KINDS.get(kind)
     if frame_kind is None:
         raise FrameError(f"unknown frame kind {kind}")
-    at = HEADER_BYTES
-    ops = np.frombuffer(view, dtype=OP, count=op_count, offset=at)
-    _check_table(ops, view[at : at + sizes[0]], dep_count, blob_bytes)
-    at += sizes[0]
-    deps = _NO_DEPENDENCIES
-    if dep_count:
-        deps = np.frombuffer(view, dtype=_U64, count=dep_count, offset=at)
-    at += sizes[1]
-    blobs = view[at : at + blob_bytes]
-    at += sizes[2]
-    contexts = _NO_CONTEXTS
-    if context_count:
-        contexts = np.frombuffer(view, dtype=_U64, count=context_count * 4, offset=at)
-        contexts = contexts.reshape(-1, 4)
-    at += sizes[3]
-    return Frame(frame_kind, sequence, ops, deps, blobs, contexts, view[at:], flags)
+    counts = (op_count, dep_count, context_count, blob_bytes)
+    frame = Frame(view, frame_kind, sequence, flags, counts)
+    table = view[HEADER_BYTES : HEADER_BYTES + sizes[0]]
+    _check_table(frame.ops, table, dep_count, blob_bytes)
+    return frame
 
 
 def _check_table(ops: OpArray, table: memoryview, dep_count: int, blob_bytes: int) -> None:

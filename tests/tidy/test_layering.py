@@ -17,7 +17,7 @@ IMPURE = {
     "uvloop", "selectors", "multiprocessing", "concurrent", "tempfile", "shutil", "io", "pathlib",
     "secrets", "opentelemetry", "structlog", "stairwell", "sqlalchemy",
 }  # fmt: skip
-PURE_OWN = ("stairlib.model", "stairlib.wire.frame")
+PURE_OWN = ("stairlib.model", "stairlib.wire.frame", "stairlib.native")
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager"}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vmmd.block.backend import Backend, BackendInfo, BlockOp, BlockStatus, Completion, Done, Request
+from vmmd.block.request_run import Run, Whole
 
 
 @dataclass(slots=True)
@@ -50,8 +51,9 @@ class Attachment:
         self._in_flight += len(batch)
         self._count(batch)
 
-        def finished(completions: list[Completion]) -> None:
-            self.counters.failures += sum(c.status is not BlockStatus.OK for c in completions)
+        def finished(completions: Sequence[Completion]) -> None:
+            if type(completions) is not Whole:
+                self.counters.failures += sum(c.status is not BlockStatus.OK for c in completions)
             self._in_flight -= len(completions)
             assert self._in_flight >= 0
             # `done` first: what it submits (the flush after a FUA write) is in flight again.
@@ -72,6 +74,14 @@ class Attachment:
 
     def _count(self, batch: Sequence[Request]) -> None:
         counters = self.counters
+        if type(batch) is Run:
+            if batch.reads:
+                counters.reads += batch.requests
+                counters.blocks_read += batch.blocks
+            else:
+                counters.writes += batch.requests
+                counters.blocks_written += batch.blocks
+            return
         for request in batch:
             op = request.op
             if op is BlockOp.READ:

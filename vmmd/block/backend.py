@@ -80,7 +80,7 @@ class Completion(NamedTuple):
     owned: npt.NDArray[np.bool_] | None = None
 
 
-Done = Callable[[list[Completion]], None]
+Done = Callable[[Sequence[Completion]], None]
 
 
 @dataclass(frozen=True, slots=True)

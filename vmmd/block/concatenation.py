@@ -80,7 +80,7 @@ class Concatenation:
         for request in batch:
             self._route(request, shares, refused)
 
-        def finished(completions: list[Completion]) -> None:
+        def finished(completions: Sequence[Completion]) -> None:
             joined = [c for c in map(self._joined, completions) if c is not None]
             if joined:
                 done(joined)

@@ -12,18 +12,19 @@ is not read from until it has less.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
+from stairlib import native
 from stairlib.model.errors import UnavailableError
 from stairlib.telemetry.logs import get_logger
 from vmmd.block import nbd_wire as wire
 from vmmd.block.attachment import Attachment
 from vmmd.block.backend import Backend, Completion, Request
 from vmmd.block.nbd_handshake import ExportDescription, Handshake, Verdict
-from vmmd.block.nbd_job import NbdJob
+from vmmd.block.nbd_job import NbdJob, error_of
 from vmmd.block.nbd_transmission import (
     NbdProtocolError,
     NbdRequest,
@@ -34,6 +35,7 @@ from vmmd.block.nbd_transmission import (
     simple_reply,
     status_chunk,
 )
+from vmmd.block.request_run import Run, Whole
 
 # Per client. One request of the largest size may pass the byte limit.
 REQUESTS_IN_FLIGHT_MAX = 256
@@ -150,6 +152,7 @@ class _Client(asyncio.BufferedProtocol):
         self._jobs = 0
         self._bytes = 0
         self._requests: list[Request] = []
+        self._runs: list[Run] = []
         self._out: list[bytes | bytearray] = []
         self._working = False
         self._write_blocked = False
@@ -244,10 +247,14 @@ class _Client(asyncio.BufferedProtocol):
         try:
             while True:
                 self._take_requests()
-                if not self._requests:
+                if not self._requests and not self._runs:
                     break
+                runs, self._runs = self._runs, []
                 batch, self._requests = self._requests, []
-                self._attachment.submit(batch, self._completed)
+                for run in runs:
+                    self._attachment.submit(run, self._completed)
+                if batch:
+                    self._attachment.submit(batch, self._completed)
                 # Within the loop: a client that does not read its replies is noticed here, before
                 # more of them are made.
                 self._send()
@@ -269,6 +276,8 @@ class _Client(asyncio.BufferedProtocol):
     def _take_requests(self) -> None:
         try:
             while not self._limited:
+                if native.compiled and self._take_runs():
+                    continue
                 request = self._parser.next_request()
                 if request is None:
                     return
@@ -277,6 +286,19 @@ class _Client(asyncio.BufferedProtocol):
             _log.warning("nbd client hung up on", export=self._export.name, error=str(error))
             self._leaving = True
             self.hang_up()
+
+    def _take_runs(self) -> bool:
+        """Takes what plain requests there are at once; False when there are none."""
+        runs = self._parser.runs(
+            self._export.info,
+            REQUESTS_IN_FLIGHT_MAX - self._jobs,
+            BYTES_IN_FLIGHT_MAX - self._bytes,
+        )
+        for run in runs:
+            self._jobs += run.requests
+            self._bytes += run.data_bytes
+        self._runs += runs
+        return bool(runs)
 
     def _begin(self, request: NbdRequest) -> None:
         if request.command == wire.Command.DISC:
@@ -293,12 +315,21 @@ class _Client(asyncio.BufferedProtocol):
         self._bytes += job.bytes_held
         self._requests.extend(job.begin())
 
-    def _completed(self, completions: list[Completion]) -> None:
+    def _completed(self, completions: Sequence[Completion]) -> None:
         def take() -> None:
+            if type(completions) is Whole:
+                run = completions.run
+                self._jobs -= run.requests
+                self._bytes -= run.data_bytes
+                self._out.append(run.replies(completions.data, self._structured))
+                return
             for completion in completions:
                 token = completion.token
                 assert isinstance(token, tuple)
                 job, offset = token
+                if isinstance(job, Run):
+                    self._finish_one(job, offset, completion)
+                    continue
                 further = job.completed(offset, completion)
                 # Also for a client that has left: a request begun is carried out.
                 self._requests.extend(further)
@@ -306,6 +337,23 @@ class _Client(asyncio.BufferedProtocol):
                     self._finish(job)
 
         self._work(take)
+
+    def _finish_one(self, run: Run, index: int, completion: Completion) -> None:
+        """A request of a run that was not completed with the others."""
+        handle, offset, length, _before = run.span(index)
+        size = run.block_size
+        self._jobs -= 1
+        self._bytes -= length * size
+        command = wire.Command.READ if run.reads else wire.Command.WRITE
+        request = NbdRequest(0, command, handle, offset * size, length * size, None)
+        error = error_of(completion.status)
+        if run.reads and completion.data is None:
+            error = error or wire.Error.EIO
+        if error:
+            self._reply_error(request, error)
+        else:
+            # Data is only lent until the callback returns.
+            self._reply(request, bytes(completion.data or b""))
 
     def _finish(self, job: NbdJob) -> None:
         self._jobs -= 1
@@ -317,14 +365,19 @@ class _Client(asyncio.BufferedProtocol):
             one = bool(request.flags & wire.COMMAND_REQ_ONE)
             size = self._export.info.block_size
             self._out.append(status_chunk(request.handle, job.held, size, one=one))
-        elif request.command != wire.Command.READ:
-            self._out.append(simple_reply(request.handle, wire.Error.OK))
         else:
-            if self._structured:
-                self._out.append(data_chunk(request.handle, request.offset, request.length))
-            else:
-                self._out.append(simple_reply(request.handle, wire.Error.OK))
-            self._out.append(job.data)
+            self._reply(request, job.data)
+
+    def _reply(self, request: NbdRequest, data: bytes | bytearray) -> None:
+        """It ended well; `data` is of a READ."""
+        if request.command != wire.Command.READ:
+            self._out.append(simple_reply(request.handle, wire.Error.OK))
+            return
+        if self._structured:
+            self._out.append(data_chunk(request.handle, request.offset, request.length))
+        else:
+            self._out.append(simple_reply(request.handle, wire.Error.OK))
+        self._out.append(data)
 
     def _reply_error(self, request: NbdRequest, error: int) -> None:
         if self._structured and request.command in _ANSWERED_IN_CHUNKS:

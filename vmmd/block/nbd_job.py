@@ -33,6 +33,11 @@ _ERRORS = {
 }
 
 
+def error_of(status: BlockStatus) -> wire.Error:
+    """What a request that ended so is answered."""
+    return _ERRORS[status]
+
+
 _UNCHANGING = (wire.Command.READ, wire.Command.FLUSH, wire.Command.BLOCK_STATUS)
 
 
@@ -124,6 +129,8 @@ class NbdJob:
                 yield Request(BlockOp.READ, token, first, count)
             elif trim:
                 yield Request(BlockOp.DISCARD, token, first, count)
+            elif length == request.length and isinstance(request.payload, bytes):
+                yield Request(BlockOp.WRITE, token, first, count, request.payload)
             elif payload is not None:
                 data = payload[start : start + length]
                 yield Request(BlockOp.WRITE, token, first, count, data)

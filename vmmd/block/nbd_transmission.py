@@ -11,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from stairlib import native
 from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo
+from vmmd.block.pieces import TRANSFER_PIECE_BYTES
+from vmmd.block.request_run import Run
 
 _STAGING_BYTES = 256 << 10
 
@@ -40,7 +43,9 @@ class RequestParser:
         self._start = 0
         self._end = 0
         self._header: tuple[int, int, int, int, int] | None = None
-        self._payload = bytearray()
+        # Of the write whose header was taken: its data, and where it goes.
+        self._payload: bytes | bytearray = b""
+        self._room = memoryview(b"")
         self._filled = 0
 
     def push(self, data: bytes) -> None:
@@ -55,7 +60,7 @@ class RequestParser:
     def target(self) -> memoryview:
         """Where the next bytes go; never empty, valid until `received`."""
         if self._header is not None and self._filled < len(self._payload):
-            return memoryview(self._payload)[self._filled :]
+            return self._room[self._filled :]
         if self._start == self._end:
             self._start = self._end = 0
         elif self._end == len(self._staging):
@@ -74,6 +79,26 @@ class RequestParser:
             self._end += count
             assert self._end <= len(self._staging)
 
+    def runs(self, info: BackendInfo, room: int, bytes_room: int) -> list[Run]:
+        """The requests that come next and are whole, as far as they are plain reads and writes
+        (compiled code alone knows them): `room` at most, begun within `bytes_room`."""
+        if self._header is not None or self._start == self._end:
+            return []
+        used, reads, writes = native.requests(
+            Run,
+            self._staging,
+            self._start,
+            self._end,
+            info.block_size,
+            info.block_count,
+            room,
+            bytes_room,
+            TRANSFER_PIECE_BYTES,
+            info.read_only,
+        )
+        self._start += used
+        return [run for run in (writes, reads) if run is not None]
+
     def next_request(self) -> NbdRequest | None:
         """The next whole request, or None; NbdProtocolError when there cannot be one."""
         if self._header is None and not self._take_header():
@@ -85,7 +110,7 @@ class RequestParser:
             return NbdRequest(flags, command, handle, offset, length, None)
         if self._filled < length:
             return None
-        payload, self._payload = self._payload, bytearray()
+        payload, self._payload, self._room = self._payload, b"", memoryview(b"")
         self._header = None
         return NbdRequest(flags, command, handle, offset, length, payload)
 
@@ -103,8 +128,13 @@ class RequestParser:
             if length > wire.REQUEST_BYTES_MAX:
                 raise NbdProtocolError(f"a write of {length} bytes")
             here = min(length, self._end - self._start)
-            self._payload = bytearray(length)
-            self._payload[:here] = memoryview(self._staging)[self._start : self._start + here]
+            if native.compiled:
+                # Neither zeroed first, nor copied when it is sent: nobody can change it any more.
+                self._payload, self._room = native.new_bytes(length)
+            else:
+                self._payload = bytearray(length)
+                self._room = memoryview(self._payload)
+            self._room[:here] = memoryview(self._staging)[self._start : self._start + here]
             self._filled = here
             self._start += here
         return True

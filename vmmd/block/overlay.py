@@ -123,21 +123,21 @@ class Overlay:
         """A flush of the front that no guest asked for. A front tells once that acknowledged writes
         are gone; when it may have told here, the next flush of the guest's fails as well."""
 
-        def flushed(found: list[Completion]) -> None:
+        def flushed(found: Sequence[Completion]) -> None:
             if any(each.status is not BlockStatus.OK for each in found):
                 self._failure_owed = True
             done(found)
 
         self.front.submit(batch, flushed)
 
-    def _flushed(self, found: list[Completion], done: Done) -> None:
+    def _flushed(self, found: Sequence[Completion], done: Done) -> None:
         if self._failure_owed:
             self._failure_owed = False
             found = [Completion(each.token, BlockStatus.FAILED) for each in found]
         self.failed_flushes += sum(each.status is not BlockStatus.OK for each in found)
         done(found)
 
-    def _front_read(self, parent: Backend, found: list[Completion], done: Done) -> None:
+    def _front_read(self, parent: Backend, found: Sequence[Completion], done: Done) -> None:
         finished: list[Completion] = []
         wanted: list[Request] = []
         for completion in found:
@@ -164,7 +164,7 @@ class Overlay:
             parent.submit(wanted, lambda read: self._parent_read(read, done))
         self._finish(finished, done)
 
-    def _parent_read(self, read: list[Completion], done: Done) -> None:
+    def _parent_read(self, read: Sequence[Completion], done: Done) -> None:
         finished = []
         for completion in read:
             filling = completion.token

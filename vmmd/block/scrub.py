@@ -270,7 +270,7 @@ async def _submitted(
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     found: dict[int, Completion] = {}
 
-    def done(completions: list[Completion]) -> None:
+    def done(completions: Sequence[Completion]) -> None:
         for completion in completions:
             index = completion.token
             assert isinstance(index, int)

@@ -31,6 +31,7 @@ from vmmd.block.backend import (
 )
 from vmmd.block.extent_watch import ExtentLooks, RegionExtents
 from vmmd.block.repair_governor import RepairGovernor, RepairRate
+from vmmd.block.request_run import Whole
 from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
 from vmmd.block.volume_history import VolumeHistory
@@ -177,12 +178,13 @@ class Volume:
 
         meter, kind, began = self._meter, kind_of(batch), monotonic()
 
-        def finished(completions: list[Completion]) -> None:
+        def finished(completions: Sequence[Completion]) -> None:
             now = monotonic()
             meter.ended(kind, len(completions), now - began, now)
-            for completion in completions:
-                if completion.status is not BlockStatus.OK:
-                    self.figures.failed(op_of(batch, completion.token), completion.status)
+            if type(completions) is not Whole:
+                for completion in completions:
+                    if completion.status is not BlockStatus.OK:
+                        self.figures.failed(op_of(batch, completion.token), completion.status)
             done(completions)
 
         meter.begun(len(batch), began)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmmd.block.backend import BlockOp, Request
+from vmmd.block.request_run import Run
 from vmmd.core.guest_history import BUCKETS, buckets_below, buckets_of
 from vmmd.core.request_figures import DISCARD, FLUSH, KIND_NAMES, READ, WRITE
 
@@ -46,6 +47,8 @@ class GuestSample:
 
 def kind_of(batch: Sequence[Request]) -> int:
     """The kind a batch counts as."""
+    if type(batch) is Run:
+        return READ if batch.reads else WRITE
     found = WRITE
     for request in batch:
         if request.op is BlockOp.FLUSH:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vmmd.block.backend import WRITES, BlockOp, BlockStatus, Request
+from vmmd.block.request_run import Run
 
 # In the order of the meter's kinds (guest_meter).
 KIND_NAMES: Final = ("write", "read", "flush", "discard")
@@ -77,6 +78,15 @@ class RequestFigures:
     def asked(self, batch: Sequence[Request], block_size: int) -> None:
         """These were submitted."""
         counters, sizes = self.counters, self._sizes
+        if type(batch) is Run:
+            if batch.reads:
+                counters.reads += batch.requests
+                counters.read_bytes += batch.data_bytes
+            else:
+                counters.writes += batch.requests
+                counters.write_bytes += batch.data_bytes
+            batch.tally(sizes[READ if batch.reads else WRITE])
+            return
         for request in batch:
             op = request.op
             size = request.length * block_size

@@ -12,6 +12,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from stairlib import native
 from stairlib.rpc.server import RpcServer, Service
 from stairlib.runtime.process import StopSignal, run
 from stairlib.telemetry import logs
@@ -85,6 +86,7 @@ async def serve(arguments: argparse.Namespace, stop: StopSignal) -> int:
         tracing,
     )
     await server.start()
+    log.info("serving", frame_loop=native.describe())
     parent = asyncio.create_task(_until_parent_is_gone())
     signalled = asyncio.create_task(stop.event.wait())
     ended = asyncio.create_task(host.ended())

@@ -162,7 +162,7 @@ class VhostUserExport(HypervisorExport):
         finally:
             self._working = False
 
-    def _completed(self, completions: list[Completion]) -> None:
+    def _completed(self, completions: Sequence[Completion]) -> None:
         self._carry_out(self._core.complete(completions))
 
     # --- what an earlier process left
@@ -198,7 +198,7 @@ class VhostUserExport(HypervisorExport):
     def _ask(self, request: Request) -> asyncio.Future[BlockStatus]:
         answer: asyncio.Future[BlockStatus] = asyncio.get_running_loop().create_future()
 
-        def done(completions: list[Completion]) -> None:
+        def done(completions: Sequence[Completion]) -> None:
             if not answer.done():
                 answer.set_result(completions[0].status)
 

@@ -8,7 +8,7 @@ meanwhile wait in a list instead of nesting calls.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from uuid import UUID
@@ -190,7 +190,7 @@ class NvmeController(PciFunction):
     def _again(self) -> None:
         self._carry_out(self._core.process())
 
-    def _completed(self, completions: list[Completion]) -> None:
+    def _completed(self, completions: Sequence[Completion]) -> None:
         self._carry_out(self._core.complete(completions))
 
 

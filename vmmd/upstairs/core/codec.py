@@ -51,9 +51,11 @@ Spans = Iterable[tuple[int, int]]
 
 
 class Codec(Protocol):
-    """The blocks of one region set. `complaint` is what a block that `open` refuses did."""
+    """The blocks of one region set. `complaint` is what a block that `open` refuses did; `plain`:
+    they are kept as they are."""
 
     complaint: str
+    plain: bool
 
     def seal(self, data: Bytes, spans: Spans, generation: int) -> tuple[ContextArray, Bytes]:
         """Contexts and bytes to send for the guest's blocks, which lie at `spans`."""
@@ -68,6 +70,7 @@ class PlainCodec:
     """Blocks as they are."""
 
     complaint = "did not match its context"
+    plain = True
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -130,6 +133,7 @@ class AeadCodec:
     """Blocks encrypted one by one."""
 
     complaint = "did not decrypt: it is damaged, or was written with another key"
+    plain = False
 
     def __init__(self, aead: AESGCM | AESGCMSIV, nonces: Nonces, block_size: int) -> None:
         self._aead = aead

@@ -223,7 +223,7 @@ class CompleteGuest(NamedTuple):
     """Completions of requests submitted under `key`."""
 
     key: object
-    completions: list[Completion]
+    completions: Sequence[Completion]
 
 
 @dataclass(frozen=True, slots=True)

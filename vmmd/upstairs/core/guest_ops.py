@@ -27,8 +27,9 @@ import numpy as np
 from stairlib.model.context import ContextArray
 from stairlib.wire.frame import OPS_MAX, PAYLOAD_BYTES_MAX, Bytes, OpKind
 from vmmd.block.backend import READS, TELLS_OWNED, BlockOp, BlockStatus, Completion, Request
+from vmmd.block.request_run import Run, Whole
 from vmmd.upstairs.core import limits
-from vmmd.upstairs.core.events import CompleteGuest, SendHeldAfter
+from vmmd.upstairs.core.events import CompleteGuest, Effect, SendHeldAfter
 from vmmd.upstairs.core.reads import Read, ReadBook
 from vmmd.upstairs.core.region_set import RegionSet
 from vmmd.upstairs.core.slot import Member
@@ -69,6 +70,7 @@ class GuestOps:
         region.send_held = self.send_held
         self._new_reads: list[Read] = []
         self._new_owned_reads: list[Read] = []
+        self._new_runs: list[tuple[object, Run]] = []
         self._flush_waiters: list[tuple[object, object]] = []
         # What may be started now: mutations go to every member, a read to the least busy one.
         self._room_jobs = 0
@@ -86,6 +88,8 @@ class GuestOps:
         done: list[CompleteGuest] = []
         self._measure_room()
         for key, requests in submissions:
+            if type(requests) is Run and self._take_run(key, requests, done):
+                continue
             completions: list[Completion] = []
             for request in requests:
                 if self._waiting or not self._fits(request):
@@ -130,6 +134,7 @@ class GuestOps:
             self._flush_waiters
             or self._new_reads
             or self._new_owned_reads
+            or self._new_runs
             or self._waiting
             or len(frame.ops) >= limits.HELD_OPS_MAX
             or frame.payload_bytes >= limits.HELD_BYTES_MAX
@@ -147,6 +152,44 @@ class GuestOps:
         if not self._told:
             self._told = True
             region.effects.append(SendHeldAfter(limits.HELD_SECONDS))
+
+    def hold_run(self, key: object, run: Run, now: float) -> tuple[Effect, ...] | None:
+        """Takes writes that may be held with what is held already, where that is all there is to
+        do; None: nothing was done. The set must be active, and nothing may wait."""
+        region, frame = self._region, self._frame
+        size = frame.payload_bytes + run.data_bytes
+        count = len(frame.ops) + run.requests
+        if count >= limits.HELD_OPS_MAX or size >= limits.HELD_BYTES_MAX or self._read_only:
+            return None
+        if region.usable_count < limits.WRITES_NEEDED or frame.unwritten:
+            return None
+        if not self._has_room(count, size):
+            return None
+        assert run.payload is not None
+        frame.ops += run.ops()
+        frame.data.append(run.payload)
+        frame.payload_bytes = size
+        region.now = now
+        region.flushes.acknowledged(now)
+        done = CompleteGuest(key, Whole(run))
+        if self._told:
+            return (done,)
+        self._told = True
+        return (SendHeldAfter(limits.HELD_SECONDS), done)
+
+    def _has_room(self, jobs: int, size: int) -> bool:
+        """Whether so much may be sent to every member."""
+        log = self._region.log
+        if log.jobs + jobs > limits.REPLAY_JOBS_MAX:
+            return False
+        if log.payload_bytes + size > limits.REPLAY_BYTES_MAX:
+            return False
+        for member in self._region.receivers:
+            if member.jobs + jobs > limits.ADMITTED_JOBS_MAX:
+                return False
+            if member.bytes + size > limits.ADMITTED_BYTES_MAX:
+                return False
+        return True
 
     def pump(self) -> None:
         """Starts waiting requests as far as there is room."""
@@ -197,6 +240,40 @@ class GuestOps:
         if request.op in _READING:
             return self._read_jobs > 0 and self._read_bytes > 0
         return self._room_jobs > 0 and self._room_bytes > 0
+
+    def _take_run(self, key: object, run: Run, done: list[CompleteGuest]) -> bool:
+        """Starts all of a run as one, where nothing speaks against any of it."""
+        region, frame, size = self._region, self._frame, run.data_bytes
+        if self._waiting or region.state is not UpstairsState.ACTIVE:
+            return False
+        if run.end > self._block_count or run.block_size != self._block_size:
+            return False
+        if run.reads:
+            if run.requests > self._read_jobs or size > self._read_bytes:
+                return False
+            if size > limits.READ_FRAME_BYTES_MAX:
+                return False
+            self._read_jobs -= run.requests
+            self._read_bytes -= size
+            self._new_runs.append((key, run))
+            return True
+        if self._read_only or region.usable_count < limits.WRITES_NEEDED:
+            return False
+        if run.requests > self._room_jobs or size > self._room_bytes:
+            return False
+        if (
+            len(frame.ops) + run.requests > OPS_MAX
+            or frame.payload_bytes + size > PAYLOAD_BYTES_MAX
+        ):
+            return False
+        assert run.payload is not None
+        self._room_jobs -= run.requests
+        self._room_bytes -= size
+        frame.ops += run.ops()
+        frame.data.append(run.payload)
+        frame.payload_bytes += size
+        done.append(CompleteGuest(key, Whole(run)))
+        return True
 
     def _start(self, key: object, request: Request, completions: list[Completion]) -> None:
         op, token, offset, length, data = request
@@ -282,6 +359,10 @@ class GuestOps:
         if self._new_reads:
             reads, self._new_reads = self._new_reads, []
             self._reads.send(reads)
+        if self._new_runs:
+            runs, self._new_runs = self._new_runs, []
+            for key, run in runs:
+                self._reads.send_run(key, run)
         if self._new_owned_reads:
             reads, self._new_owned_reads = self._new_owned_reads, []
             self._reads.send(reads)

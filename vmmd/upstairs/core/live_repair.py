@@ -73,6 +73,15 @@ class LiveRepair:
         if self.copies is not None:
             self.copies.hold(held)
 
+    def give_way(self) -> None:
+        """A repair that is held keeps no other member from being filled."""
+        region = self._region
+        others = (m for m in region.slots if m is not self.target)
+        if self.held and any(
+            m.state is SlotState.LIVE_REPAIR_READY and m.slot not in region.held for m in others
+        ):
+            region.fault(self.target, "its repair is held, and gives way to another slot's")
+
     # ---- steps
 
     def advance(self) -> None:

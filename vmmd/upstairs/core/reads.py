@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from stairlib.model.context import ContextArray, written
 from stairlib.wire.frame import PAYLOAD_BYTES_MAX, Frame, FrameKind, OpKind, encode, pack_op
 from vmmd.block.backend import BlockStatus, Completion
+from vmmd.block.request_run import Run, Whole
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.events import CompleteGuest, SendFrame
 from vmmd.upstairs.core.read_repair import NO_BLOCKS, Blocks, ReadRepair
@@ -57,6 +58,31 @@ class Read(NamedTuple):
     owned: bool = False
 
 
+class RunReads(Sequence[Read]):
+    """The reads of a run, made when one is asked for."""
+
+    __slots__ = ("key", "run")
+
+    def __init__(self, key: object, run: Run) -> None:
+        self.key = key
+        self.run = run
+
+    def __len__(self) -> int:
+        return self.run.requests
+
+    @overload
+    def __getitem__(self, index: int) -> Read: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Read]: ...
+
+    def __getitem__(self, index: int | slice) -> Read | list[Read]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        _handle, offset, length, _before = self.run.span(index)
+        return Read(self.key, self.run.token(index), offset, length)
+
+
 class Trail(NamedTuple):
     """What reads have behind them: the members that `failed`, by their bits, the connections that
     broke (`losses`), and the blocks that were `bad` somewhere."""
@@ -76,11 +102,15 @@ class ReadFrame:
     __slots__ = ("answered", "blocks", "first_job", "left", "member", "reads", "trail")
 
     def __init__(self, first_job: int, reads: Sequence[Read], member: Member, trail: Trail) -> None:
+        """`reads` of a run know how many blocks they are."""
         self.first_job = first_job
         self.reads = reads
         self.member = member
         self.trail = trail
-        self.blocks = sum(read.length for read in reads)
+        if type(reads) is RunReads:
+            self.blocks = reads.run.blocks
+        else:
+            self.blocks = sum(read.length for read in reads)
         self.left = len(reads)
         self.answered: set[int] = set()
 
@@ -138,14 +168,40 @@ class ReadBook:
             blocks += read.length
         self._send_frame(reads[start:] if start else reads, trail)
 
-    def _send_frame(self, reads: list[Read], trail: Trail) -> None:
-        region = self._region
+    def send_run(self, key: object, run: Run) -> None:
+        """Sends all reads of a run, which fit a frame."""
+        member = self.least_busy()
+        if member is None:
+            self._no_member(list(RunReads(key, run)), _FRESH)
+        else:
+            self._region.effects.append(self.request(key, run, member))
+
+    def request(self, key: object, run: Run, member: Member) -> SendFrame:
+        """Asks the member for all of a run: in flight from now on."""
+        first = self._region.take_jobs(run.requests)
+        self._frames[first] = ReadFrame(first, RunReads(key, run), member, _FRESH)
+        member.jobs += run.requests
+        member.bytes += run.data_bytes
+        return SendFrame((member.link,), (run.request(first),))
+
+    def answered(self, frame: ReadFrame) -> None:
+        """All of the frame's reads have ended well."""
+        del self._frames[frame.first_job]
+        self._release(frame, frame.left)
+
+    def least_busy(self, failed: int = 0) -> Member | None:
+        """Of the active members but those of `failed`."""
         member: Member | None = None
-        for candidate in region.active:
-            if candidate.bit & trail.failed:
+        for candidate in self._region.active:
+            if candidate.bit & failed:
                 continue
             if member is None or (candidate.bytes, candidate.jobs) < (member.bytes, member.jobs):
                 member = candidate
+        return member
+
+    def _send_frame(self, reads: list[Read], trail: Trail) -> None:
+        region = self._region
+        member = self.least_busy(trail.failed)
         if member is None:
             self._no_member(reads, trail)
             return
@@ -235,10 +291,12 @@ class ReadBook:
         """Takes a whole reply whose statuses are all OK. False when its sizes are not what was
         asked."""
         size = self._block_size
-        payload, contexts = reply.payload, reply.contexts
-        if len(contexts) != frame.blocks or len(payload) != frame.blocks * size:
+        payload, contexts, reads = reply.payload, reply.contexts, frame.reads
+        if reply.context_count != frame.blocks or len(payload) != frame.blocks * size:
             return False
-        opened = self._region.codec.open(payload, contexts, map(_span, frame.reads))
+        run = reads.run if type(reads) is RunReads else None
+        spans = map(_span, reads) if run is None else run.spans()
+        opened = self._region.codec.open(payload, contexts, spans)
         if opened is None:
             at = 0
             for index, read in enumerate(frame.reads):
@@ -252,15 +310,23 @@ class ReadBook:
         if frame.trail.bad:
             self._heal(frame, payload, contexts)
         payload = opened
-        del self._frames[frame.first_job]
-        self._release(frame, frame.left)
-        if frame.reads[0].owned:
-            self._finish_owned(frame.reads, payload, written(contexts))
-            return True
+        self.answered(frame)
+        if type(reads) is RunReads:
+            whole = Whole(reads.run, payload)
+            self._region.effects.append(CompleteGuest(reads.key, whole))
+        elif reads[0].owned:
+            self._finish_owned(reads, payload, written(contexts))
+        else:
+            self._finish_plain(reads, payload)
+        return True
+
+    def _finish_plain(self, reads: Sequence[Read], payload: memoryview) -> None:
+        """Completes the reads of a whole reply."""
+        size = self._block_size
         run: list[Completion] = []
         last_key: object = None
         at = 0
-        for read in frame.reads:
+        for read in reads:
             end = at + read.length * size
             if read.gather is not None:
                 self._piece(read, payload[at:end])
@@ -271,7 +337,6 @@ class ReadBook:
                     self._region.effects.append(CompleteGuest(last_key, run))
                 run.append(Completion(read.token, BlockStatus.OK, payload[at:end]))
             at = end
-        return True
 
     def _finish_owned(
         self, reads: Sequence[Read], payload: memoryview, owned: npt.NDArray[np.bool_]

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stairlib import native
 from stairlib.model.context import ContextArray
 from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import (
@@ -215,17 +216,9 @@ class RegionSet:
         """Sends writes and discards as one frame: (kind, first block, blocks) each. `contexts` and
         `payload` are of the writes, in order; None and nothing when there are none."""
         first = self.take_jobs(len(ops))
-        table = [
-            pack_op(first + index, kind, offset=offset, length=length)
-            for index, (kind, offset, length) in enumerate(ops)
-        ]
-        if payload:
-            buffers = encode(
-                FrameKind.REQUEST, table, sequence=first, contexts=contexts, payload=[payload]
-            )
-        else:
-            buffers = encode(FrameKind.REQUEST, table, sequence=first)
-        record = Mutation(first, len(ops), buffers, len(payload))
+        buffers = _frame_of(first, ops, contexts, payload)
+        dirties = any(op[0] != OpKind.WRITE_UNWRITTEN for op in ops)
+        record = Mutation(first, len(ops), buffers, len(payload), dirties=dirties)
         self.flushes.mutated(record, self.now)
         if self.touched is not None:
             per_extent = self.config.geometry.blocks_per_extent
@@ -498,6 +491,16 @@ class RegionSet:
         self._drop_stream(member, was_complete=was_complete)
         self.touch()
 
+    def stop_all(self, reason: str) -> None:
+        """Lets every member go; what is owed by them is not waited for."""
+        for member in self.members:
+            self.stop(member, SlotMode.NEW, reason)
+            for record in self.log.skip(member):
+                record.judged = True
+                self.complete(record.waiters, BlockStatus.ABORTED)
+                record.waiters = []
+        self.log.trim(self.last_job)
+
     def add_member(self, slot: int, address: str, mode: SlotMode) -> Member:
         """A new member for a slot whose old one is leaving or gone."""
         used = {m.index for m in self.members}
@@ -513,3 +516,23 @@ class RegionSet:
         """Takes one step of the upstairs' table."""
         self.state = UPSTAIRS.after(self.state, move)
         self.touch()
+
+
+def _frame_of(
+    first: int,
+    ops: Sequence[tuple[int, int, int]],
+    contexts: ContextArray | None,
+    payload: Bytes,
+) -> Sequence[Bytes]:
+    """The request of `mutate`, whose first job is `first`."""
+    if native.compiled:
+        found = b"" if contexts is None else contexts
+        head = native.request_head(first, list(ops), found, len(payload))
+        return (head, payload) if payload else (head,)
+    table = [
+        pack_op(first + index, kind, offset=offset, length=length)
+        for index, (kind, offset, length) in enumerate(ops)
+    ]
+    if not payload:
+        return encode(FrameKind.REQUEST, table, sequence=first)
+    return encode(FrameKind.REQUEST, table, sequence=first, contexts=contexts, payload=[payload])

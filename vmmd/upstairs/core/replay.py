@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stairlib.wire.frame import HEADER_BYTES, OP, Bytes, OpArray, OpKind
+from stairlib.wire.frame import HEADER_BYTES, OP, Bytes, OpArray
 from vmmd.upstairs.core.limits import MEMBER_COUNT_MAX
 from vmmd.upstairs.core.slot import Member
 
@@ -31,6 +31,7 @@ class Mutation:
         "acked",
         "buffers",
         "count",
+        "dirties",
         "done",
         "first_job",
         "flush_number",
@@ -54,13 +55,16 @@ class Mutation:
         *,
         is_flush: bool = False,
         flush_number: int = 0,
+        dirties: bool = True,
     ) -> None:
+        """`dirties`: among its ops is one that makes an extent dirty in any case."""
         self.first_job = first_job
         self.count = count
         self.last_job = first_job + count - 1
         self.buffers = buffers
         self.payload_bytes = payload_bytes
         self.is_flush = is_flush
+        self.dirties = dirties
         self.flush_number = flush_number
         self.pending = 0
         self.acked = 0
@@ -223,7 +227,7 @@ class ReplayLog:
         for record in reversed(self._records):
             if record.is_flush:
                 return False
-            if (record.ops()["kind"] != OpKind.WRITE_UNWRITTEN).any():
+            if record.dirties:
                 return True
         return False
 

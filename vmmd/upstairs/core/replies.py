@@ -30,15 +30,11 @@ class ReplyRouter:
         member = region.member_of(link)
         if member is None or not member.streams:
             return None
-        ops = frame.ops
-        count = len(ops)
+        count = frame.op_count
         if not count:
             return None
-        jobs = ops["job"]
-        first, last = int(jobs[0]), int(jobs[-1])
-        statuses = ops["status"]
-        bad = statuses[0] if count == 1 else statuses.any()
-        if last - first + 1 == count and not bad:
+        first, last, good = frame.answers
+        if last - first + 1 == count and good:
             reads = self._reads.whole(member, first, count)
             if reads is not None:
                 if not self._reads.finish(reads, frame):

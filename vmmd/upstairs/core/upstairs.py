@@ -37,6 +37,7 @@ from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.replies import ReplyRouter, taken_over
 from vmmd.upstairs.core.returning import told, what_is_missing
 from vmmd.upstairs.core.session_check import session_problem
+from vmmd.upstairs.core.short_way import ShortWay
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.slot_states import SlotMode, SlotMove, SlotState
 from vmmd.upstairs.core.snapshots import SnapshotFlush
@@ -56,6 +57,7 @@ class Upstairs:
         self._reads = ReadBook(self._region)
         self._guest = GuestOps(self._region, self._reads)
         self._replies = ReplyRouter(self._region, self._reads)
+        self.short_way = ShortWay(self._region, self._reads, self._guest)
         self._activation = Activation(self._region)
         self._read_only = ReadOnlyMembers(self._region) if config.read_only else None
         self._repair: LiveRepair | None = None
@@ -94,6 +96,7 @@ class Upstairs:
         assert not region.effects
         assert now >= region.now
         region.now = now
+        self.short_way.open = False
         self._handlers[type(event)](event)
         self._settle()
         effects, region.effects = region.effects, []
@@ -104,6 +107,7 @@ class Upstairs:
         the reason, and everybody who waits is answered. What the step had begun to send is not
         sent, since its members are let go."""
         region = self._region
+        self.short_way.open = False
         kept = (events.CompleteGuest, events.Answer, events.Disconnect, events.RepairEnded)
         region.effects = [effect for effect in region.effects if isinstance(effect, kept)]
         failure = StairwellError(
@@ -142,6 +146,9 @@ class Upstairs:
                 if region.flushes.forced():
                     region.send_flush()
             if not region.changed:
+                waits = self._guest.waiting or self._reads.parked_jobs()
+                busy = self._repair or self._verifications or self._snapshots or waits
+                self.short_way.look(busy=bool(busy) or self._leave_after is not None)
                 return
         raise AssertionError("the upstairs did not come to rest")
 
@@ -360,7 +367,7 @@ class Upstairs:
     def _advance_repair(self) -> None:
         region = self._region
         if self._repair is not None:
-            self._give_way(self._repair)
+            self._repair.give_way()
             self._repair.advance()
             if self._repair.phase is not RepairPhase.OVER:
                 return
@@ -375,15 +382,6 @@ class Upstairs:
             self._repair = LiveRepair(region, member, held=held)
             self._repair.advance()
             return
-
-    def _give_way(self, repair: LiveRepair) -> None:
-        """A repair that is held keeps no other member from being filled."""
-        region = self._region
-        others = (m for m in region.slots if m is not repair.target)
-        if repair.held and any(
-            m.state is SlotState.LIVE_REPAIR_READY and m.slot not in region.held for m in others
-        ):
-            region.fault(repair.target, "its repair is held, and gives way to another slot's")
 
     # ---- activation, deactivation
 
@@ -525,13 +523,7 @@ class Upstairs:
         if departing is not None:
             region.drop_member(departing, reason)
         self._reads.abort()
-        for member in region.members:
-            region.stop(member, SlotMode.NEW, reason)
-            for record in region.log.skip(member):
-                record.judged = True
-                region.complete(record.waiters, BlockStatus.ABORTED)
-                record.waiters = []
-        region.log.trim(region.last_job)
+        region.stop_all(reason)
 
     def _answer_all(self, keys: list[object], error: StairwellError | None = None) -> None:
         for key in keys:

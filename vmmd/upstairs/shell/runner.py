@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 from opentelemetry import trace
 
 from stairlib.model.cipher import KEY_BYTES
@@ -32,6 +31,7 @@ from stairlib.wire.frame import Bytes, Frame
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
 from vmmd.block.backend import BackendInfo, Done, Request
+from vmmd.block.request_run import Run
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.events import Replacement, SessionInfo
@@ -41,6 +41,7 @@ from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.status import RegionStatus, SlotLoad
 from vmmd.upstairs.core.upstairs import Upstairs
 from vmmd.upstairs.core.upstairs_states import UpstairsState
+from vmmd.upstairs.shell.comparison import ExtentDifference, VerifyResult, compared
 from vmmd.upstairs.shell.repair_spans import RepairSpans
 from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
 
@@ -54,26 +55,6 @@ WATCH_SECONDS = 0.1
 # Reading back 100 GiB at 100 MiB/s, rounded up.
 VERIFY_DATA_SECONDS = 1800.0
 ReplaceOutcome = Replacement
-
-
-@dataclass(frozen=True, slots=True)
-class ExtentDifference:
-    """`digests` by slot; zero where the slot did not answer."""
-
-    extent: int
-    digests: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyResult:
-    """`bad_blocks` and `blocks_read` are counted only when the data was read too."""
-
-    equal: bool
-    extents_compared: int
-    members_compared: int
-    differences: tuple[ExtentDifference, ...]
-    bad_blocks: int = 0
-    blocks_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +175,11 @@ class RegionUpstairs:
 
     def submit(self, batch: Sequence[Request], done: Done) -> None:
         """As `Backend.submit`; the batch starts at the end of this loop turn, with all others of
-        the turn."""
+        the turn, unless it is one for the short way and nothing was there before it."""
+        if type(batch) is Run and not self._submissions and not self._stepping:
+            now = asyncio.get_running_loop().time()
+            if self._went(self._core.short_way.start, done, batch, now):
+                return
         if not self._submissions:
             asyncio.get_running_loop().call_soon(self._start_submissions)
         self._submissions.append((done, batch))
@@ -275,7 +260,7 @@ class RegionUpstairs:
                 ):
                     read += blocks_read
                     bad += blocks_bad
-        return _compared(digests, bad, read)
+        return compared(digests, bad, read)
 
     def begin_snapshot(self, name: str) -> asyncio.Future[object]:
         """Has all members keep, under a name, what the volume holds now. What was sent before this
@@ -399,7 +384,7 @@ class RegionUpstairs:
         finally:
             self._stepping = False
 
-    def _carry(self, effects: list[events.Effect]) -> Exception | None:
+    def _carry(self, effects: Sequence[events.Effect]) -> Exception | None:
         """Carries out all of them. Returns what one of them raised, which is a mistake too."""
         broken: Exception | None = None
         for effect in _joined(effects) if len(effects) > 1 else effects:
@@ -409,6 +394,18 @@ class RegionUpstairs:
                 _log.exception("an effect of the upstairs broke", effect=type(effect).__name__)
                 broken = error
         return broken
+
+    def _went(self, way: Callable[..., Sequence[events.Effect] | None], *arguments: object) -> bool:
+        """Goes one of the core's short ways; False when it is not open for this."""
+        try:
+            effects = way(*arguments)
+            broken = self._carry(effects) if effects else None
+        except Exception as error:  # noqa: BLE001 - as in `_step`
+            _log.exception("the upstairs broke", during="a short step")
+            effects, broken = None, error
+        if broken is not None:
+            self._carry(self._core.break_off(events.Tick(), broken))
+        return effects is not None
 
     def _step(self, event: events.Event, now: float) -> list[events.Effect]:
         """One step of the core. A mistake in it ends this volume, and nothing else."""
@@ -532,6 +529,8 @@ class RegionUpstairs:
 
     def link_frame(self, link: int, frame: Frame) -> None:
         """A reply has come."""
+        if not self._stepping and self._went(self._core.short_way.reply, link, frame):
+            return
         self._feed(events.SlotReply(link, frame))
 
     def link_notice(self, link: int, text: str) -> None:
@@ -561,31 +560,6 @@ def _joined(effects: Sequence[events.Effect]) -> list[events.Effect]:
             links, buffers = effect.links, list(effect.buffers)
             joined.append(events.SendFrame(links, buffers))
     return joined
-
-
-def _compared(digests: events.Digests, bad_blocks: int, blocks_read: int) -> VerifyResult:
-    arrays = list(digests.by_slot.values())
-    differs = np.zeros(len(arrays[0]), dtype=np.bool_)
-    for array in arrays[1:]:
-        differs |= array != arrays[0]
-    differences = tuple(
-        ExtentDifference(
-            extent,
-            tuple(
-                int(digests.by_slot[slot][extent]) if slot in digests.by_slot else 0
-                for slot in range(limits.SLOT_COUNT)
-            ),
-        )
-        for extent in np.flatnonzero(differs).tolist()
-    )
-    return VerifyResult(
-        equal=not differences and not bad_blocks,
-        extents_compared=len(arrays[0]),
-        members_compared=len(arrays),
-        differences=differences,
-        bad_blocks=bad_blocks,
-        blocks_read=blocks_read,
-    )
 
 
 __all__ = [

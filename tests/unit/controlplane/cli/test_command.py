@@ -10,6 +10,7 @@ from controlplane.cli import command as commands
 from controlplane.cli.failure import CommandError
 from controlplane.cli.main import main
 from controlplane.cli.settings import Output, Settings
+from stairlib import native
 from stairlib.model.errors import StateError
 
 
@@ -124,7 +125,9 @@ def test_wrong_usage_is_2_and_one_message(capsys, argv, said):
 
 def test_the_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("stairwell ")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("stairwell ")
+    assert second == f"frame loop {native.describe()}"
 
 
 def test_help_of_everything(capsys):

@@ -214,3 +214,53 @@ def test_the_end_of_a_session_drops_everything():
     assert queue.idle
     assert not queue.is_pending(1)
     assert queue.release() == []
+
+
+def test_flushes_that_shared_work_take_no_place_any_more():
+    """Else a session that lived long enough would be full for ever."""
+    queue = WorkQueue()
+    queue.offer(flush(1))
+    for round_ in range(3):
+        first = 10 * round_ + 2
+        for job in range(first, first + 5):
+            assert not queue.offer(flush(job, held_bytes=WAITING_BYTES_MAX // 8))
+        queue.lane_free = True
+        (leader,) = queue.release()
+        assert leader.joined == list(range(first + 1, first + 5))
+        assert queue.idle
+        assert not queue.full
+
+
+def test_a_member_that_lags_behind_does_not_look_at_all_that_waits(monkeypatch):
+    """Hundreds of writes and flushes wait by turns: what lets one go on touches a few of them."""
+    queue = WorkQueue()
+    queue.offer(flush(1))
+    for job in range(2, 600, 2):
+        queue.offer(flush(job))
+        queue.offer(change(job + 1, job, job + 1))
+    looked = []
+    blocks = type(queue._summary).blocks
+    monkeypatch.setattr(
+        type(queue._summary), "blocks", lambda self, claim: looked.append(1) or blocks(self, claim)
+    )
+    for job in range(2, 600, 2):
+        queue.lane_free = True
+        assert jobs(queue.release()) == [job, job + 1]
+    assert queue.idle
+    assert len(looked) < 4 * 300
+
+
+def test_a_read_that_waits_is_let_go_past_the_barriers_that_stay():
+    queue = WorkQueue()
+    queue.offer(flush(1))
+    queue.offer(flush(2))
+    queue.offer(change(3, 0, 8))
+    queue.offer(flush(4))
+    queue.offer(change(5, 8, 16))
+    queue.offer(look(6, 0, 8))
+    queue.offer(look(7, 8, 16))
+    queue.lane_free = True
+    assert jobs(queue.release()) == [2, 3, 6]
+    queue.lane_free = True
+    assert jobs(queue.release()) == [4, 5, 7]
+    assert queue.idle

@@ -1,0 +1,107 @@
+"""The short way of the most usual steps: reads and small writes of a guest, as runs, and the
+replies to them, while nothing else goes on in the set.
+
+A step of the upstairs lets every part look at the new situation. For a run that is sent, a write
+that is held, and a reply that answers one frame whole and right, none of them would find anything:
+`open` says after each full step whether that is so. What is not done here is not begun here; the
+caller then makes a full step of it. Invariant: what is done leaves the set as the full step would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stairlib import native
+from stairlib.wire.frame import Frame
+from vmmd.block.request_run import Run, Whole
+from vmmd.upstairs.core import limits
+from vmmd.upstairs.core.events import CompleteGuest, Effect
+from vmmd.upstairs.core.guest_ops import GuestOps
+from vmmd.upstairs.core.reads import ReadBook, RunReads
+from vmmd.upstairs.core.region_set import RegionSet
+from vmmd.upstairs.core.replay import Mutation
+from vmmd.upstairs.core.slot import Member
+from vmmd.upstairs.core.slot_states import SlotState
+from vmmd.upstairs.core.upstairs_states import UpstairsState
+
+_NOTHING: tuple[Effect, ...] = ()
+
+
+class ShortWay:
+    """See the module."""
+
+    def __init__(self, region: RegionSet, reads: ReadBook, guest: GuestOps) -> None:
+        self._region = region
+        self._reads = reads
+        self._guest = guest
+        self._block_size = region.config.geometry.block_size
+        self._block_count = region.config.geometry.block_count
+        # Whether a full step would have nothing to do but the event itself.
+        self.open = False
+
+    def look(self, *, busy: bool) -> None:
+        """After a full step. `busy`: some part has something going on, or something waits."""
+        region = self._region
+        self.open = (
+            not busy
+            and region.state is UpstairsState.ACTIVE
+            and bool(region.active)
+            and not (region.repair_wanted or region.departing or region.filling)
+            and not region.config.read_only
+        )
+
+    def start(self, key: object, run: Run, now: float) -> tuple[Effect, ...] | None:
+        """A run of the guest's. None: not done."""
+        if not self.open or run.end > self._block_count or run.block_size != self._block_size:
+            return None
+        if not run.reads:
+            return self._guest.hold_run(key, run, now)
+        if self._guest.holding or run.data_bytes > limits.READ_FRAME_BYTES_MAX:
+            return None
+        member = self._reads.least_busy()
+        if member is None or member.jobs + run.requests > limits.ADMITTED_JOBS_MAX:
+            return None
+        if member.bytes + run.data_bytes > limits.ADMITTED_BYTES_MAX:
+            return None
+        return (self._reads.request(key, run, member),)
+
+    def _flushed(self, member: Member, record: Mutation) -> Sequence[Effect]:
+        region = self._region
+        region.flush_acked(member, record)
+        effects, region.effects = region.effects, []
+        return effects
+
+    def reply(self, link: int, frame: Frame) -> Sequence[Effect] | None:
+        """A member's answer. None: not done."""
+        region = self._region
+        member = region.member_of(link)
+        if not self.open or member is None or member.state is not SlotState.ACTIVE:
+            return None
+        count = frame.op_count
+        if not count:
+            return None
+        first, last, good = frame.answers
+        if not good or last - first + 1 != count:
+            return None
+        asked = self._reads.whole(member, first, count)
+        if asked is None:
+            record = region.log.find(first)
+            if record is None or record.last_job < last:
+                return None
+            if not region.log.settle(member, record, count):
+                return None
+            return self._flushed(member, record) if record.is_flush else _NOTHING
+        reads, payload = asked.reads, frame.payload
+        if type(reads) is not RunReads or asked.trail.bad or frame.context_count != asked.blocks:
+            return None
+        if len(payload) != asked.blocks * self._block_size:
+            return None
+        if region.codec.plain and native.compiled:
+            good = native.plain_ok(payload, frame.raw_contexts, self._block_size)
+            opened = payload if good else None
+        else:
+            opened = region.codec.open(payload, frame.contexts, reads.run.spans())
+        if opened is None:
+            return None
+        self._reads.answered(asked)
+        return (CompleteGuest(reads.key, Whole(reads.run, opened)),)
