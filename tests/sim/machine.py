@@ -35,6 +35,7 @@ from vmmd.upstairs.core.region_set import UpstairsConfig
 from vmmd.upstairs.core.status import RegionStatus
 from vmmd.upstairs.core.upstairs import Upstairs
 from vmmd.upstairs.core.upstairs_states import UpstairsState
+from vmmd.upstairs.shell import comparison
 from vmmd.upstairs.shell.runner import TICK_SECONDS
 from vmmd.upstairs.shell.slot_link import RPC_SECONDS, WELCOME_SECONDS
 from vmmd.upstairs.shell.transport import CONNECT_SECONDS
@@ -480,7 +481,7 @@ class Machine:
 
         def compared(answer: events.Answer) -> None:
             if answer.error is None:
-                answer = events.Answer(None, compared(answer.value, 0, 0))
+                answer = events.Answer(None, comparison.compared(answer.value, 0, 0))
             then(answer)
 
         self.ask(events.Verify, compared)

@@ -209,6 +209,8 @@ class Conversation:
             frame = self._inbox.popleft()
             if self.session is None:
                 self._hello(frame)
+            elif (served := self.session.at_once(frame)) is not None:
+                self._end.send(decode(served[0]))
             else:
                 self.session.take(frame)
                 self.advance()
