@@ -68,6 +68,13 @@ test-prometheus: setup ## Have a real Prometheus read a cluster with the rules a
 sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a soak, FIRST=n to begin elsewhere)
 	@$(BIN)/python -m tests.sim --first $(FIRST) $(if $(SEEDS),--seeds $(SEEDS))
 
+.PHONY: test-python-form
+test-python-form: setup ## Run the frame loop's tests with its Python form, which serves where no C compiler was
+	@STAIRWELL_NATIVE=0 $(BIN)/python -m tests.sim --first 5000 --seeds 200
+	@STAIRWELL_NATIVE=0 $(PYTEST_OF_PYTHON) -m 'not postgres and not long and not prometheus' \
+	  tests/unit/stairlib/wire tests/unit/downstaird tests/unit/vmmd/upstairs tests/unit/vmmd/block \
+	  tests/contract/downstairs tests/property $(TEST_FLAGS)
+
 .PHONY: test-sim
 test-sim: setup ## Have the simulator find the bugs planted in tests/sim/mutants
 	@$(BIN)/python -m pytest --numprocesses 2 tests/sim $(TEST_FLAGS)

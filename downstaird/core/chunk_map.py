@@ -55,7 +55,7 @@ class ChunkMap:
         self.frozen_remaps: dict[int, int] = {}
         self.fresh: dict[int, Home] = {}
         self.cached: dict[int, Home] = {}
-        self.cachedd_max = max(1, cache_bytes // (layout.chunk_blocks * CONTEXT_BYTES))
+        self._cached_max = max(1, cache_bytes // (layout.chunk_blocks * CONTEXT_BYTES))
         self._on_damage = on_damage
         # Whether a snapshot needs a physical chunk: then it is not free.
         self._is_held = is_held
@@ -105,7 +105,7 @@ class ChunkMap:
     def remember(self, physical: int, home: Home) -> None:
         """Puts contexts that are in the files into the cache; the oldest entry makes room."""
         cache = self.cached
-        if len(cache) >= self.cachedd_max and physical not in cache:
+        if len(cache) >= self._cached_max and physical not in cache:
             del cache[next(iter(cache))]
         cache[physical] = home
 
