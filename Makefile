@@ -70,10 +70,12 @@ sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a so
 
 .PHONY: test-python-form
 test-python-form: setup ## Run the frame loop's tests with its Python form, which serves where no C compiler was
-	@STAIRWELL_NATIVE=0 $(BIN)/python -m tests.sim --first 5000 --seeds 200
+	@STAIRWELL_NATIVE=0 $(BIN)/python -m tests.sim --first 5000 --seeds 100
 	@STAIRWELL_NATIVE=0 $(PYTEST_OF_PYTHON) -m 'not postgres and not long and not prometheus' \
-	  tests/unit/stairlib/wire tests/unit/downstaird tests/unit/vmmd/upstairs tests/unit/vmmd/block \
-	  tests/contract/downstairs tests/property $(TEST_FLAGS)
+	  tests/unit/stairlib/wire tests/unit/downstaird/core tests/unit/vmmd/upstairs tests/unit/vmmd/block \
+	  tests/contract/downstairs/test_downstairs_data.py tests/property/test_frame.py \
+	  tests/property/test_nbd_protocol.py tests/property/test_region_model.py \
+	  tests/property/test_upstairs_runs.py $(TEST_FLAGS)
 
 .PHONY: test-sim
 test-sim: setup ## Have the simulator find the bugs planted in tests/sim/mutants
