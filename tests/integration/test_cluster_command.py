@@ -200,6 +200,7 @@ async def namespaces() -> None:
         await run("ip", "netns", "del", name)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("namespaces")
 async def test_each_a_host_of_its_own_whose_cable_is_pulled(tmp_path: Path) -> None:
     subnet = f"10.203.{os.getpid() % 200}.0/24"
