@@ -44,6 +44,7 @@ from downstaird.launching import CREATIONS_AT_ONCE, Launcher
 from stairlib.model.errors import LimitError, UnavailableError
 from stairlib.model.snapshot import checked_name
 from stairlib.runtime.limits import MIB, STOP_GRACE_SECONDS
+from stairlib.runtime.ports import can_listen
 from stairlib.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -322,7 +323,7 @@ class Host:
     def _free_port(self, intent: Intent) -> int:
         """One that no other program has either. LimitError NO_PORTS."""
         for port in free_ports(intent, self.options.limits.ports):
-            if all(_bindable(self.options.launcher.host, port + n) for n in range(PORTS_EACH)):
+            if all(can_listen(self.options.launcher.host, port + n) for n in range(PORTS_EACH)):
                 return port
         raise no_ports(self.options.limits)
 
@@ -335,14 +336,3 @@ def _used(directory: Path) -> int:
             with contextlib.suppress(OSError):
                 used += entry.stat(follow_symlinks=False).st_blocks * _STAT_BLOCK
     return used
-
-
-def _bindable(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

@@ -33,6 +33,7 @@ from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.health_check import check
 from stairlib.rpc.tls import FLAGS, PeerTls, TlsFiles
+from stairlib.runtime.ports import can_listen
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
@@ -57,13 +58,7 @@ T = TypeVar("T")
 
 def is_free(port: int) -> bool:
     """Whether the port can be taken now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+    return can_listen(LOOPBACK, port)
 
 
 def listens(port: int) -> bool:

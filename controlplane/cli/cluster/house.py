@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,19 +24,19 @@ from typing import Any
 from controlplane.cli.cluster import processes
 from controlplane.cli.cluster.networks import Networks, check_possible, tag_of
 from controlplane.cli.cluster.plan import CONTROLPLANE, Layout, Plan
+from controlplane.cli.commands.pki import AUTHORITY_DAYS, CERTIFICATE_DAYS
 from controlplane.cli.daemons import Daemon, health, program, serves
 from controlplane.cli.failure import CommandError
 from stairlib.rpc.access import Role
 from stairlib.rpc.authority import Authority, Wish
 from stairlib.rpc.tls import TlsFiles
+from stairlib.runtime.ports import can_listen
 
 STATE, LOCK = "cluster.json", "lock"
 DISKS, REPLACE = "crucible-disks.json", "replace.json"
 VERSION = 1
 # All of them start at once, and share the processors.
 UP_SECONDS = 45.0
-# As `stairwell pki init` has it.
-AUTHORITY_DAYS, CERTIFICATE_DAYS = 3650, 397
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +209,7 @@ class House:
             f"port {port} of {name}"
             for name in names
             for port in self.plan.ports(name)
-            if not _is_free(self.plan.host(name, netns=False), port)
+            if not can_listen(self.plan.host(name, netns=False), port)
         ]
         if taken:
             raise CommandError(
@@ -253,8 +252,8 @@ class House:
         """An authority, and a certificate for each program at its address; `stairwell pki renew`
         renews them."""
         pki = self.layout.pki
-        try_found = not (pki / "ca.pem").exists()
-        authority = Authority.found(pki, AUTHORITY_DAYS) if try_found else Authority(pki)
+        made = (pki / "ca.pem").exists()
+        authority = Authority(pki) if made else Authority.found(pki, AUTHORITY_DAYS)
         issued = {one.name: one.hosts for one in authority.issued()}
         wishes = [
             Wish(name, Role.DAEMON, (self.layout.host(name),)) for name in self.plan.names
@@ -357,13 +356,3 @@ def _write(path: Path, data: Any) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(data, indent=4) + "\n")
     part.replace(path)
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
