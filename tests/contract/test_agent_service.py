@@ -22,7 +22,7 @@ import pytest
 
 from downstaird.agent import keeper
 from downstaird.agent.core.intent import Intent, Limits, PortRange
-from downstaird.agent.host import Host, HostOptions, _bindable
+from downstaird.agent.host import Host, HostOptions
 from downstaird.agent.keeper import Keeper
 from downstaird.agent.start import services
 from downstaird.launching import Launcher
@@ -37,6 +37,7 @@ from stairlib.model.errors import (
 from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.server import RpcServer
+from stairlib.runtime.ports import can_listen
 from stairlib.telemetry.tracing import Tracing
 from stairwell.agent.v1 import agent_service_pb2 as pb
 from stairwell.agent.v1 import agent_service_pb2_grpc as pb_grpc
@@ -51,7 +52,7 @@ def free_range() -> PortRange:
     """Ports that are free now, below those that the system gives out by itself."""
     while True:
         first = random.randrange(10_000, 30_000, 10)
-        if all(_bindable("127.0.0.1", first + n) for n in range(2 * PLACES)):
+        if all(can_listen("127.0.0.1", first + n) for n in range(2 * PLACES)):
             return PortRange(first, first + 2 * PLACES - 1)
 
 

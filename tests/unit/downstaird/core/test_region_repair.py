@@ -73,6 +73,17 @@ def test_what_the_session_wrote_is_newer_than_any_copy(region) -> None:
     assert read(region, 16, 16) == wanted + copy[5 * BLOCK :]
 
 
+def test_so_is_what_it_wrote_in_one_go(region) -> None:
+    begin(region, 1)
+    data = content("session", 3)
+    contexts = plain_contexts(data, BLOCK)
+    assert region.write_scattered([17, 2, 30], contexts, data)
+    assert merge(region, 16, content("copy", 16)) == 14 * BLOCK
+    held = read(region, 16, 16)
+    assert held[BLOCK : 2 * BLOCK] == data[:BLOCK]
+    assert held[14 * BLOCK : 15 * BLOCK] == data[2 * BLOCK :]
+
+
 def test_what_the_session_wrote_before_the_repair_is_not(region) -> None:
     write(region, 17, content("stale"))
     begin(region, 1)
