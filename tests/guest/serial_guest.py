@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
+
 from stairwell.controlplane.v1 import serial_service_pb2 as pb
 from stairwell.controlplane.v1.serial_service_pb2_grpc import SerialServiceStub
 from tests.guest.machine import BOOT_SECONDS, COMMAND_SECONDS, GuestError
-from tests.integration.cluster import Cluster
+from tests.integration.cluster import LOOK_SECONDS, Cluster
 
 
 class SerialGuest:
@@ -49,6 +51,21 @@ class SerialGuest:
     async def ready(self) -> None:
         """Returns when the guest takes commands."""
         await self.until(b"guest: ready", 2 * BOOT_SECONDS)
+
+    async def attach_until_ready(self) -> None:
+        """Attaches to a machine that has just been made anew, and returns when its guest takes
+        commands. One that ends once more meanwhile is followed to the next."""
+        end = time.monotonic() + 2 * BOOT_SECONDS
+        while True:
+            await self.attach()
+            try:
+                await self.until(b"guest: ready", end - time.monotonic())
+            except (GuestError, grpc.RpcError):
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(LOOK_SECONDS)
+            else:
+                return
 
     async def until(self, mark: bytes, seconds: float) -> bytes:
         """The console's text up to the mark, which is taken with it."""

@@ -34,6 +34,7 @@ pytestmark = [
 ]
 
 volume = test_engine.volume
+booted = test_engine.booted
 guest = test_engine.guest
 
 

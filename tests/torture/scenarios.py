@@ -19,6 +19,7 @@ from vmmd.upstairs.core.slot_states import SlotState
 Scenario = Callable[[Tormentor, float], Awaitable[None]]
 # Slow enough that something can happen in the middle of a repair of a few MiB.
 _SLOW_REPAIR = 4 << 20
+_REPAIRED_OR_WHOLE = (SlotState.LIVE_REPAIR, SlotState.ACTIVE)
 
 
 # Longer than a silence is borne, and than a member is waited for.
@@ -63,11 +64,13 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
     number = t.rng.randrange(3)
     t.volume.set_repair_limits(RepairLimits(_SLOW_REPAIR))
     async with t.load():
-        t.members.kill(t.places[number])
-        await t.given_up(number)
         for _ in range(2):
+            # What was thawed may have gone on to its repair's end: then there is one to come.
+            if t.slot(number).state is SlotState.ACTIVE:
+                t.members.kill(t.places[number])
+                await t.given_up(number)
             await t.members.start(t.places[number])
-            await t.until(lambda: t.slot(number).state is SlotState.LIVE_REPAIR, "a repair begins")
+            await t.until(lambda: t.slot(number).state in _REPAIRED_OR_WHOLE, "a repair begins")
             await asyncio.sleep(t.rng.uniform(0, 0.3))
             if t.rng.random() < 0.5:
                 t.members.kill(t.places[number])
