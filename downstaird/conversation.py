@@ -121,6 +121,10 @@ class Conversation:
                 if served is not None:
                     self._answer([served[0]], patient=served[1])
                     return
+                flush = self._session.flush_at_once(frame)
+                if flush is not None:
+                    self._carry_out(flush)
+                    return
                 self._session.take(frame)
                 self._advance()
         elif frame.kind is FrameKind.PING:
@@ -228,7 +232,8 @@ class Conversation:
         """The lane was taken by something else, or is free."""
         if self._session is not None and not self._session.ended:
             self._session.lane_changed(free=free)
-            self.advance()
+            if not self._session.idle:
+                self.advance()
 
     def check(self, now: float) -> None:
         """Every few seconds: ends a silent peer, and shows life to one whose frames are not

@@ -1,15 +1,19 @@
 """A downstairs' metrics: what its region takes and gives, how long flushes take, how whole it is.
 
 Each is declared in `METRICS`, of which docs/metrics.md is made. Nothing is counted for them on the
-way of a request: sessions keep totals of their own, which are added up when somebody asks; a flush
-and a step of a checkpoint are each one observation. Counts begin anew with the process.
+way of a request: sessions keep totals of their own, which are added up when somebody asks; of a
+flush and a step of a checkpoint the time is put into its bucket. Counts begin anew with the
+process.
 """
 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -59,18 +63,38 @@ COPIED = Metric(
     "Bytes that repairs have brought here from other members",
 )
 WORK = Metric(
-    "stairwell.region.work.duration",
-    "histogram",
+    "stairwell.region.work.bucket",
+    "counter",
+    "{work}",
+    "What wrote and synced and took at most `le` seconds: for histogram_quantile. By kind: flush, "
+    "or a step of a checkpoint",
+    ("kind", "outcome", "le"),
+)
+WORKED = Metric(
+    "stairwell.region.work.sum",
+    "counter",
     "s",
-    "How long what writes and syncs took, by kind: flush, or a step of a checkpoint",
+    "The time that all of these took, summed",
     ("kind", "outcome"),
 )
-METRICS: Final = (SESSIONS, EXTENTS, STORED, BYTES, FRAMES, FAILED, COPIED, WORK)
+METRICS: Final = (SESSIONS, EXTENTS, STORED, BYTES, FRAMES, FAILED, COPIED, WORK, WORKED)
 
 # A loop that does not answer in this time is told of by its absence.
 ASK_SECONDS: Final = 5.0
 _WORK_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+_WORK_BOUNDS: Final = (*(f"{bound:g}" for bound in _WORK_BUCKETS), "+Inf")
+_WORK_KINDS: Final = ("flush", "checkpoint")
+_OUTCOMES: Final = ("ok", "failed")
 _STATES: Final = (("dirty", FLAG_DIRTY), ("incomplete", FLAG_INCOMPLETE), ("faulted", FLAG_FAULTED))
+
+
+@dataclass(slots=True)
+class _Worked:
+    """How often the work of a kind took how long. OpenTelemetry's histogram takes each time by
+    itself, and a tenth of what else a small flush costs (docs/adr/0044)."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * len(_WORK_BOUNDS))
+    seconds: float = 0.0
 
 
 class RegionMetrics:
@@ -82,7 +106,7 @@ class RegionMetrics:
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._block_size = host.engine.definition.geometry.block_size
-        self._work = metrics.histogram(WORK, _WORK_BUCKETS)
+        self._worked = {(kind, outcome): _Worked() for kind in _WORK_KINDS for outcome in _OUTCOMES}
         host.lane.took = self._took
         for metric, read in (
             (SESSIONS, lambda: [Observation(host.session_count)]),
@@ -92,12 +116,30 @@ class RegionMetrics:
             (FRAMES, lambda: [Observation(host.totals().frames)]),
             (FAILED, lambda: [Observation(host.totals().failed)]),
             (COPIED, lambda: [Observation(host.totals().copied_bytes)]),
+            (WORK, self._work),
+            (WORKED, self._work_seconds),
         ):
             metrics.observe(metric, partial(self._asked, read))
         observe_process(metrics)
 
     def _took(self, kind: str, seconds: float, *, failed: bool) -> None:
-        self._work.record(seconds, {"kind": kind, "outcome": "failed" if failed else "ok"})
+        worked = self._worked[kind, "failed" if failed else "ok"]
+        worked.counts[bisect_left(_WORK_BUCKETS, seconds)] += 1
+        worked.seconds += seconds
+
+    def _work(self) -> list[Observation]:
+        """As a histogram's buckets are: each has those of the smaller ones, too."""
+        return [
+            Observation(count, {"kind": kind, "outcome": outcome, "le": bound})
+            for (kind, outcome), worked in self._worked.items()
+            for bound, count in zip(_WORK_BOUNDS, accumulate(worked.counts), strict=True)
+        ]
+
+    def _work_seconds(self) -> list[Observation]:
+        return [
+            Observation(worked.seconds, {"kind": kind, "outcome": outcome})
+            for (kind, outcome), worked in self._worked.items()
+        ]
 
     def _asked(
         self, read: Callable[[], list[Observation]], _options: CallbackOptions

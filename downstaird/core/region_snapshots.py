@@ -71,6 +71,9 @@ def _make_room(region: Region) -> None:
 
 def take(region: Region, job: FlushJob) -> None:
     """The flush is durable, and with it the snapshot that its record names."""
+    # Most name none, and an empty array takes longer to walk than this to ask.
+    if not len(job.snapshots):
+        return
     for entry in job.snapshots:
         if not int(entry["flags"]) & TAKEN:
             continue

@@ -24,8 +24,30 @@ from downstaird.core.repair_plan import parse_source
 from downstaird.core.replies import Reply, status_of
 from downstaird.core.session_counters import Counters
 from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
+from downstaird.core.session_ops import (
+    ASYNCHRONOUS,
+    CARRY_DATA,
+    CHANGING,
+    COPY_CHECK,
+    DISCARD,
+    EXTENT_COPY,
+    EXTENT_DIGEST,
+    EXTENT_STATES,
+    FLUSH,
+    GUEST,
+    IMMEDIATE,
+    KINDS,
+    MUTATING,
+    NOOP,
+    ORDERS,
+    READ,
+    REPAIR_BEGIN,
+    REPAIR_END,
+    REPAIR_LIMIT,
+    WRITE,
+)
 from downstaird.core.session_progress import Progress, Row
-from downstaird.core.work_queue import Claim, Order, WorkQueue
+from downstaird.core.work_queue import Claim, WorkQueue
 from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError
 from stairlib.wire.frame import (
@@ -36,49 +58,9 @@ from stairlib.wire.frame import (
     Frame,
     FrameError,
     FrameKind,
-    OpKind,
     OpStatus,
 )
 
-READ = int(OpKind.READ)
-WRITE = int(OpKind.WRITE)
-WRITE_UNWRITTEN = int(OpKind.WRITE_UNWRITTEN)
-DISCARD = int(OpKind.DISCARD)
-FLUSH = int(OpKind.FLUSH)
-NOOP = int(OpKind.NOOP)
-EXTENT_STATES = int(OpKind.EXTENT_STATES)
-EXTENT_DIGEST = int(OpKind.EXTENT_DIGEST)
-REPAIR_BEGIN = int(OpKind.REPAIR_BEGIN)
-EXTENT_COPY = int(OpKind.EXTENT_COPY)
-REPAIR_END = int(OpKind.REPAIR_END)
-REPAIR_LIMIT = int(OpKind.REPAIR_LIMIT)
-COPY_CHECK = int(OpKind.COPY_CHECK)
-
-_KINDS = frozenset(map(int, OpKind))
-_ASYNCHRONOUS = frozenset((FLUSH, REPAIR_BEGIN, EXTENT_COPY, COPY_CHECK))
-# Started unasked while nothing waits; a REPAIR_END is rare and takes the ordered way.
-_IMMEDIATE = _KINDS - _ASYNCHRONOUS - {REPAIR_END}
-_CARRY_DATA = frozenset((WRITE, WRITE_UNWRITTEN))
-_MUTATING = frozenset((WRITE, WRITE_UNWRITTEN, DISCARD))
-_GUEST = frozenset((READ, WRITE, WRITE_UNWRITTEN, DISCARD, FLUSH))
-_CHANGING = frozenset(
-    (WRITE, WRITE_UNWRITTEN, DISCARD, REPAIR_BEGIN, EXTENT_COPY, COPY_CHECK, REPAIR_END)
-)
-_ORDERS = {
-    READ: Order.LOOK,
-    EXTENT_DIGEST: Order.LOOK,
-    WRITE: Order.CHANGE,
-    WRITE_UNWRITTEN: Order.CHANGE,
-    DISCARD: Order.CHANGE,
-    FLUSH: Order.BARRIER,
-    REPAIR_BEGIN: Order.BARRIER,
-    EXTENT_STATES: Order.SURVEY,
-    EXTENT_COPY: Order.FOLLOW,
-    COPY_CHECK: Order.FOLLOW,
-    REPAIR_END: Order.FOLLOW,
-    NOOP: Order.FREE,
-    REPAIR_LIMIT: Order.FREE,
-}
 # From so many writes of one block on they are taken in one go: below that, finding out costs more.
 _RUN_MIN = 4
 # What an op that waits costs beside its data.
@@ -160,6 +142,11 @@ class Session:
         return self._frame is None
 
     @property
+    def idle(self) -> bool:
+        """There is nothing for `run` to do."""
+        return self._frame is None and not (self._answers or self._released)
+
+    @property
     def wants_lane(self) -> bool:
         """Something waits that the lane might let go on."""
         return not self._queue.idle
@@ -187,6 +174,31 @@ class Session:
         self.counters.written_blocks += written
         return reply, written > 0
 
+    def flush_at_once(self, frame: Frame) -> RunWork | None:
+        """Begins a flush that came alone, while nothing waits that might have to come first: its
+        work, whose outcome is told as any other's. None: nothing was done, it is to be taken."""
+        queue = self._queue
+        if frame.op_count != 1 or self._ended or self._read_only or not queue.idle:
+            return None
+        if self._answers or self._released or self._lost or self._copied or not queue.lane_free:
+            return None
+        row: Row = frame.ops.tolist()[0]
+        job, kind = row[0], row[1]
+        if kind != FLUSH or row[4] or row[7] or frame.context_count or queue.is_pending(job):
+            return None
+        try:
+            work = self._region.begin_flush(row[9], row[8])
+        except StairwellError:
+            # Told to whom it concerns by whoever meets it again.
+            return None
+        queue.took_lane(job)
+        self._keeps_marks = self._keeps_marks or bool(row[3] & FLUSH_KEEPS_MARKS)
+        self._last_flush = max(self._last_flush, (row[8], row[9]))
+        self.counters.frames += 1
+        self.counters.guest_frames += 1
+        self.counters.flushes += 1
+        return RunWork(work, FLUSH, [job])
+
     def take(self, frame: Frame) -> None:
         """A request to be worked off by `run`; FrameError when it contradicts itself. Only while
         `ready`."""
@@ -196,7 +208,7 @@ class Session:
         rows: list[Row] = frame.ops.tolist()
         blocks = reads = 0
         for row in rows:
-            if row[1] in _CARRY_DATA:
+            if row[1] in CARRY_DATA:
                 blocks += row[6]
             elif row[1] == READ:
                 reads += row[6]
@@ -213,7 +225,7 @@ class Session:
         self.counters.frames += 1
         self.counters.read_blocks += reads
         self.counters.written_blocks += blocks
-        if any(row[1] in _GUEST for row in rows):
+        if any(row[1] in GUEST for row in rows):
             self.counters.guest_frames += 1
         self._frame = Progress(frame, rows, bad, self._block_size)
 
@@ -261,7 +273,7 @@ class Session:
             kind = row[1]
             if kind == WRITE and row[6] == 1 and queue.idle and self._write_run(progress, reply):
                 continue
-            if queue.idle and not row[4] and kind in _IMMEDIATE:
+            if queue.idle and not row[4] and kind in IMMEDIATE:
                 blob = progress.frame.blob(progress.at) if row[7] else b""
                 contexts, data, intact = progress.carried(row)
                 self._execute(row, contexts, data, blob, intact, reply, effects)
@@ -308,7 +320,7 @@ class Session:
         first_dependency = progress.dependency
         progress.dependency += row[4]
         blob = progress.frame.blob(progress.at) if row[7] else b""
-        if kind not in _KINDS:
+        if kind not in KINDS:
             reply.failed(row[0], kind, OpStatus.BAD_REQUEST, f"unknown op kind {kind}")
             return
         if self._queue.is_pending(row[0]):
@@ -346,12 +358,12 @@ class Session:
             offset, length = offset * self._blocks_per_extent, length * self._blocks_per_extent
         return Claim(
             row[0],
-            _ORDERS[kind],
+            ORDERS[kind],
             op,
             offset,
             offset + length,
             held_bytes=_OP_HELD_BYTES + len(op.data) + len(op.blob),
-            asynchronous=kind in _ASYNCHRONOUS and not self._read_only,
+            asynchronous=kind in ASYNCHRONOUS and not self._read_only,
             needs_lane=kind in (FLUSH, REPAIR_BEGIN) and not self._read_only,
             may_join=kind == FLUSH and self._may_share(op),
         )
@@ -397,10 +409,10 @@ class Session:
                     self._region.read(offset, length) if length else (empty_contexts(0), ())
                 )
                 reply.read(job, kind, offset, found, buffers)
-            elif self._read_only and kind in _CHANGING:
+            elif self._read_only and kind in CHANGING:
                 reply.failed(job, kind, OpStatus.READ_ONLY, "the region is served read-only")
                 return True
-            elif kind in _CARRY_DATA:
+            elif kind in CARRY_DATA:
                 assert contexts is not None
                 if not intact:
                     raise DataError(self._damaged(offset, length), reason="HASH_MISMATCH")
@@ -416,7 +428,7 @@ class Session:
                 self._execute_rare(row, blob, reply, effects)
         except StairwellError as error:
             self.counters.failed += 1
-            if kind in _MUTATING:
+            if kind in MUTATING:
                 self._lost = self._lost or error.message
             reply.failed(job, kind, status_of(error), error.message)
             return True

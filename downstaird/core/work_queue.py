@@ -108,6 +108,11 @@ class WorkQueue(Generic[T]):
         self._started(claim)
         return True
 
+    def took_lane(self, job: int) -> None:
+        """As `offer` of an op that needs the lane, while it is free and nothing waits."""
+        self._pending.add(job)
+        self.lane_free = False
+
     def finish(self, job: int) -> None:
         """An asynchronous job has ended, well or badly. Call `release` next."""
         self._pending.discard(job)

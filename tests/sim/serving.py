@@ -211,6 +211,8 @@ class Conversation:
                 self._hello(frame)
             elif (served := self.session.at_once(frame)) is not None:
                 self._end.send(decode(served[0]))
+            elif (flush := self.session.flush_at_once(frame)) is not None:
+                self._carry_out(flush)
             else:
                 self.session.take(frame)
                 self.advance()

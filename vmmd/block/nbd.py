@@ -275,7 +275,7 @@ class _Client(asyncio.BufferedProtocol):
 
     def _take_requests(self) -> None:
         try:
-            while not self._limited:
+            while not self._parser.empty and not self._limited:
                 if native.compiled and self._take_runs():
                     continue
                 request = self._parser.next_request()
@@ -386,11 +386,15 @@ class _Client(asyncio.BufferedProtocol):
             self._out.append(simple_reply(request.handle, error))
 
     def _send(self) -> None:
+        if not self._out:
+            return
         out, self._out = self._out, []
         transport = self._transport
-        if not out or transport is None or transport.is_closing():
+        if transport is None or transport.is_closing():
             return
-        if sum(map(len, out)) <= _JOIN_BYTES:
+        if len(out) == 1:
+            transport.write(out[0])
+        elif sum(map(len, out)) <= _JOIN_BYTES:
             transport.write(b"".join(out))
         else:
             transport.writelines(out)

@@ -70,6 +70,11 @@ class RequestParser:
             self._start, self._end = 0, len(kept)
         return memoryview(self._staging)[self._end :]
 
+    @property
+    def empty(self) -> bool:
+        """Nothing was received that is not taken."""
+        return self._header is None and self._start == self._end
+
     def received(self, count: int) -> None:
         """`count` bytes were put into the last `target`."""
         if self._header is not None and self._filled < len(self._payload):

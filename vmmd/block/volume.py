@@ -29,6 +29,7 @@ from vmmd.block.backend import (
     Done,
     Request,
 )
+from vmmd.block.busy_poll import BusyPoll, longest_seconds
 from vmmd.block.extent_watch import ExtentLooks, RegionExtents
 from vmmd.block.repair_governor import RepairGovernor, RepairRate
 from vmmd.block.request_run import Whole
@@ -36,9 +37,10 @@ from vmmd.block.scrub import Scrub, ScrubState, ScrubStatus
 from vmmd.block.tree import Tree, build
 from vmmd.block.volume_history import VolumeHistory
 from vmmd.core.guest_meter import GuestMeter, kind_of
+from vmmd.core.poll_window import Awaited
 from vmmd.core.repair_rate import RepairPolicy
 from vmmd.core.replacement_fence import ReplacementFence
-from vmmd.core.request_figures import RequestFigures, VolumeCounters, op_of
+from vmmd.core.request_figures import READ, RequestFigures, VolumeCounters, op_of
 from vmmd.upstairs.core.events import Replacement, ReplaceResult, SnapshotTaken
 from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.status import RegionStatus, SlotLoad
@@ -129,6 +131,9 @@ class Volume:
         self._watchers: set[asyncio.Event] = set()
         self._peers: dict[str, Peer] = {}
         self._meter = GuestMeter(monotonic())
+        self._poll = BusyPoll(longest_seconds())
+        # Batches in flight that are not of reads.
+        self._syncs = 0
         self.history = VolumeHistory(self.counters, self._meter)
         self._governor = RepairGovernor(self._regions, self._meter, self.history)
         self._fence = ReplacementFence()
@@ -177,18 +182,35 @@ class Volume:
                     return
 
         meter, kind, began = self._meter, kind_of(batch), monotonic()
+        left = len(batch)
 
         def finished(completions: Sequence[Completion]) -> None:
+            nonlocal left
             now = monotonic()
-            meter.ended(kind, len(completions), now - began, now)
+            count = len(completions)
+            meter.ended(kind, count, now - began, now)
+            left -= count
+            if not left and kind != READ:
+                self._syncs -= 1
             if type(completions) is not Whole:
                 for completion in completions:
                     if completion.status is not BlockStatus.OK:
                         self.figures.failed(op_of(batch, completion.token), completion.status)
             done(completions)
+            self._look_for_more(now)
 
-        meter.begun(len(batch), began)
+        meter.begun(left, began)
+        if kind != READ:
+            self._syncs += 1
         self._root.submit(batch, finished)
+        if left:
+            self._look_for_more(began)
+
+    def _look_for_more(self, now: float) -> None:
+        in_flight = self._meter.in_flight
+        beside_reads = Awaited.READ if in_flight else Awaited.REQUEST
+        awaited = Awaited.SYNC if self._syncs else beside_reads
+        self._poll.came(now, awaited, in_flight)
 
     @property
     def meter(self) -> GuestMeter:

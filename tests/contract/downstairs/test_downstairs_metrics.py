@@ -46,8 +46,16 @@ async def test_what_sessions_do_is_added_up_also_when_they_have_ended(metered, u
     assert found["stairwell_region_sessions", ()] == 1
     assert found["stairwell_region_io_bytes_total", labelled(direction="write")] == 5 * 4096
     assert found["stairwell_region_io_bytes_total", labelled(direction="read")] == 2 * 4096
-    flushes = labelled(kind="flush", outcome="ok")
-    assert found["stairwell_region_work_duration_seconds_count", flushes] == 1
+    flushes = labelled(kind="flush", outcome="ok", le="+Inf")
+    assert found["stairwell_region_work_bucket_total", flushes] == 1
+    bounds = [
+        found["stairwell_region_work_bucket_total", labelled(kind="flush", outcome="ok", le=bound)]
+        for bound in ("0.0005", "0.01", "5")
+    ]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] == 1
+    spent = found["stairwell_region_work_sum_seconds_total", labelled(kind="flush", outcome="ok")]
+    assert 0 < spent < 5
     assert found["stairwell_region_frames_total", ()] >= 4
     assert found["process_memory_usage_bytes", ()] > 1 << 20
 

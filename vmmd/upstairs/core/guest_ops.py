@@ -116,6 +116,10 @@ class GuestOps:
         self._told = False
         self.send_held()
 
+    def nothing_held(self) -> None:
+        """As `on_time`, where nothing is."""
+        self._told = False
+
     def send_held(self) -> None:
         """Sends what is held, as one frame. When nobody is left who has all that was acknowledged,
         it is as lost as what was under way to them, and the next flush says so."""
@@ -176,6 +180,22 @@ class GuestOps:
             return (done,)
         self._told = True
         return (SendHeldAfter(limits.HELD_SECONDS), done)
+
+    def flush_alone(self, key: object, token: object, now: float) -> bool:
+        """Takes a flush that came alone, in a set that is active and where nothing waits; False:
+        nothing was done."""
+        region, frame = self._region, self._frame
+        if region.usable_count < limits.WRITES_NEEDED or self._read_only:
+            return False
+        # One that is away may be given up for what is held for it: that is for a full step.
+        if len(region.links) != len(region.receivers):
+            return False
+        if not self._has_room(len(frame.ops) + 1, frame.payload_bytes):
+            return False
+        region.now = now
+        self.send_held()
+        self.flush([(key, token)])
+        return True
 
     def _has_room(self, jobs: int, size: int) -> bool:
         """Whether so much may be sent to every member."""

@@ -1,5 +1,5 @@
-"""The short way of the most usual steps: reads and small writes of a guest, as runs, and the
-replies to them, while nothing else goes on in the set.
+"""The short way of the most usual steps: reads and small writes of a guest, as runs, a flush that
+comes alone, and the replies to them, while nothing else goes on in the set.
 
 A step of the upstairs lets every part look at the new situation. For a run that is sent, a write
 that is held, and a reply that answers one frame whole and right, none of them would find anything:
@@ -65,9 +65,25 @@ class ShortWay:
             return None
         return (self._reads.request(key, run, member),)
 
+    def flush(self, key: object, token: object, now: float) -> Sequence[Effect] | None:
+        """A flush of the guest's that came alone. None: not done."""
+        if not self.open or not self._guest.flush_alone(key, token, now):
+            return None
+        return self._taken()
+
+    def on_time(self) -> Sequence[Effect] | None:
+        """A SendHeld where something came before it that sent what was held. None: not done."""
+        if not self.open or self._guest.holding:
+            return None
+        self._guest.nothing_held()
+        return _NOTHING
+
     def _flushed(self, member: Member, record: Mutation) -> Sequence[Effect]:
+        self._region.flush_acked(member, record)
+        return self._taken()
+
+    def _taken(self) -> Sequence[Effect]:
         region = self._region
-        region.flush_acked(member, record)
         effects, region.effects = region.effects, []
         return effects
 

@@ -30,7 +30,7 @@ from stairlib.telemetry.tracing import Tracing
 from stairlib.wire.frame import Bytes, Frame
 from stairwell.downstairs.v1 import region_service_pb2 as region_pb
 from stairwell.downstairs.v1 import region_service_pb2_grpc as region_grpc
-from vmmd.block.backend import BackendInfo, Done, Request
+from vmmd.block.backend import BackendInfo, BlockOp, Done, Request
 from vmmd.block.request_run import Run
 from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.codec import Encryption
@@ -175,10 +175,16 @@ class RegionUpstairs:
 
     def submit(self, batch: Sequence[Request], done: Done) -> None:
         """As `Backend.submit`; the batch starts at the end of this loop turn, with all others of
-        the turn, unless it is one for the short way and nothing was there before it."""
-        if type(batch) is Run and not self._submissions and not self._stepping:
-            now = asyncio.get_running_loop().time()
-            if self._went(self._core.short_way.start, done, batch, now):
+        the turn, unless nothing was there before it and it is one for the short way, or a flush
+        alone: who sends that waits for it."""
+        if not self._submissions and not self._stepping:
+            now, way = asyncio.get_running_loop().time(), self._core.short_way
+            if type(batch) is Run:
+                if self._went(way.start, done, batch, now):
+                    return
+            elif len(batch) == 1 and batch[0].op is BlockOp.FLUSH:
+                if not self._went(way.flush, done, batch[0].token, now):
+                    self._feed(events.GuestBatch([(done, batch)]))
                 return
         if not self._submissions:
             asyncio.get_running_loop().call_soon(self._start_submissions)
@@ -442,8 +448,12 @@ class RegionUpstairs:
 
     def _send_held_after(self, effect: events.SendHeldAfter) -> None:
         self._holding = asyncio.get_running_loop().call_later(
-            effect.seconds, self._feed, events.SendHeld()
+            effect.seconds, self._held_long_enough
         )
+
+    def _held_long_enough(self) -> None:
+        if self._stepping or not self._went(self._core.short_way.on_time):
+            self._feed(events.SendHeld())
 
     def _connect(self, effect: events.Connect) -> None:
         status = self._core.status()

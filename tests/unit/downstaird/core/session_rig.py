@@ -19,10 +19,12 @@ def block(fill, count=1):
 
 
 class Peer:
-    """Sends frames into a session and decodes what comes back."""
+    """Sends frames into a session and decodes what comes back. With `short`, a flush that comes
+    alone begins at once where it can, as in a daemon."""
 
-    def __init__(self, engine, **options):
+    def __init__(self, engine, *, short=False, **options):
         self.engine = engine
+        self.short = short
         self.session = Session(engine, **{"read_only": False, "lane_free": True, **options})
         self.replies = {}
         self.frames = []
@@ -62,7 +64,12 @@ class Peer:
                 payload=payload,
             )
         )
-        self.session.take(wire.decode(raw))
+        frame = wire.decode(raw)
+        flush = self.session.flush_at_once(frame) if self.short else None
+        if flush is not None:
+            self.effects.append(flush)
+            return self
+        self.session.take(frame)
         return self.run()
 
     def run(self):

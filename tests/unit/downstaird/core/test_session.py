@@ -30,9 +30,9 @@ from tests.unit.downstaird.core.session_rig import (
 )
 
 
-@pytest.fixture
-def peer(engine):
-    return Peer(engine)
+@pytest.fixture(params=[False, True], ids=["taken", "flush at once"])
+def peer(engine, request):
+    return Peer(engine, short=request.param)
 
 
 def test_a_frame_of_io_is_answered_by_one_reply(peer):
@@ -428,3 +428,33 @@ def test_what_drives_a_repair_is_not_the_guest(engine):
     assert (peer.session.counters.frames, peer.session.counters.guest_frames) == (3, 0)
     peer.send({"job": 4, "kind": OpKind.NOOP}, {"job": 5, "kind": OpKind.READ, "length": 1})
     assert peer.session.counters.guest_frames == 1
+
+
+def test_a_flush_alone_begins_at_once_and_only_where_nothing_comes_first(engine):
+    """It takes the lane like any other; what comes behind it meanwhile waits for it or joins it."""
+    peer = Peer(engine, short=True)
+    peer.send(write(1, 0, block(1)))
+    peer.send(flush(2, 1))
+    (work,) = peer.work()
+    assert (work.jobs, peer.session.wants_lane, peer.status(2)) == ([2], False, None)
+    peer.send(flush(3, 2))
+    assert peer.session.wants_lane
+    assert len(peer.work()) == 1
+    work.work.run()
+    peer.finish(work)
+    assert peer.status(2) is OpStatus.OK
+    assert peer.status(3) is None
+    behind = peer.work()[1]
+    behind.work.run()
+    peer.finish(behind)
+    assert peer.status(3) is OpStatus.OK
+    counters = peer.session.counters
+    assert (counters.frames, counters.guest_frames, counters.flushes) == (3, 3, 2)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_flush_that_cannot_begin_is_answered_once(engine, short):
+    peer = Peer(engine, short=short, read_only=True)
+    peer.send(flush(1, 1))
+    assert peer.status(1) is OpStatus.OK
+    assert not peer.work()

@@ -245,7 +245,9 @@ class World:
             assert UNKNOWN not in effect.reason, "an unwritten write met a member being filled"
 
     def _held_long_enough(self, upstairs: Upstairs) -> None:
-        if upstairs is self.upstairs:
+        if upstairs is not self.upstairs:
+            return
+        if not self.runs or not self._short(upstairs.short_way.on_time()):
             self.feed(events.SendHeld())
 
     def _check_nonces(self, frame: Frame) -> None:
@@ -390,6 +392,10 @@ class World:
             if not self._short(self.upstairs.short_way.start("guest", run, self.now)):
                 left.append(("guest", run))
         others = [r for r in requests if r not in plain]
+        if len(requests) == 1 and others and others[0].op is BlockOp.FLUSH:
+            way = self.upstairs.short_way
+            if self._short(way.flush("guest", others[0].token, self.now)):
+                return
         if others:
             left.append(("guest", others))
         if left:
