@@ -102,9 +102,9 @@ class Lane:
     def checkpoint_if_wanted(self) -> None:
         """Begins the next step of a checkpoint when the engine wants one and the lane is free for
         it."""
-        if self._current is not None or self._closing or self._demand.reserved():
+        if self._current is not None or self._closing:
             return
-        if self._engine.wants_checkpoint():
+        if self._engine.wants_checkpoint() and not self._demand.reserved():
             self._begin_step()
 
     def _begin_step(self) -> None:

@@ -120,6 +120,8 @@ class WorkQueue(Generic[T]):
 
     def release(self) -> list[Claim[T]]:
         """Takes out everything that may start now, in arrival order."""
+        if not self._waiting:
+            return []
         left: list[Claim[T]] = []
         ready: list[Claim[T]] = []
         before = _Waiting()
