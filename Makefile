@@ -149,6 +149,10 @@ fuzz: setup ## Feed the judge of construction requests, the NVMe controller and 
 	@$(BIN)/python tests/fuzz/fuzz_nvme.py --seconds $(FUZZ_SECONDS)
 	@$(BIN)/python tests/fuzz/fuzz_virtio.py --seconds $(FUZZ_SECONDS)
 
+.PHONY: bench-growth
+bench-growth: setup ## What a request costs on 1 to 100 GiB; activation and memory by extents and by machines (5 minutes; needs fio)
+	@$(BIN)/python -m bench.growth
+
 .PHONY: bench-replacements
 bench-replacements: setup ## Many replacements in one control plane: time of an answer, lost transitions, memory, idle watchers
 	@$(BIN)/python -m bench.replacements

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,14 +122,17 @@ def command(job: Job, uri: str, size: int, seconds: float) -> list[str]:
     return words
 
 
-def run(job: Job, stack: Stack, size: int, seconds: float) -> Run:
-    """One run of the job against a stack that was filled."""
+def run(
+    job: Job, stack: Stack, size: int, seconds: float, words: Sequence[str] | None = None
+) -> Run:
+    """One run of the job against a stack that was filled; `words` are another command line than
+    `command` gives."""
     with NbdClient(stack.uri) as client:
         client_before = processor_seconds(stack.client)
         servers_before = processor_seconds(stack.servers)
         try:
             found = subprocess.run(
-                command(job, stack.uri, size, seconds),
+                words or command(job, stack.uri, size, seconds),
                 capture_output=True,
                 text=True,
                 timeout=seconds + SPARE_SECONDS,

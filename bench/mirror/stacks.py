@@ -43,13 +43,15 @@ _LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A mirror that runs. `client` and `servers` are process ids; `note` is how it acknowledges."""
+    """A mirror that runs. `client` and `servers` are process ids; `note` is how it acknowledges.
+    `activation`: seconds from the wish that ours runs until it did."""
 
     name: str
     uri: str
     client: tuple[int, ...]
     servers: tuple[int, ...]
     note: str
+    activation: float = 0.0
 
 
 class BrokenMirrorError(RuntimeError):
@@ -59,13 +61,15 @@ class BrokenMirrorError(RuntimeError):
 class House:
     """Starts stacks in one directory, and ends whatever it started."""
 
-    def __init__(self, directory: Path, size: int) -> None:
-        """size: bytes of each volume, a multiple of 16 MiB."""
-        assert size % (EXTENT_BLOCKS * BLOCK) == 0
+    def __init__(self, directory: Path, size: int, extent_blocks: int = EXTENT_BLOCKS) -> None:
+        """size: bytes of each volume, a multiple of an extent (16 MiB unless told)."""
+        assert size % (extent_blocks * BLOCK) == 0
         self._directory = directory
         self._size = size
+        self._extent_blocks = extent_blocks
+        self._extents = size // (extent_blocks * BLOCK)
+        self.vmmd = 0
         self._stack = ExitStack()
-        self._vmmd = ""
         self._vmmd_stub: Any = None
         self._volumes: Any = None
 
@@ -113,19 +117,21 @@ class House:
         for index in range(COPIES):
             command = [str(BIN / "downstaird"), "run", "--create", "-d", str(place / f"r{index}")]
             command += ["-p", "0", "--address", "127.0.0.1", "-u", str(uuid.uuid4())]
-            command += ["--block-size", str(BLOCK), "--extent-size", str(EXTENT_BLOCKS)]
-            command += ["--extent-count", str(self._size // (EXTENT_BLOCKS * BLOCK))]
+            command += ["--block-size", str(BLOCK), "--extent-size", str(self._extent_blocks)]
+            command += ["--extent-count", str(self._extents)]
             command += ["--log-level", "error"]
             if cipher:
                 command += ["--encrypted", "--cipher", cipher]
             pid, words = self._daemon(command, {"XDG_RUNTIME_DIR": runtime})
             servers.append(pid)
             targets.append(words[1])
-        uri, machine = self._machine(place.name, targets, encrypted=bool(cipher))
+        uri, machine, seconds = self._machine(place.name, targets, encrypted=bool(cipher))
         note = "a write is answered once it is on its way to all three copies"
-        return Stack(name, uri, (machine,), tuple(servers), note)
+        return Stack(name, uri, (machine,), tuple(servers), note, seconds)
 
-    def _machine(self, name: str, targets: Sequence[str], *, encrypted: bool) -> tuple[str, int]:
+    def _machine(
+        self, name: str, targets: Sequence[str], *, encrypted: bool
+    ) -> tuple[str, int, float]:
         if self._vmmd_stub is None:
             self._start_vmmd()
         volume = str(uuid.uuid4())
@@ -133,8 +139,8 @@ class House:
         options["read_only"] = False
         if encrypted:
             options["key"] = base64.b64encode(secrets.token_bytes(32)).decode()
-        region = {"type": "region", "block_size": BLOCK, "blocks_per_extent": EXTENT_BLOCKS}
-        region |= {"extent_count": self._size // (EXTENT_BLOCKS * BLOCK), "gen": 1, "opts": options}
+        region = {"type": "region", "block_size": BLOCK, "blocks_per_extent": self._extent_blocks}
+        region |= {"extent_count": self._extents, "gen": 1, "opts": options}
         request = machine_pb.EnsureMachineRequest()
         request.spec.id, request.spec.name = name, name
         request.spec.cpus, request.spec.memory_mib = 1, 64
@@ -145,6 +151,7 @@ class House:
         )
         made = self._vmmd_stub.EnsureMachine(request, timeout=READY_SECONDS).machine
         run = machine_pb.MACHINE_REQUESTED_STATE_RUN
+        began = time.perf_counter()
         self._vmmd_stub.SetMachineState(
             machine_pb.SetMachineStateRequest(id=name, state=run), timeout=READY_SECONDS
         )
@@ -154,10 +161,11 @@ class House:
                 break
             if message.machine.state == machine_pb.MACHINE_STATE_FAILED:
                 raise BrokenMirrorError(f"the machine of {name} failed: {message.machine.reason}")
+        seconds = time.perf_counter() - began
         info = self._volumes.GetVolumeInfo(
             volume_pb.GetVolumeInfoRequest(machine_id=name, disk="disk"), timeout=READY_SECONDS
         )
-        return info.volume.nbd_uri, made.process_id
+        return info.volume.nbd_uri, made.process_id, seconds
 
     def _start_vmmd(self) -> None:
         config = self._directory / "vmmd.toml"
@@ -166,6 +174,7 @@ class House:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         command = [str(BIN / "vmmd"), "run", str(config), address, "--log-level", "error"]
         process = self._process(command, {}, stdout=subprocess.DEVNULL)
+        self.vmmd = process.pid
         channel = grpc.insecure_channel(address)
         self._stack.callback(channel.close)
         try:

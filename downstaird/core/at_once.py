@@ -10,7 +10,6 @@ from __future__ import annotations
 from downstaird.core.engine import Engine
 from downstaird.core.region import Region
 from stairlib import native
-from stairlib.model.context import mismatches
 from stairlib.model.errors import StairwellError
 from stairlib.wire.frame import HEADER_BYTES, Frame, FrameKind, OpKind
 
@@ -55,8 +54,6 @@ class AtOnce:
             return None if served is None else (served[0], served[1], 0)
         if kind != _WRITE or read_only or not region.writable or region.repair:
             return None
-        if not self._plain and not self._intact(frame):
-            return None
         served = native.serve_writes(
             frame.data,
             region.overlay,
@@ -69,13 +66,6 @@ class AtOnce:
             self._plain,
         )
         return None if served is None else (served[0], 0, served[1])
-
-    def _intact(self, frame: Frame) -> bool:
-        """Whether encrypted blocks are what their contexts say."""
-        data, contexts, size = frame.payload, frame.contexts, self._size
-        return len(data) == len(contexts) * size and not mismatches(
-            data, contexts, size, encrypted=True
-        )
 
 
 def at_once(engine: Engine) -> AtOnce | None:

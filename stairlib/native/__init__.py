@@ -18,9 +18,9 @@ try:
         raise ImportError(SWITCH)  # noqa: TRY301 - as if it had not been built
     from stairlib.native.fast import (
         Spans,
+        as_told,
         new_bytes,
         plain_contexts,
-        plain_ok,
         request_head,
         requests,
         serve_reads,
@@ -45,11 +45,11 @@ def describe() -> str:
 
 __all__ = [
     "Spans",
+    "as_told",
     "compiled",
     "describe",
     "new_bytes",
     "plain_contexts",
-    "plain_ok",
     "request_head",
     "requests",
     "serve_reads",

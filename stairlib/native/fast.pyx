@@ -56,9 +56,7 @@ cdef enum:
     REQUEST = 3, REPLY = 4, READ = 1, WRITE = 2, PLAIN_MARK = 1, HOME = -1, DEAD = -1
 
 
-cdef class Held:
-    """A buffer that is held for as long as this is."""
-
+cdef class Held:  # a buffer, for as long as this is
     cdef Py_buffer view
     cdef char *at
     cdef Py_ssize_t size
@@ -74,28 +72,38 @@ cdef class Held:
 
 # ---- hashes and contexts
 
-cdef bint _all_as_told(const char *data, const char *contexts, Py_ssize_t count, Py_ssize_t size):
-    """Whether every block is plain and what its context says."""
-    cdef const uint64_t *told = <const uint64_t *>contexts
+cdef bint _all_as_told(const char *data, const char *contexts, Py_ssize_t count, Py_ssize_t size,
+                       bint plain):
+    """Whether every block is of that kind and what its context says (stairlib/model/context.py)."""
     cdef Py_ssize_t index
+    cdef const char *told = contexts
     cdef uint64_t found
     # One view for all blocks: the function called looks at it, and keeps nothing.
     view = PyMemoryView_FromMemory(<char *>data, size, 0x100)
+    head = PyMemoryView_FromMemory(<char *>contexts, CONTEXT - 4, 0x100)
     for index in range(count):
         PyMemoryView_GET_BUFFER(view).buf = <char *>data + index * size
-        found = _hash(view)
-        if told[4 * index] != found or told[4 * index + 1] != PLAIN_MARK:
-            return False
+        if plain:
+            found = _hash(view)
+            if (<uint64_t *>told)[0] != found or (<uint64_t *>told)[1] != PLAIN_MARK:
+                return False
+        else:
+            PyMemoryView_GET_BUFFER(head).buf = <char *>told + 4
+            found = _hash(view, _hash(head)) & 0xFFFFFFFF
+            # 0 is told of a block without a context, too.
+            if not found or (<uint32_t *>told)[0] != found:
+                return False
+        told += CONTEXT
     return True
 
 
-def plain_ok(data not None, contexts not None, Py_ssize_t size):
-    """Whether the blocks of `size` bytes are plain and what their contexts (32 bytes each) say."""
+def as_told(data not None, contexts not None, Py_ssize_t size, bint plain):
+    """Whether the blocks of `size` bytes are what their contexts (32 bytes each) say."""
     cdef Held blocks = Held(data), told = Held(contexts)
     cdef Py_ssize_t count = told.size // CONTEXT
     if size < 1 or told.size % CONTEXT or blocks.size % size or blocks.size // size != count:
         return False
-    return _all_as_told(blocks.at, told.at, count, size)
+    return _all_as_told(blocks.at, told.at, count, size, plain) if count else True
 
 
 def plain_contexts(data not None, Py_ssize_t size):
@@ -111,9 +119,7 @@ def plain_contexts(data not None, Py_ssize_t size):
     return made
 
 
-cdef class Filling:
-    """Lets bytes be filled that nobody has seen yet."""
-
+cdef class Filling:  # lets bytes be filled that nobody has seen yet
     cdef bytes made
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
@@ -194,9 +200,7 @@ def request_head(uint64_t first, list ops not None, contexts not None, Py_ssize_
 
 # ---- a region's blocks, as downstaird/core/overlay.py and region_io.py keep them
 
-cdef class Arena:
-    """The buffers of one of the overlay's arenas."""
-
+cdef class Arena:  # the buffers of one of the overlay's
     cdef Held data, contexts
     cdef int64_t start
 
@@ -205,9 +209,7 @@ cdef class Arena:
         self.start = arena.start
 
 
-cdef class Region:
-    """What reads look at, for the time of one frame."""
-
+cdef class Region:  # what reads look at, for the time of one frame
     cdef object overlay, file
     cdef dict tables, fresh, cached
     cdef Arena active, frozen
@@ -370,7 +372,7 @@ def serve_writes(frame not None, overlay not None, set touched not None, Py_ssiz
                  Py_ssize_t size, uint64_t block_count, Py_ssize_t extent_blocks,
                  Py_ssize_t large_blocks, bint plain):
     """Does a request of small writes alone, as Overlay.put does each: the whole reply, and how many
-    blocks were written. `plain`: the blocks are to be compared with their contexts first."""
+    blocks were written. `plain`: what kind of blocks they have to be."""
     cdef Held held = Held(frame)
     cdef Header head
     cdef Py_ssize_t blocks = _blocks_of(held, &head, WRITE, block_count)
@@ -388,7 +390,7 @@ def serve_writes(frame not None, overlay not None, set touched not None, Py_ssiz
         at = op[index].offset % chunk_blocks
         if op[index].length >= large_blocks or at + op[index].length > chunk_blocks:
             return None
-    if plain and not _all_as_told(data, contexts, blocks, size):
+    if not _all_as_told(data, contexts, blocks, size, plain):
         return None
     cdef list tables = [Held(overlay.table(op[index].offset // chunk_blocks))
                         for index in range(head.ops)]
@@ -406,9 +408,7 @@ def serve_writes(frame not None, overlay not None, set touched not None, Py_ssiz
     return made, blocks
 
 
-cdef class Writer(Arena):
-    """The active arena, for the time of one frame."""
-
+cdef class Writer(Arena):  # the active arena, for the time of one frame
     cdef Held addresses
     cdef Py_ssize_t used, dead, size
 

@@ -78,7 +78,7 @@ def test_contexts_are_the_same(blocks: int, size: int, seed: int) -> None:
     found = plain_contexts(data, size)
     assert found.dtype == expected.dtype
     assert np.array_equal(found, expected)
-    assert native.plain_ok(data, expected, size)
+    assert native.as_told(data, expected, size, True)
 
 
 @given(st.integers(1, 6), st.integers(0, 1 << 30), st.integers(0, 5), st.integers(0, 31))
@@ -94,13 +94,42 @@ def test_a_changed_context_or_block_is_found(blocks: int, seed: int, at: int, by
         expected = mismatches(data, contexts, BLOCK, encrypted=False)
     assert place in expected
     assert mismatches(data, contexts, BLOCK, encrypted=False) == expected
-    assert not native.plain_ok(data, contexts, BLOCK)
+    assert not native.as_told(data, contexts, BLOCK, True)
+
+
+@given(st.integers(1, 6), st.integers(0, 1 << 30), st.integers(0, 5), st.integers(0, 31))
+def test_encrypted_blocks_are_checked_alike(blocks: int, seed: int, at: int, byte: int) -> None:
+    """As sealed; with one changed; and with one that has neither context nor contents."""
+    data = bytearray(noise(seed, blocks))
+    contexts = np.zeros((blocks, 4), dtype="<u8")
+    raw = contexts.view(np.uint8)
+    for index in range(blocks):
+        head = random.Random(seed + index).randbytes(28)
+        check = encrypted_check(head, data[index * BLOCK : (index + 1) * BLOCK])
+        raw[index] = np.frombuffer(check.to_bytes(4, "little") + head, dtype=np.uint8)
+    assert native.as_told(data, contexts, BLOCK, False)
+    assert not mismatches(data, contexts, BLOCK, encrypted=True)
+    place = at % blocks
+    kind = seed % 3
+    if kind == 0:
+        raw[place, byte] ^= 1
+    elif kind == 1:
+        data[place * BLOCK + byte] ^= 1
+    else:
+        raw[place] = 0
+        data[place * BLOCK : (place + 1) * BLOCK] = bytes(BLOCK)
+    with in_python():
+        expected = mismatches(data, contexts, BLOCK, encrypted=True)
+    assert expected == ([] if kind == 2 else [place])
+    assert mismatches(data, contexts, BLOCK, encrypted=True) == expected
+    # What has no context is left to Python.
+    assert not native.as_told(data, contexts, BLOCK, False)
 
 
 @pytest.mark.parametrize(("data", "contexts"), [(511, 32), (512, 31), (512, 64), (1024, 32)])
 def test_sizes_that_do_not_go_together_are_not_right(data: int, contexts: int) -> None:
-    assert not native.plain_ok(bytes(data), bytes(contexts), BLOCK)
-    assert not native.plain_ok(bytes(data), bytes(contexts), 0)
+    assert not native.as_told(bytes(data), bytes(contexts), BLOCK, True)
+    assert not native.as_told(bytes(data), bytes(contexts), 0, True)
 
 
 # ---- frames
