@@ -39,7 +39,7 @@ async def until(volume, wanted):
     raise AssertionError("the volume was closed")
 
 
-def test_requests_are_counted_when_they_come_and_failures_when_they_end():
+async def test_requests_are_counted_when_they_come_and_failures_when_they_end():
     store = Store(8)
     volume = volume_over(store)
     write(volume, 0, 1, 2)
@@ -53,7 +53,7 @@ def test_requests_are_counted_when_they_come_and_failures_when_they_end():
     assert (counters.flushes, counters.discards, counters.failed) == (1, 1, 1)
 
 
-def test_a_read_only_volume_takes_no_changes():
+async def test_a_read_only_volume_takes_no_changes():
     store = Store(8)
     volume = volume_over(store, read_only=True)
     assert volume.info.read_only
@@ -68,7 +68,7 @@ def test_a_read_only_volume_takes_no_changes():
     ]
 
 
-def test_a_volume_of_a_view_says_that_it_is_read_only():
+async def test_a_volume_of_a_view_says_that_it_is_read_only():
     assert volume_over(ReadOnlyView(Store(1))).info.read_only
 
 
