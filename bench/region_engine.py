@@ -13,9 +13,11 @@ from figures import Figure
 from downstaird.core.engine import RegionDefinition
 from downstaird.core.region import Region
 from downstaird.core.region_files import version_for
+from downstaird.core.session import Session
 from downstaird.store.files import FileDisk
 from stairlib.model.context import mismatches, plain_contexts
 from stairlib.model.geometry import Geometry
+from stairlib.wire.frame import FrameKind, OpKind, decode, encode, pack_op
 
 BLOCK = 4096
 EXTENT_BLOCKS = (64 << 20) // BLOCK
@@ -105,30 +107,68 @@ def places(turn):
     return [(turn * SCATTERED + n) * 7919 * 31 % blocks for n in range(SCATTERED)]
 
 
-def one_by_one(region, offsets, contexts, blocks):
-    """The writes as they come in frames of their own."""
-    for index, offset in enumerate(offsets):
-        block = blocks[index * BLOCK : (index + 1) * BLOCK]
-        region.write(offset, contexts[index : index + 1], block)
+def one_by_one(session, offsets):
+    """The writes as the engine takes each by itself, unchecked."""
+    region, contexts = session.region, CONTEXTS[:SCATTERED]
+    blocks = memoryview(DATA)[: SCATTERED * BLOCK]
+
+    def put():
+        for index, offset in enumerate(offsets):
+            block = blocks[index * BLOCK : (index + 1) * BLOCK]
+            region.write(offset, contexts[index : index + 1], block)
+
+    return put
 
 
-def at_once(region, offsets, contexts, blocks):
-    """The writes of one frame, as a session does them."""
-    assert region.write_scattered(offsets, contexts, blocks)
+def unchecked(session, offsets):
+    """The writes as the engine takes those of one frame, without compiled code."""
+    region, contexts = session.region, CONTEXTS[:SCATTERED]
+    blocks = memoryview(DATA)[: SCATTERED * BLOCK]
+
+    def put():
+        assert region.write_scattered(offsets, contexts, blocks)
+
+    return put
 
 
-def engine_batches(opened, first, put=at_once):
+def one_frame(session, offsets):
+    """The writes as they come from a volume: a frame that is decoded, checked block by block,
+    carried out and answered, in whichever form the daemon here has (docs/adr/0056)."""
+    table = [
+        pack_op(number + 1, OpKind.WRITE, offset=offset, length=1)
+        for number, offset in enumerate(offsets)
+    ]
+    payload = [memoryview(DATA)[: SCATTERED * BLOCK]]
+    raw = b"".join(encode(FrameKind.REQUEST, table, contexts=CONTEXTS[:SCATTERED], payload=payload))
+
+    def put():
+        frame = decode(raw)
+        if session.session.at_once(frame) is None:
+            session.session.take(frame)
+            assert session.session.run().reply
+
+    return put
+
+
+class Attended:
+    """A region with a session, as a daemon has it."""
+
+    def __init__(self, region):
+        self.region = region
+        self.session = Session(region, read_only=False, lane_free=True)
+
+
+def engine_batches(opened, first, prepare=one_frame):
     """Seconds of each batch of writes and its flush, of all together with what checkpoints took,
     and the processor time of each batch."""
-    region, contexts = opened.region, CONTEXTS[:SCATTERED]
-    blocks = memoryview(DATA)[: SCATTERED * BLOCK]
+    session = Attended(opened.region)
+    puts = [prepare(session, places(turn)) for turn in range(first, first + BATCHES)]
     found, worked = [], []
     began = time.perf_counter()
-    for turn in range(first, first + BATCHES):
-        offsets = places(turn)
+    for put in puts:
         used = time.thread_time()
         start = time.perf_counter()
-        put(region, offsets, contexts, blocks)
+        put()
         opened.flush()
         found.append(time.perf_counter() - start)
         worked.append(time.thread_time() - used)
@@ -188,12 +228,14 @@ def flushes(opened, descriptor, rounds):
     after = Figure(f"{what}, time", f"{once}, after as much work of the processor")
     work = Figure("  of it work of the processor, ms", "")
     single = Figure(f"{what}, each by itself, time", once)
+    python = Figure(f"{what}, by the engine in Python, unchecked, time", once)
     beyond = Figure("  longer than that, ms", once)
     for number in range(-1, rounds):
         first = (number + 1) * BATCHES
         one = one_write_batches(descriptor, first)
         ours, total, worked = engine_batches(opened, first)
         apart, *_ = engine_batches(opened, first, one_by_one)
+        plain, *_ = engine_batches(opened, first, unchecked)
         spent = statistics.median(worked)
         busy = worked_batches(descriptor, first, spent)
         scattered = scattered_batches(descriptor, first)
@@ -205,9 +247,10 @@ def flushes(opened, descriptor, rounds):
         after.values.append(statistics.median(ours) / statistics.median(busy))
         work.values.append(spent * 1000)
         single.values.append(statistics.median(apart) / statistics.median(one))
+        python.values.append(statistics.median(plain) / statistics.median(one))
         beyond.values.append((statistics.median(ours) - statistics.median(one)) * 1000)
     opened.checkpoint()
-    yield [median, beyond, mean, spread, after, work, single]
+    yield [median, beyond, mean, spread, after, work, python, single]
 
 
 # ---- sequential
