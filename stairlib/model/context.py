@@ -78,7 +78,11 @@ def mismatches(
     """Indexes of the blocks that are not what their contexts say. Unwritten blocks must be all
     zero."""
     count = len(contexts)
-    if native.compiled and native.as_told(data, contexts, block_size, not encrypted):
+    if (
+        native.compiled
+        and contexts.flags.c_contiguous
+        and native.as_told(data, contexts, block_size, not encrypted)
+    ):
         return []
     if encrypted:
         return _encrypted_mismatches(memoryview(data), contexts, block_size)

@@ -157,6 +157,7 @@ async def test_ctrl_c_during_the_start_leaves_nothing_running(tmp_path: Path) ->
         assert running(cluster.directory) == []
 
 
+@pytest.mark.long
 async def test_with_certificates(tmp_path: Path) -> None:
     async with written(tmp_path, head="tls = true", members="count = 3") as cluster:
         up = (await cluster("up", "--output", "json")).good()

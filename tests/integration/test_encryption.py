@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from google.protobuf import json_format
 
-from stairlib.model.cipher import CIPHERS
+from stairlib.model.cipher import CIPHERS, DEFAULT_CIPHER
 from stairlib.model.errors import StairwellError
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
@@ -65,7 +65,14 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         await made.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module", params=CIPHERS)
+# The default suite is for every run of the tests.
+SUITES = [
+    pytest.param(cipher, marks=[] if cipher == DEFAULT_CIPHER else pytest.mark.long)
+    for cipher in CIPHERS
+]
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=SUITES)
 async def volume(cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Volume]:
     async with fresh_volume(cluster, key=KEY, cipher=request.param) as made:
         yield made

@@ -122,8 +122,11 @@ def test_encrypted_blocks_are_checked_alike(blocks: int, seed: int, at: int, byt
         expected = mismatches(data, contexts, BLOCK, encrypted=True)
     assert expected == ([] if kind == 2 else [place])
     assert mismatches(data, contexts, BLOCK, encrypted=True) == expected
-    # What has no context is left to Python.
+    # What has no context is left to Python, and so are contexts that lie in another order.
     assert not native.as_told(data, contexts, BLOCK, False)
+    turned = b"".join(data[i * BLOCK : (i + 1) * BLOCK] for i in reversed(range(blocks)))
+    found = mismatches(turned, contexts[::-1], BLOCK, encrypted=True)
+    assert found == [blocks - 1 - index for index in expected]
 
 
 @pytest.mark.parametrize(("data", "contexts"), [(511, 32), (512, 31), (512, 64), (1024, 32)])
