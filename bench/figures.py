@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -123,6 +124,14 @@ def machine(directory):
         "file_system": _file_system(directory),
         "load_at_start": f"{os.getloadavg()[0]:.1f}",
     }
+
+
+def resident_mib(pid):
+    """The resident memory of a process."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    if found is None:
+        raise ProcessLookupError(f"no memory is told of process {pid}")
+    return int(found[1]) / 1024
 
 
 def _processor():

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from bench.figures import Figure, Report, machine
+from bench.figures import Figure, Report, machine, resident_mib
 from bench.mirror import jobs
 from bench.mirror.jobs import KIB, MIB, Job
 from bench.mirror.stacks import BLOCK, House, missing_programs
@@ -87,14 +87,6 @@ def scattered(job: Job, uri: str, size: int, count: int) -> list[str]:
     return [*kept, "--randrepeat=1", "--randseed=7", f"--number_ios={count}"]
 
 
-def memory(pid: int) -> float:
-    """The process' resident memory, MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise ProcessLookupError(f"no memory is told of process {pid}")
-
-
 def volumes(place: Path, rounds: int, sizes: Sequence[int]) -> Iterator[tuple[Line, float | None]]:
     """The cost of a request by the size of its volume, GiB."""
     lines = {job: Line(f"processor time, {job.name}", "us", sizes) for job in (WRITES, READS)}
@@ -120,8 +112,8 @@ def extents(place: Path, rounds: int, counts: Sequence[int]) -> Iterator[tuple[L
             with House(_fresh(place), size, SMALL_EXTENT_BLOCKS) as house:
                 stack = house.stairwell(f"extents {number} {count}")
                 active.add(count, stack.activation)
-                ours.add(count, memory(stack.client[0]))
-                theirs.add(count, statistics.median(map(memory, stack.servers)))
+                ours.add(count, resident_mib(stack.client[0]))
+                theirs.add(count, statistics.median(map(resident_mib, stack.servers)))
     for line in (active, ours, theirs):
         yield line, None
 
@@ -139,8 +131,8 @@ def machines(
                 stack = house.stairwell(f"machine {number} {count}")
                 if count in counts:
                     active.add(count, stack.activation)
-                    ours.add(count, memory(stack.client[0]))
-                    vmmd.add(count, memory(house.vmmd))
+                    ours.add(count, resident_mib(stack.client[0]))
+                    vmmd.add(count, resident_mib(house.vmmd))
     for line in (active, ours, vmmd):
         yield line, None
 
@@ -231,9 +223,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """One command; leaves nothing behind but its results."""
     options = parse(arguments)
-    missing = missing_programs()
-    if missing:
-        print(f"apt-get install {' '.join(missing)}: fio is needed", file=sys.stderr)
+    if "fio" in missing_programs():
+        print("fio is needed: apt-get install fio", file=sys.stderr)
         return 2
     facts = machine(options.dir)
     report = Report(options.dir, as_json=options.output == "json")
@@ -241,8 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="growth-", dir=options.dir) as place:
         for name in options.only or PARTS:
             part, cases, few = PARTS[name]
-            report.note(f"{name}: {options.rounds} rounds")
             rounds, taken = (1, few) if options.quick else (options.rounds, cases)
+            report.note(f"{name}: {rounds} round(s)")
             for line, at_most in part(Path(place), rounds, taken):
                 lines.append(line)
                 report.add(line.figures(at_most))

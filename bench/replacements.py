@@ -28,7 +28,6 @@ import gc
 import json
 import os
 import random
-import re
 import signal
 import statistics
 import subprocess
@@ -44,6 +43,7 @@ from uuid import uuid4
 import uvloop
 from google.protobuf import json_format
 
+from bench.figures import resident_mib
 from stairlib.rpc.channel import open_channel
 from stairlib.telemetry.span_store import MAX_SPANS
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
@@ -112,10 +112,7 @@ class Plane:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float:
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", text)
-        assert found is not None
-        return int(found[1]) / 1024
+        return resident_mib(self.process.pid)
 
     async def turns(self) -> dict[str, float]:
         """What its loop's turns took since this was last asked, in milliseconds."""

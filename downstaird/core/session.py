@@ -184,7 +184,9 @@ class Session:
             return None
         row: Row = frame.ops.tolist()[0]
         job, kind = row[0], row[1]
-        if kind != FLUSH or row[4] or row[7] or frame.context_count or queue.is_pending(job):
+        if kind != FLUSH or row[4] or row[7] or queue.is_pending(job):
+            return None
+        if frame.context_count or len(frame.payload):
             return None
         try:
             work = self._region.begin_flush(row[9], row[8])

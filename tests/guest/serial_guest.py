@@ -54,7 +54,7 @@ class SerialGuest:
 
     async def attach_until_ready(self) -> None:
         """Attaches to a machine that has just been made anew, and returns when its guest takes
-        commands. One that ends once more meanwhile is followed to the next."""
+        commands. A console that is not there yet, or is still the former one's, is tried again."""
         end = time.monotonic() + 2 * BOOT_SECONDS
         while True:
             await self.attach()

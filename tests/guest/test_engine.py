@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from google.protobuf import json_format
 
-from stairlib.model.errors import StairwellError, StateError, UnavailableError, UnsupportedError
+from stairlib.model.errors import StairwellError, StateError, UnsupportedError
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
 from stairwell.vmmd.v1 import machine_service_pb2 as machine_pb
@@ -121,7 +121,7 @@ async def device(guest: SerialGuest, serial: str) -> str:
     """The guest's name of the NVMe disk with a serial number, once it is there."""
     look = "d=; for c in /sys/class/nvme/nvme*; do read -r s < $c/serial; "
     look += f"test $s = {serial} && d=$(basename $c)n1; done"
-    await guest.run(f"until {look}; test -b /dev/$d; do usleep 50000; done")
+    await guest.run(f"until {look}; test -b /dev/$d; do usleep 50000; done", 30)
     return await guest.run("echo /dev/$d")
 
 
@@ -242,54 +242,36 @@ async def test_a_disk_plugged_and_unplugged_at_its_place(
             else:
                 disk = "/dev/vda"
                 read = f"dd if={disk} bs=1M count=4 2> /dev/null | sha256sum"
-                await guest.run(f"until test -b {disk}; do usleep 20000; done")
+                await guest.run(f"until test -b {disk}; do usleep 20000; done", 30)
                 assert await guest.run(read) == wrote
             if kind == killed_with:
                 await made_again(volume, guest, kill_qemu(volume))
                 if kind == "nvme":
                     disk = await device(guest, more.disk)
-                await guest.run(f"until test -b {disk}; do usleep 20000; done")
+                await guest.run(f"until test -b {disk}; do usleep 20000; done", 30)
                 again = f"dd if={disk} bs=1M count=4 2> /dev/null | sha256sum"
                 assert await guest.run(again) == wrote
-            assert more.disk not in (await unplug(house, more.disk)).disks
+            gone = instance_pb.UnplugDiskRequest(disk=more.disk)
+            assert more.disk not in (await call("UnplugDisk", gone)).instance.disks
             await guest.run(f"! test -b {disk}")
     finally:
         if more.disk in (await machine(volume)).disks:
             # What went wrong is told by this test alone: the others find the machine as it was.
             with contextlib.suppress(StairwellError):
-                await unplug(house, more.disk)
+                await call("UnplugDisk", instance_pb.UnplugDiskRequest(disk=more.disk))
         house.remove(programs)
-
-
-async def unplug(house: Cluster, disk: str) -> instance_pb.Instance:
-    """The instance without it. A guest that is slow to let it go is asked again, as it is said to
-    whoever asked."""
-    stub = instance_grpc.InstanceServiceStub
-    request = instance_pb.UnplugDiskRequest(disk=disk)
-
-    async def asked() -> instance_pb.Instance | None:
-        try:
-            found: instance_pb.Instance = (await house.call(stub, "UnplugDisk", request)).instance
-        except UnavailableError as error:
-            if error.reason != "GUEST_HOLDS_DISK":
-                raise
-            return None
-        return found
-
-    gone = await until(asked, bool)
-    assert gone is not None
-    return gone
 
 
 async def made_again(volume: Volume, guest: SerialGuest, dead: int) -> None:
     """Returns once there is another QEMU than the dead one, and a guest at its console."""
 
-    async def another() -> bool:
-        return qemu_pid(volume) not in (0, dead)
+    async def another() -> int:
+        return 0 if (pid := qemu_pid(volume)) == dead else pid
 
-    await until(another, bool)
+    made = await until(another, bool)
     await volume.reach(RUNNING)
     await guest.attach_until_ready()
+    assert qemu_pid(volume) == made, "it was made again more than once"
 
 
 @pytest.mark.parametrize("seconds", [10, 45])
@@ -325,7 +307,7 @@ async def test_an_nmi_reaches_the_guest_and_a_panic_is_told(
     volume: Volume, guest: SerialGuest
 ) -> None:
     (await volume.cluster.cli("nmi", volume.instance)).good()
-    await guest.run("until dmesg | grep -q 'NMI received'; do usleep 50000; done")
+    await guest.run("until dmesg | grep -q 'NMI received'; do usleep 50000; done", 30)
     before = (await volume.cluster.get_instance(volume.instance)).state_generation
     watched = asyncio.create_task(
         until(

@@ -64,6 +64,7 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
     number = t.rng.randrange(3)
     t.volume.set_repair_limits(RepairLimits(_SLOW_REPAIR))
     async with t.load():
+        met = 0
         for _ in range(2):
             # What was thawed may have gone on to its repair's end: then there is one to come.
             if t.slot(number).state is SlotState.ACTIVE:
@@ -71,6 +72,7 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
                 await t.given_up(number)
             await t.members.start(t.places[number])
             await t.until(lambda: t.slot(number).state in _REPAIRED_OR_WHOLE, "a repair begins")
+            met += t.slot(number).state is SlotState.LIVE_REPAIR
             await asyncio.sleep(t.rng.uniform(0, 0.3))
             if t.rng.random() < 0.5:
                 t.members.kill(t.places[number])
@@ -78,6 +80,8 @@ async def failed_live_repair(t: Tormentor, scale: float) -> None:
                 t.members.freeze(t.places[number])
                 await asyncio.sleep(t.rng.uniform(0, 0.5))
                 t.members.thaw(t.places[number])
+        if not met:
+            raise TormentError("no repair was met before it had ended")
         await t.members.start(t.places[number])
         t.volume.set_repair_limits(RepairLimits())
         await t.well()

@@ -116,10 +116,6 @@ class GuestOps:
         self._told = False
         self.send_held()
 
-    def nothing_held(self) -> None:
-        """As `on_time`, where nothing is."""
-        self._told = False
-
     def send_held(self) -> None:
         """Sends what is held, as one frame. When nobody is left who has all that was acknowledged,
         it is as lost as what was under way to them, and the next flush says so."""

@@ -75,7 +75,7 @@ class ShortWay:
         """A SendHeld where something came before it that sent what was held. None: not done."""
         if not self.open or self._guest.holding:
             return None
-        self._guest.nothing_held()
+        self._guest.on_time()
         return _NOTHING
 
     def _flushed(self, member: Member, record: Mutation) -> Sequence[Effect]:

@@ -452,6 +452,17 @@ def test_a_flush_alone_begins_at_once_and_only_where_nothing_comes_first(engine)
     assert (counters.frames, counters.guest_frames, counters.flushes) == (3, 3, 2)
 
 
+@pytest.mark.parametrize(
+    "more", [{"payload": [block(1)]}, {"contexts": plain_contexts(block(1), BLOCK)}]
+)
+def test_a_flush_with_data_is_no_frame_and_does_not_begin(peer, more):
+    op = wire.pack_op(1, OpKind.FLUSH, number=1, generation=1)
+    frame = wire.decode(b"".join(wire.encode(FrameKind.REQUEST, [op], **more)))
+    assert peer.session.flush_at_once(frame) is None
+    with pytest.raises(FrameError):
+        peer.session.take(frame)
+
+
 @pytest.mark.parametrize("short", [False, True])
 def test_a_flush_that_cannot_begin_is_answered_once(engine, short):
     peer = Peer(engine, short=short, read_only=True)

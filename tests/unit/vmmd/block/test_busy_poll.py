@@ -18,49 +18,50 @@ def _asked_anew():
     longest_seconds.cache_clear()
 
 
-class Turns:
-    """How often the loop turned while nothing else was to be done: the loop sleeps in a selector,
-    which is asked for how long."""
+class Looks:
+    """How often it was looked, each time 10 us after the time before."""
 
-    def __init__(self, loop):
-        self.awake = 0
-        self._select = loop._selector.select
-        loop._selector.select = self._count
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        self.count = 0
+        monkeypatch.setattr(busy_poll, "monotonic", self._clock)
+        monkeypatch.setattr(busy_poll.os, "sched_yield", lambda: None)
 
-    def _count(self, timeout=None):
-        self.awake += timeout == 0
-        return self._select(timeout)
-
-
-def warm(poll):
-    """Two things came, the second soon: it is looked for the next."""
-    now = monotonic()
-    poll.came(now - 20e-6, Awaited.REQUEST, 1)
-    poll.came(now, Awaited.REQUEST, 1)
+    def _clock(self):
+        self.now += 10e-6
+        self.count += 1
+        return self.now
 
 
-async def test_the_loop_looks_again_and_again_and_then_sleeps():
-    poll, turns = BusyPoll(WINDOW_SECONDS_MAX), Turns(asyncio.get_running_loop())
-    await asyncio.sleep(0.01)
-    before = turns.awake
-    warm(poll)
+async def turn(times):
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+async def test_the_loop_looks_again_until_the_window_ends(monkeypatch):
+    looks, poll = Looks(monkeypatch), BusyPoll(WINDOW_SECONDS_MAX)
+    poll.came(looks.now - 22e-6, Awaited.REQUEST, 1)
+    poll.came(looks.now, Awaited.REQUEST, 1)
     # Once more while it looks already: there is one that looks, not two.
-    poll.came(monotonic(), Awaited.REQUEST, 1)
-    await asyncio.sleep(0.05)
-    looked = turns.awake - before
-    assert looked >= 2
-    await asyncio.sleep(0.05)
-    assert turns.awake - before - looked <= 2
+    poll.came(looks.now, Awaited.REQUEST, 1)
+    await turn(3)
+    assert looks.count in (2, 3)
+    await turn(20)
+    # The window is 44 us.
+    assert looks.count == 5
+    # What comes now is a little too late for that: the window is 100 us from here on.
+    poll.came(looks.now, Awaited.REQUEST, 1)
+    await turn(20)
+    assert looks.count == 15
 
 
-async def test_where_it_is_off_nothing_is_done():
+async def test_where_it_is_off_nothing_is_done(monkeypatch):
+    looks = Looks(monkeypatch)
     poll = BusyPoll(0.0, waited=lambda: pytest.fail("asked"))
-    turns = Turns(asyncio.get_running_loop())
-    await asyncio.sleep(0.01)
-    before = turns.awake
-    warm(poll)
-    await asyncio.sleep(0.01)
-    assert turns.awake - before <= 2
+    poll.came(looks.now - 22e-6, Awaited.REQUEST, 1)
+    poll.came(looks.now, Awaited.REQUEST, 1)
+    await turn(5)
+    assert looks.count == 0
 
 
 async def test_somebody_else_who_waits_for_the_processor_gets_it(monkeypatch):
