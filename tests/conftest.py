@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.ports import refusing
 from tests.postgres_server import PostgresServer, postgres_server
 
 settings.register_profile(
@@ -26,3 +27,10 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this run's own; the test is skipped where there is none."""
     with postgres_server() as running:
         yield running
+
+
+@pytest.fixture
+def refusing_port() -> Iterator[int]:
+    """A TCP port of 127.0.0.1 that refuses everybody for as long as the test lasts."""
+    with refusing() as port:
+        yield port

@@ -13,7 +13,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_ports
 
 USER = "stairwell"
 PASSWORD = "not-to-be-seen"
@@ -153,10 +154,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     pytest.importorskip("psycopg", reason="the PostgreSQL driver is not installed")
     # Beside pytest's own directories, which another user may not enter.
     folder = Path(tempfile.mkdtemp(prefix="stairwell-postgres-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = PostgresServer(folder, programs, port)
+    server = PostgresServer(folder, programs, free_ports(1))
     try:
         server.make()
         server.start()

@@ -22,8 +22,9 @@ from stairlib.runtime.addresses import parse_address
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from tests.contract.controlplane_house import house
-from tests.integration.cluster import LOOPBACK, MIB, Cluster, free_ports, until
+from tests.integration.cluster import LOOPBACK, MIB, Cluster, until
 from tests.integration.volume import Volume, fresh_volume
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.processes
 

@@ -105,8 +105,8 @@ async def test_the_automatic_flush_comes_when_the_request_says(volumes):
     assert list(times) == sorted(times)
 
 
-async def test_a_control_address_is_taken_and_not_served(volumes, unused_tcp_port):
-    upstairs, _ = await volumes(control=f"127.0.0.1:{unused_tcp_port}")
+async def test_a_control_address_is_taken_and_not_served(volumes, refusing_port):
+    upstairs, _ = await volumes(control=f"127.0.0.1:{refusing_port}")
     await write(upstairs, 5, bytes(BLOCK))
     with pytest.raises(ConnectionRefusedError):
-        await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+        await asyncio.open_connection("127.0.0.1", refusing_port)

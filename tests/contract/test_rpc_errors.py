@@ -207,16 +207,16 @@ async def test_a_deadline_is_unavailable_and_names_the_peer():
     assert "vmmd at 1.2.3.4:5" in str(raised.value)
 
 
-async def test_nobody_there_names_the_peer(unused_tcp_port):
-    async with open_channel(f"127.0.0.1:{unused_tcp_port}") as channel:
+async def test_nobody_there_names_the_peer(refusing_port):
+    async with open_channel(f"127.0.0.1:{refusing_port}") as channel:
         with pytest.raises(UnavailableError) as raised, translated("vmmd at its address"):
             await pb_grpc.VcrServiceStub(channel).CheckVcr(pb.CheckVcrRequest(), timeout=5)
     assert "cannot reach vmmd at its address" in str(raised.value)
     assert raised.value.metadata == {"peer": "vmmd at its address"}
 
 
-async def test_a_closed_channel_is_unavailable(unused_tcp_port):
-    channel = open_channel(f"127.0.0.1:{unused_tcp_port}")
+async def test_a_closed_channel_is_unavailable(refusing_port):
+    channel = open_channel(f"127.0.0.1:{refusing_port}")
     await channel.close()
     with pytest.raises(UnavailableError) as raised, translated("vmmd"):
         await pb_grpc.VcrServiceStub(channel).CheckVcr(pb.CheckVcrRequest(), timeout=5)

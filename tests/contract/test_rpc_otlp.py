@@ -189,9 +189,9 @@ def test_metrics_arrive_too(collector):
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_a_collector_that_is_away_holds_nothing_up_and_fills_no_log(
-    monkeypatch, unused_tcp_port, protocol, capfd
+    monkeypatch, refusing_port, protocol, capfd
 ):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{refusing_port}")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     # Batches that fail quickly and often, so that a flood would show.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")

@@ -302,8 +302,8 @@ async def test_health_and_the_reading_of_traces_leave_no_span(net):
     assert tracing.spans(trace_id(root)) == []
 
 
-async def test_a_peer_that_is_away_costs_only_its_own_spans(net, unused_tcp_port):
-    away = await net.channel(f"127.0.0.1:{unused_tcp_port}")
+async def test_a_peer_that_is_away_costs_only_its_own_spans(net, refusing_port):
+    away = await net.channel(f"127.0.0.1:{refusing_port}")
     address, tracing = await net.serve("only", downstream=lambda _machine: [("away", away)])
     with tracing.tracer.start_as_current_span("local") as local:
         pass

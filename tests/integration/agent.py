@@ -28,8 +28,8 @@ from tests.integration.cluster import (
     LOOK_SECONDS,
     LOOPBACK,
     Program,
-    free_ports,
 )
+from tests.ports import free_ports
 
 RUNNING = pb.PROCESS_STATE_RUNNING
 CREATED = pb.REGION_STATE_CREATED

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -33,15 +32,14 @@ from stairlib.rpc.channel import open_channel
 from stairlib.rpc.errors import translated
 from stairlib.rpc.health_check import check
 from stairlib.rpc.tls import FLAGS, PeerTls, TlsFiles
-from stairlib.runtime.ports import can_listen
 from stairwell.controlplane.v1 import disk_service_pb2 as disk_pb
 from stairwell.controlplane.v1 import disk_service_pb2_grpc as disk_grpc
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
+from tests.ports import LOOPBACK, free_ports
 
-LOOPBACK = "127.0.0.1"
 # Not a measure of speed: others may have the machine at the same time.
 DEADLINE = 60.0
 # Between looks at what cannot be waited for.
@@ -56,42 +54,11 @@ BIN = Path(sys.executable).parent
 T = TypeVar("T")
 
 
-def is_free(port: int) -> bool:
-    """Whether the port can be taken now."""
-    return can_listen(LOOPBACK, port)
-
-
 def listens(port: int) -> bool:
     """Whether somebody accepts connections there."""
     with socket.socket() as probe:
         probe.settimeout(2.0)
         return probe.connect_ex((LOOPBACK, port)) == 0
-
-
-def reserve(port: int) -> bool:
-    """Keeps other copies of the tests off the port for as long as this process lives.
-
-    A daemon that is killed for a while frees its port, and another copy would take it. The UDP port
-    of the same number is in nobody's way and says whose it is.
-    """
-    mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        mark.bind((LOOPBACK, port))
-    except OSError:
-        mark.close()
-        return False
-    mark.detach()
-    return True
-
-
-def free_ports(count: int, step: int = 1) -> int:
-    """The first of `count` ports, `step` apart, that are free and now ours, as are those after."""
-    for _ in range(500):
-        base = random.randrange(10_000, 30_000, 10)
-        ports = [base + step * n + more for n in range(count) for more in (0, 1)]
-        if all(is_free(port) for port in ports) and all(reserve(port) for port in ports):
-            return base
-    raise AssertionError("no free ports")
 
 
 async def until(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from stairwell.vmmd.v1 import volume_service_pb2 as volume_pb
 from stairwell.vmmd.v1 import volume_service_pb2_grpc as volume_grpc
-from tests.integration.cluster import LOOPBACK, Cluster, free_ports
+from tests.integration.cluster import LOOPBACK, Cluster
+from tests.ports import free_ports
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DOCUMENT_PORTS = (8810, 8820, 8830, 8840)

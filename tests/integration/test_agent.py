@@ -47,10 +47,10 @@ from tests.integration.cluster import (
     LOOPBACK,
     Cluster,
     Program,
-    free_ports,
     run,
 )
 from tests.integration.volume import Volume
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.processes]
 

@@ -20,8 +20,9 @@ import pytest_asyncio
 
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import instance_service_pb2_grpc as instance_grpc
-from tests.integration.cluster import Answer, Cluster, Program, free_ports, run, until
+from tests.integration.cluster import Answer, Cluster, Program, run, until
 from tests.integration.volume import Volume, fresh_volume
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.bundles import bundled_files, configurations, settings
-from tests.integration.cluster import LOOPBACK, Cluster, free_ports
+from tests.integration.cluster import LOOPBACK, Cluster
 from tests.integration.volume import fresh_volume
 from tests.integration.watched_cluster import WatchedCluster
+from tests.ports import free_ports
 from tests.postgres_server import PASSWORD, PostgresServer
 
 pytestmark = pytest.mark.processes

@@ -20,7 +20,8 @@ import pytest
 from controlplane.cli.cluster.networks import Networks, tag_of
 from controlplane.cli.cluster.plan import PORT_STEP
 from controlplane.cli.cluster.processes import running
-from tests.integration.cluster import LOOPBACK, Answer, free_ports, run, until
+from tests.integration.cluster import LOOPBACK, Answer, run, until
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 

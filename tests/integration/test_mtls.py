@@ -26,8 +26,9 @@ from stairlib.rpc.tls import TlsFiles, reach
 from stairwell.downstairs.v1 import repair_service_pb2 as repair_pb
 from stairwell.downstairs.v1 import repair_service_pb2_grpc as repair_grpc
 from tests.integration.bundles import bundled_files, configurations, settings
-from tests.integration.cluster import LOOPBACK, Answer, Cluster, Program, free_ports, run
+from tests.integration.cluster import LOOPBACK, Answer, Cluster, Program, run
 from tests.integration.volume import Volume
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 

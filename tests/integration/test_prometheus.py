@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.cluster import LOOPBACK, free_ports, until
+from tests.integration.cluster import LOOPBACK, until
 from tests.integration.volume import fresh_volume
 from tests.integration.watched_cluster import WatchedCluster
+from tests.ports import free_ports
 from tests.tidy.test_watching import DASHBOARD, DEPLOY, RULES, rules
 
 pytestmark = [

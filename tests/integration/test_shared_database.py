@@ -23,8 +23,9 @@ from stairlib.rpc.errors import translated
 from stairwell.controlplane.v1 import instance_service_pb2 as instance_pb
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
-from tests.integration.cluster import LOOPBACK, MIB, Cluster, Program, free_ports, until
+from tests.integration.cluster import LOOPBACK, MIB, Cluster, Program, until
 from tests.integration.volume import DONE, FAILED, Volume, fresh_volume
+from tests.ports import free_ports
 from tests.postgres_server import PostgresServer
 
 pytestmark = [

@@ -16,8 +16,9 @@ import pytest_asyncio
 from stairlib.model.errors import InvalidRequestError, StairwellError, StateError
 from stairlib.rpc.tls import TlsFiles
 from tests.certificates import SLOT_NAMES, Authority
-from tests.integration.cluster import LOOPBACK, Cluster, free_ports
+from tests.integration.cluster import LOOPBACK, Cluster
 from tests.integration.volume import Volume
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 

@@ -23,8 +23,9 @@ from controlplane.cli.top.screen import TopApp
 from stairlib.telemetry.tracing import Tracing
 from stairwell.controlplane.v1 import replacement_service_pb2 as replacement_pb
 from stairwell.controlplane.v1 import replacement_service_pb2_grpc as replacement_grpc
-from tests.integration.cluster import BIN, DEADLINE, LOOPBACK, MIB, Cluster, free_ports, until
+from tests.integration.cluster import BIN, DEADLINE, LOOPBACK, MIB, Cluster, until
 from tests.integration.volume import Volume, fresh_volume
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stairlib.rpc.tls import TlsFiles
-from tests.integration.cluster import LOOPBACK, Cluster, Program, free_ports
+from tests.integration.cluster import LOOPBACK, Cluster, Program
+from tests.ports import free_ports
 
 
 class WatchedCluster(Cluster):

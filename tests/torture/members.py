@@ -10,7 +10,8 @@ import uuid
 from pathlib import Path
 
 from stairlib.model.geometry import Geometry
-from tests.integration.cluster import BIN, LOOPBACK, Program, free_ports
+from tests.integration.cluster import BIN, LOOPBACK, Program
+from tests.ports import free_ports
 
 
 class Members:

@@ -80,7 +80,7 @@ async def test_any_slot_s_name_will_do_where_the_slot_is_not_known(listen, autho
         assert (await reach(found, client)).server_name == name
 
 
-async def test_reasons(listen, authority, stranger, client, unused_tcp_port):
+async def test_reasons(listen, authority, stranger, client, refusing_port):
     secure = await listen(authority.issue("server", "downstairs0"))
     nameless = await listen(authority.issue("nameless"))
     plain = await listen()
@@ -92,7 +92,7 @@ async def test_reasons(listen, authority, stranger, client, unused_tcp_port):
     assert await reason(reach(untrusting, client)) == "TLS_UNTRUSTED"
     ours = tls.TlsFiles(foreign.cert, foreign.key, client.root)
     assert await reason(reach(secure, ours)) == "TLS_REFUSED"
-    assert await reason(reach(f"127.0.0.1:{unused_tcp_port}", client)) == "UNAVAILABLE"
+    assert await reason(reach(f"127.0.0.1:{refusing_port}", client)) == "UNAVAILABLE"
 
 
 async def test_who_says_nothing_is_given_up(mute, client, monkeypatch):
@@ -101,7 +101,7 @@ async def test_who_says_nothing_is_given_up(mute, client, monkeypatch):
     assert not await speaks_tls(mute)
 
 
-async def test_a_failure_without_tls_is_explained(listen, authority, unused_tcp_port):
+async def test_a_failure_without_tls_is_explained(listen, authority, refusing_port):
     secure = await listen(authority.issue("server", "downstairs0"))
     plain = await listen()
     failure = UnavailableError("Socket closed")
@@ -109,7 +109,7 @@ async def test_a_failure_without_tls_is_explained(listen, authority, unused_tcp_
     assert found.reason == "TLS_NEEDED"
     assert found.message.endswith("speaks TLS only: give it a certificate")
     assert await explained(plain, failure, "") is failure
-    assert await explained(f"127.0.0.1:{unused_tcp_port}", failure, "") is failure
+    assert await explained(f"127.0.0.1:{refusing_port}", failure, "") is failure
 
 
 async def test_health_is_asked_by_hand_with_the_same_files(listen, authority, client):
