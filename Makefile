@@ -34,7 +34,7 @@ help: ## List the targets
 .PHONY: setup
 setup: $(STAMP) ## Make .venv and install everything the programs and tests need
 
-$(STAMP): pyproject.toml scripts/check_python.py stairlib/native/fast.pyx
+$(STAMP): pyproject.toml scripts/check_python.py $(wildcard stairlib/native/*.pyx stairlib/native/*.pxd)
 	@$(PYTHON) scripts/check_python.py
 	@echo "== making $(VENV) and installing; the first time takes a minute"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -72,7 +72,7 @@ sim: setup ## Run the simulator's seeds on all processors (SEEDS=100000 for a so
 test-python-form: setup ## Run the frame loop's tests with its Python form, which serves where no C compiler was
 	@STAIRWELL_NATIVE=0 $(BIN)/python -m tests.sim --first 5000 --seeds 100
 	@STAIRWELL_NATIVE=0 $(PYTEST_OF_PYTHON) -m 'not postgres and not long and not prometheus' \
-	  tests/unit/stairlib/wire tests/unit/downstaird/core tests/unit/vmmd/upstairs tests/unit/vmmd/block \
+	  tests/unit/stairlib/wire tests/unit/downstaird tests/unit/vmmd/upstairs tests/unit/vmmd/block \
 	  tests/contract/downstairs/test_downstairs_data.py tests/property/test_frame.py \
 	  tests/property/test_nbd_protocol.py tests/property/test_region_model.py \
 	  tests/property/test_upstairs_runs.py $(TEST_FLAGS)

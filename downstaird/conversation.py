@@ -18,7 +18,15 @@ from downstaird.extent_copier import ExtentCopier
 from downstaird.region_host import RegionHost
 from stairlib.model.errors import RefusedError, StairwellError
 from stairlib.telemetry.logs import get_logger
-from stairlib.wire.frame import Bytes, Frame, FrameError, FrameKind, encode, pack_op
+from stairlib.wire.frame import (
+    Bytes,
+    Frame,
+    FrameError,
+    FrameKind,
+    done_behind,
+    encode,
+    pack_op,
+)
 
 _log = get_logger(__name__)
 
@@ -223,10 +231,17 @@ class Conversation:
 
     def _work_done(self, effect: RunWork, error: StairwellError | None) -> None:
         self._with_flush = False
-        if self._session is not None and not self._session.ended:
-            # Whether the lane is free for the next one is told by the host once it has decided.
-            self._session.work_done(effect, error, lane_free=False)
-            self.advance()
+        session = self._session
+        if session is None or session.ended:
+            return
+        free = error is None and self._wire.writable and not self._advancing
+        if free and session.done_at_once(effect):
+            kept, self._kept = self._kept, []
+            self._wire.send(done_behind(kept, effect.jobs[0], effect.kind))
+            return
+        # Whether the lane is free for the next one is told by the host once it has decided.
+        session.work_done(effect, error, lane_free=False)
+        self.advance()
 
     def lane_changed(self, *, free: bool) -> None:
         """The lane was taken by something else, or is free."""

@@ -1,4 +1,4 @@
-"""The one worker thread of a region: flushes, repair marks and checkpoints, one at a time.
+"""The one worker of a region: flushes, repair marks and checkpoints, one at a time, off the loop.
 
 All else of the engine runs on the loop, but for a repair's bytes (`repair_threads`). Invariants: at
 most one work at a time; its outcome is given to the engine on the loop before anybody is told; a
@@ -12,8 +12,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
+from downstaird.append_thread import AppendThread
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.work_thread import WorkThread
+from stairlib import native
 from stairlib.model.errors import DataError, StairwellError
 from stairlib.telemetry.logs import get_logger
 
@@ -59,8 +61,11 @@ class Lane:
 
     def __init__(self, engine: Engine, demand: Demand) -> None:
         self._engine = engine
+        # Asking for the running one is a system call each time.
+        self._loop = asyncio.get_running_loop()
         self._demand = demand
         self._thread = WorkThread("engine")
+        self._appends = AppendThread("log") if native.compiled else None
         self._current: asyncio.Future[None] | None = None
         self._passed = 0
         self._closing = False
@@ -82,11 +87,15 @@ class Lane:
             self.took("flush", monotonic() - began, failed=error is not None)
             done(error)
 
-        self._start(work.run, finished)
+        if self._appends is not None and _begun(work, self._appends):
+            self._current = future = self._loop.create_future()
+            self._appends.wait(lambda: self._ended(work, future, finished))
+        else:
+            self._start(work.run, finished)
 
     def begun(self, work: FlushWork) -> asyncio.Future[None]:
         """As `run`, for who waits: done with its outcome."""
-        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[None] = self._loop.create_future()
 
         def done(error: StairwellError | None) -> None:
             if outcome.cancelled():
@@ -127,12 +136,22 @@ class Lane:
 
     def _start(self, run: Callable[[], None], finished: Done) -> None:
         self._current = future = self._thread.begin(run)
-        future.add_done_callback(lambda done: self._finish(done, finished))
+        future.add_done_callback(lambda done: self._finish(_problem(done), finished))
 
-    def _finish(self, future: asyncio.Future[None], finished: Done) -> None:
+    def _ended(self, work: FlushWork, current: asyncio.Future[None], finished: Done) -> None:
+        """What the appender's thread was given has ended."""
+        problem: BaseException | None = None
+        try:
+            work.end()
+        except Exception as error:  # noqa: BLE001 -- as for what a thread of Python raises
+            problem = error
+        self._finish(problem, finished)
+        if not current.done():
+            current.set_result(None)
+
+    def _finish(self, problem: BaseException | None, finished: Done) -> None:
         self._current = None
         error: StairwellError | None = None
-        problem = None if future.cancelled() else future.exception()
         if isinstance(problem, StairwellError):
             error = problem
             _log.error("engine work failed", reason=error.reason, error=error.message)
@@ -140,13 +159,21 @@ class Lane:
             _log.error("engine work failed unexpectedly", exc_info=problem)
             error = DataError(f"the engine failed: {problem}", reason="IO_ERROR")
         finished(error)
-        if self._demand.wanted() and self._passed < PATIENCE_FLUSHES:
+        if self._passed < PATIENCE_FLUSHES and self._demand.wanted():
             self._passed += 1
+            self._give_free()
+            self.checkpoint_if_wanted()
+        elif not self._engine.wants_checkpoint():
+            self._give_free()
         else:
             self.checkpoint_if_wanted()
+            self._give_free()
+            self.checkpoint_if_wanted()
+
+    def _give_free(self) -> None:
+        """Tells that the lane is free, if it is."""
         if self._current is None:
             self._demand.changed(free=True)
-            self.checkpoint_if_wanted()
 
     async def wait_free(self) -> None:
         """Returns when the work that runs now has ended; others may be quicker to begin the
@@ -175,3 +202,17 @@ class Lane:
             # The callback that gives the outcome to the engine runs in the loop's next turn.
             await asyncio.sleep(0)
         self._thread.close()
+        if self._appends is not None:
+            self._appends.close()
+
+
+def _begun(work: FlushWork, appends: AppendThread) -> bool:
+    """Whether the work goes without the interpreter."""
+    try:
+        return work.begin(appends.appender)
+    except Exception:  # noqa: BLE001 -- `run` meets it again, and who waits is told
+        return False
+
+
+def _problem(done: asyncio.Future[None]) -> BaseException | None:
+    return None if done.cancelled() else done.exception()

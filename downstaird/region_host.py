@@ -178,7 +178,11 @@ class RegionHost:
 
     def wanted(self) -> bool:
         """Whether an op waits that may need the lane (Demand)."""
-        return any(session.wants_lane for session in self._sessions())
+        for conversation in self.conversations:
+            session = conversation.session
+            if session is not None and session.wants_lane and not session.ended:
+                return True
+        return False
 
     @property
     def session_count(self) -> int:

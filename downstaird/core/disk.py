@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from stairlib.native import Appender
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -51,6 +53,18 @@ class File(Protocol):
 
     def datasync(self) -> None:
         """Returns once everything written so far is durable (size included, where it grew)."""
+        ...
+
+    def begin_append(
+        self, front: Buffer, data: Buffer, end: Buffer, offset: int, appender: Appender
+    ) -> bool:
+        """As pwritev of the three and datasync, by the thread of the appender; `end_append` is
+        called when that has ended. False: nothing was begun, the file is to be written and synced
+        step by step."""
+        ...
+
+    def end_append(self, appender: Appender) -> None:
+        """What it came to, after a `begin_append`. Raises as pwritev and datasync."""
         ...
 
     def start_writeback(self) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from stairlib.model.context import ContextArray
 from stairlib.model.geometry import Geometry
+from stairlib.native import Appender
 
 Buffer = bytes | bytearray | memoryview
 # Of EXTENT_MARK (stairlib.wire.frame).
@@ -82,6 +83,15 @@ class SnapshotFacts:
 
 class FlushWork(Protocol):
     """A flush in progress; made by `begin_flush`."""
+
+    def begin(self, appender: Appender) -> bool:
+        """On the loop: has the appender's thread do what `run` does, where that is possible; `end`
+        is called when it has ended. False: nothing was begun."""
+        ...
+
+    def end(self) -> None:
+        """On the loop, after a `begin`: the outcome. Raises as `run`."""
+        ...
 
     def run(self) -> None:
         """Writes and syncs, on any one thread. Raises DataError; what it covered is then poisoned:

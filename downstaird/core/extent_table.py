@@ -16,10 +16,31 @@ import numpy as np
 
 from downstaird.core.engine import ExtentStates, Marks
 from downstaird.core.log_record import EXTENT, ExtentEntries
+from stairlib import native
 from stairlib.model.errors import DataError
 from stairlib.wire.frame import FLAG_DIRTY, FLAG_FAULTED, FLAG_INCOMPLETE, FLAG_TOWARDS
 
 _UNMARKED = np.uint32(0xFFFFFFFF ^ (FLAG_INCOMPLETE | FLAG_TOWARDS))
+
+
+def _stamped(
+    table: ExtentEntries, extents: list[int], generation: int, number: int
+) -> ExtentEntries:
+    """Copies of those entries, with that stamp."""
+    if native.compiled:
+        return np.frombuffer(native.stamped(table, extents, generation, number), dtype=EXTENT)
+    entries = table.take(extents)
+    entries["generation"] = generation
+    entries["flush"] = number
+    return entries
+
+
+def _store(table: ExtentEntries, entries: ExtentEntries) -> None:
+    """Puts entries in their places."""
+    if native.compiled:
+        native.stored(table, entries)
+    else:
+        table.put(entries["extent"], entries)
 
 
 class ExtentTable:
@@ -140,21 +161,14 @@ class ExtentTable:
         self._frozen, self._active = self._active, set()
         self._cleared, self._copied = self._copied, set()
         extents = sorted(self._frozen | self._cleared)
-        entries: ExtentEntries
-        if len(extents) == 1:
-            # A guest that flushes after each write: `take` and `put` cost as much as all the rest.
-            entries = self._seen[extents[0] : extents[0] + 1].copy()
-        else:
-            entries = self._seen.take(extents)
+        entries = _stamped(self._seen, extents, generation, number)
         if self._cleared:
-            dirty = [extent in self._frozen for extent in extents]
-            entries["generation"][dirty] = generation
-            entries["flush"][dirty] = number
+            copied = [extent not in self._frozen for extent in extents]
+            seen = self._seen.take(extents)
+            entries["generation"][copied] = seen["generation"][copied]
+            entries["flush"][copied] = seen["flush"][copied]
             done = [extent in self._cleared for extent in extents]
             entries["flags"][done] &= _UNMARKED
-        else:
-            entries["generation"] = generation
-            entries["flush"] = number
         self._stamped = entries
         if self._filling:
             marked = (entries["flags"] & FLAG_INCOMPLETE) != 0
@@ -168,19 +182,13 @@ class ExtentTable:
             extent: (int(self._seen["generation"][extent]), int(self._seen["flush"][extent]))
             for extent in self._copied
         }
-        extents = entries["extent"]
-        if len(entries) == 1:
-            only = int(extents[0])
-            self.durable[only : only + 1] = entries
-            self._seen[only : only + 1] = self._stamped
-        else:
-            self.durable.put(extents, entries)
-            self._seen.put(extents, self._stamped)
+        _store(self.durable, entries)
+        _store(self._seen, self._stamped)
         for extent, stamp in raised.items():
             self._raise_to(extent, stamp)
         if self.damaged:
             # Damage found while the flush ran is not in the entries.
-            for extent in self.damaged.intersection(extents.tolist()):
+            for extent in self.damaged.intersection(entries["extent"].tolist()):
                 self.fault(extent)
         if self._cleared:
             self._filling = bool(self.incomplete_count())

@@ -23,6 +23,8 @@ from downstaird.core.log_record import (
     MAGIC,
     RECORD_ALIGN,
     VERSION,
+    ExtentEntries,
+    I64Array,
     Record,
     RecordHead,
     data_start,
@@ -33,11 +35,15 @@ from downstaird.core.log_record import (
     record_bytes,
     tag_of,
 )
+from stairlib import native
+from stairlib.model.context import ContextArray
 from stairlib.model.errors import DataError
+from stairlib.native import Appender
 
 LOG_NAMES = ("log-0", "log-1")
 # Data is hashed in parts of this size at recovery, to bound memory.
 _HASH_STEP = 4 << 20
+_PADDING = bytes(RECORD_ALIGN)
 # What follows the chain is looked through in parts of this size.
 _SCAN_BYTES = 1 << 20
 
@@ -49,6 +55,19 @@ class LogPlace:
     log: int
     offset: int
     data_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksToLog:
+    """The most usual record: `extents`, and blocks with their `addresses`, shape (n,), and
+    `contexts`, shape (n, 4). Nothing of it may change before the append has ended."""
+
+    flush: int
+    generation: int
+    extents: ExtentEntries
+    addresses: I64Array
+    contexts: ContextArray
+    data: Buffer
 
 
 class Log:
@@ -74,6 +93,8 @@ class Log:
         self._ends = [0, 0]
         self._zeroed = [file.size() for file in files]
         self._keep: int | None = None
+        # Of the append under way: its place, where the next one goes, its checksum.
+        self._begun: tuple[LogPlace, int, int] | None = None
 
     @property
     def active_bytes(self) -> int:
@@ -95,18 +116,77 @@ class Log:
         index = self.active
         offset = self._ends[index]
         end = offset + record_bytes(record.table_bytes, record.data_bytes, self._block_size)
-        file = self.files[index]
+        self._write(buffers, offset, end)
+        start = offset + data_start(record.table_bytes, self._block_size)
+        return self._appended(LogPlace(index, offset, start), end, record.checksum)
+
+    def append_blocks(self, blocks: BlocksToLog) -> LogPlace:
+        """As `append` of a record of extents and blocks alone, made by compiled code."""
+        front, padding, place, end, checksum = self._made(blocks)
+        self._write([front, blocks.data, padding], place.offset, end)
+        return self._appended(place, end, checksum)
+
+    def begin(self, blocks: BlocksToLog, appender: Appender) -> bool:
+        """As `append_blocks`, by the appender's thread; `end` follows. False: nothing was begun."""
+        index = self.active
+        offset = self._ends[index]
+        # Where zeros have to go ahead of it, that is more than an append.
+        if offset + self._bytes_of(blocks) > self._zeroed[index]:
+            return False
+        front, padding, place, end, checksum = self._made(blocks)
+        if not self.files[index].begin_append(front, blocks.data, padding, offset, appender):
+            return False
+        self._begun = place, end, checksum
+        return True
+
+    def end(self, appender: Appender) -> LogPlace:
+        """The outcome of what was begun. Raises DataError."""
+        assert self._begun is not None
+        (place, end, checksum), self._begun = self._begun, None
+        self.files[place.log].end_append(appender)
+        return self._appended(place, end, checksum)
+
+    def _bytes_of(self, blocks: BlocksToLog) -> int:
+        """Of the whole record."""
+        table_bytes = blocks.extents.nbytes + blocks.addresses.nbytes + blocks.contexts.nbytes
+        return record_bytes(table_bytes, len(blocks.data), self._block_size)
+
+    def _made(self, blocks: BlocksToLog) -> tuple[bytes, bytes, LogPlace, int, int]:
+        """What goes before the data and behind it, where the record goes, where it ends, and its
+        checksum."""
+        front, checksum = native.record_front(
+            self._tag,
+            self.next_sequence,
+            self.chain,
+            blocks.flush,
+            blocks.generation,
+            blocks.extents,
+            blocks.addresses,
+            blocks.contexts,
+            blocks.data,
+            self._block_size,
+        )
+        offset = self._ends[self.active]
+        start, end = offset + len(front), offset + self._bytes_of(blocks)
+        padding = _PADDING[: end - start - len(blocks.data)]
+        return front, padding, LogPlace(self.active, offset, start), end, checksum
+
+    def _write(self, buffers: Sequence[Buffer], offset: int, end: int) -> None:
+        """To the active file, and syncs it; with zeros ahead where they end."""
+        file = self.files[self.active]
         file.pwritev(buffers, offset)
-        if end > self._zeroed[index]:
+        if end > self._zeroed[self.active]:
             ahead = -(-self._zero_bytes // RECORD_ALIGN) * RECORD_ALIGN
             file.pwritev([bytes(ahead)], end)
-            self._zeroed[index] = end + ahead
+            self._zeroed[self.active] = end + ahead
         file.datasync()
-        self._ends[index] = end
+
+    def _appended(self, place: LogPlace, end: int, checksum: int) -> LogPlace:
+        """The record at `place` is durable."""
+        self._ends[place.log] = end
         self.next_sequence += 1
-        self.chain = record.checksum
-        start = offset + data_start(record.table_bytes, self._block_size)
-        return LogPlace(index, offset, start)
+        self.chain = checksum
+        return place
 
     def switch(self) -> None:
         """Seals the active file: the next record begins the other one, which must be free."""

@@ -48,17 +48,17 @@ U32Array = npt.NDArray[np.uint32]
 I64Array = npt.NDArray[np.int64]
 
 
+# Empty sections are always the same ones: nothing can be written to them.
+_NO_EXTENTS: ExtentEntries = np.zeros(0, dtype=EXTENT)
+NO_U32_PAIRS: U32Array = np.zeros((0, 2), dtype=np.uint32)
+NO_I64_PAIRS: I64Array = np.zeros((0, 2), dtype=np.int64)
+_NO_ADDRESSES: I64Array = np.zeros(0, dtype=np.int64)
+_NO_CONTEXTS = empty_contexts(0)
+
+
 def no_extents() -> ExtentEntries:
     """An empty extent section."""
-    return np.zeros(0, dtype=EXTENT)
-
-
-def _no_u32_pairs() -> U32Array:
-    return np.zeros((0, 2), dtype=np.uint32)
-
-
-def _no_i64_pairs() -> I64Array:
-    return np.zeros((0, 2), dtype=np.int64)
+    return _NO_EXTENTS
 
 
 @dataclass(slots=True)
@@ -76,11 +76,11 @@ class Record:
     flush: int = 0
     generation: int = 0
     extents: ExtentEntries = field(default_factory=no_extents)
-    remaps: U32Array = field(default_factory=_no_u32_pairs)
-    discards: I64Array = field(default_factory=_no_i64_pairs)
-    addresses: I64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    contexts: ContextArray = field(default_factory=lambda: empty_contexts(0))
-    remap_contexts: ContextArray = field(default_factory=lambda: empty_contexts(0))
+    remaps: U32Array = field(default_factory=lambda: NO_U32_PAIRS)
+    discards: I64Array = field(default_factory=lambda: NO_I64_PAIRS)
+    addresses: I64Array = field(default_factory=lambda: _NO_ADDRESSES)
+    contexts: ContextArray = field(default_factory=lambda: _NO_CONTEXTS)
+    remap_contexts: ContextArray = field(default_factory=lambda: _NO_CONTEXTS)
     snapshots: SnapshotEntries = field(default_factory=no_snapshots)
     data_bytes: int = 0
     data_hash: int = 0
@@ -90,7 +90,7 @@ class Record:
 
 def data_start(table_bytes: int, block_size: int) -> int:
     """Where the data begins, from the start of the record."""
-    align = min(block_size, RECORD_ALIGN)
+    align = min(RECORD_ALIGN, block_size)
     return -(-(HEADER_BYTES + table_bytes) // align) * align
 
 

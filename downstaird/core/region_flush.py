@@ -15,13 +15,19 @@ import numpy as np
 
 from downstaird.core.chunk_contexts import Home
 from downstaird.core.disk import Buffer, File
-from downstaird.core.log import Log, LogPlace
-from downstaird.core.log_record import ExtentEntries, Record
+from downstaird.core.log import BlocksToLog, Log, LogPlace
+from downstaird.core.log_record import NO_I64_PAIRS, ExtentEntries, Record, U32Array
 from downstaird.core.mask_runs import Mask, true_runs
 from downstaird.core.overlay import Arena, I64Array, LoggedEpoch
 from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
+from stairlib import native
 from stairlib.model.context import empty_contexts
 from stairlib.model.errors import DataError
+from stairlib.native import Appender
+
+# What is hashed on the loop for it costs no more than a read.
+BEGUN_BYTES_MAX = 256 << 10
+_NO_CHUNKS: U32Array = np.zeros(0, dtype=np.uint32)
 
 
 @dataclass(slots=True)
@@ -49,9 +55,30 @@ class FlushJob:
     epoch: LoggedEpoch | None = field(default=None, init=False)
     sequence: int = field(default=0, init=False)
     done: bool = field(default=False, init=False)
+    _begun: tuple[BlocksToLog, Appender] | None = field(default=None, init=False)
+
+    def begin(self, appender: Appender) -> bool:
+        """As FlushWork, where there are blocks alone, and not many of them."""
+        blocks = self._blocks_alone()
+        if blocks is None or len(blocks.data) > BEGUN_BYTES_MAX:
+            return False
+        if not self.log.begin(blocks, appender):
+            return False
+        self._begun = blocks, appender
+        return True
+
+    def end(self) -> None:
+        """As FlushWork."""
+        assert self._begun is not None
+        blocks, appender = self._begun
+        self._log_blocks(blocks, lambda: self.log.end(appender))
 
     def run(self) -> None:
         """Writes and syncs. DataError."""
+        blocks = self._blocks_alone()
+        if blocks is not None:
+            self._log_blocks(blocks, lambda: self.log.append_blocks(blocks))
+            return
         record, data, slots = self._record()
         record.snapshots = self.snapshots
         changed = bool(self.remaps or self.discards or len(self.snapshots))
@@ -61,12 +88,57 @@ class FlushJob:
                     self.data.datasync()
                 place = self.log.append(record, data)
             except DataError:
-                with contextlib.suppress(DataError):
-                    self.void(self.log.next_sequence)
+                self._void()
                 raise
             self.sequence = record.sequence
             self.epoch = self._epoch(record, place, slots)
         self.done = True
+
+    def _blocks_alone(self) -> BlocksToLog | None:
+        """The record of the most usual flush, which compiled code can make: small writes, none of
+        which hides another. None for any other."""
+        arena = self.arena
+        if not native.compiled or arena is None or not arena.used or arena.dead:
+            return None
+        if self.remaps or self.discards or len(self.snapshots):
+            return None
+        used = arena.used
+        return BlocksToLog(
+            self.number,
+            self.generation,
+            self.extents,
+            arena.addresses[:used].copy(),
+            arena.contexts[:used].copy(),
+            arena.data[: used * self.block_size],
+        )
+
+    def _log_blocks(self, blocks: BlocksToLog, append: Callable[[], LogPlace]) -> None:
+        assert self.arena is not None
+        sequence, start = self.log.next_sequence, self.arena.start
+        try:
+            place = append()
+        except DataError:
+            self._void()
+            raise
+        self.sequence = sequence
+        self.epoch = LoggedEpoch(
+            start=start,
+            end=start + self.arena.used,
+            log=place.log,
+            file=self.log.files[place.log],
+            data_offset=place.data_offset,
+            addresses=blocks.addresses,
+            contexts=blocks.contexts,
+            slots=None,
+            discards=NO_I64_PAIRS,
+            remapped=_NO_CHUNKS,
+        )
+        self.done = True
+
+    def _void(self) -> None:
+        """What failed may be on the medium all the same, and is not to count."""
+        with contextlib.suppress(DataError):
+            self.void(self.log.next_sequence)
 
     def _record(self) -> tuple[Record, list[Buffer], I64Array | None]:
         record = Record(flush=self.number, generation=self.generation, extents=self.extents)

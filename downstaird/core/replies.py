@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,6 +48,17 @@ def status_of(error: StairwellError) -> OpStatus:
     if isinstance(error, DataError):
         return OpStatus.IO_ERROR
     return OpStatus.IO_ERROR
+
+
+@dataclass(slots=True)
+class Answer:
+    """The outcome of asynchronous work, to be part of the next reply."""
+
+    job: int
+    kind: int
+    number: int = 0
+    status: OpStatus = OpStatus.OK
+    text: str = ""
 
 
 class Reply:

@@ -21,7 +21,7 @@ from downstaird.core.at_once import at_once
 from downstaird.core.engine import Engine, FlushWork
 from downstaird.core.extent_answers import ExtentAnswers
 from downstaird.core.repair_plan import parse_source
-from downstaird.core.replies import Reply, status_of
+from downstaird.core.replies import Answer, Reply, status_of
 from downstaird.core.session_counters import Counters
 from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
 from downstaird.core.session_ops import (
@@ -45,6 +45,8 @@ from downstaird.core.session_ops import (
     REPAIR_END,
     REPAIR_LIMIT,
     WRITE,
+    check_range,
+    damaged,
 )
 from downstaird.core.session_progress import Progress, Row
 from downstaird.core.work_queue import Claim, WorkQueue
@@ -89,17 +91,6 @@ class _Op:
     intact: bool
 
 
-@dataclass(slots=True)
-class _Answer:
-    """The outcome of asynchronous work, to be part of the next reply."""
-
-    job: int
-    kind: int
-    number: int = 0
-    status: OpStatus = OpStatus.OK
-    text: str = ""
-
-
 class Session:
     """The state of one session. Pure: runs against any Engine, knows neither sockets nor
     threads."""
@@ -120,7 +111,7 @@ class Session:
         self._queue: WorkQueue[_Op] = WorkQueue()
         self._queue.lane_free = lane_free
         self._released: deque[Claim[_Op]] = deque()
-        self._answers: deque[_Answer] = deque()
+        self._answers: deque[Answer] = deque()
         self._frame: Progress | None = None
         self._open_flush: RunWork | None = None
         # Extents copied since the last flush that did not keep marks, with their stamps; used once
@@ -182,7 +173,7 @@ class Session:
             return None
         if self._answers or self._released or self._lost or self._copied or not queue.lane_free:
             return None
-        row: Row = frame.ops.tolist()[0]
+        row = frame.first_op
         job, kind = row[0], row[1]
         if kind != FLUSH or row[4] or row[7] or queue.is_pending(job):
             return None
@@ -200,6 +191,16 @@ class Session:
         self.counters.guest_frames += 1
         self.counters.flushes += 1
         return RunWork(work, FLUSH, [job])
+
+    def done_at_once(self, effect: RunWork) -> bool:
+        """As `work_done` of a flush that went well, where nothing but that is to be told or might
+        go on: it is to be answered. False: nothing was done."""
+        if self._answers or self._released or self._frame is not None or not self._queue.idle:
+            return False
+        if self._ended or len(effect.jobs) != 1 or effect.kind != FLUSH or effect.refused:
+            return False
+        self._queue.finish(effect.jobs[0])
+        return True
 
     def take(self, frame: Frame) -> None:
         """A request to be worked off by `run`; FrameError when it contradicts itself. Only while
@@ -402,7 +403,7 @@ class Session:
         job, kind, offset, length = row[0], row[1], row[5], row[6]
         try:
             if kind == READ:
-                self._check_range(offset, length)
+                check_range(offset, length, self._blocks)
                 if length * self._block_size > PAYLOAD_BYTES_MAX:
                     raise InvalidRequestError(
                         f"a read of {length} blocks is above {PAYLOAD_BYTES_MAX} bytes"
@@ -417,11 +418,11 @@ class Session:
             elif kind in CARRY_DATA:
                 assert contexts is not None
                 if not intact:
-                    raise DataError(self._damaged(offset, length), reason="HASH_MISMATCH")
+                    raise damaged(offset, length)
                 self._write(kind, offset, length, contexts, data)
                 reply.done(job, kind, offset, length)
             elif kind == DISCARD:
-                self._check_range(offset, length)
+                check_range(offset, length, self._blocks)
                 self._open_flush = None
                 if length:
                     self._region.discard(offset, length)
@@ -439,7 +440,7 @@ class Session:
     def _write(
         self, kind: int, offset: int, length: int, contexts: ContextArray, data: Bytes
     ) -> None:
-        self._check_range(offset, length)
+        check_range(offset, length, self._blocks)
         self._open_flush = None
         if not length:
             return
@@ -518,18 +519,11 @@ class Session:
         except StairwellError as error:
             return self._region.begin_flush(row[9], row[8]), error.message
 
-    def _check_range(self, offset: int, length: int) -> None:
-        if offset + length > self._blocks:
-            raise InvalidRequestError(
-                f"blocks {offset} to {offset + length} end past the region's {self._blocks} blocks",
-                reason="OUT_OF_RANGE",
-            )
-
-    def _damaged(self, offset: int, length: int) -> str:
-        return f"data written to blocks {offset} to {offset + length} does not match its contexts"
-
     def lane_changed(self, *, free: bool) -> None:
         """The lane was taken for, or freed from, something that is not this session's."""
+        if self._queue.idle and not self._released:
+            self._queue.lane_free = free
+            return
         self._queue.lane_free = free and not self.reserves_lane
         self._released.extend(self._queue.release())
 
@@ -539,7 +533,7 @@ class Session:
             self._queue.finish(job)
             if error is None and effect.refused and job == effect.jobs[0]:
                 status, text = OpStatus.SNAPSHOT_FAILED, f"no snapshot: {effect.refused}"
-                self._answers.append(_Answer(job, effect.kind, 0, status, text))
+                self._answers.append(Answer(job, effect.kind, 0, status, text))
                 continue
             self._answer(job, effect.kind, error)
         self.lane_changed(free=lane_free)
@@ -587,9 +581,9 @@ class Session:
 
     def _answer(self, job: int, kind: int, error: StairwellError | None, number: int = 0) -> None:
         if error is None:
-            self._answers.append(_Answer(job, kind, number))
+            self._answers.append(Answer(job, kind, number))
         else:
-            self._answers.append(_Answer(job, kind, 0, status_of(error), error.message))
+            self._answers.append(Answer(job, kind, 0, status_of(error), error.message))
 
     def end(self) -> None:
         """The session is over: what waits is dropped, what comes back later is ignored."""

@@ -1,9 +1,10 @@
 """The kinds of ops as a session takes them apart: which are done on the spot, which carry data,
-which change something, and in which order each may start."""
+which change something, in which order each may start, and what is wrong with some."""
 
 from __future__ import annotations
 
 from downstaird.core.work_queue import Order
+from stairlib.model.errors import DataError, InvalidRequestError
 from stairlib.wire.frame import OpKind
 
 READ = int(OpKind.READ)
@@ -45,3 +46,20 @@ ORDERS = {
     NOOP: Order.FREE,
     REPAIR_LIMIT: Order.FREE,
 }
+
+
+def check_range(offset: int, length: int, blocks: int) -> None:
+    """InvalidRequestError OUT_OF_RANGE for what ends past the region's blocks."""
+    if offset + length > blocks:
+        raise InvalidRequestError(
+            f"blocks {offset} to {offset + length} end past the region's {blocks} blocks",
+            reason="OUT_OF_RANGE",
+        )
+
+
+def damaged(offset: int, length: int) -> DataError:
+    """The error for blocks that are not what they were told to be."""
+    return DataError(
+        f"data written to blocks {offset} to {offset + length} does not match its contexts",
+        reason="HASH_MISMATCH",
+    )

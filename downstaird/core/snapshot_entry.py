@@ -31,6 +31,9 @@ SNAPSHOT = np.dtype(
 SnapshotEntries = npt.NDArray[np.void]
 
 
+_NONE: SnapshotEntries = np.zeros(0, dtype=SNAPSHOT)
+
+
 def no_snapshots() -> SnapshotEntries:
-    """An empty section or list."""
-    return np.zeros(0, dtype=SNAPSHOT)
+    """An empty section or list, always the same one."""
+    return _NONE

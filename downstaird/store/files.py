@@ -19,6 +19,7 @@ from pathlib import Path
 
 from downstaird.store.base import Buffer, busy, data_error
 from stairlib.model.errors import DataError, InvalidRequestError, StateError
+from stairlib.native import Appender
 
 LOCK_NAME = "lock"
 # Linux's limit on the buffers of one pwritev (IOV_MAX).
@@ -49,6 +50,7 @@ class DirectoryFile:
         self._path = path
         self._descriptor = descriptor
         self._past_cache = True
+        self._appended_at = 0
 
     @property
     def name(self) -> str:
@@ -155,6 +157,23 @@ class DirectoryFile:
             os.fdatasync(self._descriptor)
         except OSError as error:
             raise data_error("sync", self.name, 0, error) from error
+
+    def begin_append(
+        self, front: Buffer, data: Buffer, end: Buffer, offset: int, appender: Appender
+    ) -> bool:
+        """Always by the appender's thread."""
+        self._appended_at = offset
+        appender.begin(self._descriptor, front, data, end, offset)
+        return True
+
+    def end_append(self, appender: Appender) -> None:
+        """Raises as `pwritev` and `datasync` do."""
+        failure, syncing = appender.outcome
+        if failure:
+            error = OSError(failure, os.strerror(failure))
+            if syncing:
+                raise data_error("sync", self.name, 0, error)
+            raise data_error("write", self.name, self._appended_at, error)
 
     def start_writeback(self) -> None:
         """sync_file_range without waiting; its result does not matter, as `datasync` follows."""

@@ -1,4 +1,4 @@
-"""The compiled part of the frame loop (`fast.pyx`), where there is one.
+"""The compiled part of the frame loop (`fast.pyx`) and of the log (`log.pyx`), where there is one.
 
     from stairlib import native
     if native.compiled: ...
@@ -27,12 +27,16 @@ try:
         serve_writes,
         summary,
     )
+    from stairlib.native.log import Appender, record_front, stamped, stored
 
     compiled = True
 except ImportError:
     compiled = False
 
     class Spans:  # type: ignore[no-redef]
+        """Never made."""
+
+    class Appender:  # type: ignore[no-redef]
         """Never made."""
 
 
@@ -44,15 +48,19 @@ def describe() -> str:
 
 
 __all__ = [
+    "Appender",
     "Spans",
     "as_told",
     "compiled",
     "describe",
     "new_bytes",
     "plain_contexts",
+    "record_front",
     "request_head",
     "requests",
     "serve_reads",
     "serve_writes",
+    "stamped",
+    "stored",
     "summary",
 ]

@@ -56,11 +56,7 @@ cdef enum:
     REQUEST = 3, REPLY = 4, READ = 1, WRITE = 2, PLAIN_MARK = 1, HOME = -1, DEAD = -1
 
 
-cdef class Held:  # a buffer, for as long as this is
-    cdef Py_buffer view
-    cdef char *at
-    cdef Py_ssize_t size
-
+cdef class Held:
     def __cinit__(self, of):
         PyObject_GetBuffer(of, &self.view, PyBUF_SIMPLE)
         self.at = <char *>self.view.buf

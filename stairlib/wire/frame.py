@@ -180,6 +180,21 @@ def pack_op(
     )
 
 
+def done_behind(kept: Sequence[Bytes], job: int, kind: int) -> list[Bytes]:
+    """Replies that tell of nothing but ops that ended well, one buffer each, and of one more such
+    op; where there is one reply, it is in that: a frame costs who takes it about the same whatever
+    is in it."""
+    entry = _OP_STRUCT.pack(job, kind, 0, 0, 0, 0, 0, 0, 0, 0)
+    if len(kept) == 1:
+        fields = HEADER.unpack_from(kept[0])
+        length, count = fields[3], fields[4]
+        if count < OPS_MAX and length == HEADER_BYTES + count * OP_BYTES == len(kept[0]):
+            head = HEADER.pack(*fields[:3], length + OP_BYTES, count + 1, *fields[5:])
+            return [b"".join((head, memoryview(kept[0])[HEADER_BYTES:], entry))]
+    head = HEADER.pack(MAGIC, FrameKind.REPLY, 0, HEADER_BYTES + OP_BYTES, 1, 0, 0, 0, 0, 0)
+    return [*kept, head + entry]
+
+
 def pack_done(rows: Sequence[Sequence[int]]) -> list[bytes]:
     """An entry for each of a request's, in order: done, and nothing comes back but where it was."""
     pack = _OP_STRUCT.pack
@@ -237,6 +252,11 @@ class Frame:
         if self._ops is None:
             self._ops = np.frombuffer(self.data, OP, self.op_count, HEADER_BYTES)
         return self._ops
+
+    @property
+    def first_op(self) -> tuple[int, ...]:
+        """The first row of a table that has one, as numbers."""
+        return _OP_STRUCT.unpack_from(self.data, HEADER_BYTES)
 
     @property
     def dependencies(self) -> npt.NDArray[np.uint64]:

@@ -301,3 +301,16 @@ class Run:
 @pytest.mark.parametrize("first", first_seeds(SEEDS_PER_TEST))
 def test_random_runs_keep_every_flushed_write(first: int) -> None:
     run_seeds(Run, first, SEEDS_PER_TEST)
+
+
+class JoinedRun(Run):
+    """One in which members tell of writes and of the flush behind them in one frame."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.world.joins = True
+
+
+@pytest.mark.parametrize("first", first_seeds(SEEDS_PER_TEST))
+def test_the_same_when_answers_are_joined(first: int) -> None:
+    run_seeds(JoinedRun, first, SEEDS_PER_TEST)

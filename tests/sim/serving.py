@@ -21,7 +21,15 @@ from downstaird.lane import PATIENCE_FLUSHES
 from downstaird.region_host import CHECK_SECONDS
 from stairlib.model.errors import DataError, RefusedError, StairwellError
 from stairlib.sim.network import End
-from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
+from stairlib.wire.frame import (
+    DATA_VERSION,
+    Frame,
+    FrameKind,
+    decode,
+    done_behind,
+    encode,
+    pack_op,
+)
 from tests.sim.copier import Copier
 from tests.sim.shown import shown
 
@@ -267,9 +275,15 @@ class Conversation:
             self._copier.set_rate(effect.bytes_per_second)
 
     def _work_done(self, effect: RunWork, error: StairwellError | None) -> None:
-        if self.session is not None and not self.session.ended:
-            self.session.work_done(effect, error, lane_free=False)
-            self.advance()
+        session = self.session
+        if session is None or session.ended:
+            return
+        if error is None and not self._advancing and session.done_at_once(effect):
+            (reply,) = done_behind([], effect.jobs[0], effect.kind)
+            self._end.send(decode(reply))
+            return
+        session.work_done(effect, error, lane_free=False)
+        self.advance()
 
     def lane_changed(self, *, free: bool) -> None:
         """The lane was taken by something else, or is free."""

@@ -76,6 +76,8 @@ class BusyPoll:
         self._looks = 0
         # When it was asked last, and what the answer was.
         self._judged = (0.0, 0.0)
+        # Asking for the running one is a system call each time.
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def came(self, now: float, awaited: Awaited, in_flight: int) -> None:
         """As `PollWindow.came`; `now` of `monotonic`."""
@@ -87,9 +89,12 @@ class BusyPoll:
         self._until = now + seconds
         if not self._looking:
             self._looking = True
-            asyncio.get_running_loop().call_soon(self._look)
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._look)
 
     def _look(self) -> None:
+        assert self._loop is not None
         now = monotonic()
         self._looks += 1
         if self._looks >= LOOKS_JUDGED:
@@ -100,7 +105,7 @@ class BusyPoll:
         if now < self._until:
             # Whoever waits for this processor may be the one that is waited for.
             os.sched_yield()
-            asyncio.get_running_loop().call_soon(self._look)
+            self._loop.call_soon(self._look)
         else:
             self._looking = False
 

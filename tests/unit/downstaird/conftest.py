@@ -23,6 +23,9 @@ class PlainWork:
         self.begun = begun
         self.ran = False
 
+    def begin(self, _appender):
+        return False
+
     def run(self):
         self.ran = True
 

@@ -46,6 +46,9 @@ async def finished(lane):
 class Broken:
     """Work that fails in a way nobody foresaw."""
 
+    def begin(self, _appender):
+        return False
+
     def run(self):
         raise ZeroDivisionError("no")
 

@@ -41,7 +41,7 @@ _READING = READS | TELLS_OWNED
 class _WriteFrame:
     """Writes and discards being gathered into one frame."""
 
-    __slots__ = ("data", "ops", "payload_bytes", "unwritten")
+    __slots__ = ("data", "held_since", "ops", "payload_bytes", "unwritten")
 
     def __init__(self) -> None:
         self.ops: list[tuple[int, int, int]] = []
@@ -49,6 +49,8 @@ class _WriteFrame:
         self.payload_bytes = 0
         # There is a WRITE_UNWRITTEN among them.
         self.unwritten = False
+        # When the first of them was held; before anything is, at no time.
+        self.held_since = 0.0
 
 
 class GuestOps:
@@ -112,9 +114,22 @@ class GuestOps:
         return bool(self._frame.ops)
 
     def on_time(self) -> None:
-        """What is held was held for long enough."""
-        self._told = False
-        self.send_held()
+        """The time is over that was told when writes were held. What is held now may have come
+        since: what was held then was sent before a flush."""
+        left = self.left_to_hold(self._region.now)
+        self._told = left > 0
+        if left > 0:
+            self._region.effects.append(SendHeldAfter(left))
+        else:
+            self.send_held()
+
+    def left_to_hold(self, now: float) -> float:
+        """Seconds until what is held is to be sent; 0 when that is now, or nothing is held."""
+        if not self._frame.ops:
+            return 0.0
+        left = self._frame.held_since + limits.HELD_SECONDS - now
+        # A loop's clock may tell whole milliseconds: less than one is no time to wait for.
+        return left if left >= limits.HELD_SECONDS_LEAST else 0.0
 
     def send_held(self) -> None:
         """Sends what is held, as one frame. When nobody is left who has all that was acknowledged,
@@ -149,6 +164,7 @@ class GuestOps:
         # The guest may reuse its memory once it is answered.
         frame.data = [data if isinstance(data, bytes) else bytes(data) for data in frame.data]
         region.flushes.acknowledged(region.now)
+        frame.held_since = frame.held_since or region.now
         if not self._told:
             self._told = True
             region.effects.append(SendHeldAfter(limits.HELD_SECONDS))
@@ -171,6 +187,7 @@ class GuestOps:
         frame.payload_bytes = size
         region.now = now
         region.flushes.acknowledged(now)
+        frame.held_since = frame.held_since or now
         done = CompleteGuest(key, Whole(run))
         if self._told:
             return (done,)

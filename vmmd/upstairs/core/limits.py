@@ -31,6 +31,8 @@ REPLAY_BYTES_MAX = 2 * REPLAY_BYTES_FLUSH
 HELD_OPS_MAX = 16
 HELD_BYTES_MAX = 64 << 10
 HELD_SECONDS = 0.002
+# What is left of that time is not waited for where it is less.
+HELD_SECONDS_LEAST = 0.0005
 # Devices have bounded queues (NVMe: 64 queues of 1024); more waiting than this is a device's bug.
 GUEST_WAITING_MAX = 65_536
 

@@ -115,6 +115,12 @@ class ReplayLog:
             return None
         return self._records[at]
 
+    def owes(self, member: Member, record: Mutation, count: int) -> bool:
+        """Whether so many more jobs of the record are to be answered."""
+        return (
+            bool(record.pending & member.bit) and record.done[member.index] + count <= record.count
+        )
+
     def settle(self, member: Member, record: Mutation, count: int) -> bool:
         """`count` more jobs of the record were answered. False when these are more than were
         asked."""

@@ -71,16 +71,32 @@ class ShortWay:
             return None
         return self._taken()
 
-    def on_time(self) -> Sequence[Effect] | None:
-        """A SendHeld where something came before it that sent what was held. None: not done."""
-        if not self.open or self._guest.holding:
+    def on_time(self, now: float) -> Sequence[Effect] | None:
+        """A SendHeld where nothing is to be sent now: something that came before it sent what was
+        held. None: not done."""
+        if not self.open or (self._guest.holding and not self._guest.left_to_hold(now)):
             return None
+        self._region.now = now
         self._guest.on_time()
-        return _NOTHING
+        return self._taken()
 
     def _flushed(self, member: Member, record: Mutation) -> Sequence[Effect]:
         self._region.flush_acked(member, record)
         return self._taken()
+
+    def _with_flush(
+        self, member: Member, record: Mutation, last: int, count: int
+    ) -> Sequence[Effect] | None:
+        """`count` jobs of the record, and the flush right behind it, answered together."""
+        log = self._region.log
+        flush = log.find(last)
+        if flush is None or not flush.is_flush or record.is_flush or record.last_job != last - 1:
+            return None
+        if not (log.owes(member, record, count) and log.owes(member, flush, 1)):
+            return None
+        log.settle(member, record, count)
+        log.settle(member, flush, 1)
+        return self._flushed(member, flush)
 
     def _taken(self) -> Sequence[Effect]:
         region = self._region
@@ -102,8 +118,10 @@ class ShortWay:
         asked = self._reads.whole(member, first, count)
         if asked is None:
             record = region.log.find(first)
-            if record is None or record.last_job < last:
+            if record is None:
                 return None
+            if record.last_job < last:
+                return self._with_flush(member, record, last, count - 1)
             if not region.log.settle(member, record, count):
                 return None
             return self._flushed(member, record) if record.is_flush else _NOTHING

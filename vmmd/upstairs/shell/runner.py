@@ -130,6 +130,8 @@ class RegionUpstairs:
                 activate_with_two_after=activate_with_two_after,
             )
         )
+        # Asking for the running one is a system call each time.
+        self._loop = asyncio.get_running_loop()
         self._tracing = tracing
         self._stream_only = stream_only
         self._links: dict[int, SlotLink] = {}
@@ -178,7 +180,7 @@ class RegionUpstairs:
         the turn, unless nothing was there before it and it is one for the short way, or a flush
         alone: who sends that waits for it."""
         if not self._submissions and not self._stepping:
-            now, way = asyncio.get_running_loop().time(), self._core.short_way
+            now, way = self._loop.time(), self._core.short_way
             if type(batch) is Run:
                 if self._went(way.start, done, batch, now):
                     return
@@ -187,7 +189,7 @@ class RegionUpstairs:
                     self._feed(events.GuestBatch([(done, batch)]))
                 return
         if not self._submissions:
-            asyncio.get_running_loop().call_soon(self._start_submissions)
+            self._loop.call_soon(self._start_submissions)
         self._submissions.append((done, batch))
 
     def _start_submissions(self) -> None:
@@ -379,7 +381,7 @@ class RegionUpstairs:
         if self._stepping:
             return
         self._stepping = True
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         try:
             while self._events:
                 event = self._events.popleft()
@@ -426,7 +428,7 @@ class RegionUpstairs:
             self._tick()
 
     def _tick(self) -> None:
-        self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+        self._ticking = self._loop.call_later(TICK_SECONDS, self._tick)
         self._feed(events.Tick())
         if self._core.repairing:
             self._wake()
@@ -447,12 +449,10 @@ class RegionUpstairs:
         cast("Done", effect.key)(effect.completions)
 
     def _send_held_after(self, effect: events.SendHeldAfter) -> None:
-        self._holding = asyncio.get_running_loop().call_later(
-            effect.seconds, self._held_long_enough
-        )
+        self._holding = self._loop.call_later(effect.seconds, self._held_long_enough)
 
     def _held_long_enough(self) -> None:
-        if self._stepping or not self._went(self._core.short_way.on_time):
+        if self._stepping or not self._went(self._core.short_way.on_time, self._loop.time()):
             self._feed(events.SendHeld())
 
     def _connect(self, effect: events.Connect) -> None:

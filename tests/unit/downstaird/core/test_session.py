@@ -450,6 +450,23 @@ def test_a_flush_alone_begins_at_once_and_only_where_nothing_comes_first(engine)
     assert peer.status(3) is OpStatus.OK
     counters = peer.session.counters
     assert (counters.frames, counters.guest_frames, counters.flushes) == (3, 3, 2)
+    # Nothing is kept of them: what names them goes on.
+    peer.send(read(4, 0, 1, deps=[2, 3]))
+    assert peer.status(4) is OpStatus.OK
+    peer.send(write(5, 0, block(2), deps=[3]), flush(6, 3))
+    assert peer.status(5) is OpStatus.OK
+
+
+def test_what_waits_behind_a_flush_is_not_left_by_its_short_end(engine):
+    peer = Peer(engine, short=True)
+    peer.send(write(1, 0, block(1)))
+    peer.send(flush(2, 1))
+    (work,) = peer.work()
+    peer.send(write(3, 0, block(2), deps=[2]))
+    assert peer.status(3) is None
+    work.work.run()
+    peer.finish(work)
+    assert (peer.status(2), peer.status(3)) == (OpStatus.OK, OpStatus.OK)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stairlib.model.cipher import AES_256_GCM
 from stairlib.model.geometry import Geometry
-from stairlib.wire.frame import Frame, decode
+from stairlib.wire.frame import Frame, OpKind, decode, done_behind
 from tests.unit.vmmd.upstairs.model_downstairs import UNKNOWN, ModelDownstairs, Session
 from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Request
@@ -43,6 +43,8 @@ class Link:
     to_client_at: float = 0.0
     cut: bool = False
     told: bool = False
+    # An answer to writes that waits for that of a flush (World.joins).
+    kept: bytes = b""
 
 
 Taken = Callable[[BlockStatus, bytes | None, npt.NDArray[np.bool_] | None], None]
@@ -76,6 +78,9 @@ def runs_of(requests: Sequence[Request], geometry: Geometry) -> list[Run]:
 
 class World:
     """Runs one upstairs at a time; `step` runs the next scheduled thing."""
+
+    # Whether members tell of writes and of the flush right behind them in one frame.
+    joins = False
 
     def __init__(
         self,
@@ -247,7 +252,7 @@ class World:
     def _held_long_enough(self, upstairs: Upstairs) -> None:
         if upstairs is not self.upstairs:
             return
-        if not self.runs or not self._short(upstairs.short_way.on_time()):
+        if not self.runs or not self._short(upstairs.short_way.on_time(self.now)):
             self.feed(events.SendHeld())
 
     def _check_nonces(self, frame: Frame) -> None:
@@ -305,6 +310,27 @@ class World:
         self.later(at - self.now, arrive)
 
     def _to_client(self, upstairs: Upstairs, link: Link, data: bytes) -> None:
+        frame = decode(data)
+        kinds, good = set(frame.ops["kind"].tolist()), frame.answers[2]
+        kept, link.kept = link.kept, b""
+        if self.joins and not kept and good and kinds <= {OpKind.WRITE, OpKind.DISCARD}:
+            link.kept = data
+            self.later(4 * self.delay, lambda: self._let_go(upstairs, link, data))
+            return
+        if kept and good and kinds == {OpKind.FLUSH} and frame.op_count == 1:
+            self.counts["joined"] = self.counts.get("joined", 0) + 1
+            (joined,) = done_behind([kept], frame.answers[0], OpKind.FLUSH)
+            self._send_to_client(upstairs, link, bytes(joined))
+            return
+        for each in filter(None, (kept, data)):
+            self._send_to_client(upstairs, link, each)
+
+    def _let_go(self, upstairs: Upstairs, link: Link, data: bytes) -> None:
+        if link.kept is data:
+            link.kept = b""
+            self._send_to_client(upstairs, link, data)
+
+    def _send_to_client(self, upstairs: Upstairs, link: Link, data: bytes) -> None:
         at = max(link.to_client_at, self.now + self.rng.uniform(0, self.delay))
         link.to_client_at = at
         self.later(

@@ -200,3 +200,63 @@ def test_a_flush_alone_goes_the_short_way_while_all_are_there(world, sent):
 
 def all_there(world):
     return all(slot.mode is SlotMode.NEW for slot in world.upstairs.status().slots)
+
+
+def test_writes_and_the_flush_behind_them_may_be_answered_together(world, sent):
+    world.joins = True
+    world.counts.clear()
+    for _round in range(3):
+        world.submit([world.write(5, 1)])
+        world.submit([world.flush()])
+        assert world.run_until(lambda: not world.in_flight, 5)
+    pass_by(world, 2 * limits.HELD_SECONDS)
+    assert all(member.jobs == 0 for member in world.upstairs._region.members)
+    joined = world.counts["joined"]
+    assert joined > 3
+    # Of each round the write, the flush, the members' answers, and a timer in vain.
+    by_short_way = world.counts.get("short way", 0)
+    assert by_short_way == (3 * 9 - joined if world.runs else 0)
+    assert world.upstairs.quiet
+
+
+def test_what_is_held_after_a_flush_is_held_for_as_long_as_any(world, sent):
+    """The time that was told for what the flush has sent is not its time."""
+    world.submit([world.write(5, 1)])
+    pass_exactly(world, 0.6 * limits.HELD_SECONDS)
+    assert not sent
+    world.submit([world.flush()])
+    sent.clear()
+    world.submit([world.write(6, 1)])
+    pass_exactly(world, 0.6 * limits.HELD_SECONDS)
+    assert not sent
+    pass_exactly(world, 0.6 * limits.HELD_SECONDS)
+    assert sent == [[OpKind.WRITE]]
+    assert world.run_until(lambda: not world.in_flight, 5)
+
+
+def test_a_member_that_answers_more_than_it_was_asked_is_let_go(world, sent):
+    """Also when its answers to writes and a flush come together."""
+    world.joins = True
+    told = []
+    send = world._send_to_client
+
+    def twice(upstairs, link, data):
+        send(upstairs, link, data)
+        if link.server is world.daemons["d1:1"] and not told:
+            told.append(data)
+            send(upstairs, link, data)
+
+    world.submit([world.write(5, 1)])
+    world._send_to_client = twice
+    world.submit([world.flush()])
+    assert world.run_until(lambda: not world.in_flight, 5)
+    assert world.run_until(lambda: not all_there(world), 5)
+    assert decode(told[0]).op_count == 2
+    assert "more answers" in slots(world)[1].last_error
+
+
+def pass_exactly(world, seconds):
+    """As `pass_by`, which goes on to the next thing that happens."""
+    over = []
+    world.later(seconds, lambda: over.append(True))
+    assert world.run_until(lambda: bool(over), 5)
