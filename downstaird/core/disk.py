@@ -13,11 +13,23 @@ tests and the simulator. Invariants every implementation keeps:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
-
-from stairlib.native import Appender
+from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Appender(Protocol):
+    """Writes to a file and syncs it beside the loop, one work at a time (docs/adr/0058)."""
+
+    def begin(self, file: int, front: Buffer, data: Buffer, end: Buffer, offset: int) -> None:
+        """Writes these one after the other to the descriptor, and syncs it. They must not change
+        meanwhile."""
+        ...
+
+    @property
+    def outcome(self) -> tuple[int, bool]:
+        """(error number, whether it was the sync that failed) of what ended last; 0: all well."""
+        ...
 
 
 class File(Protocol):
@@ -55,18 +67,6 @@ class File(Protocol):
         """Returns once everything written so far is durable (size included, where it grew)."""
         ...
 
-    def begin_append(
-        self, front: Buffer, data: Buffer, end: Buffer, offset: int, appender: Appender
-    ) -> bool:
-        """As pwritev of the three and datasync, by the thread of the appender; `end_append` is
-        called when that has ended. False: nothing was begun, the file is to be written and synced
-        step by step."""
-        ...
-
-    def end_append(self, appender: Appender) -> None:
-        """What it came to, after a `begin_append`. Raises as pwritev and datasync."""
-        ...
-
     def start_writeback(self) -> None:
         """A hint to begin writing dirty data out; promises nothing and does not wait."""
         ...
@@ -85,6 +85,21 @@ class File(Protocol):
 
     def close(self) -> None:
         """Releases the file; nothing is made durable."""
+        ...
+
+
+@runtime_checkable
+class AppendingFile(File, Protocol):
+    """One that can be written and synced by an appender."""
+
+    def begin_append(
+        self, front: Buffer, data: Buffer, end: Buffer, offset: int, appender: Appender
+    ) -> None:
+        """As pwritev of the three, and datasync; `end_append` is called when that has ended."""
+        ...
+
+    def end_append(self, appender: Appender) -> None:
+        """What it came to. Raises as pwritev and datasync."""
         ...
 
 

@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from downstaird.core.disk import Appender
 from stairlib.model.context import ContextArray
 from stairlib.model.geometry import Geometry
-from stairlib.native import Appender
 
 Buffer = bytes | bytearray | memoryview
 # Of EXTENT_MARK (stairlib.wire.frame).

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
-from downstaird.core.disk import Buffer, File
+from downstaird.core.disk import Appender, AppendingFile, Buffer, File
 from downstaird.core.log_record import (
     HEADER_BYTES,
     MAGIC,
@@ -38,7 +39,6 @@ from downstaird.core.log_record import (
 from stairlib import native
 from stairlib.model.context import ContextArray
 from stairlib.model.errors import DataError
-from stairlib.native import Appender
 
 LOG_NAMES = ("log-0", "log-1")
 # Data is hashed in parts of this size at recovery, to bound memory.
@@ -70,6 +70,17 @@ class BlocksToLog:
     data: Buffer
 
 
+class MadeRecord(NamedTuple):
+    """A record ready to be written: what goes before its data and behind it, where it goes and
+    ends."""
+
+    front: bytes
+    padding: bytes
+    place: LogPlace
+    end: int
+    checksum: int
+
+
 class Log:
     """Appends records; knows the end of the chain."""
 
@@ -93,8 +104,7 @@ class Log:
         self._ends = [0, 0]
         self._zeroed = [file.size() for file in files]
         self._keep: int | None = None
-        # Of the append under way: its place, where the next one goes, its checksum.
-        self._begun: tuple[LogPlace, int, int] | None = None
+        self._appending = [file if isinstance(file, AppendingFile) else None for file in files]
 
     @property
     def active_bytes(self) -> int:
@@ -122,38 +132,34 @@ class Log:
 
     def append_blocks(self, blocks: BlocksToLog) -> LogPlace:
         """As `append` of a record of extents and blocks alone, made by compiled code."""
-        front, padding, place, end, checksum = self._made(blocks)
-        self._write([front, blocks.data, padding], place.offset, end)
-        return self._appended(place, end, checksum)
+        made = self._made(blocks)
+        self._write([made.front, blocks.data, made.padding], made.place.offset, made.end)
+        return self._appended(made.place, made.end, made.checksum)
 
-    def begin(self, blocks: BlocksToLog, appender: Appender) -> bool:
-        """As `append_blocks`, by the appender's thread; `end` follows. False: nothing was begun."""
-        index = self.active
-        offset = self._ends[index]
+    def begin(self, blocks: BlocksToLog, appender: Appender) -> MadeRecord | None:
+        """As `append_blocks`, by the appender's thread: what `end` is to be called with. None:
+        nothing was begun."""
+        file, offset = self._appending[self.active], self._ends[self.active]
         # Where zeros have to go ahead of it, that is more than an append.
-        if offset + self._bytes_of(blocks) > self._zeroed[index]:
-            return False
-        front, padding, place, end, checksum = self._made(blocks)
-        if not self.files[index].begin_append(front, blocks.data, padding, offset, appender):
-            return False
-        self._begun = place, end, checksum
-        return True
+        if file is None or offset + self._bytes_of(blocks) > self._zeroed[self.active]:
+            return None
+        made = self._made(blocks)
+        file.begin_append(made.front, blocks.data, made.padding, offset, appender)
+        return made
 
-    def end(self, appender: Appender) -> LogPlace:
+    def end(self, made: MadeRecord, appender: Appender) -> LogPlace:
         """The outcome of what was begun. Raises DataError."""
-        assert self._begun is not None
-        (place, end, checksum), self._begun = self._begun, None
-        self.files[place.log].end_append(appender)
-        return self._appended(place, end, checksum)
+        file = self._appending[made.place.log]
+        assert file is not None
+        file.end_append(appender)
+        return self._appended(made.place, made.end, made.checksum)
 
     def _bytes_of(self, blocks: BlocksToLog) -> int:
         """Of the whole record."""
         table_bytes = blocks.extents.nbytes + blocks.addresses.nbytes + blocks.contexts.nbytes
         return record_bytes(table_bytes, len(blocks.data), self._block_size)
 
-    def _made(self, blocks: BlocksToLog) -> tuple[bytes, bytes, LogPlace, int, int]:
-        """What goes before the data and behind it, where the record goes, where it ends, and its
-        checksum."""
+    def _made(self, blocks: BlocksToLog) -> MadeRecord:
         front, checksum = native.record_front(
             self._tag,
             self.next_sequence,
@@ -169,7 +175,7 @@ class Log:
         offset = self._ends[self.active]
         start, end = offset + len(front), offset + self._bytes_of(blocks)
         padding = _PADDING[: end - start - len(blocks.data)]
-        return front, padding, LogPlace(self.active, offset, start), end, checksum
+        return MadeRecord(front, padding, LogPlace(self.active, offset, start), end, checksum)
 
     def _write(self, buffers: Sequence[Buffer], offset: int, end: int) -> None:
         """To the active file, and syncs it; with zeros ahead where they end."""

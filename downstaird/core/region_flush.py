@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from downstaird.core.chunk_contexts import Home
-from downstaird.core.disk import Buffer, File
-from downstaird.core.log import BlocksToLog, Log, LogPlace
+from downstaird.core.disk import Appender, Buffer, File
+from downstaird.core.log import BlocksToLog, Log, LogPlace, MadeRecord
 from downstaird.core.log_record import NO_I64_PAIRS, ExtentEntries, Record, U32Array
 from downstaird.core.mask_runs import Mask, true_runs
 from downstaird.core.overlay import Arena, I64Array, LoggedEpoch
@@ -23,7 +23,6 @@ from downstaird.core.snapshot_entry import SnapshotEntries, no_snapshots
 from stairlib import native
 from stairlib.model.context import empty_contexts
 from stairlib.model.errors import DataError
-from stairlib.native import Appender
 
 # What is hashed on the loop for it costs no more than a read.
 BEGUN_BYTES_MAX = 256 << 10
@@ -55,23 +54,24 @@ class FlushJob:
     epoch: LoggedEpoch | None = field(default=None, init=False)
     sequence: int = field(default=0, init=False)
     done: bool = field(default=False, init=False)
-    _begun: tuple[BlocksToLog, Appender] | None = field(default=None, init=False)
+    _begun: tuple[BlocksToLog, MadeRecord, Appender] | None = field(default=None, init=False)
 
     def begin(self, appender: Appender) -> bool:
         """As FlushWork, where there are blocks alone, and not many of them."""
         blocks = self._blocks_alone()
         if blocks is None or len(blocks.data) > BEGUN_BYTES_MAX:
             return False
-        if not self.log.begin(blocks, appender):
+        made = self.log.begin(blocks, appender)
+        if made is None:
             return False
-        self._begun = blocks, appender
+        self._begun = blocks, made, appender
         return True
 
     def end(self) -> None:
         """As FlushWork."""
         assert self._begun is not None
-        blocks, appender = self._begun
-        self._log_blocks(blocks, lambda: self.log.end(appender))
+        blocks, made, appender = self._begun
+        self._log_blocks(blocks, lambda: self.log.end(made, appender))
 
     def run(self) -> None:
         """Writes and syncs. DataError."""

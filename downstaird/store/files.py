@@ -17,9 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from downstaird.core.disk import Appender
 from downstaird.store.base import Buffer, busy, data_error
 from stairlib.model.errors import DataError, InvalidRequestError, StateError
-from stairlib.native import Appender
 
 LOCK_NAME = "lock"
 # Linux's limit on the buffers of one pwritev (IOV_MAX).
@@ -160,11 +160,10 @@ class DirectoryFile:
 
     def begin_append(
         self, front: Buffer, data: Buffer, end: Buffer, offset: int, appender: Appender
-    ) -> bool:
-        """Always by the appender's thread."""
+    ) -> None:
+        """By the appender's thread."""
         self._appended_at = offset
         appender.begin(self._descriptor, front, data, end, offset)
-        return True
 
     def end_append(self, appender: Appender) -> None:
         """Raises as `pwritev` and `datasync` do."""

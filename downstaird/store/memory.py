@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from downstaird.store.base import Buffer, busy, data_error
 from stairlib.model.errors import DataError, StateError
-from stairlib.native import Appender
 
 SECTOR_BYTES = 512
 _PAGE_BYTES = 4096
@@ -209,16 +208,6 @@ class MemoryFile:
     def sendfile(self, descriptor: int, offset: int, size: int) -> int:
         """One write."""
         return os.write(descriptor, self.pread(size, offset))
-
-    def begin_append(
-        self, _front: Buffer, _data: Buffer, _end: Buffer, _offset: int, _appender: Appender
-    ) -> bool:
-        """Step by step, so that a failure can be injected into each."""
-        return False
-
-    def end_append(self, _appender: Appender) -> None:
-        """Nothing is ever begun."""
-        raise AssertionError
 
     def start_writeback(self) -> None:
         """Nothing to do."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from downstaird.core.disk import Buffer, Disk, File
-from stairlib.native import Appender
 
 
 class Operation(NamedTuple):
@@ -83,16 +82,6 @@ class RecordedFile:
         """Written down once it returned."""
         self.inner.datasync()
         self._note("sync")
-
-    def begin_append(
-        self, _front: Buffer, _data: Buffer, _end: Buffer, _offset: int, _appender: Appender
-    ) -> bool:
-        """Step by step, so that each is written down."""
-        return False
-
-    def end_append(self, _appender: Appender) -> None:
-        """Nothing is ever begun."""
-        raise AssertionError
 
     def start_writeback(self) -> None:
         """A hint."""

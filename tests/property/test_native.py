@@ -3,12 +3,10 @@ for whatever comes, whole, cut off or malicious. What is not compiled here is no
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import struct
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +35,7 @@ from stairlib.wire.frame import (
     encode,
     pack_op,
 )
+from tests.native_forms import in_python, needs_compiled
 from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Completion, Request
 from vmmd.block.nbd_transmission import (
@@ -49,18 +48,9 @@ from vmmd.block.nbd_transmission import (
 )
 from vmmd.block.request_run import Run, Whole
 
-pytestmark = pytest.mark.skipif(not native.compiled, reason="there is no compiled form here")
+pytestmark = needs_compiled
 
 BLOCK = 512
-
-
-@contextlib.contextmanager
-def in_python() -> Iterator[None]:
-    native.compiled = False
-    try:
-        yield
-    finally:
-        native.compiled = True
 
 
 def noise(seed: int, blocks: int) -> bytes:

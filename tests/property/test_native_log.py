@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,20 +15,12 @@ from downstaird.core.log import LOG_NAMES, BlocksToLog, Log, LogPlace, LogReader
 from downstaird.core.log_record import EXTENT, Record
 from downstaird.store.memory import MemoryDisk
 from stairlib import native
+from tests.native_forms import in_python, needs_compiled
 
-pytestmark = pytest.mark.skipif(not native.compiled, reason="there is no compiled form here")
+pytestmark = needs_compiled
 
 TAG = 0x1122334455667788
 U64 = st.integers(0, (1 << 64) - 1)
-
-
-@contextlib.contextmanager
-def in_python() -> Iterator[None]:
-    native.compiled = False
-    try:
-        yield
-    finally:
-        native.compiled = True
 
 
 def blocks_of(count: int, extents: int, size: int, seed: int, flush: int, generation: int):

@@ -7,9 +7,9 @@ import os
 import pytest
 
 from downstaird.append_thread import AppendThread
-from stairlib import native
+from tests.native_forms import needs_compiled
 
-pytestmark = pytest.mark.skipif(not native.compiled, reason="there is no compiled form here")
+pytestmark = needs_compiled
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from downstaird.lane import Lane
 from downstaird.store.files import FileDisk
 from stairlib import native
 from stairlib.model.errors import DataError
+from tests.native_forms import needs_compiled
 from tests.unit.downstaird.core.region_rig import (
     BLOCK,
     CHUNK_BLOCKS,
@@ -22,7 +23,7 @@ from tests.unit.downstaird.core.region_rig import (
     write,
 )
 
-pytestmark = pytest.mark.skipif(not native.compiled, reason="there is no compiled form here")
+pytestmark = needs_compiled
 
 
 class Nobody:
