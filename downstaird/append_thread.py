@@ -42,7 +42,9 @@ class AppendThread:
             assert self._loop is not None
             self.appender.close()
             self._thread.join()
+            self._thread = None
             self._loop.remove_reader(self.appender.descriptor)
+        self.appender.release()
 
     def _readable(self) -> None:
         if self.appender.has_ended():

@@ -133,8 +133,8 @@ cdef class Appender:
             raise OSError(errno, "no descriptor for a thread that syncs")
 
     def __dealloc__(self):
-        close(self.wake)
-        close(self.ended)
+        _shut(&self.wake)
+        _shut(&self.ended)
 
     @property
     def descriptor(self):
@@ -145,7 +145,7 @@ cdef class Appender:
         """Writes these one after the other, and syncs the file. They must not change meanwhile."""
         cdef list held = [Held(front), Held(data), Held(end)]
         cdef Py_ssize_t index
-        assert self.held is None and not self.closing
+        assert self.held is None and not self.closing and self.wake >= 0
         for index in range(PARTS):
             self.parts[index].iov_base = (<Held>held[index]).at
             self.parts[index].iov_len = (<Held>held[index]).size
@@ -184,6 +184,11 @@ cdef class Appender:
         self.closing = True
         _tell(self.wake)
 
+    def release(self):
+        """Closes its descriptors. Only where nobody is in `serve`, or looks at `descriptor`."""
+        _shut(&self.wake)
+        _shut(&self.ended)
+
     cdef int append(self) noexcept nogil:
         cdef int first = 0
         cdef ssize_t done
@@ -212,3 +217,9 @@ cdef void _tell(int descriptor) noexcept nogil:
     cdef uint64_t one = 1
     while write(descriptor, &one, sizeof(one)) < 0 and errno == EINTR:
         pass
+
+
+cdef void _shut(int *descriptor) noexcept nogil:
+    if descriptor[0] >= 0:
+        close(descriptor[0])
+    descriptor[0] = -1

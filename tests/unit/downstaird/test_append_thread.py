@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import gc
 import os
+import threading
 
 import pytest
 
@@ -68,8 +70,29 @@ async def test_what_was_begun_is_done_before_it_ends(tmp_path):
     os.close(file)
 
 
+def descriptors():
+    """Of this process; what others gave up for the collector is gone."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
 async def test_it_need_not_have_done_anything():
+    before = descriptors()
     AppendThread("test").close()
+    assert descriptors() == before
+
+
+async def test_it_leaves_no_descriptor_and_no_thread(tmp_path):
+    file = os.open(tmp_path / "log", os.O_RDWR | os.O_CREAT)
+    before, threads = descriptors(), threading.active_count()
+    thread = AppendThread("test")
+    assert await appended(thread, file, b"a", b"b", b"c", 0) == (0, True)
+    assert threading.active_count() == threads + 1
+    thread.close()
+    # The thread is kept here: nothing is left to the collector.
+    assert (descriptors(), threading.active_count()) == (before, threads)
+    thread.close()
+    os.close(file)
 
 
 async def test_one_at_a_time(thread, tmp_path):
