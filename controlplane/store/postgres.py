@@ -2,9 +2,11 @@
 
 Transactions are READ COMMITTED. That is enough, and asked for by name: every decision that depends
 on a row is either one statement with its condition in it, or is made with the row locked (FOR
-UPDATE), which reads the newest committed version; and what must be unique is a unique key. A
-transaction never waits for a control plane that was stopped while it held a lock: waits for locks
-end soon, and the server ends a session that idles inside a transaction.
+UPDATE), which reads the newest committed version; and what must be unique is a unique key. A row
+that is not there cannot be locked: where the look found none, the write is an INSERT and nothing
+else, which the key refuses when another control plane added the row meanwhile; the transaction is
+then run again. A transaction never waits for a control plane that was stopped while it held a lock:
+waits for locks end soon, and the server ends a session that idles inside a transaction.
 """
 
 from __future__ import annotations

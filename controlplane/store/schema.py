@@ -201,6 +201,13 @@ drains = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Index(
+        "uq_drains_running",
+        "target",
+        unique=True,
+        sqlite_where=text("state = 'RUNNING'"),
+        postgresql_where=text("state = 'RUNNING'"),
+    ),
 )
 
 replacements = Table(

@@ -27,6 +27,9 @@ from controlplane.store.sql_leases import Owner
 from stairlib.model.construction import Construction
 from stairlib.model.errors import AlreadyExistsError, ConflictError, NotFoundError
 
+# No generation of a volume was handed out yet: one less than the first there is.
+_NONE = -1
+
 
 def add_instance(
     connection: Connection, sealer: Sealer, owner: Owner, instance: InstanceRecord,
@@ -102,6 +105,7 @@ def add_members(connection: Connection, disk: DiskRecord, prefix: str) -> None:
         refuse_member(connection, known, disk.volume_id, address, f"{prefix}{path}")
         put_member(
             connection,
+            known,
             DownstairsRecord(
                 address=address,
                 role=Role.MEMBER,
@@ -128,12 +132,19 @@ def refuse_member(
     raise in_use(address, field, f"it is a member of disk {holder!r} (volume {known.volume_id})")
 
 
-def put_member(connection: Connection, record: DownstairsRecord) -> None:
-    """Adds or overwrites the row of an address."""
+def put_member(
+    connection: Connection, known: DownstairsRecord | None, record: DownstairsRecord
+) -> None:
+    """Overwrites the row of an address, or adds it where the look, which locked it, found none.
+
+    A row that another control plane added since that look is not overwritten: the unique key
+    refuses ours, and the transaction, run again, sees whose it is.
+    """
     row = rows.downstairs_row(record)
-    present = update(fleet).where(fleet.c.address == record.address).values(row)
-    if not connection.execute(present).rowcount:
+    if known is None:
         connection.execute(insert(fleet).values(row))
+        return
+    connection.execute(update(fleet).where(fleet.c.address == record.address).values(row))
 
 
 def confirm_instance(connection: Connection, instance_id: UUID, handed: Mapping[UUID, int]) -> None:
@@ -142,7 +153,8 @@ def confirm_instance(connection: Connection, instance_id: UUID, handed: Mapping[
         update(instances).where(instances.c.id == str(instance_id)).values(confirmed=True)
     )
     for volume, number in handed.items():
-        _put_generation(connection, volume, max(number, _handed(connection, volume)))
+        known = _handed(connection, volume)
+        _put_generation(connection, volume, known, max(number, known))
 
 
 def forget_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -> None:
@@ -156,10 +168,11 @@ def _give_back(connection: Connection, addresses: Sequence[str]) -> None:
     for address in addresses:
         known = downstairs(connection, address, lock=True)
         assert known is not None
-        connection.execute(delete(fleet).where(fleet.c.address == address))
         if known.region_id is not None:
             # Somebody registered it: it was known before, and is a spare again.
-            put_member(connection, replace(known, role=Role.SPARE, volume_id=None))
+            put_member(connection, known, replace(known, role=Role.SPARE, volume_id=None))
+        else:
+            connection.execute(delete(fleet).where(fleet.c.address == address))
 
 
 def delete_instance(connection: Connection, sealer: Sealer, instance_id: UUID) -> None:
@@ -256,22 +269,26 @@ def next_generation(connection: Connection, volume: UUID, at_least: int) -> int:
 
 def hand_out_generation(connection: Connection, volume: UUID, at_least: int) -> int:
     """See `InstanceStore.hand_out_generation`."""
-    number = next_generation(connection, volume, at_least)
-    _put_generation(connection, volume, number)
+    known = _handed(connection, volume)
+    number = max(at_least, known + 1)
+    _put_generation(connection, volume, known, number)
     return number
 
 
 def _handed(connection: Connection, volume: UUID) -> int:
-    """The highest generation handed out for a volume, -1 when none was. Its row is locked."""
+    """The highest generation handed out for a volume, `_NONE` when none was. Its row is locked."""
     query = select(generations.c.generation).where(generations.c.volume_id == str(volume))
-    return int(connection.execute(query.with_for_update()).scalar() or -1)
+    return int(connection.execute(query.with_for_update()).scalar() or _NONE)
 
 
-def _put_generation(connection: Connection, volume: UUID, number: int) -> None:
-    present = update(generations).where(generations.c.volume_id == str(volume))
-    if not connection.execute(present.values(generation=str(number))).rowcount:
+def _put_generation(connection: Connection, volume: UUID, known: int, number: int) -> None:
+    """Stores it; as in `put_member`, what another added since the look is not overwritten."""
+    if known == _NONE:
         row = {"volume_id": str(volume), "generation": str(number)}
         connection.execute(insert(generations).values(row))
+        return
+    present = update(generations).where(generations.c.volume_id == str(volume))
+    connection.execute(present.values(generation=str(number)))
 
 
 def _disks() -> Select[tuple[object, ...]]:
@@ -365,7 +382,7 @@ def put_downstairs(connection: Connection, record: DownstairsRecord) -> Downstai
         renewed = used and known.region_id not in (None, record.region_id)
         if not renewed:
             record = replace(record, role=known.role, volume_id=known.volume_id)
-    put_member(connection, record)
+    put_member(connection, known, record)
     return record
 
 

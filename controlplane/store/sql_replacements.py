@@ -59,6 +59,7 @@ def begin(connection: Connection, sealer: Sealer, owner: Owner, record: Replacem
         )
         sql_disks.put_member(
             connection,
+            known,
             DownstairsRecord(
                 address=record.new_target,
                 role=Role.MEMBER,
@@ -192,7 +193,7 @@ def _give_back(connection: Connection, record: Replacement) -> None:
     if was is Role.SPARE and record.touched:
         was = Role.LEFTOVER
     volume = None if was is Role.SPARE else known.volume_id
-    sql_disks.put_member(connection, replace(known, role=was, volume_id=volume))
+    sql_disks.put_member(connection, known, replace(known, role=was, volume_id=volume))
 
 
 def _add_log(connection: Connection, record: Replacement) -> None:

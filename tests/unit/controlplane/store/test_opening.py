@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
 from controlplane.store import opening
@@ -68,18 +70,39 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     assert DATABASE_FILE in caught.value.message
 
 
-def test_downgrade_leaves_nothing(tmp_path: Path) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    engine = opening.sqlite_engine(tmp_path / "x.sqlite")
-    opening.migrate(engine)
+def migrations(connection: sqlalchemy.Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(opening.__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def test_downgrade_leaves_nothing(tmp_path: Path) -> None:
+    engine = opening.sqlite_engine(tmp_path / "x.sqlite")
+    opening.migrate(engine)
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        command.downgrade(migrations(connection), "base")
         assert set(sqlalchemy.inspect(connection).get_table_names()) == {"alembic_version"}
+    engine.dispose()
+
+
+def test_of_several_drains_that_ran_for_a_target_the_newest_goes_on(tmp_path: Path) -> None:
+    engine = opening.sqlite_engine(tmp_path / "x.sqlite")
+    before = [("a", "h1", "RUNNING"), ("b", "h1", "DONE"), ("c", "h2", "RUNNING")]
+    before += [("d", "h1", "RUNNING"), ("e", "h1", "RUNNING"), ("f", "h1", "DONE")]
+    with engine.begin() as connection:
+        command.upgrade(migrations(connection), "0010")
+        for drain in before:
+            connection.exec_driver_sql(
+                "INSERT INTO drains (id, target, state, created_at, updated_at)"
+                " VALUES (?, ?, ?, 1, 1)",
+                drain,
+            )
+        command.upgrade(migrations(connection), "head")
+        running = connection.exec_driver_sql("SELECT id FROM drains WHERE state = 'RUNNING'")
+        assert sorted(running.scalars()) == ["c", "e"]
+        given_up = connection.exec_driver_sql("SELECT id FROM drains WHERE state = 'CANCELLED'")
+        assert sorted(given_up.scalars()) == ["a", "d"]
     engine.dispose()
 
 
