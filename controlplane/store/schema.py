@@ -44,6 +44,12 @@ def _name(length: int) -> String:
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
+def _unique_where(name: str, column: str, condition: str) -> Index:
+    """Unique among the rows for which the condition holds, in either database."""
+    where = text(condition)
+    return Index(name, column, unique=True, sqlite_where=where, postgresql_where=where)
+
+
 def _lease() -> tuple[Column[Any], ...]:
     return (
         Column("lease_owner", String(64), nullable=True),
@@ -201,13 +207,7 @@ drains = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
-    Index(
-        "uq_drains_running",
-        "target",
-        unique=True,
-        sqlite_where=text("state = 'RUNNING'"),
-        postgresql_where=text("state = 'RUNNING'"),
-    ),
+    _unique_where("uq_drains_running", "target", "state = 'RUNNING'"),
 )
 
 replacements = Table(
@@ -257,12 +257,8 @@ replacements = Table(
     Column("asked_by", String(64), nullable=False, server_default="", index=True),
     Column("placement", Text, nullable=False, server_default=""),
     *_lease(),
-    Index(
-        "uq_replacements_running",
-        "disk_key",
-        unique=True,
-        sqlite_where=text("state NOT IN ('DONE', 'FAILED', 'CANCELLED')"),
-        postgresql_where=text("state NOT IN ('DONE', 'FAILED', 'CANCELLED')"),
+    _unique_where(
+        "uq_replacements_running", "disk_key", "state NOT IN ('DONE', 'FAILED', 'CANCELLED')"
     ),
 )
 
