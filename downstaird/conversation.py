@@ -12,7 +12,7 @@ import asyncio
 from typing import Protocol
 
 from downstaird.core.session import Session
-from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
+from downstaird.core.session_effects import PUT_OFF, CopyExtent, Effect, LimitRepair, RunWork
 from downstaird.core.session_table import Grant
 from downstaird.extent_copier import ExtentCopier
 from downstaird.region_host import RegionHost
@@ -36,9 +36,9 @@ SILENCE_SECONDS = 20.0
 HELLO_SECONDS = 10.0
 # HELLO carries a token of 32 bytes; nothing longer is read from a peer that has not shown one.
 HELLO_FRAME_BYTES_MAX = 1024
-# Replies to writes that wait for that of a flush: those of the frame before it, and no more than
-# that, since the peer admits requests by what was answered.
-KEPT_FRAMES_MAX = 2
+# Replies to writes that wait for that of a flush: those of the frames before it, and before such as
+# it does the work of; no more than that, since the peer admits requests by what was answered.
+KEPT_FRAMES_MAX = 16
 
 
 class Wire(Protocol):
@@ -131,7 +131,10 @@ class Conversation:
                     return
                 flush = self._session.flush_at_once(frame)
                 if flush is not None:
-                    self._carry_out(flush)
+                    # Replies to the writes before one that is put off wait for the same answer.
+                    self._with_flush = True
+                    if flush is not PUT_OFF:
+                        self._carry_out(flush)
                     return
                 self._session.take(frame)
                 self._advance()
@@ -223,21 +226,33 @@ class Conversation:
         assert self._copier is not None
         if isinstance(effect, RunWork):
             self._with_flush = True
-            self._host.lane.run(effect.work, lambda error: self._work_done(effect, error))
+            self._host.lane.run(
+                effect.work,
+                lambda error: self._work_done(effect, error),
+                lambda: self._told_at_once(effect),
+            )
         elif isinstance(effect, CopyExtent):
             self._copier.start(effect)
         elif isinstance(effect, LimitRepair):
             self._copier.set_limits(effect.bytes_per_second, effect.copies)
 
+    def _told_at_once(self, effect: RunWork) -> bool:
+        """Answers a flush that went well, with the writes before it, where nothing else follows
+        from it."""
+        session = self._session
+        if session is None or not self._wire.writable or self._advancing:
+            return False
+        if not session.done_at_once(effect):
+            return False
+        self._with_flush = False
+        kept, self._kept = self._kept, []
+        self._wire.send(done_behind(kept, effect.jobs, effect.kind))
+        return True
+
     def _work_done(self, effect: RunWork, error: StairwellError | None) -> None:
         self._with_flush = False
         session = self._session
         if session is None or session.ended:
-            return
-        free = error is None and self._wire.writable and not self._advancing
-        if free and session.done_at_once(effect):
-            kept, self._kept = self._kept, []
-            self._wire.send(done_behind(kept, effect.jobs[0], effect.kind))
             return
         # Whether the lane is free for the next one is told by the host once it has decided.
         session.work_done(effect, error, lane_free=False)

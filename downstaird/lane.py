@@ -1,9 +1,9 @@
 """The one worker of a region: flushes, repair marks and checkpoints, one at a time, off the loop.
 
 All else of the engine runs on the loop, but for a repair's bytes (`repair_threads`). Invariants: at
-most one work at a time; its outcome is given to the engine on the loop before anybody is told; a
-checkpoint gives way to waiting flushes for a while, never for ever, since only a checkpoint empties
-the log."""
+most one work at a time; its outcome is given to the engine on the loop before anybody can ask for
+what it changed; a checkpoint gives way to waiting flushes for a while, never for ever, since only a
+checkpoint empties the log."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _log = get_logger(__name__)
 PATIENCE_FLUSHES = 2
 
 Done = Callable[[StairwellError | None], None]
+Tell = Callable[[], bool]
 
 
 class Took(Protocol):
@@ -38,6 +39,11 @@ class Took(Protocol):
 
 def _untold(kind: str, seconds: float, *, failed: bool) -> None:
     """Nobody wants to know."""
+
+
+def _untold_yet() -> bool:
+    """Who waits is told with the outcome."""
+    return False
 
 
 class Demand(Protocol):
@@ -76,16 +82,20 @@ class Lane:
         """Whether work may begin now."""
         return self._current is None
 
-    def run(self, work: FlushWork, done: Done) -> None:
-        """Runs what `begin_flush` or `repair_begin` gave; `done` gets its outcome on the loop."""
+    def run(self, work: FlushWork, done: Done, tell: Tell = _untold_yet) -> None:
+        """Runs what `begin_flush` or `repair_begin` gave; `done` gets its outcome on the loop. When
+        it went well, `tell` comes before the engine's bookkeeping, and instead of `done` where it
+        has told who waits: whatever they ask next is asked of the loop, behind it."""
         assert self._current is None, "engine work begun while the lane was taken"
 
         began = monotonic()
 
         def finished(error: StairwellError | None) -> None:
+            told = error is None and tell()
             self._engine.finish_flush(work, error)
             self.took("flush", monotonic() - began, failed=error is not None)
-            done(error)
+            if not told:
+                done(error)
 
         if self._appends is not None and _begun(work, self._appends):
             self._current = future = self._loop.create_future()

@@ -201,6 +201,11 @@ class Engine(Protocol):
         SNAPSHOT_INCOMPLETE: then nothing has begun."""
         ...
 
+    def put_off_flush(self, number: int, generation: int) -> None:
+        """A flush whose work the next one does: extents dirty by now, and not written again by
+        then, are stamped (generation, number) once that one has succeeded."""
+        ...
+
     def list_snapshots(self) -> Iterator[SnapshotFacts]:
         """All of them, oldest first. Each step reads one map: milliseconds."""
         ...

@@ -55,6 +55,8 @@ class ExtentTable:
         # What the flush in progress makes of `_seen`.
         self._stamped: ExtentEntries = self.durable[:0]
         self._active: set[int] = set()
+        # Touched before a flush that was put off, and not since: the stamps these are to get.
+        self._put_off: dict[int, tuple[int, int]] = {}
         self._frozen: set[int] = set()
         # Copied by a repair: the next flush clears their incomplete mark and stores their stamp.
         self._copied: set[int] = set()
@@ -81,8 +83,8 @@ class ExtentTable:
         """Copies, with the dirty bit put in."""
         seen = self._seen
         flags = seen["flags"].astype(np.uint8)
-        if self._active or self._frozen:
-            flags[[*self._active, *self._frozen]] |= FLAG_DIRTY
+        if self._active or self._frozen or self._put_off:
+            flags[[*self._active, *self._frozen, *self._put_off]] |= FLAG_DIRTY
         marked = (flags & FLAG_INCOMPLETE) != 0
         if np.count_nonzero(marked):
             seen = np.where(marked, self._marks, seen)
@@ -120,6 +122,12 @@ class ExtentTable:
             **{**metadata, "extent": str(extent)},
         )
 
+    def refuse_damaged(self, first: int, last: int) -> None:
+        """DataError EXTENT_FAULTED when one of these extents is damaged."""
+        for extent in range(first, last + 1):
+            if extent in self.damaged:
+                raise self.refusal(extent)
+
     def incomplete_count(self) -> int:
         """How many have been marked by a repair that is not flushed to the end."""
         return int(np.count_nonzero(self._seen["flags"] & FLAG_INCOMPLETE))
@@ -142,6 +150,7 @@ class ExtentTable:
         self.damaged.difference_update(numbers)
         for extent in numbers:
             self._found.pop(extent, None)
+            self._put_off.pop(extent, None)
         return entries
 
     def copied(self, extent: int, generation: int, number: int) -> None:
@@ -155,13 +164,29 @@ class ExtentTable:
         if stamp > (int(seen["generation"]), int(seen["flush"])):
             seen["generation"], seen["flush"] = stamp
 
+    def put_off(self, generation: int, number: int) -> None:
+        """What was touched so far, and is not again by then, gets this stamp with the next flush,
+        whoever it is that flushes: the extent holds then what it held at this one."""
+        stamp = (generation, number)
+        for extent in self._active:
+            self._put_off[extent] = stamp
+        self._active.clear()
+
     def freeze(self, generation: int, number: int) -> ExtentEntries:
         """Begins a flush: the entries it is to store."""
         assert not self._frozen
+        earlier, self._put_off = self._put_off, {}
+        for extent in self._active.intersection(earlier):
+            del earlier[extent]
+        self._active.update(earlier)
         self._frozen, self._active = self._active, set()
         self._cleared, self._copied = self._copied, set()
         extents = sorted(self._frozen | self._cleared)
         entries = _stamped(self._seen, extents, generation, number)
+        if earlier:
+            places = [index for index, extent in enumerate(extents) if extent in earlier]
+            stamps = [earlier[extents[index]] for index in places]
+            entries["generation"][places], entries["flush"][places] = zip(*stamps, strict=True)
         if self._cleared:
             copied = [extent not in self._frozen for extent in extents]
             seen = self._seen.take(extents)

@@ -288,8 +288,7 @@ class Region:
 
     def digest(self, extent: int) -> int:
         """xxh3-64 over the extent's contexts."""
-        if extent in self.extents.damaged:
-            raise self.extents.refusal(extent)
+        self.extents.refuse_damaged(extent, extent)
         return self.blocks.digest(extent)
 
     def _check_change(self, offset: int, count: int, data_bytes: int | None) -> None:
@@ -317,10 +316,8 @@ class Region:
 
     def refuse_damaged(self, offset: int, count: int) -> None:
         """DataError EXTENT_FAULTED when one of the blocks is in a damaged extent."""
-        per_extent = self.layout.geometry.blocks_per_extent
-        for extent in range(offset // per_extent, (offset + count - 1) // per_extent + 1):
-            if extent in self.extents.damaged:
-                raise self.extents.refusal(extent)
+        first, last = offset // self._per_extent, (offset + count - 1) // self._per_extent
+        self.extents.refuse_damaged(first, last)
 
     def _touch(self, offset: int, count: int) -> None:
         first = offset // self._per_extent
@@ -367,6 +364,10 @@ class Region:
         self._definition = newer
 
     # --- flush
+
+    def put_off_flush(self, number: int, generation: int) -> None:
+        """The next one does its work; see Engine.put_off_flush."""
+        self.extents.put_off(generation, number)
 
     def begin_flush(self, number: int, generation: int, snapshot: str = "") -> FlushWork:
         """Freezes what has changed so far; see Engine.begin_flush."""
@@ -466,9 +467,7 @@ class Region:
 
     def has_log(self) -> bool:
         """Whether there is something flushed that is not home."""
-        if self._failure is not None or self._read_only:
-            return False
-        return self.seal is not None or bool(self.overlay.logged)
+        return self.writable and (self.seal is not None or bool(self.overlay.logged))
 
     def begin_checkpoint(self) -> CheckpointWork:
         """The next step; `wants_checkpoint` stays true until the last one is finished."""

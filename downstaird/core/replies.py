@@ -16,7 +16,17 @@ from stairlib.model.errors import (
     StateError,
     UnavailableError,
 )
-from stairlib.wire.frame import Bytes, FrameKind, OpKind, OpStatus, encode, pack_done, pack_op
+from stairlib.wire.frame import (
+    OPS_MAX,
+    PAYLOAD_BYTES_MAX,
+    Bytes,
+    FrameKind,
+    OpKind,
+    OpStatus,
+    encode,
+    pack_done,
+    pack_op,
+)
 
 # An error's text is for a log line, not for a dump.
 TEXT_BYTES_MAX = 1000
@@ -77,6 +87,13 @@ class Reply:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def has_room(self, coming: int) -> bool:
+        """Whether one more op with so many bytes of payload fits; one alone always does."""
+        count = len(self._entries)
+        if not count:
+            return True
+        return count < OPS_MAX and self.payload_bytes + coming <= PAYLOAD_BYTES_MAX
 
     def done(self, job: int, kind: int, offset: int = 0, length: int = 0, number: int = 0) -> None:
         """An op that ended well and carries nothing back."""

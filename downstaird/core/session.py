@@ -18,12 +18,21 @@ from collections import deque
 from dataclasses import dataclass
 
 from downstaird.core.at_once import at_once
-from downstaird.core.engine import Engine, FlushWork
+from downstaird.core.engine import Engine
 from downstaird.core.extent_answers import ExtentAnswers
 from downstaird.core.repair_plan import parse_source
 from downstaird.core.replies import Answer, Reply, status_of
 from downstaird.core.session_counters import Counters
-from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
+from downstaird.core.session_effects import (
+    PUT_OFF,
+    CopyExtent,
+    Effect,
+    LimitRepair,
+    PutOff,
+    RunWork,
+    Turn,
+)
+from downstaird.core.session_flush import begun_flush, lone_flush
 from downstaird.core.session_ops import (
     ASYNCHRONOUS,
     CARRY_DATA,
@@ -54,6 +63,7 @@ from stairlib.model.context import ContextArray, empty_contexts, mismatches
 from stairlib.model.errors import DataError, InvalidRequestError, StairwellError
 from stairlib.wire.frame import (
     FLUSH_KEEPS_MARKS,
+    FLUSH_WITH_NEXT,
     OPS_MAX,
     PAYLOAD_BYTES_MAX,
     Bytes,
@@ -67,17 +77,8 @@ from stairlib.wire.frame import (
 _RUN_MIN = 4
 # What an op that waits costs beside its data.
 _OP_HELD_BYTES = 500
-
-
-@dataclass(slots=True)
-class Turn:
-    """What a turn gave: a reply to send, effects to carry out, and whether another turn is due.
-    `patient`: nobody waits for the reply, which tells of writes and discards that went well."""
-
-    reply: list[Bytes] | None
-    effects: list[Effect]
-    more: bool
-    patient: bool
+# Flushes whose work the next one does; what is behind that many is done at once.
+PUT_OFF_MAX = 64
 
 
 @dataclass(slots=True)
@@ -114,6 +115,8 @@ class Session:
         self._answers: deque[Answer] = deque()
         self._frame: Progress | None = None
         self._open_flush: RunWork | None = None
+        # Jobs of the flushes whose work, and whose answer, is the next one's.
+        self._put_off: list[int] = []
         # Extents copied since the last flush that did not keep marks, with their stamps; used once
         # the peer has sent a flush that does.
         self._copied: list[tuple[int, int, int]] = []
@@ -165,41 +168,54 @@ class Session:
         self.counters.written_blocks += written
         return reply, written > 0
 
-    def flush_at_once(self, frame: Frame) -> RunWork | None:
+    def flush_at_once(self, frame: Frame) -> RunWork | PutOff | None:
         """Begins a flush that came alone, while nothing waits that might have to come first: its
-        work, whose outcome is told as any other's. None: nothing was done, it is to be taken."""
+        work, whose outcome is told as any other's, or that it is the next one's. None: nothing was
+        done, it is to be taken."""
         queue = self._queue
-        if frame.op_count != 1 or self._ended or self._read_only or not queue.idle:
+        row = lone_flush(frame)
+        if row is None or self._ended or self._read_only or not queue.idle:
             return None
-        if self._answers or self._released or self._lost or self._copied or not queue.lane_free:
+        if self._answers or self._released or self._lost or self._copied:
             return None
-        row = frame.first_op
-        job, kind = row[0], row[1]
-        if kind != FLUSH or row[4] or row[7] or queue.is_pending(job):
+        job = row[0]
+        if queue.is_pending(job):
             return None
-        if frame.context_count or len(frame.payload):
+        waits = row[3] & FLUSH_WITH_NEXT and len(self._put_off) < PUT_OFF_MAX
+        if waits:
+            self._region.put_off_flush(row[9], row[8])
+            queue.put_off(job)
+            self._put_off.append(job)
+        elif not queue.lane_free:
             return None
-        try:
-            work = self._region.begin_flush(row[9], row[8])
-        except StairwellError:
-            # Told to whom it concerns by whoever meets it again.
-            return None
-        queue.took_lane(job)
+        else:
+            try:
+                work = self._region.begin_flush(row[9], row[8])
+            except StairwellError:
+                # Told to whom it concerns by whoever meets it again.
+                return None
+            queue.took_lane(job)
         self._keeps_marks = self._keeps_marks or bool(row[3] & FLUSH_KEEPS_MARKS)
         self._last_flush = max(self._last_flush, (row[8], row[9]))
         self.counters.frames += 1
         self.counters.guest_frames += 1
         self.counters.flushes += 1
-        return RunWork(work, FLUSH, [job])
+        return PUT_OFF if waits else RunWork(work, FLUSH, [*self._take_put_off(), job])
+
+    def _take_put_off(self) -> list[int]:
+        """The jobs whose answer is that of the flush that begins."""
+        jobs, self._put_off = self._put_off, []
+        return jobs
 
     def done_at_once(self, effect: RunWork) -> bool:
         """As `work_done` of a flush that went well, where nothing but that is to be told or might
         go on: it is to be answered. False: nothing was done."""
         if self._answers or self._released or self._frame is not None or not self._queue.idle:
             return False
-        if self._ended or len(effect.jobs) != 1 or effect.kind != FLUSH or effect.refused:
+        if self._ended or effect.kind != FLUSH or effect.refused:
             return False
-        self._queue.finish(effect.jobs[0])
+        for job in effect.jobs:
+            self._queue.finish(job)
         return True
 
     def take(self, frame: Frame) -> None:
@@ -308,13 +324,7 @@ class Session:
 
     def _is_full(self, reply: Reply, row: Row) -> bool:
         """Whether the reply must go out before this op is done."""
-        count = len(reply)
-        if not count:
-            return False
-        if count >= OPS_MAX:
-            return True
-        coming = row[6] * self._block_size if row[1] == READ else 0
-        return reply.payload_bytes + coming > PAYLOAD_BYTES_MAX
+        return not reply.has_room(row[6] * self._block_size if row[1] == READ else 0)
 
     def _offer(self, progress: Progress, row: Row, reply: Reply, effects: list[Effect]) -> None:
         """The ordered way: the op starts now or waits with a copy of its data."""
@@ -335,6 +345,10 @@ class Session:
         if row[4]:
             named = progress.frame.dependencies[first_dependency : progress.dependency]
             claim.dependencies = frozenset(named.tolist())
+            if not claim.dependencies.isdisjoint(self._put_off):
+                text = "a flush that was to be done with the next one cannot be waited for"
+                reply.failed(row[0], kind, OpStatus.BAD_REQUEST, text)
+                return
         if kind == FLUSH and self._open_flush is not None and self._may_join(claim):
             self._open_flush.jobs.append(row[0])
             self._last_flush = max(self._last_flush, (row[8], row[9]))
@@ -478,7 +492,8 @@ class Session:
 
     def _flush(self, op: _Op, joined: list[int], reply: Reply, effects: list[Effect]) -> None:
         row = op.row
-        jobs = [row[0], *joined]
+        # Of a snapshot that is refused, the first one is told.
+        jobs = [row[0], *joined, *self._take_put_off()]
         if self._read_only:
             if op.blob:
                 jobs.remove(row[0])
@@ -495,7 +510,7 @@ class Session:
                 self._keeps_marks = True
             else:
                 self._take_copied()
-            work, refused = self._begin_flush(row, op.blob)
+            work, refused = begun_flush(self._region, row, op.blob)
         except StairwellError as error:
             for job in jobs:
                 self._queue.finish(job)
@@ -508,16 +523,6 @@ class Session:
         self.counters.flushes += 1
         self._open_flush = RunWork(work, FLUSH, jobs, refused)
         effects.append(self._open_flush)
-
-    def _begin_flush(self, row: Row, snapshot: bytes) -> tuple[FlushWork, str]:
-        """The flush, and why its snapshot is not taken: what was written is flushed in any case."""
-        if not snapshot:
-            return self._region.begin_flush(row[9], row[8]), ""
-        try:
-            name = snapshot.decode("ascii", "backslashreplace")
-            return self._region.begin_flush(row[9], row[8], name), ""
-        except StairwellError as error:
-            return self._region.begin_flush(row[9], row[8]), error.message
 
     def lane_changed(self, *, free: bool) -> None:
         """The lane was taken for, or freed from, something that is not this session's."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from downstaird.core.engine import FlushWork
 from downstaird.core.repair_plan import CopySource
+from stairlib.wire.frame import Bytes
 
 
 @dataclass(slots=True)
@@ -39,3 +41,23 @@ class LimitRepair:
 
 
 Effect = RunWork | CopyExtent | LimitRepair
+
+
+class PutOff(enum.Enum):
+    """Nothing is to be run, or answered yet: the next flush does it."""
+
+    PUT_OFF = enum.auto()
+
+
+PUT_OFF = PutOff.PUT_OFF
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a turn gave: a reply to send, effects to carry out, and whether another turn is due.
+    `patient`: nobody waits for the reply, which tells of writes and discards that went well."""
+
+    reply: list[Bytes] | None
+    effects: list[Effect]
+    more: bool
+    patient: bool

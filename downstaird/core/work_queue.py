@@ -113,6 +113,10 @@ class WorkQueue(Generic[T]):
         self._pending.add(job)
         self.lane_free = False
 
+    def put_off(self, job: int) -> None:
+        """Another job does its work: it is pending until `finish`."""
+        self._pending.add(job)
+
     def finish(self, job: int) -> None:
         """An asynchronous job has ended, well or badly. Call `release` next."""
         self._pending.discard(job)

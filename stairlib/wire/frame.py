@@ -80,6 +80,10 @@ class OpKind(enum.IntEnum):
 # was copied may be newer than this flush; only one sent after the copies were answered covers it on
 # every member alike. A flush without the flag clears the marks of the extents copied by then.
 FLUSH_KEEPS_MARKS = 1
+# Another FLUSH comes right behind on the connection, with nothing but writes, discards and such
+# flushes before it: what this one covers may be made durable by that one's sync, and is answered
+# then. It is stamped with its own number all the same. A daemon that flushes at once does right.
+FLUSH_WITH_NEXT = 2
 
 
 class OpStatus(enum.IntEnum):
@@ -118,6 +122,9 @@ OP_BYTES = OP.itemsize
 assert OP_BYTES == 48
 _OP_STRUCT = struct.Struct("<QBBHIQIIQQ")
 assert _OP_STRUCT.size == OP_BYTES
+_OP_FLAGS = struct.Struct("<H")
+# Of the first op of a frame.
+_OP_FLAGS_AT = HEADER_BYTES + 10
 
 # One extent of a REPAIR_BEGIN, and the stamp of the copy it is going to be filled from, or a lower
 # bound of it; `told` is 0 where that is not known, else 1. It is kept with the mark: no older copy
@@ -180,19 +187,33 @@ def pack_op(
     )
 
 
-def done_behind(kept: Sequence[Bytes], job: int, kind: int) -> list[Bytes]:
-    """Replies that tell of nothing but ops that ended well, one buffer each, and of one more such
-    op; where there is one reply, it is in that: a frame costs who takes it about the same whatever
-    is in it."""
-    entry = _OP_STRUCT.pack(job, kind, 0, 0, 0, 0, 0, 0, 0, 0)
-    if len(kept) == 1:
-        fields = HEADER.unpack_from(kept[0])
-        length, count = fields[3], fields[4]
-        if count < OPS_MAX and length == HEADER_BYTES + count * OP_BYTES == len(kept[0]):
-            head = HEADER.pack(*fields[:3], length + OP_BYTES, count + 1, *fields[5:])
-            return [b"".join((head, memoryview(kept[0])[HEADER_BYTES:], entry))]
-    head = HEADER.pack(MAGIC, FrameKind.REPLY, 0, HEADER_BYTES + OP_BYTES, 1, 0, 0, 0, 0, 0)
-    return [*kept, head + entry]
+def done_behind(kept: Sequence[Bytes], jobs: Sequence[int], kind: int) -> list[Bytes]:
+    """Replies that tell of nothing but ops that ended well, one buffer each, and of some more such
+    ops of one kind; all in one frame where they fit, since a frame costs who takes it about the
+    same whatever is in it."""
+    entries = [_OP_STRUCT.pack(job, kind, 0, 0, 0, 0, 0, 0, 0, 0) for job in jobs]
+    tables: list[Bytes] = []
+    count, sequence = len(entries), 0
+    for reply in kept:
+        fields = HEADER.unpack_from(reply)
+        if fields[3] != HEADER_BYTES + fields[4] * OP_BYTES or fields[3] != len(reply):
+            break
+        sequence = sequence or fields[9]
+        count += fields[4]
+        tables.append(memoryview(reply)[HEADER_BYTES:])
+    if len(tables) < len(kept) or count > OPS_MAX:
+        return [*kept, *done_behind((), jobs, kind)]
+    length = HEADER_BYTES + count * OP_BYTES
+    head = HEADER.pack(MAGIC, FrameKind.REPLY, 0, length, count, 0, 0, 0, 0, sequence)
+    return [b"".join((head, *tables, *entries))]
+
+
+def with_next(buffers: Sequence[Bytes]) -> list[Bytes]:
+    """The frame of one flush, with FLUSH_WITH_NEXT said of it."""
+    frame = bytearray().join(buffers)
+    (flags,) = _OP_FLAGS.unpack_from(frame, _OP_FLAGS_AT)
+    _OP_FLAGS.pack_into(frame, _OP_FLAGS_AT, flags | FLUSH_WITH_NEXT)
+    return [frame]
 
 
 def pack_done(rows: Sequence[Sequence[int]]) -> list[bytes]:

@@ -15,7 +15,7 @@ from downstaird.core.engine import FlushWork
 from downstaird.core.promotion import Proposal, check_compatible, check_key, promoted
 from downstaird.core.region import Region
 from downstaird.core.session import Session
-from downstaird.core.session_effects import CopyExtent, Effect, LimitRepair, RunWork
+from downstaird.core.session_effects import PUT_OFF, CopyExtent, Effect, LimitRepair, RunWork
 from downstaird.core.session_table import Grant, SessionTable
 from downstaird.lane import PATIENCE_FLUSHES
 from downstaird.region_host import CHECK_SECONDS
@@ -220,7 +220,8 @@ class Conversation:
             elif (served := self.session.at_once(frame)) is not None:
                 self._end.send(decode(served[0]))
             elif (flush := self.session.flush_at_once(frame)) is not None:
-                self._carry_out(flush)
+                if flush is not PUT_OFF:
+                    self._carry_out(flush)
             else:
                 self.session.take(frame)
                 self.advance()
@@ -279,7 +280,7 @@ class Conversation:
         if session is None or session.ended:
             return
         if error is None and not self._advancing and session.done_at_once(effect):
-            (reply,) = done_behind([], effect.jobs[0], effect.kind)
+            (reply,) = done_behind([], effect.jobs, effect.kind)
             self._end.send(decode(reply))
             return
         session.work_done(effect, error, lane_free=False)

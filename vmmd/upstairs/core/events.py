@@ -97,6 +97,11 @@ class SendHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class SendBehind:
+    """The time of a SendBehindAfter is over."""
+
+
+@dataclass(frozen=True, slots=True)
 class Activate:
     """Answered when active, or with the error that prevents it. None keeps the present
     generation."""
@@ -190,6 +195,7 @@ Event = (
     | Notice
     | Tick
     | SendHeld
+    | SendBehind
     | Activate
     | Deactivate
     | Replace
@@ -215,6 +221,14 @@ class SendFrame(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class SendHeldAfter:
     """Writes are held: a SendHeld is to come after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendBehindAfter:
+    """Frames are kept for the copy that is behind: a SendBehind is to come after so many
+    seconds."""
 
     seconds: float
 
@@ -300,6 +314,7 @@ class BlocksHealed:
 Effect = (
     SendFrame
     | SendHeldAfter
+    | SendBehindAfter
     | CompleteGuest
     | Connect
     | Disconnect

@@ -33,6 +33,19 @@ HELD_BYTES_MAX = 64 << 10
 HELD_SECONDS = 0.002
 # What is left of that time is not waited for where it is less.
 HELD_SECONDS_LEAST = 0.0005
+# What is kept for the copy that is behind is sent when it is so many flushes or frames, or so much,
+# or after so long at most.
+BEHIND_FLUSHES_MAX = 16
+BEHIND_FRAMES_MAX = 48
+BEHIND_BYTES_MAX = 256 << 10
+BEHIND_SECONDS = 0.02
+# When the two others have not answered a flush by then, the third is asked as well; when that is
+# more than one flush in so many, all are sent everything at once again.
+BEHIND_ANSWER_SECONDS = 0.004
+BEHIND_SLOW_ONE_IN = 16
+# Flushes that all members are sent at once, to see who answers last; after that many behind, anew.
+BEHIND_LEARNED_FLUSHES = 32
+BEHIND_FLUSHES = 1024
 # Devices have bounded queues (NVMe: 64 queues of 1024); more waiting than this is a device's bug.
 GUEST_WAITING_MAX = 65_536
 

@@ -9,7 +9,7 @@ changes any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from vmmd.block.backend import BlockStatus, Completion
 from vmmd.upstairs.core import limits
 from vmmd.upstairs.core.codec import Codec, Encryption, Keyring, PlainCodec
 from vmmd.upstairs.core.control_jobs import ControlBook, ControlJob
+from vmmd.upstairs.core.copy_behind import CopyBehind
 from vmmd.upstairs.core.events import (
     Changed,
     CompleteGuest,
@@ -62,6 +63,10 @@ class UpstairsConfig:
     read_only: bool = False
     # Seconds after which two of three members may serve (docs/adr/0018); 0 = never.
     activate_with_two_after: float = 0.0
+    # How long one of three copies may be behind (copy_behind.py); 0 = never. How many flushes are
+    # looked at before one is.
+    behind_seconds: float = limits.BEHIND_SECONDS
+    behind_after_flushes: int = limits.BEHIND_LEARNED_FLUSHES
     # None for a set whose blocks are kept as they are.
     encryption: Encryption | None = None
 
@@ -87,6 +92,7 @@ class RegionSet:
         self.log = ReplayLog()
         self.flushes = FlushBook(config.flush_timeout_seconds)
         self.control = ControlBook()
+        self.behind = CopyBehind(config.behind_seconds, config.behind_after_flushes)
         self.repair_limits = RepairLimits()
         # Slots to which nothing is copied.
         self.held: set[int] = set()
@@ -192,6 +198,9 @@ class RegionSet:
             self.effects.append(SendFrame(tuple(m.link for m in only), record.buffers))
             return
         self.log.append(record, self.receivers)
+        if self.behind.member is not None:
+            self.behind.send(record, self.now, self.effects)
+            return
         if self.links:
             self.effects.append(SendFrame(self.links, record.buffers))
         if len(self.links) != len(self.receivers):
@@ -299,11 +308,21 @@ class RegionSet:
 
     def flush_acked(self, member: Member, record: Mutation) -> None:
         """The member made the flush durable."""
-        record.acked |= member.bit
-        member.synced_job = max(member.synced_job, record.last_job)
-        if record.stamps:
-            member.stamped_flush = max(member.stamped_flush, (self.generation, record.flush_number))
-        self.judge_flush(record)
+        self.flushes_acked(member, (record,))
+
+    def flushes_acked(self, member: Member, records: Iterable[Mutation]) -> None:
+        """The member made these flushes durable; other records among them are passed over."""
+        for record in records:
+            if not record.is_flush:
+                continue
+            record.acked |= member.bit
+            member.synced_job = max(member.synced_job, record.last_job)
+            if record.stamps:
+                stamp = (self.generation, record.flush_number)
+                member.stamped_flush = max(member.stamped_flush, stamp)
+            if not record.pending:
+                self.behind.answered_last(member)
+            self.judge_flush(record)
         self.trim()
 
     def judge_flush(self, record: Mutation) -> None:

@@ -115,6 +115,17 @@ class ReplayLog:
             return None
         return self._records[at]
 
+    def between(self, first_job: int, last_job: int) -> list[Mutation] | None:
+        """The records of just these jobs; None where there are none, or others are among them."""
+        start = bisect_right(self._first_jobs, first_job) - 1
+        end = bisect_right(self._first_jobs, last_job)
+        if start < 0 or self._first_jobs[start] != first_job:
+            return None
+        records = self._records[start:end]
+        if sum(record.count for record in records) != last_job - first_job + 1:
+            return None
+        return records
+
     def owes(self, member: Member, record: Mutation, count: int) -> bool:
         """Whether so many more jobs of the record are to be answered."""
         return (

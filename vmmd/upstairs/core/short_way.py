@@ -15,7 +15,7 @@ from stairlib import native
 from stairlib.wire.frame import Frame
 from vmmd.block.request_run import Run, Whole
 from vmmd.upstairs.core import limits
-from vmmd.upstairs.core.events import CompleteGuest, Effect
+from vmmd.upstairs.core.events import CompleteGuest, Disconnected, Effect, Event
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.reads import ReadBook, RunReads
 from vmmd.upstairs.core.region_set import RegionSet
@@ -39,6 +39,18 @@ class ShortWay:
         # Whether a full step would have nothing to do but the event itself.
         self.open = False
 
+    def close(self, event: Event) -> None:
+        """A full step begins, with this: what is kept for the copy behind goes before all that it
+        sends, unless it is the end of that link."""
+        self.open = False
+        behind = self._region.behind
+        if behind.member is None:
+            return
+        if type(event) is Disconnected and event.link == behind.member.link:
+            behind.drop()
+        else:
+            self._region.effects += behind.stop()
+
     def look(self, *, busy: bool) -> None:
         """After a full step. `busy`: some part has something going on, or something waits."""
         region = self._region
@@ -49,6 +61,8 @@ class ShortWay:
             and not (region.repair_wanted or region.departing or region.filling)
             and not region.config.read_only
         )
+        alike = self.open and region.active == region.receivers
+        region.behind.look(region.active if alike else ())
 
     def start(self, key: object, run: Run, now: float) -> tuple[Effect, ...] | None:
         """A run of the guest's. None: not done."""
@@ -63,7 +77,9 @@ class ShortWay:
             return None
         if member.bytes + run.data_bytes > limits.ADMITTED_BYTES_MAX:
             return None
-        return (self._reads.request(key, run, member),)
+        request = self._reads.request(key, run, member)
+        behind = self._region.behind
+        return (*behind.taken(), request) if member is behind.member else (request,)
 
     def flush(self, key: object, token: object, now: float) -> Sequence[Effect] | None:
         """A flush of the guest's that came alone. None: not done."""
@@ -79,6 +95,10 @@ class ShortWay:
         self._region.now = now
         self._guest.on_time()
         return self._taken()
+
+    def behind_on_time(self, now: float) -> Sequence[Effect] | None:
+        """A SendBehind. None: not done."""
+        return self._region.behind.on_time(now) if self.open else None
 
     def _flushed(self, member: Member, record: Mutation) -> Sequence[Effect]:
         self._region.flush_acked(member, record)
@@ -97,6 +117,17 @@ class ShortWay:
         log.settle(member, record, count)
         log.settle(member, flush, 1)
         return self._flushed(member, flush)
+
+    def _several(self, member: Member, first: int, last: int) -> Sequence[Effect] | None:
+        """Frames that the member was sent together, answered together."""
+        log = self._region.log
+        records = log.between(first, last)
+        if records is None or not all(log.owes(member, each, each.count) for each in records):
+            return None
+        for record in records:
+            log.settle(member, record, record.count)
+        self._region.flushes_acked(member, records)
+        return self._taken()
 
     def _taken(self) -> Sequence[Effect]:
         region = self._region
@@ -121,7 +152,8 @@ class ShortWay:
             if record is None:
                 return None
             if record.last_job < last:
-                return self._with_flush(member, record, last, count - 1)
+                done = self._with_flush(member, record, last, count - 1)
+                return self._several(member, first, last) if done is None else done
             if not region.log.settle(member, record, count):
                 return None
             return self._flushed(member, record) if record.is_flush else _NOTHING

@@ -76,6 +76,7 @@ class Upstairs:
             events.Notice: self._on_notice,
             events.Tick: self._on_tick,
             events.SendHeld: lambda _event: self._guest.on_time(),
+            events.SendBehind: lambda _event: self._region.behind.told_no_more(),
             events.Activate: self._on_activate,
             events.Deactivate: self._on_deactivate,
             events.Replace: self._on_replace,
@@ -96,7 +97,7 @@ class Upstairs:
         assert not region.effects
         assert now >= region.now
         region.now = now
-        self.short_way.open = False
+        self.short_way.close(event)
         self._handlers[type(event)](event)
         self._settle()
         effects, region.effects = region.effects, []
@@ -108,6 +109,7 @@ class Upstairs:
         sent, since its members are let go."""
         region = self._region
         self.short_way.open = False
+        region.behind.drop()
         kept = (events.CompleteGuest, events.Answer, events.Disconnect, events.RepairEnded)
         region.effects = [effect for effect in region.effects if isinstance(effect, kept)]
         failure = StairwellError(

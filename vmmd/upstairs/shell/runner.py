@@ -41,6 +41,7 @@ from vmmd.upstairs.core.slot_states import SlotMode, SlotState
 from vmmd.upstairs.core.status import RegionStatus, SlotLoad
 from vmmd.upstairs.core.upstairs import Upstairs
 from vmmd.upstairs.core.upstairs_states import UpstairsState
+from vmmd.upstairs.shell.behind import behind_seconds
 from vmmd.upstairs.shell.comparison import ExtentDifference, VerifyResult, compared
 from vmmd.upstairs.shell.repair_spans import RepairSpans
 from vmmd.upstairs.shell.slot_link import SessionWish, SlotLink
@@ -128,6 +129,7 @@ class RegionUpstairs:
                 encryption=self._encryption,
                 read_only=options.read_only,
                 activate_with_two_after=activate_with_two_after,
+                behind_seconds=behind_seconds(),
             )
         )
         # Asking for the running one is a system call each time.
@@ -140,6 +142,7 @@ class RegionUpstairs:
         self._submissions: list[tuple[object, Sequence[Request]]] = []
         self._ticking: asyncio.TimerHandle | None = None
         self._holding: asyncio.TimerHandle | None = None
+        self._keeping: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Event] = set()
         self.spans = RepairSpans(tracing)
         self._peers: dict[str, PeerTls | None] = dict.fromkeys(targets)
@@ -161,6 +164,7 @@ class RegionUpstairs:
             events.Disconnect: self._disconnect,
             events.Answer: self._answer,
             events.SendHeldAfter: self._send_held_after,
+            events.SendBehindAfter: self._send_behind_after,
             events.Changed: self._changed,
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
@@ -359,7 +363,7 @@ class RegionUpstairs:
         if self._closed:
             return
         self._closed = True
-        for timer in (self._ticking, self._holding):
+        for timer in (self._ticking, self._holding, self._keeping):
             if timer is not None:
                 timer.cancel()
         links = list(self._links.values())
@@ -454,6 +458,14 @@ class RegionUpstairs:
     def _held_long_enough(self) -> None:
         if self._stepping or not self._went(self._core.short_way.on_time, self._loop.time()):
             self._feed(events.SendHeld())
+
+    def _send_behind_after(self, effect: events.SendBehindAfter) -> None:
+        self._keeping = self._loop.call_later(effect.seconds, self._behind_long_enough)
+
+    def _behind_long_enough(self) -> None:
+        way = self._core.short_way
+        if self._stepping or not self._went(way.behind_on_time, self._loop.time()):
+            self._feed(events.SendBehind())
 
     def _connect(self, effect: events.Connect) -> None:
         status = self._core.status()

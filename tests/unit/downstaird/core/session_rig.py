@@ -6,7 +6,7 @@ import uuid
 import numpy as np
 
 from downstaird.core.session import Session
-from downstaird.core.session_effects import RunWork
+from downstaird.core.session_effects import PUT_OFF, RunWork
 from stairlib.model.context import plain_contexts
 from stairlib.wire import frame as wire
 from stairlib.wire.frame import FrameKind, OpKind, OpStatus, extent_marks
@@ -67,7 +67,8 @@ class Peer:
         frame = wire.decode(raw)
         flush = self.session.flush_at_once(frame) if self.short else None
         if flush is not None:
-            self.effects.append(flush)
+            if flush is not PUT_OFF:
+                self.effects.append(flush)
             return self
         self.session.take(frame)
         return self.run()
@@ -120,7 +121,7 @@ class Peer:
     def finish(self, effect, error=None):
         self.engine.finish_flush(effect.work, error)
         if self.short and error is None and self.session.done_at_once(effect):
-            (reply,) = wire.done_behind([], effect.jobs[0], effect.kind)
+            (reply,) = wire.done_behind([], effect.jobs, effect.kind)
             self._note(wire.decode(reply))
             self.session.lane_changed(free=True)
         else:

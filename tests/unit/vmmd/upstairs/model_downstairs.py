@@ -18,6 +18,7 @@ from stairlib.model.geometry import Geometry
 from stairlib.wire.frame import (
     EXTENT_MARK,
     FLUSH_KEEPS_MARKS,
+    FLUSH_WITH_NEXT,
     Frame,
     FrameKind,
     OpKind,
@@ -70,6 +71,8 @@ class Pending:
     job: int
     kind: OpKind
     finish: Callable[[], tuple[OpStatus, int, str]]
+    # Flushes whose work it does as well.
+    others: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Session:
     open: bool = True
     dead_text: str = ""
     lane: list[Pending] = field(default_factory=list)
+    # Flushes that the next one does, and answers.
+    put_off: list[int] = field(default_factory=list)
 
 
 class ModelDownstairs:
@@ -122,12 +127,15 @@ class ModelDownstairs:
         self.asked_to: list[OpKind] = []
         self.snapshots: dict[str, dict[int, Block]] = {}
         self.snapshot_error = ""
+        self.flush_seconds_max = 0.02
         self._restart()
 
     def _restart(self) -> None:
         self.memory = dict(self.durable)
         self.extents = self.durable_extents.copy()
         self.dirty = [False] * self.geometry.extent_count
+        # Of extents that are dirty for a flush that was put off, and were not written since.
+        self.put_off: dict[int, tuple[int, int]] = {}
         self.copied: set[int] = set()
         self.since_begin: dict[int, set[int]] = {}
         self.changed: set[int] = set()
@@ -232,6 +240,7 @@ class ModelDownstairs:
             dtype=np.uint64,
         )
         flags = told[:, 2].astype(np.uint8) | np.array(self.dirty, dtype=np.uint8)
+        flags[list(self.put_off)] |= 1
         return ExtentStamps(told[:, 0], told[:, 1], flags)
 
     def handle(self, session: Session, frame: Frame) -> None:
@@ -258,6 +267,9 @@ class ModelDownstairs:
                     for i in range(length)
                 ]
                 at += length
+            if kind is OpKind.FLUSH and int(op["flags"]) & FLUSH_WITH_NEXT:
+                self._put_off(session, op)
+                continue
             pending = self._start_asynchronous(kind, op, job, frame.blob(index))
             if pending is not None:
                 self._queue(session, pending)
@@ -362,7 +374,7 @@ class ModelDownstairs:
             flush = self._flush(int(op["number"]), int(op["generation"]), keeps)
             if blob:
                 flush = self._with_snapshot(flush, blob.decode())
-            return Pending(job, kind, flush)
+            return Pending(job, kind, flush, self._taken_from_session())
         if kind is OpKind.REPAIR_BEGIN:
             return Pending(job, kind, self._repair_begin(np.frombuffer(blob, EXTENT_MARK)))
         if kind in (OpKind.EXTENT_COPY, OpKind.COPY_CHECK):
@@ -392,24 +404,41 @@ class ModelDownstairs:
             if session.lane:
                 self._run_lane(session)
 
-        self.later(self.rng.uniform(0.0005, 0.02), over)
+        self.later(self.rng.uniform(0.0005, self.flush_seconds_max), over)
 
     def _end(self, session: Session, pending: Pending) -> None:
         if not session.open or self.session is not session:
             return
         status, number, text = pending.finish()
         blob = text.encode()
-        entry = pack_op(
-            pending.job, pending.kind, status=status, number=number, blob_bytes=len(blob)
-        )
-        session.send(b"".join(encode(FrameKind.REPLY, [entry], blobs=[blob])))
+        jobs = [*pending.others, pending.job]
+        entries = [
+            pack_op(job, pending.kind, status=status, number=number, blob_bytes=len(blob))
+            for job in jobs
+        ]
+        session.send(b"".join(encode(FrameKind.REPLY, entries, blobs=[blob] * len(jobs))))
+
+    def _put_off(self, session: Session, op: np.void) -> None:
+        """Stamps what is dirty now, by the next flush."""
+        for extent, is_dirty in enumerate(self.dirty):
+            if is_dirty:
+                self.put_off[extent] = (int(op["generation"]), int(op["number"]))
+                self.dirty[extent] = False
+        session.put_off.append(int(op["job"]))
+
+    def _taken_from_session(self) -> list[int]:
+        assert self.session is not None
+        jobs, self.session.put_off = self.session.put_off, []
+        return jobs
 
     def _flush(
         self, number: int, generation: int, keeps_marks: bool
     ) -> Callable[[], tuple[OpStatus, int, str]]:
         changes = {block: self.memory.get(block) for block in self.changed}
         self.changed = set()
-        dirty = [extent for extent, is_dirty in enumerate(self.dirty) if is_dirty]
+        stamps, self.put_off = self.put_off, {}
+        stamps |= {e: (generation, number) for e, is_dirty in enumerate(self.dirty) if is_dirty}
+        dirty = list(stamps)
         for extent in dirty:
             self.dirty[extent] = False
         copied: set[int] = set()
@@ -428,9 +457,8 @@ class ModelDownstairs:
                     self.durable.pop(block, None)
                 else:
                     self.durable[block] = value
-            for extent in dirty:
-                self.extents.generation[extent] = generation
-                self.extents.flush[extent] = number
+            for extent, stamp in stamps.items():
+                self.extents.generation[extent], self.extents.flush[extent] = stamp
             for extent in copied:
                 self.extents.incomplete[extent] = False
             self.durable_extents = self.extents.copy()
@@ -470,6 +498,7 @@ class ModelDownstairs:
             self.extents.generation[extent] = self.extents.flush[extent] = 0
             self.since_begin[extent] = set()
             self.copied.discard(extent)
+            self.put_off.pop(extent, None)
             self.dirty[extent] = False
 
         def finish() -> tuple[OpStatus, int, str]:

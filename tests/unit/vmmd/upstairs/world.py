@@ -21,7 +21,7 @@ from vmmd.block import nbd_wire as wire
 from vmmd.block.backend import BackendInfo, BlockOp, BlockStatus, Request
 from vmmd.block.nbd_transmission import RequestParser
 from vmmd.block.request_run import Run
-from vmmd.upstairs.core import events
+from vmmd.upstairs.core import events, limits
 from vmmd.upstairs.core.codec import Encryption
 from vmmd.upstairs.core.region_set import UpstairsConfig
 from vmmd.upstairs.core.slot_states import SlotState
@@ -91,10 +91,12 @@ class World:
         delay: float = 0.005,
         cipher: str = "",
         runs: bool = False,
+        behind_after: int = limits.BEHIND_LEARNED_FLUSHES,
     ) -> None:
         """`runs`: the guest's plain reads and writes come as runs, by the short way where it is
-        open, and so do the answers."""
+        open, and so do the answers. `behind_after`: flushes until one copy may be behind."""
         self.runs = runs
+        self.behind_after = behind_after
         self.rng = random.Random(seed)
         self.geometry = geometry or Geometry(512, 4, 6)
         self.delay = delay
@@ -182,6 +184,7 @@ class World:
             encryption=self.encryption,
             read_only=self.read_only,
             activate_with_two_after=self.two_after,
+            behind_after_flushes=self.behind_after,
         )
         for link in self.links.values():
             self._cut(link)
@@ -225,6 +228,9 @@ class World:
         elif isinstance(effect, events.SendHeldAfter):
             upstairs = self.upstairs
             self.later(effect.seconds, lambda: self._held_long_enough(upstairs))
+        elif isinstance(effect, events.SendBehindAfter):
+            upstairs = self.upstairs
+            self.later(effect.seconds, lambda: self._behind_long_enough(upstairs))
         elif isinstance(effect, events.CompleteGuest):
             for completion in effect.completions:
                 data = None if completion.data is None else bytes(completion.data)
@@ -254,6 +260,12 @@ class World:
             return
         if not self.runs or not self._short(upstairs.short_way.on_time(self.now)):
             self.feed(events.SendHeld())
+
+    def _behind_long_enough(self, upstairs: Upstairs) -> None:
+        if upstairs is not self.upstairs:
+            return
+        if not self._short(upstairs.short_way.behind_on_time(self.now)):
+            self.feed(events.SendBehind())
 
     def _check_nonces(self, frame: Frame) -> None:
         """A nonce goes out again only in the very frame that it was in."""
@@ -319,7 +331,7 @@ class World:
             return
         if kept and good and kinds == {OpKind.FLUSH} and frame.op_count == 1:
             self.counts["joined"] = self.counts.get("joined", 0) + 1
-            (joined,) = done_behind([kept], frame.answers[0], OpKind.FLUSH)
+            (joined,) = done_behind([kept], [frame.answers[0]], OpKind.FLUSH)
             self._send_to_client(upstairs, link, bytes(joined))
             return
         for each in filter(None, (kept, data)):
