@@ -123,6 +123,8 @@ class Workload:
     def _take(self, state: State) -> None:
         self.blocks, self.stamps = list(state[0]), list(state[1])
         self.dirty: set[int] = set()
+        # What the stamps of these will be, unless they are written again before the next flush.
+        self.put_off: dict[int, tuple[int, int]] = {}
         self.flushed, self.in_flight = state, None
 
     def _expect(self, what: str, *, absent: bool = False, promoted: int = 0) -> None:
@@ -166,12 +168,18 @@ class Workload:
         self.dirty.update(range(offset // size, (offset + count - 1) // size + 1))
 
     def flush(self) -> None:
-        """To its end, unless the daemon is killed in it."""
+        """To its end, unless the daemon is killed in it; or one whose work the next one does."""
         self.number += 1
+        if self.rng.random() < 0.2:
+            self.region.put_off_flush(self.number, 1)
+            self.put_off.update(dict.fromkeys(self.dirty, (1, self.number)))
+            self.dirty = set()
+            return
         work = self.region.begin_flush(self.number, 1)
-        for extent in self.dirty:
-            self.stamps[extent] = (1, self.number)
-        self.dirty = set()
+        stamps = self.put_off | dict.fromkeys(self.dirty, (1, self.number))
+        for extent, stamp in stamps.items():
+            self.stamps[extent] = stamp
+        self.dirty, self.put_off = set(), {}
         self.in_flight = tuple(self.blocks), tuple(self.stamps)
         self._expect(f"flush {self.number} or the one before")
         if self._carry(work, self.region.finish_flush):

@@ -73,6 +73,8 @@ class CrashWorld:
         self.region = Region.create(self.disk, definition, tuning=TUNING, chunk_bytes=CHUNK_BYTES)
         self.blocks: list[bytes | None] = [None] * self.geometry.block_count
         self.dirty: set[int] = set()
+        # What the stamps of these will be, unless they are written again before the next flush.
+        self.put_off: dict[int, tuple[int, int]] = {}
         self.stamps = [(0, 0)] * self.geometry.extent_count
         self.flushed: State = self.state()
         self.in_flight: State | None = None
@@ -144,15 +146,25 @@ class CrashWorld:
     def flush(self) -> None:
         """A whole flush, with changes in between; now and then one that fails or ends in a kill."""
         self.number += 1
+        if self.rng.random() < 0.2:
+            self.put_off_flush()
+            return
         # A checkpoint that the log's size forces happens within begin_flush, before the freeze.
         work = self.begin_flush()
-        for extent in self.dirty:
-            self.stamps[extent] = (1, self.number)
-        self.dirty = set()
+        stamps = self.put_off | dict.fromkeys(self.dirty, (1, self.number))
+        for extent, stamp in stamps.items():
+            self.stamps[extent] = stamp
+        self.dirty, self.put_off = set(), {}
         self.in_flight = self.state()
         if self.carried_through(work, self.region.finish_flush):
             self.flushed = self.in_flight
             self.in_flight = None
+
+    def put_off_flush(self) -> None:
+        """One whose work the next one does."""
+        self.region.put_off_flush(self.number, 1)
+        self.put_off.update(dict.fromkeys(self.dirty, (1, self.number)))
+        self.dirty = set()
 
     def begin_flush(self) -> FlushWork:
         """The flush with that number."""
@@ -219,7 +231,7 @@ class CrashWorld:
         self.disk, self.region = disk, region
         disk.observer = self.observed
         self.blocks, self.stamps = list(found[0]), list(found[1])
-        self.dirty = set()
+        self.dirty, self.put_off = set(), {}
         self.flushed, self.in_flight = found, None
 
     def observed(self, _action: str, _name: str) -> None:

@@ -58,6 +58,8 @@ class RegionMachine(RuleBasedStateMachine):
         # Told (generation, flush, whether they were told) of those that are incomplete.
         self.incomplete = {}
         self.dirty = set()
+        # What the stamps of these will be, unless they are written again before the next flush.
+        self.put_off = {}
         self.frozen = set()
         self.copied = set()
         self.clearing = set()
@@ -91,6 +93,7 @@ class RegionMachine(RuleBasedStateMachine):
         size = self.geometry.blocks_per_extent
         for block in range(offset, offset + count):
             self.dirty.add(block // size)
+            self.put_off.pop(block // size, None)
             if self.tracked is not None and block // size in self.tracked:
                 self.tracked[block // size].add(block)
 
@@ -128,6 +131,7 @@ class RegionMachine(RuleBasedStateMachine):
             if self.blocks[offset + index] is None:
                 self.blocks[offset + index] = data[index * BLOCK : (index + 1) * BLOCK]
                 self.dirty.add((offset + index) // self.geometry.blocks_per_extent)
+                self.put_off.pop((offset + index) // self.geometry.blocks_per_extent, None)
 
     @rule(offset=OFFSETS, count=COUNTS)
     def discard(self, offset, count):
@@ -155,17 +159,25 @@ class RegionMachine(RuleBasedStateMachine):
 
     # --- flushes and checkpoints, in two halves
 
+    @rule()
+    def put_off_flush(self):
+        self.number += 1
+        self.region.put_off_flush(self.number, 1)
+        self.put_off.update(dict.fromkeys(self.dirty, (1, self.number)))
+        self.dirty = set()
+
     @precondition(lambda self: self.work is None)
     @rule(named=st.sampled_from([False, False, True]))
     def begin_flush(self, named):
         self.number += 1
         self.taking = f"s{self.number}" if named and not self.incomplete else ""
         self.work = self.region.begin_flush(self.number, 1, self.taking)
-        self.frozen, self.dirty = self.dirty, set()
+        later = self.put_off | dict.fromkeys(self.dirty, (1, self.number))
+        self.frozen, self.dirty, self.put_off = set(later), set(), {}
         self.clearing, self.copied = self.copied, set()
         blocks, stamps, incomplete = self.snapshot()
         for extent in self.frozen:
-            stamps[extent] = (1, self.number)
+            stamps[extent] = later[extent]
         left = {e: mark for e, mark in incomplete.items() if e not in self.clearing}
         self.ahead = (blocks, stamps, left)
         self.on_success = self.end_flush
@@ -249,6 +261,7 @@ class RegionMachine(RuleBasedStateMachine):
         for extent, mark in self.incomplete.items():
             self.stamps[extent] = mark[:2]
         self.dirty, self.frozen, self.copied, self.clearing = set(), set(), set(), set()
+        self.put_off = {}
         self.tracked = None
         self.work = None
         self.taking = self.deleting = ""
@@ -268,6 +281,7 @@ class RegionMachine(RuleBasedStateMachine):
         self.tracked = {extent: set() for extent in extents}
         self.incomplete.update(dict.fromkeys(extents, mark))
         self.dirty -= extents
+        self.put_off = {e: stamp for e, stamp in self.put_off.items() if e not in extents}
         self.copied -= extents
         for extent in extents:
             self.stamps[extent] = mark[:2]
@@ -336,7 +350,7 @@ class RegionMachine(RuleBasedStateMachine):
             extent for extent, mark in self.incomplete.items() if mark[2]
         }
         dirty = set(np.flatnonzero(states.flags & FLAG_DIRTY).tolist())
-        assert dirty == self.dirty | self.frozen
+        assert dirty == self.dirty | self.frozen | set(self.put_off)
         assert set(np.flatnonzero(states.flags & FLAG_INCOMPLETE).tolist()) == set(self.incomplete)
         assert self.region.ownership == self.ownership
         assert {facts.name for facts in self.region.list_snapshots()} == set(self.snapshots)

@@ -234,6 +234,7 @@ class Machine:
             targets=(targets[0], targets[1], targets[2]),
             read_only=options.read_only,
             encryption=encryption,
+            behind_after_flushes=2,
         )
         self.upstairs = Upstairs(self.config)
         self.status: RegionStatus = self.upstairs.status()
@@ -259,6 +260,7 @@ class Machine:
             events.Disconnect: self._disconnect,
             events.Answer: self._answer,
             events.SendHeldAfter: self._send_held_after,
+            events.SendBehindAfter: self._send_behind_after,
             events.Changed: self._changed,
             events.RepairStarted: self._repair_started,
             events.RepairEnded: self._repair_ended,
@@ -318,6 +320,9 @@ class Machine:
 
     def _send_held_after(self, effect: events.SendHeldAfter) -> None:
         self.world.schedule.later(effect.seconds, lambda: self.feed(events.SendHeld()))
+
+    def _send_behind_after(self, effect: events.SendBehindAfter) -> None:
+        self.world.schedule.later(effect.seconds, lambda: self.feed(events.SendBehind()))
 
     def _complete(self, effect: events.CompleteGuest) -> None:
         cast("Done", effect.key)(effect.completions)

@@ -348,3 +348,41 @@ async def test_one_that_is_accepted_while_it_closes_is_let_go(serve):
         assert await reader.read() == b""
     writer.close()
     await writer.wait_closed()
+
+
+async def test_flushes_that_go_with_the_next_are_answered_and_stamped_with_it(serve, upstairs):
+    """Each in a frame of its own, as they come from a machine."""
+    disk = MemoryDisk()
+    downstairs = await serve(disk)
+    client = await downstairs.session(upstairs, 4)
+    later = {"generation": 4, "flags": wire.FLUSH_WITH_NEXT}
+    waiting = []
+    for number, block in ((1, 0), (2, 300), (3, 600)):
+        waiting += client.start_ops((OpKind.WRITE, {"offset": block, "data": pattern(number, 1)}))
+        flags = later if number < 3 else {"generation": 4}
+        waiting += client.start_ops((OpKind.FLUSH, {"number": number, **flags}))
+    answers = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert {answer.status for answer in answers} == {OpStatus.OK}
+    assert (await client.states())[:3, 1].tolist() == [1, 2, 3]
+    await downstairs.daemon.stop()
+    again = await serve(disk)
+    client = await again.session(upstairs, 5)
+    assert (await client.states())[:3, 1].tolist() == [1, 2, 3]
+    assert await client.read(300, 1) == pattern(2, 1)
+
+
+async def test_a_connection_may_break_before_the_next_one(serve, upstairs):
+    """What was written is there, as after any break, and the next session's flush stamps it."""
+    downstairs = await serve()
+    client = await downstairs.session(upstairs, 4)
+    await client.write(0, pattern(1, 1))
+    later = {"generation": 4, "flags": wire.FLUSH_WITH_NEXT}
+    [waiting] = client.start_ops((OpKind.FLUSH, {"number": 1, **later}))
+    # It is not answered by anything else.
+    assert (await client.states())[0].tolist() == [0, 0, 1]
+    assert not waiting.done()
+    await client.close()
+    client = await downstairs.session(upstairs, 5)
+    assert await client.read(0, 1) == pattern(1, 1)
+    await client.flush(2, 5)
+    assert (await client.states())[0].tolist() == [4, 1, 0]

@@ -116,6 +116,9 @@ class PlainEngine:
     def promote(self, ownership):
         self.ownership = ownership
 
+    def put_off_flush(self, number, generation):
+        self.calls.append(("put_off_flush", number, generation))
+
     def begin_flush(self, number, generation, snapshot=""):
         self._maybe_fail()
         if snapshot:

@@ -57,15 +57,15 @@ class CopyBehind:
 
     # ---- who
 
-    def look(self, members: Sequence[Member]) -> None:
+    def look(self, members: Sequence[Member]) -> list[Effect]:
         """After a full step: these are all that is sent to, and nothing but serving goes on among
-        them. None when something does."""
+        them. None when something does: then it returns what is to be sent now."""
         chosen = self._chosen
         if chosen is None or len(members) != limits.SLOT_COUNT or chosen not in members:
-            self.member = None
-            return
+            return self.stop()
         self.member = chosen
         self._ahead = tuple(m.link for m in members if m is not chosen)
+        return []
 
     def answered_last(self, member: Member) -> None:
         """All who were sent a flush have made it durable, this one last."""
@@ -78,6 +78,7 @@ class CopyBehind:
             self._sent = self._slow = 0
 
     def _learn(self, flushes: int) -> None:
+        """With nothing kept."""
         self._chosen = self.member = None
         self._lasts.clear()
         self._learning = self._left = flushes
@@ -130,6 +131,12 @@ class CopyBehind:
         self.member = None
         return effects
 
+    def changed(self) -> list[Effect]:
+        """Some member has come or gone."""
+        if self.member is not None and not self.member.streams:
+            self.drop()
+        return self.stop()
+
     def drop(self) -> None:
         """Nothing is to be sent any more, to it or to anybody: what it missed is in the replay
         log."""
@@ -155,7 +162,3 @@ class CopyBehind:
             return self.taken()
         self._told = True
         return [SendBehindAfter(min(left, limits.BEHIND_ANSWER_SECONDS))]
-
-    def told_no_more(self) -> None:
-        """A SendBehind came in a full step, which has sent everything."""
-        self._told = False

@@ -174,6 +174,7 @@ class ReadBook:
         if member is None:
             self._no_member(list(RunReads(key, run)), _FRESH)
         else:
+            self._region.catch_up(member)
             self._region.effects.append(self.request(key, run, member))
 
     def request(self, key: object, run: Run, member: Member) -> SendFrame:
@@ -205,6 +206,7 @@ class ReadBook:
         if member is None:
             self._no_member(reads, trail)
             return
+        region.catch_up(member)
         first = region.take_jobs(len(reads))
         frame = ReadFrame(first, reads, member, trail)
         self._frames[first] = frame

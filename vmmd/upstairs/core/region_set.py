@@ -162,6 +162,7 @@ class RegionSet:
         """Notes a membership change: derived values are right at once, the parts look again
         later."""
         self.refresh()
+        self.effects += self.behind.changed()
         if not self.changed:
             self.changed = True
             self.effects.append(Changed())
@@ -194,6 +195,8 @@ class RegionSet:
         """To every member that streams, or to some of these; held for those away, which are given
         up when it gets too much, unless the guest's writes need them: then it waits for them."""
         if only:
+            for member in only:
+                self.catch_up(member)
             self.log.append(record, only)
             self.effects.append(SendFrame(tuple(m.link for m in only), record.buffers))
             return
@@ -212,6 +215,15 @@ class RegionSet:
                     self.fault(
                         member, f"away with {member.jobs} jobs, {member.bytes} bytes held for it"
                     )
+
+    def catch_up(self, member: Member) -> None:
+        """Something is about to be sent to this member alone: behind what is kept for it."""
+        if member is self.behind.member:
+            self.effects += self.behind.taken()
+
+    def behind_on_time(self) -> None:
+        """The time of a SendBehindAfter is over."""
+        self.effects += self.behind.on_time(self.now)
 
     def _spared(self, member: Member) -> bool:
         """Whether what the guest writes becomes durable without the member. One that is being
@@ -288,6 +300,7 @@ class RegionSet:
         """One job to one member, in a frame of its own; the returned record fills with its
         outcome."""
         assert member.streams
+        self.catch_up(member)
         job = self.take_jobs(1)
         op = pack_op(
             job,

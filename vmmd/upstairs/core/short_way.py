@@ -15,7 +15,16 @@ from stairlib import native
 from stairlib.wire.frame import Frame
 from vmmd.block.request_run import Run, Whole
 from vmmd.upstairs.core import limits
-from vmmd.upstairs.core.events import CompleteGuest, Disconnected, Effect, Event
+from vmmd.upstairs.core.events import (
+    CompleteGuest,
+    Disconnected,
+    Effect,
+    Event,
+    GuestBatch,
+    SendBehind,
+    SendHeld,
+    SlotReply,
+)
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.reads import ReadBook, RunReads
 from vmmd.upstairs.core.region_set import RegionSet
@@ -25,6 +34,8 @@ from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.upstairs_states import UpstairsState
 
 _NOTHING: tuple[Effect, ...] = ()
+# Full steps that change nothing about who is sent what, unless they meet with something.
+_SERVING = frozenset((GuestBatch, SlotReply, SendHeld, SendBehind))
 
 
 class ShortWay:
@@ -40,11 +51,11 @@ class ShortWay:
         self.open = False
 
     def close(self, event: Event) -> None:
-        """A full step begins, with this: what is kept for the copy behind goes before all that it
-        sends, unless it is the end of that link."""
+        """A full step begins, with this. Unless it is one of serving the guest, what is kept for
+        the copy behind goes before all that it sends; to a link that is gone, nothing does."""
         self.open = False
         behind = self._region.behind
-        if behind.member is None:
+        if behind.member is None or type(event) in _SERVING:
             return
         if type(event) is Disconnected and event.link == behind.member.link:
             behind.drop()
@@ -62,7 +73,7 @@ class ShortWay:
             and not region.config.read_only
         )
         alike = self.open and region.active == region.receivers
-        region.behind.look(region.active if alike else ())
+        region.effects += region.behind.look(region.active if alike else ())
 
     def start(self, key: object, run: Run, now: float) -> tuple[Effect, ...] | None:
         """A run of the guest's. None: not done."""

@@ -76,7 +76,7 @@ class Upstairs:
             events.Notice: self._on_notice,
             events.Tick: self._on_tick,
             events.SendHeld: lambda _event: self._guest.on_time(),
-            events.SendBehind: lambda _event: self._region.behind.told_no_more(),
+            events.SendBehind: lambda _event: self._region.behind_on_time(),
             events.Activate: self._on_activate,
             events.Deactivate: self._on_deactivate,
             events.Replace: self._on_replace,

@@ -178,3 +178,53 @@ def test_half_a_mark_of_a_program_that_knows_only_the_other_half_is_none(table) 
     ]
     table.adopt(durable)
     assert flags(table) == [0, FLAG_FAULTED, FLAG_INCOMPLETE | FLAG_TOWARDS, 0]
+
+
+def test_a_flush_that_is_put_off_stamps_with_the_next_one(table) -> None:
+    table.touch_all((0, 1, 2))
+    table.put_off(1, 5)
+    table.touch_all((1, 3))
+    table.put_off(1, 6)
+    table.touch(2)
+    assert flags(table) == [FLAG_DIRTY] * 4
+    assert stamps(table) == [(0, 0)] * 4
+    entries = flush(table, 1, 7)
+    assert entries["extent"].tolist() == [0, 1, 2, 3]
+    # Each holds what it held at the flush that it is stamped with.
+    assert stamps(table) == [(1, 5), (1, 6), (1, 7), (1, 6)]
+    assert table.durable["flush"].tolist() == [5, 6, 7, 6]
+    assert flags(table) == [0] * 4
+    flush(table, 1, 8)
+    assert stamps(table) == [(1, 5), (1, 6), (1, 7), (1, 6)]
+
+
+def test_what_is_written_while_the_next_one_runs_is_dirty(table) -> None:
+    table.touch(0)
+    table.put_off(1, 5)
+    entries = table.freeze(1, 6)
+    table.touch(0)
+    table.put_off(1, 7)
+    table.publish(entries)
+    assert stamps(table)[0] == (1, 5)
+    assert flags(table)[0] == FLAG_DIRTY
+    flush(table, 1, 8)
+    assert stamps(table)[0] == (1, 7)
+
+
+def test_an_extent_that_a_repair_begins_to_fill_is_not_stamped_for_one_put_off(table) -> None:
+    table.touch_all((0, 1))
+    table.put_off(1, 5)
+    entries = table.begin_repair(extents(0))
+    table.publish(entries)
+    flush(table, 1, 6)
+    assert stamps(table)[1] == (1, 5)
+    assert flags(table)[0] & FLAG_INCOMPLETE
+    assert not flags(table)[0] & FLAG_DIRTY
+
+
+def test_one_put_off_fails_with_the_next(table) -> None:
+    table.touch(0)
+    table.put_off(1, 5)
+    table.freeze(1, 6)
+    table.fail()
+    assert flags(table)[0] & FLAG_FAULTED

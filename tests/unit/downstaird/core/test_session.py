@@ -4,7 +4,7 @@ untouched."""
 import numpy as np
 import pytest
 
-from downstaird.core.session import Session
+from downstaird.core.session import PUT_OFF_MAX, Session
 from downstaird.core.session_effects import CopyExtent, LimitRepair
 from stairlib.model.cipher import DEFAULT_CIPHER
 from stairlib.model.context import encrypted_check, plain_contexts
@@ -486,3 +486,94 @@ def test_a_flush_that_cannot_begin_is_answered_once(engine, short):
     peer.send(flush(1, 1))
     assert peer.status(1) is OpStatus.OK
     assert not peer.work()
+
+
+def with_next(job, number, **more):
+    return flush(job, number, flags=wire.FLUSH_WITH_NEXT, **more)
+
+
+def test_flushes_that_go_with_the_next_one_are_answered_with_it(engine):
+    peer = Peer(engine, short=True)
+    for job in (1, 3, 5):
+        peer.send(write(job, job, block(job)))
+        peer.send(with_next(job + 1, job))
+    assert not peer.work()
+    assert [peer.status(job) for job in (2, 4, 6)] == [None] * 3
+    peer.send(write(7, 7, block(7)))
+    peer.send(flush(8, 7))
+    (work,) = peer.work()
+    assert work.jobs == [2, 4, 6, 8]
+    calls = [call for call in engine.calls if "flush" in call[0]]
+    assert calls == [
+        *[("put_off_flush", number, 1) for number in (1, 3, 5)],
+        ("begin_flush", 7, 1),
+    ]
+    work.work.run()
+    peer.finish(work)
+    assert [peer.status(job) for job in work.jobs] == [OpStatus.OK] * 4
+    assert peer.session.counters.flushes == 4
+    assert not peer.session.wants_lane
+
+
+def test_they_are_put_off_while_the_lane_is_taken_and_done_by_who_waits_for_it(engine):
+    peer = Peer(engine, short=True)
+    peer.send(write(1, 0, block(1)))
+    peer.send(flush(2, 1))
+    (work,) = peer.work()
+    peer.send(write(3, 1, block(2)))
+    peer.send(with_next(4, 2))
+    peer.send(write(5, 2, block(3)))
+    peer.send(flush(6, 3))
+    work.work.run()
+    peer.finish(work)
+    assert peer.status(4) is None
+    behind = peer.work()[1]
+    assert sorted(behind.jobs) == [4, 6]
+    behind.work.run()
+    peer.finish(behind)
+    assert (peer.status(4), peer.status(6)) == (OpStatus.OK, OpStatus.OK)
+
+
+def test_one_that_does_not_come_alone_is_done_at_once(peer):
+    peer.send(write(1, 0, block(1)), with_next(2, 1))
+    (work,) = peer.work()
+    peer.finish(work)
+    assert peer.status(2) is OpStatus.OK
+
+
+def test_they_fail_with_the_next_one(engine):
+    peer = Peer(engine, short=True)
+    peer.send(with_next(1, 1))
+    engine.fail_with = "NO_SPACE"
+    peer.send(flush(2, 2))
+    assert (peer.status(1), peer.status(2)) == (OpStatus.NO_SPACE, OpStatus.NO_SPACE)
+
+
+def test_nothing_can_wait_for_a_flush_that_waits_itself(engine):
+    peer = Peer(engine, short=True)
+    peer.send(with_next(1, 1))
+    peer.send(read(2, 0, 1, deps=[1]), flush(3, 2, deps=[1]))
+    assert (peer.status(2), peer.status(3)) == (OpStatus.BAD_REQUEST, OpStatus.BAD_REQUEST)
+    assert "next one" in peer.text(2)
+    # Its id is taken, like that of any job that is not answered.
+    peer.send(with_next(1, 3))
+    assert peer.status(1) is OpStatus.BAD_REQUEST
+
+
+def test_no_more_than_so_many_are_put_off(engine):
+    peer = Peer(engine, short=True)
+    for job in range(1, PUT_OFF_MAX + 1):
+        peer.send(with_next(job, job))
+    assert not peer.work()
+    peer.send(with_next(PUT_OFF_MAX + 1, PUT_OFF_MAX + 1))
+    (work,) = peer.work()
+    assert len(work.jobs) == PUT_OFF_MAX + 1
+
+
+def test_with_a_session_that_ends_they_are_not_answered(engine):
+    peer = Peer(engine, short=True)
+    peer.send(with_next(1, 1))
+    peer.session.end()
+    peer.send(flush(2, 2))
+    assert not peer.work()
+    assert peer.replies == {}
