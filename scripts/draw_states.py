@@ -140,7 +140,9 @@ def shown(name: str, value: float) -> str:
     if "SECONDS" in name:
         return f"{value:g} s"
     if "BYTES" in name:
-        return f"{value >> 20} MiB" if isinstance(value, int) else f"{value} bytes"
+        if not isinstance(value, int):
+            return f"{value} bytes"
+        return f"{value >> 20} MiB" if value >= 1 << 20 else f"{value >> 10} KiB"
     return f"{value:,}"
 
 

@@ -126,7 +126,7 @@ class House:
             servers.append(pid)
             targets.append(words[1])
         uri, machine, seconds = self._machine(place.name, targets, encrypted=bool(cipher))
-        note = "a write is answered once it is on its way to all three copies"
+        note = "a write is answered once it is on its way, a flush once two of three copies have it"
         return Stack(name, uri, (machine,), tuple(servers), note, seconds)
 
     def _machine(

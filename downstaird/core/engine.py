@@ -206,6 +206,11 @@ class Engine(Protocol):
         then, are stamped (generation, number) once that one has succeeded."""
         ...
 
+    def put_off_no_more(self) -> None:
+        """The next flush is not the one that was promised: what is dirty gets its stamp alone. A
+        stamp tells that everything up to that flush is there, which who comes next may not send."""
+        ...
+
     def list_snapshots(self) -> Iterator[SnapshotFacts]:
         """All of them, oldest first. Each step reads one map: milliseconds."""
         ...

@@ -165,12 +165,17 @@ class ExtentTable:
             seen["generation"], seen["flush"] = stamp
 
     def put_off(self, generation: int, number: int) -> None:
-        """What was touched so far, and is not again by then, gets this stamp with the next flush,
-        whoever it is that flushes: the extent holds then what it held at this one."""
+        """What was touched so far, and is not again by then, gets this stamp with the next
+        flush: the extent holds then what it held at this one."""
         stamp = (generation, number)
         for extent in self._active:
             self._put_off[extent] = stamp
         self._active.clear()
+
+    def put_off_no_more(self) -> None:
+        """All that was touched gets the stamp of the next flush."""
+        self._active.update(self._put_off)
+        self._put_off.clear()
 
     def freeze(self, generation: int, number: int) -> ExtentEntries:
         """Begins a flush: the entries it is to store."""

@@ -78,8 +78,7 @@ from stairlib.model.errors import DataError, InvalidRequestError, StateError
 
 
 class Region:
-    """An open region. Made by `create` and `open`; every method but a job's `run` is for one
-    thread."""
+    """An open region, by `create` or `open`. Every method but a job's `run` is for one thread."""
 
     def __init__(
         self,
@@ -322,9 +321,6 @@ class Region:
     def _touch(self, offset: int, count: int) -> None:
         first = offset // self._per_extent
         last = (offset + count - 1) // self._per_extent
-        if first == last:
-            self.extents.touch(first)
-            return
         self.extents.touch_all(range(first, last + 1))
 
     def _note(self, offset: int, count: int) -> None:
@@ -368,6 +364,10 @@ class Region:
     def put_off_flush(self, number: int, generation: int) -> None:
         """The next one does its work; see Engine.put_off_flush."""
         self.extents.put_off(generation, number)
+
+    def put_off_no_more(self) -> None:
+        """As if none had been put off; see Engine.put_off_no_more."""
+        self.extents.put_off_no_more()
 
     def begin_flush(self, number: int, generation: int, snapshot: str = "") -> FlushWork:
         """Freezes what has changed so far; see Engine.begin_flush."""

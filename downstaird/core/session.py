@@ -178,8 +178,7 @@ class Session:
             return None
         if self._answers or self._released or self._lost or self._copied:
             return None
-        job = row[0]
-        if queue.is_pending(job):
+        if queue.is_pending(job := row[0]):
             return None
         waits = row[3] & FLUSH_WITH_NEXT and len(self._put_off) < PUT_OFF_MAX
         if waits:
@@ -593,6 +592,8 @@ class Session:
     def end(self) -> None:
         """The session is over: what waits is dropped, what comes back later is ignored."""
         self._ended = True
+        if self._put_off:
+            self._region.put_off_no_more()
         self._queue.drop_all()
         self._released.clear()
         self._answers.clear()

@@ -166,6 +166,12 @@ class RegionMachine(RuleBasedStateMachine):
         self.put_off.update(dict.fromkeys(self.dirty, (1, self.number)))
         self.dirty = set()
 
+    @rule()
+    def put_off_no_more(self):
+        self.region.put_off_no_more()
+        self.dirty.update(self.put_off)
+        self.put_off = {}
+
     @precondition(lambda self: self.work is None)
     @rule(named=st.sampled_from([False, False, True]))
     def begin_flush(self, named):

@@ -119,6 +119,9 @@ class PlainEngine:
     def put_off_flush(self, number, generation):
         self.calls.append(("put_off_flush", number, generation))
 
+    def put_off_no_more(self):
+        self.calls.append(("put_off_no_more",))
+
     def begin_flush(self, number, generation, snapshot=""):
         self._maybe_fail()
         if snapshot:

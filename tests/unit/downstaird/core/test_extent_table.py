@@ -228,3 +228,13 @@ def test_one_put_off_fails_with_the_next(table) -> None:
     table.freeze(1, 6)
     table.fail()
     assert flags(table)[0] & FLAG_FAULTED
+
+
+def test_who_comes_next_does_not_get_the_stamps_of_what_was_put_off(table) -> None:
+    table.touch_all((0, 1))
+    table.put_off(1, 5)
+    table.touch(1)
+    table.put_off_no_more()
+    assert flags(table)[:2] == [FLAG_DIRTY] * 2
+    flush(table, 1, 3)
+    assert stamps(table)[:2] == [(1, 3)] * 2

@@ -574,6 +574,7 @@ def test_with_a_session_that_ends_they_are_not_answered(engine):
     peer = Peer(engine, short=True)
     peer.send(with_next(1, 1))
     peer.session.end()
+    assert engine.calls[-1] == ("put_off_no_more",)
     peer.send(flush(2, 2))
     assert not peer.work()
     assert peer.replies == {}

@@ -193,6 +193,10 @@ class ModelDownstairs:
                 pending.finish()
             self.session.lane = []
             self.session = None
+        # What was to be done with a flush that does not come has the stamp of the next one.
+        for extent in self.put_off:
+            self.dirty[extent] = True
+        self.put_off = {}
         self.since_begin = {}
         self.copied = set()
         self.write_failed = False

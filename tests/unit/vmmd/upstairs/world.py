@@ -81,6 +81,8 @@ class World:
 
     # Whether members tell of writes and of the flush right behind them in one frame.
     joins = False
+    # Seconds after which the upstairs that is started next serves with two; 0 = never.
+    two_after = 0.0
 
     def __init__(
         self,
@@ -95,8 +97,7 @@ class World:
     ) -> None:
         """`runs`: the guest's plain reads and writes come as runs, by the short way where it is
         open, and so do the answers. `behind_after`: flushes until one copy may be behind."""
-        self.runs = runs
-        self.behind_after = behind_after
+        self.runs, self.behind_after = runs, behind_after
         self.rng = random.Random(seed)
         self.geometry = geometry or Geometry(512, 4, 6)
         self.delay = delay
@@ -123,8 +124,6 @@ class World:
         }
         self.targets = ["d0:1", "d1:1", "d2:1"]
         self.generation = 0
-        # Seconds after which the upstairs that is started next serves with two; 0 = never.
-        self.two_after = 0.0
         self.links: dict[int, Link] = {}
         self.answers: dict[object, events.Answer] = {}
         self.repairs: list[events.RepairEnded] = []
