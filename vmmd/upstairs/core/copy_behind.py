@@ -1,11 +1,11 @@
 """The copy that is a little behind: what a guest writes and flushes goes to two of three members at
 once, and to the third one in groups.
 
-A flush is answered with two acknowledgements, so nobody waits for the third; being asked eight
-times as often, it takes processor time from the two that are waited for, and from the machine. What
-it is sent in a group it makes durable with one sync (FLUSH_WITH_NEXT), each flush with its own
-stamp. Nothing else changes: a frame that is kept here is owed by the member as any other, and is in
-the replay log.
+A flush is answered with two acknowledgements, so nobody waits for the third; asked for each flush
+alone, it takes processor time from the two that are waited for, and from the machine. What it is
+sent in a group it makes durable with one sync (FLUSH_WITH_NEXT), each flush with its own stamp.
+Nothing else changes: a frame that is kept here is owed by the member as any other, and is in the
+replay log (docs/adr/0059).
 
     learning    all are sent everything at once; who answers last is counted
     behind      `_chosen`, who was last most often, is sent things in groups
@@ -61,8 +61,13 @@ class CopyBehind:
         """After a full step: these are all that is sent to, and nothing but serving goes on among
         them. None when something does: then it returns what is to be sent now."""
         chosen = self._chosen
-        if chosen is None or len(members) != limits.SLOT_COUNT or chosen not in members:
+        if chosen is None or len(members) != limits.SLOT_COUNT:
             return self.stop()
+        if chosen not in members:
+            # It was replaced, and its successor is one of them.
+            effects = self.stop()
+            self._learn(self._least)
+            return effects
         self.member = chosen
         self._ahead = tuple(m.link for m in members if m is not chosen)
         return []

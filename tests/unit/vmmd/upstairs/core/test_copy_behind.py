@@ -233,3 +233,29 @@ def test_a_time_of_zero_is_never(world, monkeypatch):
     written_and_flushed(world, 20)
     world.feed(events.Tick())
     assert behind(world) is None
+
+
+def test_one_that_is_replaced_while_it_is_behind_has_no_part_in_it_any_more(world, sent):
+    late = with_one_behind(world)
+    written_and_flushed(world, 3)
+    key = world.ask(lambda key: events.Replace(key, late, "d3:1"))
+    assert world.answers[key].error is None
+    world.targets[MEMBERS.index(late)] = "d3:1"
+    assert world.run_until(world.healthy, 60)
+    assert late not in {slot.address for slot in world.upstairs.status().slots}
+    # Somebody of those that are there now is behind again.
+    world.daemons["d3:1"].flush_seconds_max = 0.001
+    assert with_one_behind(world) in {*MEMBERS, "d3:1"} - {late}
+    told = [stamps(world, address) for address in {*MEMBERS, "d3:1"} - {late}]
+    assert told[0] == told[1] == told[2]
+
+
+def test_with_many_requests_that_wait_for_room_nothing_is_kept(world, sent, monkeypatch):
+    """What the one behind owes counts like what others owe: the guest does not wait for it."""
+    late = with_one_behind(world)
+    monkeypatch.setattr(limits, "ADMITTED_JOBS_MAX", 3)
+    sent.clear()
+    world.submit([world.write(block, 1, discard=True) for block in range(3)])
+    world.submit([world.write(block, 1, discard=True) for block in range(3, 6)])
+    assert late in {who for who, _kind, _wait in sent}
+    assert world.run_until(lambda: not world.in_flight, 1)
