@@ -43,27 +43,33 @@ def block_data(number: int, version: int) -> bytes:
 class Block:
     """`versions[floor:]` are the values it may have; with `exact` it has the last one."""
 
-    __slots__ = ("exact", "floor", "settled", "versions")
+    __slots__ = ("exact", "floor", "settled", "unsure", "versions")
 
     def __init__(self, first: int) -> None:
         self.versions = [first]
         self.floor = 0
         self.exact = True
+        # Not known for another reason than that members were lost: a flush that ends well after
+        # that does not say that it has the last one.
+        self.unsure = False
         # Read after a loss, and found to be older than what was written last before the loss.
         self.settled: tuple[int, int] | None = None
 
-    def loosen(self) -> None:
-        """What was not flushed may be gone."""
+    def loosen(self, *, machine: bool) -> None:
+        """What was not flushed may be gone, with the machine or with members."""
+        unsure = machine or self.unsure or not self.exact
         # A new list: marks that flushes in flight have taken are of the old one.
         self.versions = self.versions[self.floor :]
         self.floor = 0
         self.exact = len(self.versions) == 1
+        self.unsure = unsure and not self.exact
         self.settled = None
 
     def see(self, version: int) -> None:
         """It was read: it is that from now on."""
         last = self.versions[-1]
-        self.settled = (version, last) if version != last else None
+        self.settled = (version, last) if version != last and not self.unsure else None
+        self.unsure = False
         self.versions = [version]
         self.floor = 0
         self.exact = True
@@ -201,6 +207,7 @@ class Guest:
                 block.versions.append(version)
                 # Of a request that was cut off nobody knows whether it happened.
                 block.exact = ok
+                block.unsure = not ok
 
         token = self._token(done)
         self._show(f"{kind}s version {version} to blocks {offset} to {blocks.stop - 1}")
@@ -341,7 +348,7 @@ class Guest:
                     f"block {number} went back from version {written} to {seen}, and the next "
                     "flush ended well"
                 )
-            if block.versions is versions and (known or strict):
+            if block.versions is versions and (known or (strict and not block.unsure)):
                 block.floor = max(block.floor, at)
         if strict:
             self._told()
@@ -371,7 +378,7 @@ class Guest:
         self._may_be_busy.clear()
         self._flushes = {}
         self._lossy = False
-        self._loosen()
+        self._loosen(machine=True)
 
     def taken_over(self) -> Callable[[Completion], None]:
         """Another machine goes on with the volume while this one still runs: as a loss, but a flush
@@ -403,12 +410,12 @@ class Guest:
         """Every whole member is out of service: unflushed writes may be gone, and a flush has to
         say so."""
         self._lossy = True
-        self._loosen()
+        self._loosen(machine=False)
 
-    def _loosen(self) -> None:
+    def _loosen(self, *, machine: bool) -> None:
         self._losses += 1
         for block in self.blocks:
-            block.loosen()
+            block.loosen(machine=machine)
 
     def _kept(self, number: int, mark: Mark) -> list[int]:
         """What the block may be where a flush with that mark was made durable."""
