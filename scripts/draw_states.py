@@ -140,7 +140,7 @@ def shown(name: str, value: float) -> str:
     if "SECONDS" in name:
         return f"{value:g} s"
     if "BYTES" in name:
-        if not isinstance(value, int):
+        if not isinstance(value, int) or value < 1 << 10:
             return f"{value} bytes"
         return f"{value >> 20} MiB" if value >= 1 << 20 else f"{value >> 10} KiB"
     return f"{value:,}"

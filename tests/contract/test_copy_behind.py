@@ -8,7 +8,6 @@ import uuid
 
 import pytest
 
-from stairlib import native
 from stairlib.model.geometry import Geometry
 from stairlib.telemetry.tracing import Tracing
 from tests.contract.downstairs_set import DownstairsSet, until
@@ -19,10 +18,6 @@ from vmmd.upstairs.shell.runner import RegionUpstairs
 
 GEOMETRY = Geometry(4096, 64, 8)
 ROUNDS = limits.BEHIND_LEARNED_FLUSHES + 8 * limits.BEHIND_FLUSHES_MAX
-
-pytestmark = pytest.mark.skipif(
-    not native.compiled, reason="flushes go the full way, and to all at once, without the module"
-)
 
 
 @pytest.fixture

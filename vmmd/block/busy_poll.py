@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from stairlib.runtime.environment import number_from
 from stairlib.telemetry.logs import get_logger
 from vmmd.core.poll_window import WINDOW_SECONDS_MAX, Awaited, PollWindow
 
@@ -39,22 +40,8 @@ def longest_seconds() -> float:
         return 0.0
     if len(os.sched_getaffinity(0)) < 2:
         return 0.0
-    text = os.environ.get(VARIABLE, "")
-    if not text:
-        return WINDOW_SECONDS_MAX
-    try:
-        wanted = float(text)
-    except ValueError:
-        wanted = -1.0
-    if not 0 <= wanted <= WINDOW_SECONDS_MAX * 1e6:
-        _log.warning(
-            "not a number of microseconds: the default is used",
-            variable=VARIABLE,
-            value=text,
-            at_most=WINDOW_SECONDS_MAX * 1e6,
-        )
-        return WINDOW_SECONDS_MAX
-    return wanted / 1e6
+    longest = WINDOW_SECONDS_MAX * 1e6
+    return number_from(VARIABLE, longest, at_most=longest) / 1e6
 
 
 def waited_seconds() -> float:

@@ -63,8 +63,8 @@ class CopyBehind:
         chosen = self._chosen
         if chosen is None or len(members) != limits.SLOT_COUNT:
             return self.stop()
-        if chosen not in members:
-            # It was replaced, and its successor is one of them.
+        if self._left <= 0 or chosen not in members:
+            # After so many flushes; or it was replaced, and its successor is one of them.
             effects = self.stop()
             self._learn(self._least)
             return effects
@@ -109,8 +109,6 @@ class CopyBehind:
             or len(self._kept) >= limits.BEHIND_FRAMES_MAX
         ):
             effects += self.taken()
-            if self._left <= 0:
-                self._learn(self._least)
         elif not self._told:
             self._told = True
             effects.append(SendBehindAfter(min(limits.BEHIND_ANSWER_SECONDS, self._longest)))

@@ -174,11 +174,13 @@ class ReadBook:
         if member is None:
             self._no_member(list(RunReads(key, run)), _FRESH)
         else:
-            self._region.catch_up(member)
-            self._region.effects.append(self.request(key, run, member))
+            request = self.request(key, run, member)
+            self._region.effects.append(request)
 
     def request(self, key: object, run: Run, member: Member) -> SendFrame:
-        """Asks the member for all of a run: in flight from now on."""
+        """Asks the member for all of a run: in flight from now on. To be sent behind the effects
+        that there are."""
+        self._region.catch_up(member)
         first = self._region.take_jobs(run.requests)
         self._frames[first] = ReadFrame(first, RunReads(key, run), member, _FRESH)
         member.jobs += run.requests

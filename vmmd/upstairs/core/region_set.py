@@ -319,10 +319,6 @@ class RegionSet:
 
     # ---- flushes
 
-    def flush_acked(self, member: Member, record: Mutation) -> None:
-        """The member made the flush durable."""
-        self.flushes_acked(member, (record,))
-
     def flushes_acked(self, member: Member, records: Iterable[Mutation]) -> None:
         """The member made these flushes durable; other records among them are passed over."""
         for record in records:

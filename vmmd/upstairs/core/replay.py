@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -115,15 +116,22 @@ class ReplayLog:
             return None
         return self._records[at]
 
-    def between(self, first_job: int, last_job: int) -> list[Mutation] | None:
-        """The records of just these jobs; None where there are none, or others are among them."""
+    def settle_all(self, member: Member, first_job: int, last_job: int) -> list[Mutation] | None:
+        """All of these jobs were answered: the records that hold them. None, and nothing done,
+        where one of them is no job of a record, or was not to be answered."""
         start = bisect_right(self._first_jobs, first_job) - 1
         end = bisect_right(self._first_jobs, last_job)
-        if start < 0 or self._first_jobs[start] != first_job:
+        records = self._records[max(0, start) : end]
+        counts = [
+            min(last_job, record.last_job) - max(first_job, record.first_job) + 1
+            for record in records
+        ]
+        if sum(counts) != last_job - first_job + 1:
             return None
-        records = self._records[start:end]
-        if sum(record.count for record in records) != last_job - first_job + 1:
+        if not all(map(self.owes, repeat(member), records, counts)):
             return None
+        for record, count in zip(records, counts, strict=True):
+            self.settle(member, record, count)
         return records
 
     def owes(self, member: Member, record: Mutation, count: int) -> bool:

@@ -50,7 +50,7 @@ class ReplyRouter:
         if not self._region.log.settle(member, record, count):
             self._break(member, f"more answers to job {record.first_job} than were asked")
         elif record.is_flush:
-            self._region.flush_acked(member, record)
+            self._region.flushes_acked(member, (record,))
 
     def _in_parts(self, member: Member, frame: Frame) -> StateError | None:
         region = self._region

@@ -28,7 +28,6 @@ from vmmd.upstairs.core.events import (
 from vmmd.upstairs.core.guest_ops import GuestOps
 from vmmd.upstairs.core.reads import ReadBook, RunReads
 from vmmd.upstairs.core.region_set import RegionSet
-from vmmd.upstairs.core.replay import Mutation
 from vmmd.upstairs.core.slot import Member
 from vmmd.upstairs.core.slot_states import SlotState
 from vmmd.upstairs.core.upstairs_states import UpstairsState
@@ -89,8 +88,7 @@ class ShortWay:
         if member.bytes + run.data_bytes > limits.ADMITTED_BYTES_MAX:
             return None
         request = self._reads.request(key, run, member)
-        behind = self._region.behind
-        return (*behind.taken(), request) if member is behind.member else (request,)
+        return (*self._taken(), request)
 
     def flush(self, key: object, token: object, now: float) -> Sequence[Effect] | None:
         """A flush of the guest's that came alone. None: not done."""
@@ -111,32 +109,12 @@ class ShortWay:
         """A SendBehind. None: not done."""
         return self._region.behind.on_time(now) if self.open else None
 
-    def _flushed(self, member: Member, record: Mutation) -> Sequence[Effect]:
-        self._region.flush_acked(member, record)
-        return self._taken()
-
-    def _with_flush(
-        self, member: Member, record: Mutation, last: int, count: int
-    ) -> Sequence[Effect] | None:
-        """`count` jobs of the record, and the flush right behind it, answered together."""
-        log = self._region.log
-        flush = log.find(last)
-        if flush is None or not flush.is_flush or record.is_flush or record.last_job != last - 1:
-            return None
-        if not (log.owes(member, record, count) and log.owes(member, flush, 1)):
-            return None
-        log.settle(member, record, count)
-        log.settle(member, flush, 1)
-        return self._flushed(member, flush)
-
     def _several(self, member: Member, first: int, last: int) -> Sequence[Effect] | None:
-        """Frames that the member was sent together, answered together."""
-        log = self._region.log
-        records = log.between(first, last)
-        if records is None or not all(log.owes(member, each, each.count) for each in records):
+        """Frames that were sent one after the other, answered together: writes with the flush right
+        behind them, or many of both."""
+        records = self._region.log.settle_all(member, first, last)
+        if records is None:
             return None
-        for record in records:
-            log.settle(member, record, record.count)
         self._region.flushes_acked(member, records)
         return self._taken()
 
@@ -163,11 +141,13 @@ class ShortWay:
             if record is None:
                 return None
             if record.last_job < last:
-                done = self._with_flush(member, record, last, count - 1)
-                return self._several(member, first, last) if done is None else done
+                return self._several(member, first, last)
             if not region.log.settle(member, record, count):
                 return None
-            return self._flushed(member, record) if record.is_flush else _NOTHING
+            if not record.is_flush:
+                return _NOTHING
+            region.flushes_acked(member, (record,))
+            return self._taken()
         reads, payload = asked.reads, frame.payload
         if type(reads) is not RunReads or asked.trail.bad or frame.context_count != asked.blocks:
             return None

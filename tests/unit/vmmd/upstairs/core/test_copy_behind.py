@@ -10,14 +10,14 @@ from stairlib.wire.frame import FLUSH_WITH_NEXT, OpKind, decode
 from tests.unit.vmmd.upstairs.world import World
 from vmmd.upstairs.core import events, limits
 
-pytestmark = pytest.mark.skipif(not native.compiled, reason="runs are made by compiled code alone")
-
 MEMBERS = ("d0:1", "d1:1", "d2:1")
 
 
-@pytest.fixture
-def world():
-    made = World(5, runs=True, delay=0.0001, behind_after=4)
+@pytest.fixture(params=[False, True], ids=["full steps", "short way"])
+def world(request):
+    if request.param and not native.compiled:
+        pytest.skip("runs are made by compiled code alone")
+    made = World(5, runs=request.param, delay=0.0001, behind_after=4)
     for server in made.daemons.values():
         server.flush_seconds_max = 0.001
     made.ask(events.Activate)
@@ -228,7 +228,7 @@ def test_it_is_looked_anew_who_is_last_now_and_then(world, monkeypatch):
     assert seen == {True, False}
 
 
-def test_a_time_of_zero_is_never(world, monkeypatch):
+def test_a_time_of_zero_is_never(world):
     world.upstairs._region.behind._longest = 0.0
     written_and_flushed(world, 20)
     world.feed(events.Tick())
