@@ -28,6 +28,7 @@ from downstaird.conversation import (
 from downstaird.region_host import RegionHost
 from downstaird.repair_sending import BlockConnection
 from stairlib.model.errors import UnavailableError
+from stairlib.runtime.listening import stop_listening
 from stairlib.telemetry.logs import get_logger
 from stairlib.wire.frame import (
     HEADER_BYTES,
@@ -347,10 +348,9 @@ class DataServer:
 
     async def close(self) -> None:
         """Stops listening and cuts off what is left of the connections. One that was accepted just
-        now is made in a later turn of the loop, and not let in."""
+        now is not let in."""
         self._closed = True
-        for server in self._servers:
-            server.close()
+        await stop_listening(self._servers)
         if self._connections:
             # Their notices have been written; one turn of the loop sends what the sockets take.
             await asyncio.sleep(0.05)

@@ -20,6 +20,7 @@ from typing import Any, Final
 from stairlib.link.proxy import Link
 from stairlib.link.shape import Shape
 from stairlib.model.errors import InvalidRequestError, StairwellError, UnavailableError
+from stairlib.runtime.listening import stop_listening
 
 LINE_BYTES_MAX: Final = 64 << 10
 # Asking is one turn of an event loop, on a machine that may be busy.
@@ -53,7 +54,7 @@ class Control:
     async def close(self) -> None:
         """Listens no more."""
         if self._server is not None:
-            self._server.close()
+            await stop_listening([self._server])
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 from stairlib.link.shape import Shape, Wire
 from stairlib.model.errors import InvalidRequestError, UnavailableError
 from stairlib.runtime.addresses import Address
+from stairlib.runtime.listening import stop_listening
 from stairlib.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -154,6 +155,7 @@ class Link:
         self.directions = {THERE: Direction(chance), BACK: Direction(chance)}
         self.addresses: list[Address] = []
         self._servers: list[asyncio.Server] = []
+        self._turning = asyncio.Lock()
         self._running: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
 
     @property
@@ -185,9 +187,9 @@ class Link:
 
     async def cut(self) -> None:
         """Resets every connection and refuses new ones, as a host whose processes are gone."""
-        for server in self._servers:
-            server.close()
-        self._servers = []
+        async with self._turning:
+            await stop_listening(self._servers)
+            self._servers = []
         running = list(self._running)
         for task in running:
             task.cancel()
@@ -197,8 +199,9 @@ class Link:
 
     async def join(self) -> None:
         """Takes connections again. UnavailableError PORT_IN_USE."""
-        if self.is_cut:
-            await self._listen()
+        async with self._turning:
+            if self.is_cut:
+                await self._listen()
 
     def state(self) -> dict[str, Any]:
         """How it is, as JSON."""
@@ -220,8 +223,7 @@ class Link:
             for listen, target in self._targets:
                 made.append(await self._listening(listen, target))
         except BaseException:
-            for server in made:
-                server.close()
+            await stop_listening(made)
             raise
         self._servers = made
         self.addresses = [

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from stairlib import native
 from stairlib.model.errors import UnavailableError
+from stairlib.runtime.listening import stop_listening
 from stairlib.telemetry.logs import get_logger
 from vmmd.block import nbd_wire as wire
 from vmmd.block.attachment import Attachment
@@ -73,7 +74,7 @@ class NbdExport:
         self._description = ExportDescription(name, backend.info)
         self._unix_path = None if socket is None else str(socket)
         self._tcp = tcp
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.Server] = []
         self._clients: set[_Client] = set()
         self.tcp_port: int | None = None
 
@@ -115,8 +116,7 @@ class NbdExport:
     async def stop(self) -> None:
         """Stops listening, hangs up on clients, and waits a moment for what is in flight."""
         servers, self._servers = self._servers, []
-        for server in servers:
-            server.close()
+        await stop_listening(servers)
         for client in list(self._clients):
             client.hang_up()
         idle = asyncio.Event()

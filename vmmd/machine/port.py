@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 from stairlib.model.errors import UnavailableError
+from stairlib.runtime.listening import stop_listening
 from vmmd.machine.console import Console
 
 READ_BYTES = 64 << 10
@@ -56,7 +57,7 @@ class PortSocket:
     async def close(self) -> None:
         """Hangs up; what the hypervisor said before it ended was read."""
         if self._server is not None:
-            self._server.close()
+            await stop_listening([self._server])
         serving = {*self._serving}
         if serving:
             # It has hung up by now, so this is the end of what it said.

@@ -20,6 +20,7 @@ from stairlib.model.errors import RefusedError, StairwellError, UnavailableError
 from stairlib.rpc.access import ANYBODY, Caller, require_exports
 from stairlib.rpc.tls import ServerTls, certificate_caller_of
 from stairlib.runtime.addresses import Address
+from stairlib.runtime.listening import stop_listening
 from stairlib.telemetry.logs import get_logger
 from vmmd.block import nbd_wire as wire
 from vmmd.nbd_gateway.core.entrance import (
@@ -69,7 +70,7 @@ class NbdGateway:
         self._wanted = address
         self._exports = exports
         self._tls = tls
-        self._server: asyncio.AbstractServer | None = None
+        self._server: asyncio.Server | None = None
         self._serving: dict[Pipe, asyncio.Task[None]] = {}
         self._handshakes = 0
         self.address = address
@@ -96,7 +97,7 @@ class NbdGateway:
     async def stop(self) -> None:
         """Stops listening and hangs up on everybody."""
         if self._server is not None:
-            self._server.close()
+            await stop_listening([self._server])
         tasks = list(self._serving.values())
         for task in tasks:
             task.cancel()

@@ -1,6 +1,8 @@
 """Negotiation, promotion, takeover and fencing, over real gRPC and a real data connection."""
 
 import asyncio
+import contextlib
+import socket
 import uuid
 
 import numpy as np
@@ -166,6 +168,21 @@ async def test_stopping_tells_the_session(serve, upstairs):
     client = await downstairs.session(upstairs)
     await downstairs.daemon.stop()
     assert (await client.wait_ended()).startswith("SHUTTING_DOWN")
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_connects_while_it_stops_is_hung_up_on(serve, turns):
+    """However far the loop has come with the connection: in the queue, accepted, let in."""
+    downstairs = await serve()
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(downstairs.daemon.data.unix_path))
+        client.setblocking(False)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await downstairs.daemon.data.close()
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(loop.sock_recv(client, 1), 10) == b""
 
 
 async def test_readers_share_a_read_only_region(serve, tmp_path):
