@@ -36,12 +36,16 @@ def empty_contexts(count: int) -> ContextArray:
     return np.zeros((count, 4), dtype=np.uint64)
 
 
+def context_array(raw: Buffer) -> ContextArray:
+    """Contexts as they are stored and sent, in the same memory."""
+    return np.frombuffer(raw, dtype=np.uint64).reshape(-1, 4)
+
+
 def plain_contexts(data: Buffer, block_size: int) -> ContextArray:
     """Contexts of the plain blocks in `data`; its length is a multiple of `block_size` bytes."""
     view = memoryview(data)
     if native.compiled:
-        made = native.plain_contexts(view, block_size)
-        return np.frombuffer(made, dtype=np.uint64).reshape(-1, 4)
+        return context_array(native.plain_contexts(view, block_size))
     contexts = np.zeros((len(view) // block_size, 4), dtype=np.uint64)
     contexts[:, 0] = block_hashes(view, block_size)
     contexts[:, 1] = PLAIN_MARK

@@ -1,4 +1,5 @@
-"""The compiled part of the frame loop (`fast.pyx`) and of the log (`log.pyx`), where there is one.
+"""The compiled part of the frame loop (`fast.pyx`), of the log (`log.pyx`) and of encrypted blocks
+(`aead.pyx`), where there is one.
 
     from stairlib import native
     if native.compiled: ...
@@ -16,6 +17,7 @@ SWITCH = "STAIRWELL_NATIVE"
 try:
     if os.environ.get(SWITCH) == "0":
         raise ImportError(SWITCH)  # noqa: TRY301 - as if it had not been built
+    from stairlib.native.aead import seal, unseal
     from stairlib.native.fast import (
         Spans,
         as_told,
@@ -58,9 +60,11 @@ __all__ = [
     "record_front",
     "request_head",
     "requests",
+    "seal",
     "serve_reads",
     "serve_writes",
     "stamped",
     "stored",
     "summary",
+    "unseal",
 ]

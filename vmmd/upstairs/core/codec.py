@@ -2,8 +2,9 @@
 nowhere else, and an encrypted set's blocks are encrypted here.
 
 A codec takes whole frames: for each block one call of the AEAD and two of the hash, all in C, into
-buffers made once a frame. A block's number in the region is authenticated with it, so that a block
-served in another's place does not decrypt. Nonces, never to repeat for `aes-256-gcm`:
+buffers made once a frame; the loop over them is compiled where it can be (docs/adr/0060). A block's
+number in the region is authenticated with it, so that a block served in another's place does not
+decrypt. Nonces, never to repeat for `aes-256-gcm`:
 
     aes-256-gcm-siv   12 random bytes
     aes-256-gcm       generation u32 | counter u64 from a random start, big endian; under a key of
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from stairlib import native
 from stairlib.model.cipher import (
     AES_256_GCM,
     KEY_BYTES,
@@ -34,6 +36,7 @@ from stairlib.model.cipher import (
 from stairlib.model.context import (
     CONTEXT_BYTES,
     ContextArray,
+    context_array,
     encrypted_check,
     mismatches,
     plain_contexts,
@@ -50,12 +53,18 @@ _NUMBER_BYTES = 8
 Spans = Iterable[tuple[int, int]]
 
 
+class Asked(Protocol):
+    """Reads that are answered together."""
+
+    def spans(self) -> Spans:
+        """Where they lie."""
+        ...
+
+
 class Codec(Protocol):
-    """The blocks of one region set. `complaint` is what a block that `open` refuses did; `plain`:
-    they are kept as they are."""
+    """The blocks of one region set. `complaint` is what a block that `open` refuses did."""
 
     complaint: str
-    plain: bool
 
     def seal(self, data: Bytes, spans: Spans, generation: int) -> tuple[ContextArray, Bytes]:
         """Contexts and bytes to send for the guest's blocks, which lie at `spans`."""
@@ -65,12 +74,16 @@ class Codec(Protocol):
         """The guest's blocks; None when one of them is not what its context says."""
         ...
 
+    def open_at_once(self, data: memoryview, contexts: memoryview, asked: Asked) -> Bytes | None:
+        """The same of a reply as it came, for as many blocks as it has contexts. None: to be looked
+        at by `open`, for what is not ordinary."""
+        ...
+
 
 class PlainCodec:
     """Blocks as they are."""
 
     complaint = "did not match its context"
-    plain = True
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -86,6 +99,12 @@ class PlainCodec:
         if mismatches(data, contexts, self._block_size, encrypted=False):
             return None
         return data
+
+    def open_at_once(self, data: memoryview, contexts: memoryview, asked: Asked) -> Bytes | None:
+        """As `Codec`; the same memory."""
+        if native.compiled:
+            return data if native.as_told(data, contexts, self._block_size, True) else None
+        return self.open(data, context_array(contexts), asked.spans())
 
 
 class Nonces(Protocol):
@@ -133,7 +152,6 @@ class AeadCodec:
     """Blocks encrypted one by one."""
 
     complaint = "did not decrypt: it is damaged, or was written with another key"
-    plain = False
 
     def __init__(self, aead: AESGCM | AESGCMSIV, nonces: Nonces, block_size: int) -> None:
         self._aead = aead
@@ -142,11 +160,18 @@ class AeadCodec:
 
     def seal(self, data: Bytes, spans: Spans, generation: int) -> tuple[ContextArray, Bytes]:
         """As `Codec`; ciphertext in memory of its own."""
-        nonces = self._nonces.take(len(data) // self._block_size, generation)
-        return seal_blocks(self._aead, data, self._block_size, nonces, block_numbers(spans))
+        size = self._block_size
+        nonces = self._nonces.take(len(data) // size, generation)
+        if native.compiled:
+            contexts, out = native.seal(self._aead.encrypt_into, data, size, nonces, spans)
+            return context_array(contexts), memoryview(out)[: len(data)]
+        return seal_blocks(self._aead, data, size, nonces, block_numbers(spans))
 
     def open(self, data: memoryview, contexts: ContextArray, spans: Spans) -> memoryview | None:
         """As `Codec`; plaintext in memory of its own."""
+        if native.compiled and contexts.flags.c_contiguous:
+            opened = self._unsealed(data, contexts, spans)
+            return None if opened is None else memoryview(opened)
         owned = written(contexts)
         if owned.all():
             indexes: Iterable[int] = range(len(contexts))
@@ -159,6 +184,20 @@ class AeadCodec:
             indexes = np.flatnonzero(owned).tolist()
         numbers = block_numbers(spans)
         return open_blocks(self._aead, data, self._block_size, contexts, numbers, indexes)
+
+    def open_at_once(self, data: memoryview, contexts: memoryview, asked: Asked) -> Bytes | None:
+        """As `Codec`; plaintext in memory of its own."""
+        if native.compiled:
+            return self._unsealed(data, contexts, asked.spans())
+        return self.open(data, context_array(contexts), asked.spans())
+
+    def _unsealed(
+        self, data: memoryview, contexts: memoryview | ContextArray, spans: Spans
+    ) -> bytes | None:
+        try:
+            return native.unseal(self._aead.decrypt_into, data, contexts, self._block_size, spans)
+        except InvalidTag:
+            return None
 
 
 def block_numbers(spans: Spans) -> bytes:

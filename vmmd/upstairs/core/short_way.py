@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stairlib import native
 from stairlib.wire.frame import Frame
 from vmmd.block.request_run import Run, Whole
 from vmmd.upstairs.core import limits
@@ -153,11 +152,7 @@ class ShortWay:
             return None
         if len(payload) != asked.blocks * self._block_size:
             return None
-        if region.codec.plain and native.compiled:
-            good = native.as_told(payload, frame.raw_contexts, self._block_size, True)
-            opened = payload if good else None
-        else:
-            opened = region.codec.open(payload, frame.contexts, reads.run.spans())
+        opened = region.codec.open_at_once(payload, frame.raw_contexts, reads.run)
         if opened is None:
             return None
         self._reads.answered(asked)
