@@ -172,6 +172,31 @@ class Guest:
         if requests:
             self.world.machine.submit(requests)
 
+    def flushing(self, rounds: int) -> None:
+        """So often a write and, once it has ended, a flush, and nothing else meanwhile: what a
+        database does, and what has one copy be behind."""
+        if rounds and self.world.machine.active:
+            offset, length = self._place()
+            write = self.change(offset, length)
+            self._then(write, lambda: self._flushing_on(rounds))
+            self.world.machine.submit([write])
+
+    def _flushing_on(self, rounds: int) -> None:
+        if self.world.machine.active:
+            flush = self.flush()
+            self._then(flush, lambda: self.flushing(rounds - 1))
+            self.world.machine.submit([flush])
+
+    def _then(self, request: Request, action: Callable[[], None]) -> None:
+        """What to do when the request has ended and its end was looked at."""
+        done = self._waiting[request.token]
+
+        def both(completion: Completion) -> None:
+            done(completion)
+            action()
+
+        self._waiting[request.token] = both
+
     def _place(self) -> tuple[int, int]:
         chance, count = self.world.chance, len(self.blocks)
         if chance.random() < 0.08:

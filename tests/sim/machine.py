@@ -17,7 +17,15 @@ from downstaird.core.promotion import Proposal
 from stairlib.model.construction import Construction, RegionSpec
 from stairlib.model.errors import StairwellError, StateError
 from stairlib.sim.network import End
-from stairlib.wire.frame import DATA_VERSION, Frame, FrameKind, decode, encode, pack_op
+from stairlib.wire.frame import (
+    DATA_VERSION,
+    FLUSH_WITH_NEXT,
+    Frame,
+    FrameKind,
+    decode,
+    encode,
+    pack_op,
+)
 from tests.sim.reached import situation
 from tests.sim.shown import shown
 from vmmd.block.backend import Completion, Done, Request
@@ -43,6 +51,7 @@ from vmmd.upstairs.shell.transport import CONNECT_SECONDS
 if TYPE_CHECKING:
     from tests.sim.parent import Layers
     from tests.sim.world import World
+    from vmmd.upstairs.core.slot import Member
 
 _HELLO_SEQUENCE = 1
 
@@ -301,6 +310,8 @@ class Machine:
     def kill(self) -> None:
         """The process ends; its memory, unflushed writes and all, is gone."""
         self.note("the machine is killed")
+        if self._is_behind() is not None:
+            self.world.reached["copy behind, and the machine dies"] += 1
         self.alive = False
         self._events.clear()
         if self.layers is not None:
@@ -309,10 +320,17 @@ class Machine:
             self.below.alive = False
         self.world.network.killed(self.host)
 
+    def _is_behind(self) -> Member | None:
+        """Who has not been sent yet what the others have."""
+        behind = self.upstairs._region.behind
+        return behind.member if behind._kept else None
+
     # ---- effects
 
     def _send(self, effect: events.SendFrame) -> None:
         frame = decode(b"".join(effect.buffers))
+        if frame.op_count == 1 and frame.first_op[3] & FLUSH_WITH_NEXT:
+            self.world.reached["copy behind is sent a flush to go with the next"] += 1
         for number in effect.links:
             link = self._links.get(number)
             if link is not None:
@@ -338,6 +356,10 @@ class Machine:
     def link_down(self, number: int, reason: str, code: str) -> None:
         """A link has ended."""
         self._links.pop(number, None)
+        behind = self._is_behind()
+        if behind is not None:
+            what = "it is lost" if behind.link == number else "another is lost"
+            self.world.reached[f"copy behind, and {what}"] += 1
         if code:
             self.world.reached[f"opening refused {code}"] += 1
         self.feed(events.Disconnected(number, reason, code))
@@ -459,6 +481,8 @@ class Machine:
             return
         old, new = changed.old, changed.new
         kinds = situation(self, old)
+        if self._is_behind() is not None:
+            kinds.append("while one is behind")
 
         def answered(answer: events.Answer) -> None:
             if answer.error is None and answer.value.result is not ReplaceResult.MISSING:

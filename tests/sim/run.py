@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,10 @@ TURNS_MAX = 600
 # goes on at its own pace, however long that is, and has what a long quiet load brings.
 HURRY = 0.3
 LONG_SEEDS = 5
+# In one seed of so many some turns bring no batch, but a row of writes that are each flushed.
+FLUSHING_SEEDS = 4
+BURSTS = 0.1
+BURST_ROUNDS = (5, 60)
 # Faults have ended by then: the longest lasts 30 s, and reconnecting may be put off by 10 s.
 HEAL_SECONDS = 900.0
 # An end whose peer is back hears of it at its next ping.
@@ -73,6 +78,9 @@ class Run:
         self._replace_at = chance.randrange(5, 150)
         self._again = chance.choice((0.0, 0.02))
         self._late_at = 0.0
+        # Randomness of its own: the other seeds are what they were.
+        flushing = seed % FLUSHING_SEEDS == 1
+        self._bursts = random.Random(f"bursts {seed}") if flushing else None
         self._paces = SLOW_PACES if self.world.variety.random() < SLOW_SEEDS else PACES
 
     def go(self) -> None:
@@ -130,6 +138,8 @@ class Run:
                 world.variety.choice(list(world.daemons.values())).keep_copy()
         elif luck > 0.99:
             self._ask_again()
+        elif self._bursts is not None and world.machine.active and self._bursts.random() < BURSTS:
+            world.guest.flushing(self._bursts.randrange(*BURST_ROUNDS))
         elif world.machine.active or (world.machine.alive and luck > 0.97):
             world.guest.batch()
 
