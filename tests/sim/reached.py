@@ -134,10 +134,7 @@ EVENTS = (
     "network call carried out late",
     "taken over NO_LONGER_ACTIVE",
     "copy behind is sent a flush to go with the next",
-    *(
-        f"copy behind, and {what}"
-        for what in ("it is lost", "another is lost", "the machine dies")
-    ),
+    *(f"copy behind, and {what}" for what in ("it is lost", "another is lost", "the machine dies")),
     "copies stand still",
     "copy fails on a damaged block",
     "copy takes blocks beside messages",
