@@ -44,8 +44,8 @@ TURNS_MAX = 600
 # goes on at its own pace, however long that is, and has what a long quiet load brings.
 HURRY = 0.3
 LONG_SEEDS = 5
-# In two seeds of seven some turns bring no batch, but a row of writes that are each flushed; none of
-# the seeds that docs/track-record.md names is one of them.
+# In two seeds of seven some turns bring no batch, but a row of writes that are each flushed. None
+# of the simulator's seeds that docs/track-record.md names is one of them.
 FLUSHING_SEEDS = (2, 6)
 BURSTS = 0.1
 BURST_ROUNDS = (5, 60)

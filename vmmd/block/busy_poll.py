@@ -1,7 +1,7 @@
 """Keeps the loop of a machine's process awake while something is about to come (PollWindow says for
 how long): the loop then looks at all its sockets in turn, and sleeps for none of them.
 
-STAIRWELL_BUSY_POLL_US in the environment is the longest time in microseconds, 100 by default; 0 is
+STAIRWELL_BUSY_POLL_US in the environment is the longest time in microseconds, 200 by default; 0 is
 never. It is never where there is one processor alone, or where the kernel does not say how long a
 thread has waited for one.
 """

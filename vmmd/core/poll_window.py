@@ -15,7 +15,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-WINDOW_SECONDS_MAX: Final = 100e-6
+# Above what a read takes whose members have to wake up: below that, a window that was lost once
+# would not be found again, since nothing comes as soon as it did with it (docs/adr/0057).
+WINDOW_SECONDS_MAX: Final = 200e-6
 # The first that is tried once something came soon enough.
 WINDOW_SECONDS_MIN: Final = 12.5e-6
 # With more requests in flight there is no need to wait for one of them.

@@ -55,8 +55,9 @@ def test_a_window_in_vain_is_halved_down_to_none():
     seen = [guest.came(WINDOW_SECONDS_MAX * 0.99)]
     while seen[-1]:
         seen.append(guest.came(LATE))
-    assert seen[:3] == pytest.approx([100e-6, 50e-6, 25e-6])
-    assert 3 <= len(seen) <= 5
+    wanted = [WINDOW_SECONDS_MAX / 2**halved for halved in range(4)]
+    assert seen[:4] == pytest.approx(wanted)
+    assert 4 <= len(seen) <= 6
     # It is not tried anew while things come late, and is as soon as one does not.
     assert guest.came(LATE) == 0
     assert guest.came(SOON) == WINDOW
