@@ -6,7 +6,7 @@ as the halt polling of KVM and the I/O threads of QEMU do. That is only worth it
 waited for comes soon, nobody else wants the processor, and few requests are in flight: many keep
 the process awake by themselves (docs/adr/0057).
 
-Invariants: a window is at most WINDOW_SECONDS_MAX; one that was in vain is halved, down to none;
+Invariants: a window is at most WINDOW_SECONDS_MAX, and of most things less; one that was in vain is halved, down to none;
 whoever wants the processor has it for a while that doubles each time.
 """
 
@@ -18,6 +18,8 @@ from typing import Final
 # Above what a read takes whose members have to wake up: below that, a window that was lost once
 # would not be found again, since nothing comes as soon as it did with it (docs/adr/0057).
 WINDOW_SECONDS_MAX: Final = 200e-6
+# Of whatever else: longer, and a flush's members are kept from the processor they need.
+OTHER_WINDOW_SECONDS_MAX: Final = 100e-6
 # The first that is tried once something came soon enough.
 WINDOW_SECONDS_MIN: Final = 12.5e-6
 # With more requests in flight there is no need to wait for one of them.
@@ -39,7 +41,8 @@ class PollWindow:
     """Times are seconds of one clock that does not go back."""
 
     def __init__(self, longest: float = WINDOW_SECONDS_MAX) -> None:
-        self._longest = min(longest, WINDOW_SECONDS_MAX)
+        self._longest = [min(longest, OTHER_WINDOW_SECONDS_MAX)] * len(Awaited)
+        self._longest[Awaited.READ] = min(longest, WINDOW_SECONDS_MAX)
         self._windows = [0.0] * len(Awaited)
         self._awaited = Awaited.REQUEST
         self._last = 0.0
@@ -52,10 +55,10 @@ class PollWindow:
         all."""
         windows, before = self._windows, self._awaited
         if not self._deep:
-            waited = now - self._last
-            if waited <= self._longest:
+            waited, longest = now - self._last, self._longest[before]
+            if waited <= longest:
                 if waited > windows[before]:
-                    windows[before] = min(self._longest, max(WINDOW_SECONDS_MIN, 2 * waited))
+                    windows[before] = min(longest, max(WINDOW_SECONDS_MIN, 2 * waited))
             elif windows[before]:
                 half = windows[before] / 2
                 windows[before] = half if half >= WINDOW_SECONDS_MIN else 0.0

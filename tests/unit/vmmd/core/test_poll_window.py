@@ -5,6 +5,7 @@ import pytest
 
 from vmmd.core.poll_window import (
     DEPTH_MAX,
+    OTHER_WINDOW_SECONDS_MAX,
     WINDOW_SECONDS_MAX,
     WINDOW_SECONDS_MIN,
     YIELD_SECONDS_MAX,
@@ -46,21 +47,34 @@ def test_the_window_grows_to_what_would_have_been_caught_and_no_further():
     guest.came(1.0)
     assert guest.came(1e-6) == WINDOW_SECONDS_MIN
     assert guest.came(30e-6) == pytest.approx(60e-6)
-    assert guest.came(WINDOW_SECONDS_MAX * 0.99) == WINDOW_SECONDS_MAX
+    longest = OTHER_WINDOW_SECONDS_MAX
+    assert guest.came(longest * 0.99) == longest
+
+
+def test_the_answer_to_a_read_is_looked_for_longest():
+    """Who has to wake up takes longer than who is awake: a window must reach over that."""
+    guest = Guest()
+    waited = 0.99 * WINDOW_SECONDS_MAX
+    for awaited in Awaited:
+        guest.came(1.0, awaited)
+        window = guest.came(waited, awaited)
+        assert window == (WINDOW_SECONDS_MAX if awaited is Awaited.READ else 0)
+    assert OTHER_WINDOW_SECONDS_MAX < waited
 
 
 def test_a_window_in_vain_is_halved_down_to_none():
     guest = Guest()
     guest.came(1.0)
-    seen = [guest.came(WINDOW_SECONDS_MAX * 0.99)]
+    guest.came(LATE, Awaited.READ)
+    seen = [guest.came(WINDOW_SECONDS_MAX * 0.99, Awaited.READ)]
     while seen[-1]:
-        seen.append(guest.came(LATE))
+        seen.append(guest.came(LATE, Awaited.READ))
     wanted = [WINDOW_SECONDS_MAX / 2**halved for halved in range(4)]
     assert seen[:4] == pytest.approx(wanted)
     assert 4 <= len(seen) <= 6
     # It is not tried anew while things come late, and is as soon as one does not.
-    assert guest.came(LATE) == 0
-    assert guest.came(SOON) == WINDOW
+    assert guest.came(LATE, Awaited.READ) == 0
+    assert guest.came(SOON, Awaited.READ) == WINDOW
 
 
 def test_what_is_waited_for_has_a_window_of_its_own():
