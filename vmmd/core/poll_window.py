@@ -6,8 +6,8 @@ as the halt polling of KVM and the I/O threads of QEMU do. That is only worth it
 waited for comes soon, nobody else wants the processor, and few requests are in flight: many keep
 the process awake by themselves (docs/adr/0057).
 
-Invariants: a window is at most WINDOW_SECONDS_MAX, and of most things less; one that was in vain is halved, down to none;
-whoever wants the processor has it for a while that doubles each time.
+Invariants: a window is at most WINDOW_SECONDS_MAX, and for most things less; one that was in vain
+is halved, down to none; whoever wants the processor has it for a while that doubles each time.
 """
 
 from __future__ import annotations
