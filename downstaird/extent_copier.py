@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
-import numpy as np
 from opentelemetry.trace import Span
 
 from downstaird.core.engine import Engine
@@ -45,7 +44,13 @@ from downstaird.core.session_counters import Counters
 from downstaird.core.session_effects import CopyExtent
 from downstaird.repair_intake import IDLE_SECONDS, Incoming, Intake, Intakes
 from downstaird.repair_threads import RepairThreads
-from stairlib.model.context import CONTEXT_BYTES, ContextArray, empty_contexts, mismatches
+from stairlib.model.context import (
+    CONTEXT_BYTES,
+    ContextArray,
+    context_array,
+    empty_contexts,
+    mismatches,
+)
 from stairlib.model.errors import DataError, StairwellError, StateError, UnavailableError
 from stairlib.model.geometry import Geometry
 from stairlib.rpc.channel import open_channel
@@ -436,7 +441,7 @@ class ExtentCopier:
         if chunk.sent_bytes and (chunk.data or checksum(raw, ()) != chunk.checksum):
             raise _damaged(source, extent, "sent contexts that were damaged on their way")
         # A copy: in the message they lie where numpy is slow.
-        return chunk, np.frombuffer(raw, dtype="<u8").reshape(-1, 4).copy()
+        return chunk, context_array(raw).copy()
 
     def _good(
         self, effect: CopyExtent, first: int, contexts: ContextArray, bad: list[int] | None

@@ -19,6 +19,7 @@ from downstaird.core.mask_runs import true_runs
 from stairlib.model.context import (
     CONTEXT_BYTES,
     ContextArray,
+    context_array,
     differing,
     empty_contexts,
     written,
@@ -102,7 +103,7 @@ def contexts_of(stored: Iterable[tuple[int, bytes]], count: int) -> ContextArray
         blocks, odd = divmod(len(raw), CONTEXT_BYTES)
         if odd or first + blocks > count:
             raise DataError("the source's contexts do not fit the extent", reason="REPAIR_SOURCE")
-        contexts[first : first + blocks] = np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
+        contexts[first : first + blocks] = context_array(raw)
     return contexts
 
 

@@ -38,7 +38,7 @@ def empty_contexts(count: int) -> ContextArray:
 
 def context_array(raw: Buffer) -> ContextArray:
     """Contexts as they are stored and sent, in the same memory."""
-    return np.frombuffer(raw, dtype=np.uint64).reshape(-1, 4)
+    return np.frombuffer(raw, dtype="<u8").reshape(-1, 4)
 
 
 def plain_contexts(data: Buffer, block_size: int) -> ContextArray:

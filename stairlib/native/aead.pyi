@@ -3,15 +3,18 @@ from typing import TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
+# Nonce, data, what is authenticated with it, where to.
+_Into: TypeAlias = Callable[[Buffer, Buffer, Buffer, Buffer], int]
+
 def seal(
-    encrypt: Callable[[Buffer, Buffer, Buffer, Buffer], int],
+    encrypt: _Into,
     data: Buffer,
     size: int,
     nonces: Buffer,
     spans: Iterable[tuple[int, int]],
 ) -> tuple[bytearray, bytes]: ...
 def unseal(
-    decrypt: Callable[[Buffer, Buffer, Buffer, Buffer], int],
+    decrypt: _Into,
     data: Buffer,
     contexts: object,
     size: int,

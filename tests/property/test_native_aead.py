@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stairlib import native
 from stairlib.model.cipher import CIPHERS
-from stairlib.model.context import mismatches
+from stairlib.model.context import context_array, mismatches
 from tests.native_forms import in_python, needs_compiled
 from vmmd.upstairs.core.codec import Encryption, Keyring
 
@@ -27,14 +27,6 @@ seeds = st.integers(0, 1 << 30)
 some_spans = st.lists(
     st.tuples(st.integers(0, (1 << 64) - 100), st.integers(1, 5)), min_size=1, max_size=4
 )
-
-
-class Asked:
-    def __init__(self, spans):
-        self._spans = spans
-
-    def spans(self):
-        return self._spans
 
 
 def codec_of(cipher, size, seed):
@@ -58,7 +50,7 @@ def test_the_same_is_sealed(cipher, size, spans, seed) -> None:
 
     one, other = in_both(seal)
     assert one == other
-    contexts = np.frombuffer(one[0], dtype=np.uint64).reshape(-1, 4)
+    contexts = context_array(one[0])
     assert mismatches(one[1], contexts, size, encrypted=True) == []
 
 
@@ -79,13 +71,13 @@ def test_the_same_is_opened_and_refused(cipher, size, spans, seed, draw) -> None
         blocks[bit // 8] ^= 1 << bit % 8
     if draw.draw(st.booleans()):
         spans = [(first + 1, length) for first, length in spans]
-    told = np.frombuffer(contexts, dtype=np.uint64).reshape(-1, 4)
+    told = context_array(contexts)
 
     def opened():
         ways = (
             codec.open(memoryview(blocks), told, iter(spans)),
-            codec.open(memoryview(blocks), told[::-1][::-1], iter(spans)),
-            codec.open_at_once(memoryview(blocks), memoryview(contexts), Asked(spans)),
+            codec.open(memoryview(blocks), np.asfortranarray(told), iter(spans)),
+            codec.open_at_once(memoryview(blocks), memoryview(contexts), lambda: spans),
         )
         return [None if way is None else bytes(way) for way in ways]
 

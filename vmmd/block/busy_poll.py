@@ -17,10 +17,7 @@ from time import monotonic
 from typing import Final
 
 from stairlib.runtime.environment import number_from
-from stairlib.telemetry.logs import get_logger
 from vmmd.core.poll_window import WINDOW_SECONDS_MAX, Awaited, PollWindow
-
-_log = get_logger(__name__)
 
 VARIABLE: Final = "STAIRWELL_BUSY_POLL_US"
 # So often it is asked whether somebody else wants the processor, and after how many looks the time.

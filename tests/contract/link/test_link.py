@@ -235,6 +235,12 @@ async def test_a_cut_resets_and_refuses_until_it_is_joined(link):
     assert await digest_back(link, b"two") == hashlib.sha256(b"two").hexdigest()
 
 
+async def test_a_join_that_is_asked_for_during_a_cut_comes_after_it(link):
+    await asyncio.gather(link.cut(), link.join())
+    assert not link.state()["cut"]
+    assert await digest_back(link, b"three") == hashlib.sha256(b"three").hexdigest()
+
+
 async def test_a_target_that_is_away_is_a_reset_and_is_looked_for_again():
     async with echoing() as first:
         port = first.port

@@ -53,14 +53,6 @@ _NUMBER_BYTES = 8
 Spans = Iterable[tuple[int, int]]
 
 
-class Asked(Protocol):
-    """Reads that are answered together."""
-
-    def spans(self) -> Spans:
-        """Where they lie."""
-        ...
-
-
 class Codec(Protocol):
     """The blocks of one region set. `complaint` is what a block that `open` refuses did."""
 
@@ -74,9 +66,11 @@ class Codec(Protocol):
         """The guest's blocks; None when one of them is not what its context says."""
         ...
 
-    def open_at_once(self, data: memoryview, contexts: memoryview, asked: Asked) -> Bytes | None:
-        """The same of a reply as it came, for as many blocks as it has contexts. None: to be looked
-        at by `open`, for what is not ordinary."""
+    def open_at_once(
+        self, data: memoryview, contexts: memoryview, spans: Callable[[], Spans]
+    ) -> Bytes | None:
+        """The same of a reply as it came, for as many blocks as it has contexts; where they lie is
+        asked only if it matters. None: to be looked at by `open`, for what is not ordinary."""
         ...
 
 
@@ -100,11 +94,13 @@ class PlainCodec:
             return None
         return data
 
-    def open_at_once(self, data: memoryview, contexts: memoryview, asked: Asked) -> Bytes | None:
+    def open_at_once(
+        self, data: memoryview, contexts: memoryview, spans: Callable[[], Spans]
+    ) -> Bytes | None:
         """As `Codec`; the same memory."""
         if native.compiled:
             return data if native.as_told(data, contexts, self._block_size, True) else None
-        return self.open(data, context_array(contexts), asked.spans())
+        return self.open(data, context_array(contexts), spans())
 
 
 class Nonces(Protocol):
@@ -185,11 +181,13 @@ class AeadCodec:
         numbers = block_numbers(spans)
         return open_blocks(self._aead, data, self._block_size, contexts, numbers, indexes)
 
-    def open_at_once(self, data: memoryview, contexts: memoryview, asked: Asked) -> Bytes | None:
+    def open_at_once(
+        self, data: memoryview, contexts: memoryview, spans: Callable[[], Spans]
+    ) -> Bytes | None:
         """As `Codec`; plaintext in memory of its own."""
         if native.compiled:
-            return self._unsealed(data, contexts, asked.spans())
-        return self.open(data, context_array(contexts), asked.spans())
+            return self._unsealed(data, contexts, spans())
+        return self.open(data, context_array(contexts), spans())
 
     def _unsealed(
         self, data: memoryview, contexts: memoryview | ContextArray, spans: Spans
@@ -233,8 +231,7 @@ def seal_blocks(
         parts.append(head)
         nonce_at += NONCE_BYTES
         extra_at += extra_bytes
-    contexts = np.frombuffer(b"".join(parts), dtype="<u8").reshape(-1, 4)
-    return contexts, target[:size]
+    return context_array(b"".join(parts)), target[:size]
 
 
 def open_blocks(

@@ -152,7 +152,7 @@ class ShortWay:
             return None
         if len(payload) != asked.blocks * self._block_size:
             return None
-        opened = region.codec.open_at_once(payload, frame.raw_contexts, reads.run)
+        opened = region.codec.open_at_once(payload, frame.raw_contexts, reads.run.spans)
         if opened is None:
             return None
         self._reads.answered(asked)
